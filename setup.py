@@ -1,0 +1,89 @@
+"""Packaging of stem-tf. BUILD.md says why each version is pinned as it is."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """The version, read as text: importing the package would need what is being installed."""
+    text = (ROOT / "pipelines" / "version.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if match is None:
+        raise ValueError('pipelines/version.py has no line __version__ = "..."')
+    return match[1]
+
+
+def long_description() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+PLOTS = ["matplotlib>=3.8,<4"]
+
+setup(
+    name="stem-tf",
+    version=version(),
+    description="STEM-Net and the multi-task ranking models around it on TensorFlow, from raw logs to scores.",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    author="The stem-tf authors",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    # A static path entry in editable installs: a package added later is found without installing again.
+    package_dir={"": "."},
+    packages=find_packages(include=["pipelines", "pipelines.*", "stem_tf", "stem_tf.*", "export", "export.*"]),
+    package_data={"pipelines": ["schemas/*.yaml"], "stem_tf": ["configs/*.py"]},
+    python_requires=">=3.11,<3.13",
+    install_requires=[
+        "tensorflow==2.16.2",
+        "tf-keras==2.16.0",
+        "tensorflow-recommenders==0.7.7",
+        "tensorflow-io==0.37.1",
+        "pyarrow>=21,<26",
+        "numpy>=1.26,<2",
+        "pandas>=2.2,<3",
+        "protobuf>=4.25,<5",
+        "absl-py>=2.1",
+        "ml-collections>=1.0",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+        "google-crc32c>=1.5",
+        "setuptools>=77,<81",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]==2.16.2"],
+        "plots": PLOTS,
+        "dev": [
+            *PLOTS,
+            "build>=1.2",
+            "mypy>=2.1,<3",
+            "pandas-stubs>=2.2,<3",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            # A new minor version of the formatter may format differently and turn `make test` red.
+            "ruff>=0.17,<0.18",
+            "scikit-learn>=1.5",
+            "types-PyYAML",
+            "types-tqdm",
+            "wheel",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "stem-describe=pipelines.describe:run",
+            "stem-convert=pipelines.convert:run",
+            "stem-train=stem_tf.train:run",
+            "stem-evaluate=stem_tf.evaluate:run",
+        ]
+    },
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

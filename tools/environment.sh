@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Usage: tools/environment.sh VENV EXTRA
+# Makes VENV and installs `-e .[EXTRA]` into it. Does nothing when that was done before with the same setup.py.
+# $PYTHON chooses the interpreter; otherwise the first of python3.12, python3.11, python3 that is 3.11 or 3.12 and runs.
+set -euo pipefail
+
+venv=$1
+extra=$2
+log=$venv/pip.log
+made=$venv/made.stamp            # the venv is complete; holds the interpreter it was made with
+installed=$venv/$extra.stamp     # the checksum of what was installed
+
+fail() {
+    printf 'error: %s\n' "$@" >&2
+    exit 1
+}
+
+# A pyenv shim exists for every version but runs for the chosen ones only, so each candidate is run.
+usable() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+}
+
+choose_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        usable "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.11 or 3.12 that runs"
+        echo "$PYTHON"
+        return
+    fi
+    local candidate without_venv=
+    for candidate in python3.12 python3.11 python3 python; do
+        usable "$candidate" || continue
+        if "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+            echo "$candidate"
+            return
+        fi
+        without_venv=$candidate
+    done
+    # The message for a Python without venv comes from make_venv.
+    [ -n "$without_venv" ] || fail "no Python 3.11 or 3.12 found (tried python3.12, python3.11, python3, python);" \
+        "install one, or name it: make PYTHON=/path/to/python3.12"
+    echo "$without_venv"
+}
+
+make_venv() {
+    local python=$1 version
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || fail \
+        "Python $version ($python) cannot make virtual environments: its modules venv and ensurepip are missing;" \
+        "on Debian and Ubuntu: apt-get install python$version-venv; or name another: make PYTHON=/path/to/python3.12"
+    # --clear: what an interrupted run left behind is not worth repairing.
+    "$python" -m venv --clear "$venv"
+    "$python" -c 'import sys; print(sys.executable)' >"$made"
+}
+
+# Runs pip with its output in the log; on a terminal the seconds count up.
+pip_install() {
+    local what=$1 start=$SECONDS pid status=0
+    shift
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input "$@" >"$log" 2>&1 &
+    pid=$!
+    trap 'kill "$pid" 2>/dev/null; exit 130' INT TERM
+    if [ -t 1 ]; then
+        while kill -0 "$pid" 2>/dev/null; do
+            printf '\r%s %4d s' "$what" $((SECONDS - start))
+            sleep 1
+        done
+        printf '\r'
+    else
+        printf '%s\n' "$what"
+    fi
+    wait "$pid" || status=$?
+    trap - INT TERM
+    if [ "$status" -ne 0 ]; then
+        printf '\n' >&2
+        tail -n 25 "$log" >&2
+        fail "pip failed with code $status after $((SECONDS - start)) s; its whole log is $log; run make again to retry"
+    fi
+    printf '%s %4d s, done\n' "$what" $((SECONDS - start))
+}
+
+wanted=$(cksum <setup.py)
+
+if ! "$venv/bin/python" -c 'import pip' 2>/dev/null || [ ! -f "$made" ]; then
+    make_venv "$(choose_python)"
+elif [ -n "${PYTHON:-}" ]; then
+    usable "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.11 or 3.12 that runs"
+    # Another interpreter was asked for than the one the environment has.
+    [ "$("$PYTHON" -c 'import sys; print(sys.executable)')" = "$(cat "$made")" ] || make_venv "$PYTHON"
+fi
+
+if [ ! -f "$installed" ] || [ "$(cat "$installed")" != "$wanted" ]; then
+    rm -f "$installed"
+    version=$("$venv/bin/python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
+    pip_install "environment: Python $version, installing .[$extra] into $venv (TensorFlow: some 600 MB)" -e ".[$extra]"
+    echo "$wanted" >"$installed"
+fi
