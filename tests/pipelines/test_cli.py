@@ -1,0 +1,147 @@
+"""The exit code, the one line on stderr and the help of a small job run in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+JOB = '''"""Fails in the way it is told."""
+
+import errno
+import os
+
+from absl import flags
+from ml_collections import config_flags
+
+from pipelines import cli
+from pipelines.errors import JobError, UserError
+
+_WAYS = ["user", "job", "disk", "bug", "interrupt", "pipe"]
+_HOW = flags.DEFINE_enum("how", None, _WAYS, "Way to fail.", required=True)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings.")
+_ROWS = flags.DEFINE_integer("rows", 10, "Rows to read.")
+_KEEP = flags.DEFINE_boolean("keep", True, "Keep what was read.")
+
+
+def main(argv):
+    if _HOW.value == "user":
+        raise UserError("log.csv: no column 'x'")
+    if _HOW.value == "job":
+        raise JobError("a worker died:\\n  killed")
+    if _HOW.value == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device", "out.tfrecord")
+    if _HOW.value == "interrupt":
+        raise KeyboardInterrupt
+    if _HOW.value == "pipe":
+        print("x" * 10_000_000)
+        return
+    raise ZeroDivisionError("a bug")
+
+
+def run():
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()
+'''
+
+CONFIG = """from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict({"model": {"dim": 16}})
+"""
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def job(run_job: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "failing.py").write_text(JOB)
+    (folder / "small.py").write_text(CONFIG)
+    return lambda *arguments: run_job("failing", *arguments, cwd=folder)
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--how=user"], 2, "error: log.csv: no column 'x'"),
+        (["--how=job"], 1, "error: a worker died: killed"),
+        (["--how=disk"], 1, "error: out.tfrecord: No space left on device"),
+        (["--how=interrupt"], 130, "error: interrupted"),
+        ([], 2, "error: --how is required"),
+        (["--how=user", "--row=3"], 2, "error: Unknown command line flag 'row'. Did you mean: rows ?"),
+        (["--how=user", "--rows=many"], 2, "error: flag --rows=many: invalid literal for int() with base 10: 'many'"),
+        (
+            ["--how=job", "--config=small.py", "--config.model.dmi=3"],
+            2,
+            "error: --config.model.dmi: the config has no such key ('dmi')",
+        ),
+        (["--how=nap"], 2, "error: flag --how=nap: value should be one of <user|job|disk|bug|interrupt|pipe>"),
+        (["--how=user", "3"], 2, "error: unexpected argument '3'; flags are written --name=value"),
+    ],
+)
+def test_one_line_and_the_exit_code(job: Job, arguments: list[str], code: int, line: str) -> None:
+    result = job(*arguments)
+    assert (result.returncode, result.stderr, result.stdout) == (code, line + "\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--how=user"], ["--how=user", "--row=3"]])
+def test_debug_shows_the_traceback(job: Job, arguments: list[str]) -> None:
+    result = job(*arguments, "--debug")
+    assert result.returncode == 2
+    assert result.stderr.startswith("Traceback (most recent call last)")
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_bug_keeps_its_traceback(job: Job) -> None:
+    result = job("--how=bug")
+    assert result.returncode == 1
+    assert "ZeroDivisionError: a bug" in result.stderr
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_the_job_s_own_flags(job: Job, flag: str) -> None:
+    result = job(flag)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == (
+        "usage: python -m failing [--flag=value ...]\n\nFails in the way it is told.\n\nflags:\n"
+        "  --how\n      <user|job|disk|bug|interrupt|pipe>: Way to fail.\n"
+        "  --config\n      Settings.\n"
+        "  --rows\n      Rows to read. (default: 10)\n"
+        "  --[no]keep\n      Keep what was read.\n"
+        "  --[no]debug\n      Show the traceback of an error.\n"
+    )
+
+
+def test_a_console_script_shows_the_same(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(JOB)
+    script = tmp_path / "stem-fail"
+    script.write_text("import failing\nfailing.run()\n")
+    helped = subprocess.run([sys.executable, script, "--help"], check=False, capture_output=True, text=True)
+    assert helped.stdout.startswith("usage: stem-fail [--flag=value ...]\n\nFails in the way")
+    assert "--how" in helped.stdout
+    assert subprocess.run([sys.executable, script, "--how=user"], check=False).returncode == 2
+
+
+def test_a_closed_pipe_is_no_traceback(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(JOB)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "failing", "--how=pipe"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b"error: Broken pipe\n"
+    assert process.wait() == 1
