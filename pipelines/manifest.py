@@ -1,0 +1,237 @@
+"""The manifest of converted data: what was converted, how it was split, what was fitted, and where the records lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines import schema as schemas
+from pipelines.errors import UserError
+from pipelines.version import __version__
+
+FORMAT = 1
+FILENAME = "manifest.json"
+SPLITS = ("train", "validation", "test")
+LAYOUTS = ("blocks", "rows")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One TFRecord file; ``path`` is relative to the data directory, absolute from `Manifest.shards`."""
+
+    path: str
+    rows: int
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of the log, in row_id order; ``rows`` counts bad rows too."""
+
+    path: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TaskCounts:
+    """``rows`` inside a task's sample space, and the mean label over them (None when there are none)."""
+
+    rows: int
+    rate: float | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one split holds.
+
+    Attributes:
+      rows: written rows.
+      tasks: counts by task.
+      rare_share: by categorical or multivalent feature, the share of its values that have id 1 (rare, unseen, missing).
+      shards: by layout, in reading order.
+    """
+
+    rows: int
+    tasks: dict[str, TaskCounts]
+    rare_share: dict[str, float]
+    shards: dict[str, list[Shard]]
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Fitted constants of a numeric feature.
+
+    Attributes:
+      mean: train mean, after log1p where the transform has it.
+      std: train standard deviation (population) of the same; 1 where it is under 1e-12.
+      mean_after: train mean after the whole transform; what a missing value becomes.
+      boundaries: ascending bucket boundaries when bucketised, else ().
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    mean_after: float = 0.0
+    boundaries: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Sizes of a feature's vocabulary: ``size`` without the two reserved ids, ``distinct`` before the minimum count."""
+
+    size: int
+    distinct: int
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Rows that --on_bad_rows=drop skipped, by column ('' for the row as a whole) and reason."""
+
+    column: str
+    reason: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything later stages need to know about converted data.
+
+    Attributes:
+      data_dir: where it lies (not stored).
+      name: of the data set, from the schema.
+      seed: of split and shuffle.
+      sources: the log's files.
+      split: how rows were divided: the policy and its settings.
+      splits: by name, always all three of `SPLITS`.
+      vocabularies: of categorical and multivalent features.
+      numerics: of numeric features.
+      dropped: skipped bad rows.
+      created_by: program and version.
+    """
+
+    data_dir: str
+    name: str
+    seed: int
+    sources: tuple[Source, ...]
+    split: dict[str, Any]
+    splits: dict[str, Split]
+    vocabularies: dict[str, Vocabulary]
+    numerics: dict[str, Constants]
+    dropped: tuple[Dropped, ...] = ()
+    created_by: str = f"stem-tf {__version__}"
+
+    @functools.cached_property
+    def schema(self) -> schemas.Schema:
+        """The schema that travels with the data."""
+        return schemas.load(os.path.join(self.data_dir, "schema.yaml"))
+
+    def num_ids(self, feature: str) -> int:
+        """Ids of a feature: padding (0), rare (1), then its vocabulary or its buckets."""
+        if feature in self.vocabularies:
+            return self.vocabularies[feature].size + 2
+        return len(self.numerics[feature].boundaries) + 3
+
+    def constants(self, feature: str) -> Constants:
+        """Fitted constants of a numeric feature."""
+        return self.numerics[feature]
+
+    def rows(self, split: str) -> int:
+        return self.splits[split].rows
+
+    def task_rows(self, split: str, task: str) -> int:
+        """Rows of ``split`` inside the task's sample space."""
+        return self.splits[split].tasks[task].rows
+
+    def task_rate(self, split: str, task: str) -> float:
+        """Mean label over the rows inside the task's sample space; NaN when there are none."""
+        rate = self.splits[split].tasks[task].rate
+        return float("nan") if rate is None else rate
+
+    def shards(self, split: str, layout: str) -> list[Shard]:
+        """The split's files with absolute paths.
+
+        Raises:
+          UserError: the data was converted without this layout.
+        """
+        shards = self.splits[split].shards
+        if layout not in shards:
+            have = ", ".join(shards)
+            raise UserError(f"{self.data_dir} was converted without the layout '{layout}' (it has: {have})")
+        return [dataclasses.replace(s, path=os.path.join(self.data_dir, s.path)) for s in shards[layout]]
+
+    def vocabulary_path(self, feature: str) -> str:
+        """The Parquet file of a feature's vocabulary: columns value and count; row i is id i + 2."""
+        return vocabulary_path(self.data_dir, feature)
+
+
+def vocabulary_path(data_dir: str, feature: str) -> str:
+    """Where a feature's vocabulary lies under a data directory."""
+    return os.path.join(data_dir, "vocabulary", f"{feature}.parquet")
+
+
+def save(manifest: Manifest) -> None:
+    """Writes ``manifest.json`` into the manifest's data directory, flushed to the disk."""
+    tree = {"format": FORMAT} | dataclasses.asdict(manifest)
+    del tree["data_dir"]
+    with open(os.path.join(manifest.data_dir, FILENAME), "w", encoding="utf-8") as file:
+        json.dump(tree, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load(data_dir: str) -> Manifest:
+    """Reads the manifest of a converted data directory.
+
+    Raises:
+      UserError: no finished conversion there, a manifest that does not parse, or one of another format version.
+    """
+    path = os.path.join(data_dir, FILENAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{data_dir} holds no converted data (no {FILENAME}); write it with stem-convert") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}); convert again with stem-convert --overwrite") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        found = tree.get("format") if isinstance(tree, dict) else None
+        raise UserError(f"{path} has format {found}; this version reads format {FORMAT}: convert again")
+    try:
+        return _from_tree(os.path.abspath(data_dir), tree)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); convert again with stem-convert --overwrite") from None
+
+
+def _from_tree(data_dir: str, tree: dict[str, Any]) -> Manifest:
+    splits = {
+        name: Split(
+            rows=split["rows"],
+            tasks={task: TaskCounts(**counts) for task, counts in split["tasks"].items()},
+            rare_share=split["rare_share"],
+            shards={layout: [Shard(**shard) for shard in shards] for layout, shards in split["shards"].items()},
+        )
+        for name, split in tree["splits"].items()
+    }
+    numerics = {
+        name: Constants(**{**constants, "boundaries": tuple(constants["boundaries"])})
+        for name, constants in tree["numerics"].items()
+    }
+    return Manifest(
+        data_dir=data_dir,
+        name=tree["name"],
+        seed=tree["seed"],
+        sources=tuple(Source(**source) for source in tree["sources"]),
+        split=tree["split"],
+        splits=splits,
+        vocabularies={name: Vocabulary(**sizes) for name, sizes in tree["vocabularies"].items()},
+        numerics=numerics,
+        dropped=tuple(Dropped(**dropped) for dropped in tree["dropped"]),
+        created_by=tree["created_by"],
+    )

@@ -1,0 +1,64 @@
+"""Progress of long work: a live bar on a terminal, one plain line a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from tqdm import tqdm
+
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+class Progress:
+    """Counts work done, and shows it on stderr.
+
+    On a terminal a tqdm bar; elsewhere (CI, a log file) one line a minute and nothing for shorter work.
+
+        with Progress(total=rows, unit="rows", desc="count") as progress:
+            progress.update(1000)
+
+    Args:
+      total: units of work in all, or None when unknown.
+      unit: what is counted, in the plural.
+      desc: the phase's name.
+      stream: where to print; stderr by default.
+    """
+
+    def __init__(self, total: int | None, *, unit: str, desc: str, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._total, self._unit, self._desc = total, unit, desc
+        self._done = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar: tqdm | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(total=total, unit=f" {unit}", desc=desc, unit_scale=True, file=self._stream, leave=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    @property
+    def done(self) -> int:
+        """Units of work counted so far."""
+        return self._done
+
+    def update(self, amount: int) -> None:
+        """Adds ``amount`` units of finished work."""
+        self._done += amount
+        if self._bar is not None:
+            self._bar.update(amount)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            total = "" if self._total is None else f" of {self._total:,}"
+            rate = self._done / (now - self._started)
+            print(f"{self._desc}: {self._done:,}{total} {self._unit}, {rate:,.0f}/s", file=self._stream, flush=True)
