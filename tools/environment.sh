@@ -72,7 +72,7 @@ pip_install() {
     trap - INT TERM
     if [ "$status" -ne 0 ]; then
         printf '\n' >&2
-        tail -n 25 "$log" >&2
+        grep -v '^WARNING: Location' "$log" | tail -n 15 | cut -c 1-400 >&2
         fail "pip failed with code $status after $((SECONDS - start)) s; its whole log is $log; run make again to retry"
     fi
     printf '%s %4d s, done\n' "$what" $((SECONDS - start))
@@ -91,6 +91,8 @@ fi
 if [ ! -f "$installed" ] || [ "$(cat "$installed")" != "$wanted" ]; then
     rm -f "$installed"
     version=$("$venv/bin/python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
-    pip_install "environment: Python $version, installing .[$extra] into $venv (TensorFlow: some 600 MB)" -e ".[$extra]"
+    size=
+    [ -x "$venv/bin/saved_model_cli" ] || size=" (TensorFlow and what it needs: some 600 MB)"
+    pip_install "environment: Python $version, installing .[$extra] into $venv$size" -e ".[$extra]"
     echo "$wanted" >"$installed"
 fi
