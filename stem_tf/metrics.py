@@ -1,7 +1,7 @@
 """Exact metrics of a whole split, in numpy: no thresholds, no sampling, float64 sums.
 
-Shapes: N rows. Labels of binary metrics are 0 or 1. ``weights`` (default 1 for every row) multiply rows; a row of weight 0
-is ignored, so rows outside a task's sample space and padding rows may be passed as they are.
+Shapes: N rows. Labels of binary metrics are 0 or 1. ``weights`` (default 1 for every row) multiply rows; a row of
+weight 0 is ignored, so rows outside a task's sample space and padding rows may be passed as they are.
 A metric without a value (no rows, or one class only) is NaN. Every function raises ValueError for arrays of unequal
 lengths, NaN scores, labels outside their range and negative weights.
 """
@@ -20,7 +20,7 @@ Results = dict[str, dict[str, float]]
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2.
 
-    Costs one sort per class and a binary search of the smaller class in the larger; unweighted counts are exact integers.
+    Costs one sort per class and a binary search of the smaller class in the larger; unweighted counts are exact.
 
     Args:
       labels: [N], 0 or 1.
@@ -91,8 +91,8 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights
 def logloss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Mean of -y log p - (1 - y) log(1 - p), with p clipped to [eps, 1 - eps].
 
-    eps is the machine epsilon of the scores' own type (1.2e-7 for float32): a float32 sigmoid that saturated at exactly 0
-    or 1 costs at most 15.9, as far as its precision can tell, instead of infinity.
+    eps is the machine epsilon of the scores' own type (1.2e-7 for float32): a float32 sigmoid that saturated at
+    exactly 0 or 1 costs at most 15.9, as far as its precision can tell, instead of infinity.
 
     Args:
       labels: [N], in [0, 1].
