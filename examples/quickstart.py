@@ -96,7 +96,10 @@ def run(command: list[str]) -> tuple[int, list[str]]:
     for line in job.stdout:
         print(f"    {line}", end="", flush=True)
         lines.append(line)
-    return job.wait(), lines
+    code = job.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return code, lines
 
 
 def main() -> int:
@@ -137,9 +140,10 @@ def main() -> int:
         print(f"    {seconds} s", flush=True)
 
     scripts = Path(python()).parent
+    seed = f"--config=kuairand_sample --config.data.dir={DATA} --config.seed=2 --workdir=runs/seed2"
     print(
         f"next:\n"
-        f"  {scripts}/stem-train --config=kuairand_sample --config.data.dir={DATA} --config.seed=2 --workdir=runs/seed2\n"
+        f"  {scripts}/stem-train {seed}\n"
         f"  {scripts}/tensorboard --logdir=runs\n"
         f"  docs/own_log.md: the same on your own log"
     )
