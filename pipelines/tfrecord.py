@@ -31,14 +31,15 @@ class CorruptRecord(JobError):
       path: the shard.
       offset: where in the shard the record starts, in bytes.
       why: what is wrong with it.
+      end: where the next record starts; None when the record's length is not to be trusted.
     """
 
-    def __init__(self, path: str, offset: int, why: str) -> None:
+    def __init__(self, path: str, offset: int, why: str, end: int | None = None) -> None:
         super().__init__(f"{path}, offset {offset:,}: {why}")
-        self.path, self.offset, self.why = path, offset, why
+        self.path, self.offset, self.why, self.end = path, offset, why, end
 
-    def __reduce__(self) -> tuple[type[CorruptRecord], tuple[str, int, str]]:
-        return (CorruptRecord, (self.path, self.offset, self.why))
+    def __reduce__(self) -> tuple[type[CorruptRecord], tuple[str, int, str, int | None]]:
+        return (CorruptRecord, (self.path, self.offset, self.why, self.end))
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -103,15 +104,16 @@ class Writer:
         self._pending, self._pending_bytes = [], 0
 
 
-def scan(path: str) -> Iterator[tuple[int, bytes]]:
-    """Yields (offset, payload) of every record of a TFRecord file, checking both checksums.
+def scan(path: str, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yields (offset, payload) of every record of a TFRecord file from offset ``start``, checking both checksums.
 
     Raises:
       CorruptRecord: at the first record that is truncated or fails a checksum.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
-        offset = 0
+        file.seek(start)
+        offset = start
         while offset < size:
             header = file.read(_HEADER.size)
             if len(header) < _HEADER.size:
@@ -119,13 +121,14 @@ def scan(path: str) -> Iterator[tuple[int, bytes]]:
             length, crc = _HEADER.unpack(header)
             if crc != masked_crc32c(header[:8]):
                 raise CorruptRecord(path, offset, "the record's length fails its checksum")
-            if offset + _HEADER.size + length + _FOOTER.size > size:
+            end = offset + _HEADER.size + length + _FOOTER.size
+            if end > size:
                 raise CorruptRecord(path, offset, f"the file ends inside a record of {length:,} bytes")
             payload = file.read(length)
             if _FOOTER.unpack(file.read(_FOOTER.size))[0] != masked_crc32c(payload):
-                raise CorruptRecord(path, offset, "the record's data fails its checksum")
+                raise CorruptRecord(path, offset, "the record's data fails its checksum", end)
             yield offset, payload
-            offset += _HEADER.size + length + _FOOTER.size
+            offset = end
 
 
 def _example_class() -> Any:
