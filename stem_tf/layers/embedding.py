@@ -1,0 +1,174 @@
+"""Packed embedding tables: every table of every field that shares a width in one variable.
+
+::
+
+    variable [rows, W]              row of id i of field f = offset[f] + i
+                 task:click   task:like   shared
+    user_id  0 |  . . . .   |  . . . .  |  . . . . |
+             1 |  . . . .   |  . . . .  |  . . . . |     W = (T + 1) * D
+    video_id 0 |  . . . .   |  . . . .  |  . . . . |
+             1 |  . . . .   |  . . . .  |  . . . . |
+
+One gather a batch reads every field and every table of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from pipelines.schema import Feature
+
+SHARED = "shared"
+
+
+class Rows(NamedTuple):
+    """What one batch reads of one packed table.
+
+    Attributes:
+      ids: distinct rows ``[U]``, int32 or int64.
+      values: their weights ``[U, W]``, float32: what the loss is differentiated by.
+      inverse: ``[B * P]`` int32, the place in ``ids`` of each of the batch's P positions.
+    """
+
+    ids: tf.Tensor
+    values: tf.Tensor
+    inverse: tf.Tensor
+
+
+def deduplicate(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Distinct values ``[U]`` of ``ids`` ``[N]`` in order of first appearance, and each id's place among them ``[N]`` int32."""
+    unique = tf.unique(ids)
+    return unique.y, unique.idx
+
+
+class PackedTable(tf.keras.layers.Layer):
+    """The tables of one group: features of one width that have the same tables.
+
+    Args:
+      features: of the group, of any kind.
+      num_ids: rows of each feature that is looked up by id (categorical, multivalent, bucketised).
+      dim: D.
+      tables: names of the tables, in the order of a row's slices.
+      init_std: tables start from N(0, init_std^2); the authors' release uses 1e-4.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        num_ids: Mapping[str, int],
+        dim: int,
+        tables: Sequence[str],
+        init_std: float,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(dtype="float32", autocast=False, **kwargs)
+        self.dim, self.tables = dim, tuple(tables)
+        self.width = dim * len(self.tables)
+        self.single = [f for f in features if f.kind == "categorical" or f.bucketised]
+        self.bags = [f for f in features if f.kind == "multivalent"]
+        self.numeric = [f for f in features if f.kind == "numeric" and not f.bucketised]
+        self.dense = [f for f in features if f.kind == "dense"]
+        self.offsets: dict[str, int] = {}
+        rows = 0
+        for feature in (*self.single, *self.bags):
+            self.offsets[feature.name] = rows
+            rows += num_ids[feature.name]
+        self.rows = rows
+        self.index_dtype = tf.int32 if rows < 2**31 else tf.int64
+        normal = tf.keras.initializers.RandomNormal(stddev=init_std)
+        # The rows are trained by read() and update(), not through trainable_variables: their gradient is that of Rows.values.
+        self.table = self.add_weight("table", (rows, self.width), initializer=normal, trainable=False) if rows else None
+        self.numeric_kernel = (
+            self.add_weight("numeric", (len(self.numeric), self.width), initializer=normal) if self.numeric else None
+        )
+        self.dense_kernels = [
+            self.add_weight(f"dense_{f.name}", (f.length, self.width), initializer=normal) for f in self.dense
+        ]
+
+    def read(self, inputs: Mapping[str, tf.Tensor]) -> Rows | None:
+        """The distinct rows that a batch of transformed inputs needs; None for a group that looks nothing up."""
+        if self.table is None:
+            return None
+        ids = [inputs[f.name][:, tf.newaxis] for f in self.single] + [inputs[f.name] for f in self.bags]
+        offsets = [self.offsets[f.name] for f in (*self.single, *self.bags)]
+        positions = [
+            tf.cast(i, self.index_dtype) + tf.constant(o, self.index_dtype) for i, o in zip(ids, offsets, strict=True)
+        ]
+        distinct, inverse = deduplicate(tf.reshape(tf.concat(positions, axis=1), [-1]))
+        return Rows(distinct, tf.nn.embedding_lookup(self.table, distinct), inverse)
+
+    def call(self, inputs: Mapping[str, tf.Tensor], rows: Rows | None) -> dict[str, tf.Tensor]:
+        """Embeddings by table, ``[B, F * D]`` each, fields side by side: single-valued, multivalent, numeric, dense."""
+        fields = []
+        if rows is not None:
+            lengths = [1] * len(self.single) + [inputs[f.name].shape[1] for f in self.bags]
+            looked_up = tf.reshape(tf.gather(rows.values, rows.inverse), [-1, sum(lengths), self.width])
+            single, *bags = tf.split(looked_up, [len(self.single), *lengths[len(self.single) :]], axis=1)
+            fields.append(single)
+            fields += [self._pool(f, inputs[f.name], bag) for f, bag in zip(self.bags, bags, strict=True)]
+        if self.numeric:
+            values = tf.stack([inputs[f.name] for f in self.numeric], axis=1)
+            fields.append(values[:, :, tf.newaxis] * self.numeric_kernel)
+        for feature, kernel in zip(self.dense, self.dense_kernels, strict=True):
+            fields.append(tf.matmul(inputs[feature.name], kernel)[:, tf.newaxis])
+        stacked = fields[0] if len(fields) == 1 else tf.concat(fields, axis=1)
+        flat = stacked.shape[1] * self.dim
+        by_table = tf.reshape(stacked, [-1, stacked.shape[1], len(self.tables), self.dim])
+        return {name: tf.reshape(by_table[:, :, i], [-1, flat]) for i, name in enumerate(self.tables)}
+
+    def _pool(self, feature: Feature, ids: tf.Tensor, bag: tf.Tensor) -> tf.Tensor:
+        """Sum or mean over the values that are not padding; ``[B, L, W]`` -> ``[B, 1, W]``, zeros for an empty bag."""
+        mask = tf.cast(ids != 0, tf.float32)
+        if feature.pooling == "mean":
+            mask = tf.math.divide_no_nan(mask, tf.reduce_sum(mask, axis=1, keepdims=True))
+        return tf.matmul(mask[:, tf.newaxis], bag)
+
+
+class Embeddings(tf.keras.layers.Layer):
+    """Shared and task-specific embeddings of all features (STEM Eq. 1 and 2).
+
+    ``h_S = [v_1^S, ..., v_F^S]`` and ``h_t = [v_1^t, ..., v_F^t]``, where a feature outside ``specific`` (the F of STEM-Net-(F))
+    stands in h_t with its shared embedding. The fields' order is fixed and the same in every table, so that h_t + h_S adds like to like.
+
+    Args:
+      features: the schema's features.
+      num_ids: rows of each feature that is looked up by id.
+      dim: D of features that name no width of their own.
+      specific: names of the tables beside ``shared``.
+      specific_features: names of the features that have those tables.
+      init_std: see :class:`PackedTable`.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        num_ids: Mapping[str, int],
+        dim: int,
+        specific: Sequence[str],
+        specific_features: Sequence[str],
+        init_std: float = 1e-4,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(dtype="float32", autocast=False, **kwargs)
+        self.tables = (*specific, SHARED)
+        groups: dict[tuple[int, tuple[str, ...]], list[Feature]] = {}
+        for feature in features:
+            tables = self.tables if feature.name in specific_features else (SHARED,)
+            groups.setdefault((feature.dim or dim, tables), []).append(feature)
+        self.groups = [
+            PackedTable(members, num_ids, width, tables, init_std, name=f"packed_{i}")
+            for i, ((width, tables), members) in enumerate(groups.items())
+        ]
+
+    def read(self, inputs: Mapping[str, tf.Tensor]) -> list[Rows | None]:
+        """The rows that the batch needs, one entry a group."""
+        return [group.read(inputs) for group in self.groups]
+
+    def call(self, inputs: Mapping[str, tf.Tensor], rows: Sequence[Rows | None] | None = None) -> dict[str, tf.Tensor]:
+        """Flat embeddings by table name: ``[B, sum of widths]``, float32. ``rows`` are read here when not given."""
+        rows = self.read(inputs) if rows is None else rows
+        parts = [group(inputs, r) for group, r in zip(self.groups, rows, strict=True)]
+        return {name: tf.concat([part.get(name, part[SHARED]) for part in parts], axis=1) for name in self.tables}

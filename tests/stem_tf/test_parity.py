@@ -1,0 +1,149 @@
+"""STEM-Net against exact numbers of the authors' released PyTorch code (tests/data/parity)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines.schema import Feature, Label, Task
+from stem_tf.layers.embedding import Embeddings
+from stem_tf.layers.inputs import InputTransform
+from stem_tf.layers.mlp import MLP
+from stem_tf.models.base import RankingModel
+from stem_tf.models.stem_net import STEMConfig, STEMNet, task_table
+from stem_tf.optimizers import Schedule
+
+PARITY = Path(__file__).parent.parent / "data" / "parity"
+
+
+class Reference:
+    """One file of reference numbers, and the model that they belong to."""
+
+    def __init__(self, name: str) -> None:
+        self.data = np.load(PARITY / f"{name}.npz")
+        meta = self.meta = json.loads(str(self.data["meta"]))
+        fields = [f"f{i}" for i in range(len(meta["vocabs"]))]
+        names = [f"t{i}" for i in range(meta["tasks"])]
+        self.tables = [*map(task_table, names), "shared"]
+        features = tuple(Feature(f, "categorical", "context", f, "int64") for f in fields)
+        embeddings = Embeddings(
+            features, dict(zip(fields, meta["vocabs"], strict=True)), meta["dim"], self.tables[:-1], fields
+        )
+        config = STEMConfig(
+            task_experts=meta["k1"],
+            shared_experts=meta["k2"],
+            expert_units=tuple(meta["experts"]),
+            gate_units=tuple(meta["gates"]),
+            tower_units=tuple(meta["towers"]),
+            layers=meta["layers"],
+            released_stacking=True,
+        )
+        tasks = tuple(Task(name, Label(name)) for name in names)
+        self.model = RankingModel(tasks, InputTransform(features, {}), embeddings, STEMNet(names, config))
+        self.model.build_weights()
+        self.model.prepare_training(Schedule(meta["lr"]), "dense", meta["reg"], meta["clip"], seed=0)
+        self.batch = {
+            "features": {f: tf.constant(self.data["ids"][:, i], tf.int32) for i, f in enumerate(fields)},
+            "labels": {n: tf.constant(self.data["labels"][:, i]) for i, n in enumerate(names)},
+            "weights": {n: tf.ones(len(self.data["labels"])) for n in names},
+        }
+        self.load("w0")
+
+    def mlp(self, mlp: MLP, which: str, *torch_names: str) -> list[tuple[tf.Variable, np.ndarray]]:
+        """Variables of ``mlp`` beside the reference's values; several torch MLPs are the experts of one group."""
+        pairs = []
+        layers = [*mlp.hidden, *([mlp.last] if mlp.last is not None else [])]
+        for i, layer in enumerate(layers):
+            kernels = [self.data[f"{which}/{name}.mlp.{2 * i}.weight"].T for name in torch_names]
+            biases = [self.data[f"{which}/{name}.mlp.{2 * i}.bias"] for name in torch_names]
+            pairs.append((layer.kernel, np.stack(kernels).reshape(layer.kernel.shape)))
+            pairs.append((layer.bias, np.stack(biases).reshape(layer.bias.shape)))
+        return pairs
+
+    def pairs(self, which: str) -> list[tuple[tf.Variable, np.ndarray]]:
+        """Every variable of the model beside the reference's array ``which`` (w0, g0, w5) for it."""
+        model, tasks = self.model, range(self.meta["tasks"])
+        rows = [
+            self.data[f"{which}/embedding_layer.embedding_layer.embedding_layers.f{i}.weight"]
+            for i in range(len(self.meta["vocabs"]))
+        ]
+        pairs = [(model.embeddings.groups[0].table, np.concatenate(rows))]
+        for number, layer in enumerate(model.network.stem_layers):
+            prefix = f"stem_layers.{number}"
+            for t in tasks:
+                experts = [f"{prefix}.specific_experts.{t}.{k}" for k in range(self.meta["k1"])]
+                pairs += self.mlp(layer.experts[self.tables[t]], which, *experts)
+            pairs += self.mlp(
+                layer.experts["shared"], which, *(f"{prefix}.shared_experts.{k}" for k in range(self.meta["k2"]))
+            )
+            for t, table in enumerate(self.tables):
+                if table in layer.gates:
+                    pairs += self.mlp(layer.gates[table].mlp, which, f"{prefix}.gate.{t}")
+        for t, tower in enumerate(model.network.towers.values()):
+            pairs += self.mlp(tower, which, f"tower.{t}")
+        return pairs
+
+    def load(self, which: str) -> None:
+        for variable, value in self.pairs(which):
+            variable.assign(value)
+
+    def predictions(self) -> np.ndarray:
+        scores = self.model.predict_step(self.batch)["scores"]
+        return np.stack([scores[task.name] for task in self.model.tasks], axis=1)
+
+
+@pytest.fixture(params=["STEM", "STEM_L2"])
+def reference(request: Any) -> Reference:
+    return Reference(request.param)
+
+
+def test_every_weight_is_compared(reference: Reference) -> None:
+    compared = {variable.ref() for variable, _ in reference.pairs("w0")}
+    assert compared == {v.ref() for part in reference.model.weight_parts.values() for v in part.weights}
+
+
+def test_predictions_and_loss(reference: Reference) -> None:
+    np.testing.assert_allclose(reference.predictions(), reference.data["pred0"], atol=1e-6)
+    assert float(reference.model.compute_loss(reference.batch)) == pytest.approx(
+        float(reference.data["loss0"]), abs=1e-6
+    )
+
+
+def test_gradients(reference: Reference) -> None:
+    model, data = reference.model, reference.data
+    inputs = model.inputs(reference.batch["features"])
+    rows = model.embeddings.read(inputs)
+    variables = model.network_optimizer.variables_
+    with tf.GradientTape() as tape:
+        tape.watch(rows[0].values)
+        outputs = model.forward(inputs, rows, training=True)
+        spaces = {task.name: tf.constant(float(len(data["labels"]))) for task in model.tasks}
+        loss = tf.reduce_sum(model.mean_losses(reference.batch, outputs, spaces))
+    gradients, row_gradient = tape.gradient(loss, [variables, rows[0].values])
+    table = model.table_optimizers[0].gradient(rows[0].ids, tf.convert_to_tensor(row_gradient)).values
+    by_variable = {v.ref(): g for v, g in zip(variables, gradients, strict=True)}
+    by_variable[model.embeddings.groups[0].table.ref()] = table
+
+    expected = reference.pairs("g0")
+    largest = max(np.abs(value).max() for _, value in expected)
+    for variable, value in expected:
+        np.testing.assert_allclose(by_variable[variable.ref()], value, atol=1e-5 * largest, err_msg=variable.name)
+    norm = tf.linalg.global_norm(list(by_variable.values()))
+    assert float(norm) == pytest.approx(float(data["gnorm0"]), rel=1e-5)
+
+
+def test_five_steps_of_dense_adam(reference: Reference) -> None:
+    step = tf.function(reference.model.train_step)
+    losses = []
+    for _ in range(5):
+        reference.model.reset_metrics()
+        losses.append(float(step(reference.batch)["loss"]))
+    np.testing.assert_allclose(losses, reference.data["loss"], atol=1e-5)
+    for variable, value in reference.pairs("w5"):
+        np.testing.assert_allclose(variable, value, atol=1e-4, err_msg=variable.name)
+    np.testing.assert_allclose(reference.predictions(), reference.data["pred5"], atol=1e-5)
