@@ -1,12 +1,41 @@
 """The schema: what the log's columns mean. A frozen dataclass in memory, YAML on disk.
 
 The schema travels with the converted data, with every run and with every export.
+
+    name: kuairand_sample
+    group: user_id            # rows are grouped by this column for grouped AUC
+    item: video_id
+    task_tables: all          # all | none | user | item | [feature, ...]
+    features:
+      user_id: {kind: categorical, side: user, dtype: int64, min_count: 2, dim: 16}
+      hour: {kind: categorical, side: context, dtype: int64, column: hourmin}
+      age: {kind: numeric, side: user, bucketise: {boundaries: [18, 25, 35]}}   # or {quantiles: 20}
+      length: {kind: numeric, side: item, transform: [log1p, standardise]}
+      tags: {kind: multivalent, side: item, dtype: string, max_length: 8, separator: "|", pooling: mean}
+      image: {kind: dense, side: item, length: 64}
+    tasks:
+      click: {label: {column: is_click}}
+      income: {weight: 0.5, label: {column: income_50k, equals: "50000+."}}
+      completion: {type: regression, label: {column: play_ms, divide_by: duration_ms, clip: [0, 1], missing: outside}}
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import columns, yaml_reader
+from pipelines.errors import UserError, did_you_mean
+from pipelines.yaml_reader import Node
 
 Kind = Literal["categorical", "multivalent", "numeric", "dense"]
 Side = Literal["user", "item", "context"]
@@ -18,7 +47,8 @@ class Feature:
 
     Attributes:
       name: key of the feature's tensor in a batch and in a request.
-      kind: ``categorical`` (one id), ``multivalent`` (a bag of ids), ``numeric`` (one float) or ``dense`` (a fixed-length vector).
+      kind: ``categorical`` (one id), ``multivalent`` (a bag of ids), ``numeric`` (one float) or ``dense`` (a vector of
+        fixed length).
       side: who the feature describes: ``user``, ``item`` or ``context``.
       column: the log's column.
       dtype: ``int64`` or ``string`` for categorical and multivalent features (bool and narrower ints are ``int64``),
@@ -107,3 +137,307 @@ class Schema:
     task_tables: Literal["all", "none", "user", "item"] | tuple[str, ...] = "all"
     group: str | None = None
     item: str | None = None
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def task_features(self) -> tuple[Feature, ...]:
+        """The features that have task-specific tables, in the schema's order."""
+        chosen = self.task_tables
+        if isinstance(chosen, tuple):
+            return tuple(feature for feature in self.features if feature.name in chosen)
+        return tuple(feature for feature in self.features if chosen in ("all", feature.side))
+
+    def feature(self, name: str) -> Feature:
+        """The feature of that name.
+
+        Raises:
+          UserError: there is none.
+        """
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        names = [feature.name for feature in self.features]
+        raise UserError(f"schema {self.name}: no feature {name!r}{yaml_reader.hint(name, names)}")
+
+    def validate_columns(
+        self, log_columns: Mapping[str, pa.DataType], source: str = "the log", *, text: bool = False
+    ) -> None:
+        """Refuses a log whose columns do not fit the schema.
+
+        Args:
+          log_columns: type of each column of the log.
+          source: names the log in errors.
+          text: the log is CSV: columns have no types of their own, and the types given here are ignored.
+
+        Raises:
+          UserError: the first column that is missing or has a type that its use does not allow.
+        """
+        columns.validate(self, log_columns, source, text=text)
+
+
+def load(path_or_name: str | os.PathLike[str]) -> Schema:
+    """Reads a schema file or, by its name, one that is shipped with the package (``kuairand_sample``).
+
+    Raises:
+      UserError: there is no such file, or there is a mistake in it.
+    """
+    name, path = os.fspath(path_or_name), Path(path_or_name)
+    shipped = {
+        entry.name.removesuffix(".yaml"): entry
+        for entry in resources.files("pipelines").joinpath("schemas").iterdir()
+        if entry.name.endswith(".yaml")
+    }
+    if not path.is_file() and name in shipped:
+        return loads(shipped[name].read_text("utf-8"), source=f"{name}.yaml")
+    if not path.is_file():
+        why = "is a directory, not a schema" if path.is_dir() else "no such schema file"
+        raise UserError(f"{name}: {why}{did_you_mean(name, shipped) or '.'} Shipped: {', '.join(sorted(shipped))}")
+    try:
+        return loads(path.read_text("utf-8"), source=name)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: is not UTF-8 text (byte {error.start})") from error
+
+
+def loads(text: str, source: str = "schema") -> Schema:
+    """Reads a schema from YAML text; ``source`` names it in errors.
+
+    Raises:
+      UserError: the first mistake, with its key path, the value and what is allowed.
+    """
+    fields = yaml_reader.parse(text, source).record(_SCHEMA_REQUIRED, ("group", "item", "task_tables"), "a schema")
+    if not _SCHEMA_NAME.fullmatch(fields["name"].text()):
+        fields["name"].fail(f"{fields['name'].value!r} should be letters, digits, '_', '.' and '-', a letter first")
+    features = {name: _feature(name, node) for name, node in _named(fields["features"], "feature").items()}
+    tasks = {name: _task(name, node) for name, node in _named(fields["tasks"], "task").items()}
+    if all(task.weight == 0 for task in tasks.values()):
+        fields["tasks"].fail("every task has weight 0: nothing would be learned")
+    users = {column: task.name for task in tasks.values() for column in task.label.columns}
+    for name, feature in features.items():
+        if feature.column in users and not feature.allow_label_column:
+            fields["features"].child(name).fail(
+                f"column {feature.column!r} is used by the label of task {users[feature.column]!r}, so the feature may "
+                "give the label away; drop it, or set allow_label_column: true if it is known before the label"
+            )
+    for key in ("group", "item"):
+        if key in fields and fields[key].text() in users:
+            column = fields[key].value
+            fields[key].fail(
+                f"column {column!r} is used by the label of task {users[column]!r}; it cannot name rows too"
+            )
+    return Schema(
+        name=fields["name"].text(),
+        features=tuple(features.values()),
+        tasks=tuple(tasks.values()),
+        task_tables=_task_tables(fields["task_tables"], features) if "task_tables" in fields else "all",
+        group=fields["group"].text() if "group" in fields else None,
+        item=fields["item"].text() if "item" in fields else None,
+    )
+
+
+def dumps(schema: Schema) -> str:
+    """YAML text that :func:`loads` reads back as an equal schema; defaults are left out."""
+    document: dict[str, Any] = {"name": schema.name}
+    document.update({key: getattr(schema, key) for key in ("group", "item") if getattr(schema, key) is not None})
+    tables = schema.task_tables
+    document["task_tables"] = list(tables) if isinstance(tables, tuple) else tables
+    document["features"] = {feature.name: _feature_fields(feature) for feature in schema.features}
+    document["tasks"] = {task.name: _task_fields(task) for task in schema.tasks}
+    return yaml_reader.dump(document)
+
+
+_SCHEMA_REQUIRED = {"name": "of the data set", "features": "what the model reads", "tasks": "what it predicts"}
+_SCHEMA_NAME = re.compile("[A-Za-z][A-Za-z0-9_.-]*")
+# What a SavedModel signature, a Keras layer and a TensorFlow scope all accept.
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
+
+_DTYPES = {
+    "categorical": ("int64", "string"),
+    "multivalent": ("int64", "string"),
+    "numeric": ("float32",),
+    "dense": ("float32",),
+}
+_KINDS = tuple(_DTYPES)
+_SIDES = ("user", "item", "context")
+_FEATURE_REQUIRED = {"kind": "categorical, multivalent, numeric or dense", "side": "user, item or context"}
+_KIND_REQUIRED = {
+    "categorical": {"dtype": "int64 or string"},
+    "multivalent": {"dtype": "int64 or string", "max_length": "how many values to keep"},
+    "numeric": {},
+    "dense": {"length": "how many elements the vector has"},
+}
+_KIND_OPTIONAL = {
+    "categorical": ("min_count",),
+    "multivalent": ("min_count", "separator", "pooling"),
+    "numeric": ("dtype", "transform", "bucketise"),
+    "dense": ("dtype",),
+}
+_FEATURE_OPTIONAL = ("column", "dim", "missing", "allow_label_column")
+
+
+def _transform(node: Node) -> tuple[str, ...]:
+    steps = tuple(step.choice(("log1p", "standardise")) for step in node.items("a list of log1p and standardise"))
+    if steps not in (("log1p",), ("standardise",), ("log1p", "standardise")):
+        node.fail(f"{list(steps)} should be [log1p], [standardise] or [log1p, standardise]")
+    return steps
+
+
+def _bucketise(node: Node) -> dict[str, Any]:
+    fields = node.record({}, ("boundaries", "quantiles"))
+    if len(fields) != 1:
+        node.fail("should hold one of boundaries: [a, b, ...] and quantiles: n")
+    if "quantiles" in fields:
+        return {"quantiles": fields["quantiles"].integer(2)}
+    node = fields["boundaries"]
+    boundaries = tuple(element.number() for element in node.items("a list of ascending numbers"))
+    # Values are compared as float32, where neighbours may become equal or infinite.
+    with np.errstate(over="ignore"):
+        narrow = np.asarray(boundaries, np.float32)
+    for i in range(len(boundaries)):
+        if not np.isfinite(narrow[i]):
+            node.child(i).fail(f"{boundaries[i]:g} is too large for float32")
+        if i and narrow[i] <= narrow[i - 1]:
+            node.child(i).fail(
+                f"{boundaries[i]:g} should be greater than {boundaries[i - 1]:g} before it, in float32 too"
+            )
+    return {"boundaries": boundaries}
+
+
+_READ_FEATURE: Mapping[str, Callable[[Node], Any]] = {
+    "kind": lambda node: node.choice(_KINDS),
+    "side": lambda node: node.choice(_SIDES),
+    "column": Node.text,
+    "dim": lambda node: node.integer(1),
+    "min_count": lambda node: node.integer(1),
+    "pooling": lambda node: node.choice(("mean", "sum")),
+    "max_length": lambda node: node.integer(1),
+    "separator": Node.text,
+    "length": lambda node: node.integer(1),
+    "transform": _transform,
+    "missing": lambda node: node.choice(("rare", "error")),
+    "allow_label_column": Node.flag,
+}
+
+
+def _feature(name: str, node: Node) -> Feature:
+    every_key = {key for keys in (*_KIND_REQUIRED.values(), *_KIND_OPTIONAL.values()) for key in keys}
+    fields = node.record(_FEATURE_REQUIRED, [*_FEATURE_OPTIONAL, *sorted(every_key)], "a feature")
+    kind = fields["kind"].choice(_KINDS)
+    required = {**_FEATURE_REQUIRED, **_KIND_REQUIRED[kind]}
+    optional = [*_KIND_OPTIONAL[kind], *_FEATURE_OPTIONAL]
+    for key, child in fields.items():
+        if key not in (*required, *optional):
+            kinds = [other for other in _KINDS if key in (*_KIND_REQUIRED[other], *_KIND_OPTIONAL[other])]
+            child.fail(
+                f"does not apply to a {kind} feature, only to {' and '.join(kinds)} ones; "
+                f"a {kind} feature takes: {', '.join([*required, *optional])}"
+            )
+    node.record(required, optional)
+    if "transform" in fields and "bucketise" in fields:
+        fields["transform"].fail(
+            "cannot be combined with bucketise: buckets do not depend on the scale; drop one of them"
+        )
+    values = {key: _READ_FEATURE[key](child) for key, child in fields.items() if key in _READ_FEATURE}
+    values.setdefault("column", name)
+    values["dtype"] = fields["dtype"].choice(_DTYPES[kind]) if "dtype" in fields else "float32"
+    if "bucketise" in fields:
+        values.update(_bucketise(fields["bucketise"]))
+    return Feature(name=name, **values)
+
+
+def _label(node: Node, task_type: str) -> Label:
+    fields = node.record({"column": "of the log"}, ("equals", "divide_by", "clip", "missing"), "a label")
+    for key, wanted in (("equals", "binary"), ("divide_by", "regression"), ("clip", "regression")):
+        if key in fields and task_type != wanted:
+            fields[key].fail(f"does not apply to a {task_type} task, only to a {wanted} one (type: {wanted})")
+    column = fields["column"].text()
+    equals = fields["equals"].value if "equals" in fields else None
+    if "equals" in fields and (not isinstance(equals, str | int) or isinstance(equals, bool)):
+        fields["equals"].fail(
+            f"should be text (in quotes) or a whole number; got {yaml_reader.shown(equals)}"
+            + (". A bool column needs no equals" if isinstance(equals, bool) else "")
+        )
+    if isinstance(equals, int) and not -(2**63) <= equals < 2**63:
+        fields["equals"].fail(f"{equals} does not fit int64")
+    divide_by = fields["divide_by"].text() if "divide_by" in fields else None
+    if divide_by == column:
+        fields["divide_by"].fail(f"{column!r} divided by itself is always 1")
+    return Label(
+        column=column,
+        equals=equals,
+        divide_by=divide_by,
+        clip=_clip(fields["clip"]) if "clip" in fields else None,
+        missing=fields["missing"].choice(("error", "outside")) if "missing" in fields else "error",
+    )
+
+
+def _clip(node: Node) -> tuple[float, float]:
+    limits = [limit.number() for limit in node.items("a list [low, high]")]
+    if len(limits) != 2 or limits[0] >= limits[1]:
+        node.fail(f"{yaml_reader.shown(node.value)} should be [low, high] with low below high")
+    return limits[0], limits[1]
+
+
+def _task(name: str, node: Node) -> Task:
+    fields = node.record({"label": "as in label: {column: is_click}"}, ("type", "weight"), "a task")
+    task_type: Any = fields["type"].choice(("binary", "regression")) if "type" in fields else "binary"
+    weight = fields["weight"].number(0) if "weight" in fields else 1.0
+    return Task(name=name, label=_label(fields["label"], task_type), type=task_type, weight=weight)
+
+
+def _task_tables(node: Node, features: Mapping[str, Feature]) -> Any:
+    words = ("all", "none", *_SIDES[:2])
+    if not isinstance(node.value, list):
+        if isinstance(node.value, str) and node.value in features and node.value not in words:
+            node.fail(f"{node.value!r} is a feature; write a list: [{node.value}]")
+        chosen = node.choice((*words, "[feature, ...]"))
+        if chosen in _SIDES and all(feature.side != chosen for feature in features.values()):
+            node.fail(
+                f"no feature has side {chosen!r}, so no feature would get task tables; write none if that is meant"
+            )
+        return chosen
+    names = [element.text() for element in node.items("a list of feature names; write none for no feature")]
+    for i, name in enumerate(names):
+        if name not in features:
+            node.child(i).fail(f"{name!r} is not a feature{yaml_reader.hint(name, features)}")
+        if name in names[:i]:
+            node.child(i).fail(f"{name!r} is listed twice; keep one")
+    return tuple(names)
+
+
+def _named(node: Node, what: str) -> dict[str, Node]:
+    """The children of ``features`` or ``tasks``, with their names checked."""
+    children = node.mapping(f"a mapping from {what} names to their keys")
+    if not children:
+        node.fail(f"is empty; at least one {what} is needed")
+    for name in children:
+        if not _NAME.fullmatch(name):
+            node.fail(
+                f"{name!r} cannot be a {what}'s name; use letters, digits and '_', a letter first "
+                "(and column: or label: {column: ...} for the log's own name)"
+            )
+    return children
+
+
+def _changed(record: Any, leave: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults, in order, as YAML values."""
+    changed = {
+        field.name: getattr(record, field.name)
+        for field in dataclasses.fields(record)
+        if field.name not in leave and getattr(record, field.name) != field.default
+    }
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
+
+
+def _feature_fields(feature: Feature) -> dict[str, Any]:
+    leave = ["name", *(["column"] if feature.column == feature.name else [])]
+    leave += ["dtype"] if feature.dtype == "float32" else []
+    fields = _changed(feature, tuple(leave))
+    bucketise = {key: fields.pop(key) for key in ("boundaries", "quantiles") if key in fields}
+    return {**fields, **({"bucketise": bucketise} if bucketise else {})}
+
+
+def _task_fields(task: Task) -> dict[str, Any]:
+    return {**_changed(task, ("name", "label")), "label": _changed(task.label, ())}
