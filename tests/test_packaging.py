@@ -52,18 +52,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages = next(home.glob("lib/python3*/site-packages"))
     # Plain paths only: addsitedir would run this environment's .pth files, and with them its editable stem-tf.
     (packages / "running.pth").write_text("\n".join(site.getsitepackages()))
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        home / "bin/python",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-    ]
-    run(*pip, "--ignore-installed", wheel, cwd=home)
+    pip = [sys.executable, "-m", "pip", f"--python={home}/bin/python"]
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", str(wheel), cwd=home)
     return home / "bin"
 
 
