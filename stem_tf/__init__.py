@@ -14,6 +14,6 @@ if "tensorflow" in sys.modules:
     # `tf.keras` is loaded when first touched: this fails only where somebody touched it before the variable was set.
     if "tf_keras" not in tf.keras.__name__:
         raise ImportError(
-            f"tf.keras is {tf.keras.__name__}, but stem_tf needs Keras 2: import stem_tf before tf.keras is first used, "
-            "or set TF_USE_LEGACY_KERAS=1 in the environment."
+            f"tf.keras is {tf.keras.__name__}, but stem_tf needs Keras 2: import stem_tf before tf.keras "
+            "is first used, or set TF_USE_LEGACY_KERAS=1 in the environment."
         )

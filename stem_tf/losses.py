@@ -11,8 +11,8 @@ from pipelines.schema import Task
 class TaskLoss(tfrs.tasks.Ranking):
     """Sum of the losses of the rows inside a task's space: binary cross-entropy on logits, or squared error.
 
-    ``sum_i weight_i * loss(y_i, o_i)``; the caller divides by the number of rows over all replicas, which a mean taken here
-    could not know.
+    ``sum_i weight_i * loss(y_i, o_i)``; the caller divides by the number of rows over all replicas, which a mean taken
+    here could not know.
     """
 
     def __init__(self, task: Task) -> None:

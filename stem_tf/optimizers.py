@@ -1,8 +1,8 @@
 """Adam for the network and for packed tables, and learning-rate schedules.
 
-Two Adams train tables: :class:`DenseTableAdam`, the authors' release's (every row moves every step and L2 pulls on the whole
-table), and :class:`SparseTableAdam`, whose work grows with the rows in the batch. Both follow torch's form of Adam, epsilon
-outside the bias correction:
+Two Adams train tables: :class:`DenseTableAdam`, the authors' release's (every row moves every step and L2 pulls on the
+whole table), and :class:`SparseTableAdam`, whose work grows with the rows in the batch. Both follow torch's form of
+Adam, epsilon outside the bias correction:
 
     m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  w = w - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 """
@@ -21,7 +21,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Rate(NamedTuple):
-    """What an Adam step needs beside the gradient: learning rate over the first bias correction, and the second correction."""
+    """What an Adam step needs beside the gradient: lr / (1 - b1^t), and 1 - b2^t."""
 
     step_size: tf.Tensor
     correction: tf.Tensor
@@ -44,8 +44,8 @@ def _move(m: tf.Tensor, v: tf.Tensor, rate: Rate) -> tf.Tensor:
 def update_mirrors(variable: tf.Variable, update: Callable[..., None], *args: object) -> None:
     """Runs ``update(variable, *args)`` on every replica's copy of ``variable``; called in replica context.
 
-    Variables among ``args`` and per-replica tensors arrive as the copy that belongs to the replica. Writing from a replica
-    directly raises under MirroredStrategy; this is the way that it allows.
+    Variables among ``args`` and per-replica tensors arrive as the copy that belongs to the replica. Writing from a
+    replica directly raises under MirroredStrategy; this is the way that it allows.
     """
 
     def merge(strategy: tf.distribute.Strategy, variable: tf.Variable, *args: object) -> None:
@@ -75,13 +75,13 @@ class Adam(tf.Module):
 
 def _dense_update(w: tf.Variable, m: tf.Variable, v: tf.Variable, gradient: tf.Tensor, rate: Rate) -> None:
     new_m, new_v = _moments(m, v, gradient)
-    m.assign(new_m)
-    v.assign(new_v)
-    w.assign_sub(_move(new_m, new_v, rate))
+    m.assign(new_m, read_value=False)
+    v.assign(new_v, read_value=False)
+    w.assign_sub(_move(new_m, new_v, rate), read_value=False)
 
 
 class TableGradient(NamedTuple):
-    """Gradient of one packed table: ``values`` ``[U, W]`` of the rows ``ids`` ``[U]``, or ``[rows, W]`` of all where ids is None."""
+    """Gradient of a packed table: ``values`` ``[U, W]`` of the rows ``ids`` ``[U]``; of all rows where ids is None."""
 
     ids: tf.Tensor | None
     values: tf.Tensor

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 def deduplicate(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Distinct values ``[U]`` of ``ids`` ``[N]`` in order of first appearance, and each id's place among them ``[N]`` int32."""
+    """Distinct values ``[U]`` of ``ids`` ``[N]`` by first appearance, and each id's place among them ``[N]`` int32."""
     unique = tf.unique(ids)
     return unique.y, unique.idx
 
@@ -79,7 +79,7 @@ class PackedTable(tf.keras.layers.Layer):
         self.rows = rows
         self.index_dtype = tf.int32 if rows < 2**31 else tf.int64
         normal = tf.keras.initializers.RandomNormal(stddev=init_std)
-        # The rows are trained by read() and update(), not through trainable_variables: their gradient is that of Rows.values.
+        # Not among trainable_variables: the loss is differentiated by Rows.values, and a TableOptimizer writes the rows.
         self.table = self.add_weight("table", (rows, self.width), initializer=normal, trainable=False) if rows else None
         self.numeric_kernel = (
             self.add_weight("numeric", (len(self.numeric), self.width), initializer=normal) if self.numeric else None
@@ -130,8 +130,9 @@ class PackedTable(tf.keras.layers.Layer):
 class Embeddings(tf.keras.layers.Layer):
     """Shared and task-specific embeddings of all features (STEM Eq. 1 and 2).
 
-    ``h_S = [v_1^S, ..., v_F^S]`` and ``h_t = [v_1^t, ..., v_F^t]``, where a feature outside ``specific`` (the F of STEM-Net-(F))
-    stands in h_t with its shared embedding. The fields' order is fixed and the same in every table, so that h_t + h_S adds like to like.
+    ``h_S = [v_1^S, ..., v_F^S]`` and ``h_t = [v_1^t, ..., v_F^t]``, where a feature outside ``specific`` (the F of
+    STEM-Net-(F)) stands in h_t with its shared embedding. The fields' order is fixed and the same in every table, so
+    that h_t + h_S adds like to like.
 
     Args:
       features: the schema's features.

@@ -10,7 +10,8 @@ from stem_tf.layers.mlp import MLP
 
 
 class Gate(tf.keras.layers.Layer):
-    """``softmax(MLP(x))`` over E experts (STEM Eq. 5). Shapes: ``[B, D]`` -> ``[B, E]``, float32 under any precision policy.
+    """``softmax(MLP(x))`` over E experts (STEM Eq. 5). Shapes: ``[B, D]`` -> ``[B, E]``, float32 under any precision
+    policy.
 
     Args:
       experts: E.

@@ -16,13 +16,14 @@ RARE = 1
 class InputTransform(tf.keras.layers.Layer):
     """Numeric transforms and bucketising, in float32, the same in training, evaluation and export.
 
-    - numeric: ``log1p`` and ``standardise`` ((x - mean) / std) in the schema's order; NaN becomes the train mean after the transform.
+    - numeric: ``log1p`` and ``standardise`` ((x - mean) / std) in the schema's order; NaN becomes the train mean after
+    the transform.
     - bucketised: bucket b = number of boundaries <= x becomes id b + 2; NaN becomes id 1.
     - dense: NaN becomes 0.
     - categorical, multivalent: ids pass unchanged.
 
-    Shapes: a dict of ``[B]`` or ``[B, L]`` int32 ids, ``[B]`` float32 numerics and ``[B, n]`` float32 vectors, to a dict of ids
-    (int32, now also for bucketised features) and floats (float32) of the same shapes.
+    Shapes: a dict of ``[B]`` or ``[B, L]`` int32 ids, ``[B]`` float32 numerics and ``[B, n]`` float32 vectors, to a
+    dict of ids (int32, now also for bucketised features) and floats (float32) of the same shapes.
 
     Args:
       features: the schema's features.

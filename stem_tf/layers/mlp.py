@@ -11,7 +11,8 @@ class Linear(tf.keras.layers.Layer):
     """``y = x W + b``, or ``count`` of them side by side in one batched product.
 
     Shapes: x ``[B, D]`` (read by all) or ``[K, B, D]`` -> y ``[B, H]``, or ``[K, B, H]`` where ``count`` = K is given.
-    Weights: ``kernel`` ``[D, H]`` or ``[K, D, H]``, Xavier-normal as in the authors' release; ``bias`` ``[H]`` or ``[K, 1, H]``, zeros.
+    Weights: ``kernel`` ``[D, H]`` or ``[K, D, H]``, Xavier-normal as in the authors' release; ``bias`` ``[H]`` or
+    ``[K, 1, H]``, zeros.
 
     Args:
       units: H.
@@ -43,7 +44,8 @@ class Linear(tf.keras.layers.Layer):
 
 
 def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
-    """Drops elements of ``x`` with probability ``rate`` by the stateless ``seed`` ``[2]``: the same seed, the same mask.
+    """Drops elements of ``x`` with probability ``rate`` by the stateless ``seed`` ``[2]``: the same seed, the same
+    mask.
 
     A mask that depends on the step alone (not on a generator's state) is what makes a resumed run bit-equal.
     """
@@ -53,7 +55,7 @@ def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
 class MLP(tf.keras.layers.Layer):
     """Hidden layers ``dropout(relu(batch_norm(x W + b)))``, then, where ``out`` is given, a last linear layer.
 
-    Shapes: ``[B, D]`` -> ``[B, H]``; with ``count`` = K of them side by side ``[B, D]`` or ``[K, B, D]`` -> ``[K, B, H]``.
+    Shapes: ``[B, D]`` -> ``[B, H]``; ``count`` = K of them side by side: ``[B, D]`` or ``[K, B, D]`` -> ``[K, B, H]``.
     The order linear, batch norm, activation, dropout is the authors' release's.
 
     Args:

@@ -19,7 +19,7 @@ from stem_tf.optimizers import Schedule
 
 @contextlib.contextmanager
 def precision(policy: str) -> Iterator[None]:
-    """Layers made inside compute in ``policy`` (``float32`` or ``mixed_bfloat16``); their weights are float32 in both."""
+    """Layers made inside compute in ``policy``, ``float32`` or ``mixed_bfloat16``; their weights are float32 in both."""
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
@@ -42,7 +42,9 @@ def build(config: Any, manifest: Manifest) -> RankingModel:
         if f.kind in ("categorical", "multivalent") or f.bucketised
     }
     names = {field.name for field in dataclasses.fields(STEMConfig)}
-    hyper = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in options.items() if key in names}
+    hyper: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in options.items() if key in names
+    }
 
     tf.keras.utils.set_random_seed(config.seed)
     embeddings = Embeddings(

@@ -20,8 +20,8 @@ Batch = Mapping[str, Any]
 class RankingModel(tfrs.Model):
     """``{feature: tensor}`` in, ``{task: output}`` out; one training step for every model of the papers.
 
-    A step reads the rows that the batch needs from the packed tables, runs the network on them, and gives the rows' gradient back to the
-    tables' own optimizer::
+    A step reads the rows that the batch needs from the packed tables, runs the network on them, and gives the rows'
+    gradient back to the tables' own optimizer::
 
         rows = embeddings.read(inputs)
         loss = sum_t weight_t * sum_i in space_t loss_t(i) / |space_t|          (PLE Eq. 8 and 9; 0 for an empty space)
@@ -158,7 +158,7 @@ class RankingModel(tfrs.Model):
         return self._log(losses)
 
     def _note_bad(self, step: tf.Tensor, losses: tf.Tensor, norm: tf.Tensor) -> None:
-        """Keeps the first step whose loss or gradient norm is not finite, and its task (-1: only the gradient is bad)."""
+        """Keeps the first step whose loss or gradient norm is not finite, and the task (-1: only the gradient is)."""
         bad = tf.logical_not(tf.math.is_finite(losses))
         first = (self.first_bad_step < 0) & (tf.reduce_any(bad) | tf.logical_not(tf.math.is_finite(norm)))
         task = tf.where(tf.reduce_any(bad), tf.argmax(bad, output_type=tf.int32), -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 
@@ -33,8 +33,8 @@ class STEMConfig:
       gate_input: what task t's gate reads: ``task+shared`` h_t + h_S (Eq. 5), ``task`` h_t or ``shared`` h_S.
       stop_gradient: SG on the other tasks' experts (Eq. 4).
       layers: STEM layers one upon the other; the paper has one.
-      released_stacking: with several layers, the shared gate without stop-gradient, as in the authors' release. There task t's
-        loss leaks into other tasks' tables; the default stops it.
+      released_stacking: with several layers, the shared gate without stop-gradient, as in the authors' release. There
+        task t's loss leaks into other tasks' tables; the default stops it.
       tower_units: hidden widths of a tower.
       dropout: rate after every hidden layer of experts, gates and towers.
       batch_norm: in experts, gates and towers.
@@ -76,10 +76,10 @@ class STEMLayer(tf.keras.layers.Layer):
     def __init__(self, tables: Sequence[str], config: STEMConfig, last: bool, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.tables, self.config, self.last = tuple(tables), config, last
-        counts = {table: config.task_experts for table in tables} | {SHARED: config.shared_experts}
+        counts = dict.fromkeys(tables, config.task_experts) | {SHARED: config.shared_experts}
         # A group without experts (K1 = 0 or K2 = 0) adds nothing to a mixture.
         counts = {table: count for table, count in counts.items() if count}
-        hyper = {"dropout": config.dropout, "batch_norm": config.batch_norm}
+        hyper: dict[str, Any] = {"dropout": config.dropout, "batch_norm": config.batch_norm}
         self.experts = {table: MLP(config.expert_units, count=count, **hyper) for table, count in counts.items()}
         gated = self.tables if last else (*self.tables, SHARED)
         self.gates = {table: Gate(sum(counts.values()), config.gate_units, **hyper) for table in gated}
