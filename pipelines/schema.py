@@ -261,14 +261,14 @@ _DTYPES = {
 }
 _KINDS = tuple(_DTYPES)
 _SIDES = ("user", "item", "context")
-_FEATURE_REQUIRED = {"kind": "categorical, multivalent, numeric or dense", "side": "user, item or context"}
-_KIND_REQUIRED = {
+_FEATURE_REQUIRED = {"kind": ", ".join(_KINDS), "side": ", ".join(_SIDES)}
+_KIND_REQUIRED: dict[str, dict[str, str]] = {
     "categorical": {"dtype": "int64 or string"},
     "multivalent": {"dtype": "int64 or string", "max_length": "how many values to keep"},
     "numeric": {},
     "dense": {"length": "how many elements the vector has"},
 }
-_KIND_OPTIONAL = {
+_KIND_OPTIONAL: dict[str, tuple[str, ...]] = {
     "categorical": ("min_count",),
     "multivalent": ("min_count", "separator", "pooling"),
     "numeric": ("dtype", "transform", "bucketise"),
@@ -322,19 +322,20 @@ _READ_FEATURE: Mapping[str, Callable[[Node], Any]] = {
 
 
 def _feature(name: str, node: Node) -> Feature:
-    every_key = {key for keys in (*_KIND_REQUIRED.values(), *_KIND_OPTIONAL.values()) for key in keys}
-    fields = node.record(_FEATURE_REQUIRED, [*_FEATURE_OPTIONAL, *sorted(every_key)], "a feature")
+    fields = node.mapping("a mapping with the keys kind, side, ...")
+    if "kind" not in fields:
+        node.fail(f"the key 'kind' is missing ({', '.join(_KINDS)})")
     kind = fields["kind"].choice(_KINDS)
     required = {**_FEATURE_REQUIRED, **_KIND_REQUIRED[kind]}
     optional = [*_KIND_OPTIONAL[kind], *_FEATURE_OPTIONAL]
     for key, child in fields.items():
-        if key not in (*required, *optional):
-            kinds = [other for other in _KINDS if key in (*_KIND_REQUIRED[other], *_KIND_OPTIONAL[other])]
+        kinds = [other for other in _KINDS if key in (*_KIND_REQUIRED[other], *_KIND_OPTIONAL[other])]
+        if kinds and kind not in kinds:
             child.fail(
                 f"does not apply to a {kind} feature, only to {' and '.join(kinds)} ones; "
                 f"a {kind} feature takes: {', '.join([*required, *optional])}"
             )
-    node.record(required, optional)
+    node.record(required, optional, f"a {kind} feature")
     if "transform" in fields and "bucketise" in fields:
         fields["transform"].fail(
             "cannot be combined with bucketise: buckets do not depend on the scale; drop one of them"

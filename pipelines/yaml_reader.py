@@ -111,7 +111,9 @@ class Node:
         """One of ``allowed``."""
         allowed = list(allowed)
         if self.value not in allowed or not isinstance(self.value, str):
-            self.fail(f"{shown(self.value)} is not allowed{hint(str(self.value), allowed)}")
+            self.fail(
+                f"{shown(self.value)} is not allowed{hint(self.value if isinstance(self.value, str) else '', allowed)}"
+            )
         return self.value
 
     def flag(self) -> bool:

@@ -1,0 +1,399 @@
+"""Reading schemas: what is accepted, and the message of every mistake a person can make."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import schema
+from pipelines.errors import UserError
+from pipelines.schema import Feature, Label, Schema, Task
+
+DATASETS = Path(__file__).parents[2] / "datasets"
+
+FULL = """
+name: everything
+group: uid
+item: vid
+task_tables: [user, tags]
+features:
+  user: {kind: categorical, side: user, dtype: int64, column: uid, dim: 8, min_count: 2, missing: error}
+  vid: {kind: categorical, side: item, dtype: string}
+  tags: {kind: multivalent, side: item, dtype: string, max_length: 4, separator: "|", pooling: sum}
+  cats: {kind: multivalent, side: item, dtype: int64, max_length: 3}
+  ms: {kind: numeric, side: item, transform: [log1p, standardise], allow_label_column: true}
+  age: {kind: numeric, side: user, bucketise: {boundaries: [18, 25.5, 1e2]}}
+  price: {kind: numeric, side: item, bucketise: {quantiles: 20}}
+  image: {kind: dense, side: item, length: 64, dtype: float32}
+tasks:
+  click: {label: {column: is_click}}
+  rich: {weight: 0.5, label: {column: income, equals: "50000+.", missing: outside}}
+  kind3: {label: {column: kind, equals: 3}}
+  watched: {type: regression, weight: 1e-3, label: {column: play, divide_by: ms, clip: [0, 1], missing: outside}}
+"""
+
+# The smallest schema; tests change one line of it.
+SMALL = """
+name: small
+features:
+  user: {kind: categorical, side: user, dtype: int64}
+  vid: {kind: categorical, side: item, dtype: int64}
+tasks:
+  click: {label: {column: is_click}}
+  watched: {type: regression, label: {column: play, divide_by: total}}
+"""
+
+
+def test_every_key_arrives_in_the_dataclass() -> None:
+    read = schema.loads(FULL)
+    assert read == Schema(
+        name="everything",
+        group="uid",
+        item="vid",
+        task_tables=("user", "tags"),
+        features=(
+            Feature("user", "categorical", "user", "uid", "int64", dim=8, min_count=2, missing="error"),
+            Feature("vid", "categorical", "item", "vid", "string"),
+            Feature("tags", "multivalent", "item", "tags", "string", max_length=4, separator="|", pooling="sum"),
+            Feature("cats", "multivalent", "item", "cats", "int64", max_length=3),
+            Feature(
+                "ms", "numeric", "item", "ms", "float32", transform=("log1p", "standardise"), allow_label_column=True
+            ),
+            Feature("age", "numeric", "user", "age", "float32", boundaries=(18.0, 25.5, 100.0)),
+            Feature("price", "numeric", "item", "price", "float32", quantiles=20),
+            Feature("image", "dense", "item", "image", "float32", length=64),
+        ),
+        tasks=(
+            Task("click", Label("is_click")),
+            Task("rich", Label("income", equals="50000+.", missing="outside"), weight=0.5),
+            Task("kind3", Label("kind", equals=3)),
+            Task("watched", Label("play", divide_by="ms", clip=(0.0, 1.0), missing="outside"), "regression", 0.001),
+        ),
+    )
+    assert read.task_names == ("click", "rich", "kind3", "watched")
+    assert [feature.name for feature in read.task_features] == ["user", "tags"]
+    assert read.feature("price").bucketised and not read.feature("ms").bucketised
+
+
+def test_dumps_is_read_back_as_the_same_schema() -> None:
+    read = schema.loads(FULL)
+    assert schema.loads(schema.dumps(read)) == read
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "1e-3", "010", "10:30", "2024-01-01", "~", "é\n\t\"'", "1", ".nan", "<<", "#x"]
+)
+def test_any_text_survives_the_round_trip(text: str) -> None:
+    before = Schema("s", (Feature("f", "categorical", "user", text, "string"),), (Task("t", Label("y", equals=text)),))
+    assert schema.loads(schema.dumps(before)) == before
+
+
+def test_words_that_yaml_1_1_misreads_are_text() -> None:
+    read = schema.loads(SMALL.replace("is_click}", "is_click, equals: no}"))
+    assert read.tasks[0].label.equals == "no"
+
+
+@pytest.mark.parametrize(
+    ("tables", "names"),
+    [("all", ["user", "vid"]), ("none", []), ("user", ["user"]), ("item", ["vid"]), ("[vid]", ["vid"])],
+)
+def test_task_features(tables: str, names: list[str]) -> None:
+    read = schema.loads(SMALL + f"task_tables: {tables}\n")
+    assert [feature.name for feature in read.task_features] == names
+
+
+USER = "user: {kind: categorical, side: user, dtype: int64}"
+CLICK = "click: {label: {column: is_click}}"
+WATCHED = "{column: play, divide_by: total}"
+NUMERIC = "user: {kind: numeric, side: user, bucketise: {boundaries: %s}}"
+CATEGORICAL = "kind, side, dtype, min_count, column, dim, missing, allow_label_column"
+NUMERIC_KEYS = "kind, side, dtype, transform, bucketise, column, dim, missing, allow_label_column"
+NAMES = "; use letters, digits and '_', a letter first (and column: or label: {column: ...} for the log's own name)"
+GIVES_AWAY = (
+    ", so the feature may give the label away; drop it, or set allow_label_column: true if it is known before the label"
+)
+# ruff: noqa: E501 - one case a line
+# fmt: off
+UNREADABLE = [
+    # (text of SMALL, what stands there instead, the message behind "s.yaml: ")
+    ("name: small", "name: small\nseed: 1", "unknown key 'seed' of a schema; allowed: name, features, tasks, group, item, task_tables"),
+    ("name: small", "nmae: small", "unknown key 'nmae' of a schema; did you mean 'name'? Allowed: name, features, tasks, group, item, task_tables"),
+    ("name: small\n", "", "the key 'name' is missing (of the data set)"),
+    ("name: small", "name: 3", "name: should be text (put it in quotes); got 3"),
+    ("name: small", "name: ''", "name: should not be empty"),
+    ("name: small", "name: a/b", "name: 'a/b' should be letters, digits, '_', '.' and '-', a letter first"),
+    ("name: small", "name: small\ngroup: [user]", "group: should be text; got ['user'] (a list)"),
+    ("name: small", "name: small\ngroup:", "group: should be text; got nothing"),
+    (USER, USER + "\n  " + USER, "features.user: given twice, on lines 4 and 5; keep one"),
+    ("side: user,", "side: user, side: item,", "features.user.side: given twice, on lines 4 and 4; keep one"),
+    ("name: small", "name: small\nname: small", "name: given twice, on lines 2 and 3; keep one"),
+    ("name: small", "name: [", "line 4, column 7: while parsing a flow sequence, expected ',' or ']', but got ':'"),
+    ("name: small", "name: a: b", "line 2, column 8: mapping values are not allowed here"),
+    ("name: small", "\tname: x", "line 2, column 1: while scanning for the next token, found character '\\t' that cannot start any token"),
+    ("name: small", "name: !!python/name:os.system x", "line 2, column 7: could not determine a constructor for the tag 'tag:yaml.org,2002:python/name:os.system'"),
+    ("name: small", "[a]: b", "line 2, column 1: a key should be text"),
+    ("user: {", "true: {", "features: the key true (a bool) should be text; put it in quotes"),
+    ("user: {", "3: {", "features: the key 3 should be text; put it in quotes"),
+    ("user: {", "user-id: {", "features: 'user-id' cannot be a feature's name" + NAMES),
+    ("user: {", "_user: {", "features: '_user' cannot be a feature's name" + NAMES),
+    ("click: {", "clicks/day: {", "tasks: 'clicks/day' cannot be a task's name" + NAMES),
+    (USER, "user: int64", "features.user: should be a mapping with the keys kind, side, ...; got 'int64' (text)"),
+    ("kind: categorical, side: user", "side: user", "features.user: the key 'kind' is missing (categorical, multivalent, numeric, dense)"),
+    ("kind: categorical, side: user", "kind: categorical", "features.user: the key 'side' is missing (user, item, context)"),
+    (", dtype: int64}\n  vid", "}\n  vid", "features.user: the key 'dtype' is missing (int64 or string)"),
+    ("kind: categorical, side: user", "kind: categorcal, side: user", "features.user.kind: 'categorcal' (text) is not allowed; did you mean 'categorical'? Allowed: categorical, multivalent, numeric, dense"),
+    ("side: user", "side: usr", "features.user.side: 'usr' (text) is not allowed; did you mean 'user'? Allowed: user, item, context"),
+    ("side: user, dtype: int64", "side: user, dtype: int32", "features.user.dtype: 'int32' (text) is not allowed; did you mean 'int64'? Allowed: int64, string"),
+    ("side: user, dtype: int64", "side: user, dtype: 64", "features.user.dtype: 64 is not allowed; allowed: int64, string"),
+    ("side: user", "side: user, mincount: 3", "features.user: unknown key 'mincount' of a categorical feature; did you mean 'min_count'? Allowed: " + CATEGORICAL),
+    ("side: user", "side: user, min_count: 0", "features.user.min_count: should be a whole number of at least 1; got 0"),
+    ("side: user", "side: user, min_count: -1", "features.user.min_count: should be a whole number of at least 1; got -1"),
+    ("side: user", "side: user, min_count: true", "features.user.min_count: should be a whole number of at least 1; got true (a bool)"),
+    ("side: user", "side: user, min_count: 1.5", "features.user.min_count: should be a whole number of at least 1; got 1.5"),
+    ("side: user", "side: user, min_count: '3'", "features.user.min_count: should be a whole number of at least 1; got '3' (text)"),
+    ("side: user", "side: user, dim: 0", "features.user.dim: should be a whole number of at least 1; got 0"),
+    ("side: user", "side: user, missing: outside", "features.user.missing: 'outside' (text) is not allowed; allowed: rare, error"),
+    ("side: user", "side: user, allow_label_column: 1", "features.user.allow_label_column: should be true or false; got 1"),
+    ("side: user", "side: user, column: 7", "features.user.column: should be text (put it in quotes); got 7"),
+    ("side: user", "side: user, pooling: mean", "features.user.pooling: does not apply to a categorical feature, only to multivalent ones; a categorical feature takes: " + CATEGORICAL),
+    ("side: user", "side: user, length: 3", "features.user.length: does not apply to a categorical feature, only to dense ones; a categorical feature takes: " + CATEGORICAL),
+    (USER, "user: {kind: numeric, side: user, min_count: 3}", "features.user.min_count: does not apply to a numeric feature, only to categorical and multivalent ones; a numeric feature takes: " + NUMERIC_KEYS),
+    (USER, "user: {kind: numeric, side: user, dtype: int64}", "features.user.dtype: 'int64' (text) is not allowed; allowed: float32"),
+    (USER, "user: {kind: numeric, side: user, transform: log1p}", "features.user.transform: should be a list of log1p and standardise; got 'log1p' (text)"),
+    (USER, "user: {kind: numeric, side: user, transform: [log]}", "features.user.transform[0]: 'log' (text) is not allowed; did you mean 'log1p'? Allowed: log1p, standardise"),
+    (USER, "user: {kind: numeric, side: user, transform: [standardise, log1p]}", "features.user.transform: ['standardise', 'log1p'] should be [log1p], [standardise] or [log1p, standardise]"),
+    (USER, "user: {kind: numeric, side: user, transform: [log1p], bucketise: {quantiles: 3}}", "features.user.transform: cannot be combined with bucketise: buckets do not depend on the scale; drop one of them"),
+    (USER, "user: {kind: numeric, side: user, bucketise: {boundaries: [1], quantiles: 3}}", "features.user.bucketise: should hold one of boundaries: [a, b, ...] and quantiles: n"),
+    (USER, "user: {kind: numeric, side: user, bucketise: {}}", "features.user.bucketise: should hold one of boundaries: [a, b, ...] and quantiles: n"),
+    (USER, "user: {kind: numeric, side: user, bucketise: 20}", "features.user.bucketise: should be a mapping with the keys boundaries, quantiles; got 20"),
+    (USER, "user: {kind: numeric, side: user, bucketise: {quantile: 3}}", "features.user.bucketise: unknown key 'quantile'; did you mean 'quantiles'? Allowed: boundaries, quantiles"),
+    (USER, "user: {kind: numeric, side: user, bucketise: {quantiles: 1}}", "features.user.bucketise.quantiles: should be a whole number of at least 2; got 1"),
+    (USER, NUMERIC % "[]", "features.user.bucketise.boundaries: should be a list of ascending numbers; got [] (a list)"),
+    (USER, NUMERIC % "[3, 1]", "features.user.bucketise.boundaries[1]: 1 should be greater than 3 before it, in float32 too"),
+    (USER, NUMERIC % "[1, 1]", "features.user.bucketise.boundaries[1]: 1 should be greater than 1 before it, in float32 too"),
+    (USER, NUMERIC % "[16777216, 16777217]", "features.user.bucketise.boundaries[1]: 1.67772e+07 should be greater than 1.67772e+07 before it, in float32 too"),
+    (USER, NUMERIC % "[.inf]", "features.user.bucketise.boundaries[0]: should be a finite number; got inf"),
+    (USER, NUMERIC % "[1, .nan]", "features.user.bucketise.boundaries[1]: should be a finite number; got nan"),
+    (USER, NUMERIC % "[1e39]", "features.user.bucketise.boundaries[0]: 1e+39 is too large for float32"),
+    (USER, NUMERIC % "[true]", "features.user.bucketise.boundaries[0]: should be a finite number; got true (a bool)"),
+    (USER, "user: {kind: multivalent, side: user, dtype: string}", "features.user: the key 'max_length' is missing (how many values to keep)"),
+    (USER, "user: {kind: multivalent, side: user, dtype: string, max_length: 0}", "features.user.max_length: should be a whole number of at least 1; got 0"),
+    (USER, "user: {kind: multivalent, side: user, dtype: string, max_length: 3, separator: ''}", "features.user.separator: should not be empty"),
+    (USER, "user: {kind: multivalent, side: user, dtype: string, max_length: 3, pooling: max}", "features.user.pooling: 'max' (text) is not allowed; allowed: mean, sum"),
+    (USER, "user: {kind: dense, side: user}", "features.user: the key 'length' is missing (how many elements the vector has)"),
+    (USER, "user: {kind: dense, side: user, length: -4}", "features.user.length: should be a whole number of at least 1; got -4"),
+    (CLICK, "click: {lable: {column: is_click}}", "tasks.click: unknown key 'lable' of a task; did you mean 'label'? Allowed: label, type, weight"),
+    (CLICK, "click: {}", "tasks.click: the key 'label' is missing (as in label: {column: is_click})"),
+    (CLICK, "click: {label: is_click}", "tasks.click.label: should be a mapping with the keys column, equals, divide_by, clip, missing; got 'is_click' (text)"),
+    (CLICK, "click: {label: {equals: 1}}", "tasks.click.label: the key 'column' is missing (of the log)"),
+    (CLICK, "click: {label: {column: c, equal: 1}}", "tasks.click.label: unknown key 'equal' of a label; did you mean 'equals'? Allowed: column, equals, divide_by, clip, missing"),
+    (CLICK, "click: {type: classification, label: {column: c}}", "tasks.click.type: 'classification' (text) is not allowed; allowed: binary, regression"),
+    (CLICK, "click: {weight: -1, label: {column: c}}", "tasks.click.weight: should be a finite number of at least 0; got -1"),
+    (CLICK, "click: {weight: .inf, label: {column: c}}", "tasks.click.weight: should be a finite number of at least 0; got inf"),
+    (CLICK, "click: {label: {column: c, clip: [0, 1]}}", "tasks.click.label.clip: does not apply to a binary task, only to a regression one (type: regression)"),
+    (CLICK, "click: {label: {column: c, divide_by: d}}", "tasks.click.label.divide_by: does not apply to a binary task, only to a regression one (type: regression)"),
+    (CLICK, "click: {label: {column: c, missing: rare}}", "tasks.click.label.missing: 'rare' (text) is not allowed; allowed: error, outside"),
+    (CLICK, "click: {label: {column: c, equals: true}}", "tasks.click.label.equals: should be text (in quotes) or a whole number; got true (a bool). A bool column needs no equals"),
+    (CLICK, "click: {label: {column: c, equals: 0.5}}", "tasks.click.label.equals: should be text (in quotes) or a whole number; got 0.5"),
+    (CLICK, "click: {label: {column: c, equals: }}", "tasks.click.label.equals: should be text (in quotes) or a whole number; got nothing"),
+    (CLICK, "click: {label: {column: c, equals: 9223372036854775808}}", "tasks.click.label.equals: 9223372036854775808 does not fit int64"),
+    (WATCHED, "{column: play, equals: 3}", "tasks.watched.label.equals: does not apply to a regression task, only to a binary one (type: binary)"),
+    (WATCHED, "{column: play, divide_by: play}", "tasks.watched.label.divide_by: 'play' divided by itself is always 1"),
+    (WATCHED, "{column: play, clip: [1, 0]}", "tasks.watched.label.clip: [1, 0] (a list) should be [low, high] with low below high"),
+    (WATCHED, "{column: play, clip: [1]}", "tasks.watched.label.clip: [1] (a list) should be [low, high] with low below high"),
+    (WATCHED, "{column: play, clip: 1}", "tasks.watched.label.clip: should be a list [low, high]; got 1"),
+    (WATCHED, "{column: play, clip: [0, .inf]}", "tasks.watched.label.clip[1]: should be a finite number; got inf"),
+    ("name: small", "name: small\ntask_tables: al", "task_tables: 'al' (text) is not allowed; did you mean 'all'? Allowed: all, none, user, item, [feature, ...]"),
+    ("name: small", "name: small\ntask_tables:", "task_tables: nothing is not allowed; allowed: all, none, user, item, [feature, ...]"),
+    ("name: small", "name: small\ntask_tables: vid", "task_tables: 'vid' is a feature; write a list: [vid]"),
+    ("name: small", "name: small\ntask_tables: []", "task_tables: should be a list of feature names; write none for no feature; got [] (a list)"),
+    ("name: small", "name: small\ntask_tables: [vid, usr]", "task_tables[1]: 'usr' is not a feature; did you mean 'user'? Allowed: user, vid"),
+    ("name: small", "name: small\ntask_tables: [vid, vid]", "task_tables[1]: 'vid' is listed twice; keep one"),
+    (USER, "user: {kind: categorical, side: user, dtype: int64, column: is_click}", "features.user: column 'is_click' is used by the label of task 'click'" + GIVES_AWAY),
+    (USER, "user: {kind: numeric, side: user, column: total}", "features.user: column 'total' is used by the label of task 'watched'" + GIVES_AWAY),
+    ("name: small", "name: small\ngroup: is_click", "group: column 'is_click' is used by the label of task 'click'; it cannot name rows too"),
+    ("name: small", "name: small\nitem: total", "item: column 'total' is used by the label of task 'watched'; it cannot name rows too"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("old", "new", "message"), UNREADABLE)
+def test_each_mistake_has_its_message(old: str, new: str, message: str) -> None:
+    assert old in SMALL
+    with pytest.raises(UserError) as caught:
+        schema.loads(SMALL.replace(old, new, 1), source="s.yaml")
+    assert str(caught.value) == f"s.yaml: {message}"
+
+
+def test_the_wrong_encoding_an_empty_file_and_binary_rubbish(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    for content, message in [
+        (b"", "is empty"),
+        (b"# nothing yet\n", "is empty"),
+        (b"name: caf\xe9", "is not UTF-8 text (byte 9)"),
+        (b"name: \x00", "is not YAML: unacceptable character #x0000: special characters are not allowed"),
+        (
+            b"- a",
+            "should be a mapping with the keys name, features, tasks, group, item, task_tables; got ['a'] (a list)",
+        ),
+        (b"{name: a, features: {}, tasks: {}}", "features: is empty; at least one feature is needed"),
+        (
+            b"&a {name: *a, features: {}, tasks: {}}",
+            "name: should be text; got {'name': {...}, 'features': {}, 'tasks': {}} (a mapping)",
+        ),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            schema.load(path)
+        assert str(caught.value).split("\n")[0] == f"{path}: {message}"
+
+
+def test_no_tasks_and_no_learning() -> None:
+    with pytest.raises(UserError, match="tasks: is empty; at least one task is needed"):
+        schema.loads("{name: a, features: {f: {kind: numeric, side: user}}, tasks: {}}")
+    with pytest.raises(UserError, match="tasks: every task has weight 0: nothing would be learned"):
+        schema.loads(
+            SMALL.replace("label:", "weight: 0, label:").replace("regression, label:", "regression, weight: 0, label:")
+        )
+
+
+def test_task_tables_of_a_side_without_features() -> None:
+    with pytest.raises(UserError, match="task_tables: no feature has side 'item', so no feature would get task tables"):
+        schema.loads(SMALL.replace("side: item", "side: user") + "task_tables: item\n")
+
+
+def test_a_feature_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="schema small: no feature 'usr'; did you mean 'user'\\? Allowed: user, vid"):
+        schema.loads(SMALL).feature("usr")
+
+
+def test_load_finds_files_and_shipped_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.yaml").write_text(SMALL)
+    (tmp_path / "kuairand_sample").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert schema.load("own.yaml").name == "small"
+    assert schema.load("kuairand_sample").name == "kuairand_sample"  # a directory of that name does not hide it
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            "kuairand_smaple: no such schema file; did you mean 'kuairand_sample'? Shipped: census_income, kuairand_sample"
+        ),
+    ):
+        schema.load("kuairand_smaple")
+    with pytest.raises(UserError, match=re.escape("nowhere/x.yaml: no such schema file. Shipped: census_income,")):
+        schema.load("nowhere/x.yaml")
+    with pytest.raises(UserError, match="is a directory, not a schema"):
+        schema.load(tmp_path)
+
+
+def test_shipped_schemas_fit_their_logs() -> None:
+    for name, log in [
+        ("kuairand_sample", "kuairand_sample/log.parquet"),
+        ("census_income", "census_income/train.parquet"),
+        ("census_income", "census_income/test.parquet"),
+    ]:
+        found = pq.read_schema(DATASETS / log)
+        shipped = schema.load(name)
+        shipped.validate_columns(dict(zip(found.names, found.types, strict=True)), log)
+        assert schema.loads(schema.dumps(shipped)) == shipped
+    census = schema.load("census_income")
+    assert len(census.features) == 39
+    assert {(feature.kind, feature.min_count) for feature in census.features} == {("categorical", 5)}
+    assert census.task_names == ("income", "never_married")
+    sample = schema.load("kuairand_sample")
+    assert sample.task_names == ("click", "long_view", "like", "comment", "profile_enter", "completion")
+    assert [feature.name for feature in sample.features] == ["user_id", "video_id", "hour", "duration_ms"]
+
+
+LOG = {
+    "user": pa.int32(),
+    "vid": pa.dictionary(pa.int32(), pa.int64()),
+    "is_click": pa.bool_(),
+    "play": pa.float64(),
+    "total": pa.uint16(),
+}
+INT, STRING, LIST = pa.int64(), pa.string(), pa.list_(pa.int64())
+MULTI = "kind: multivalent, side: user, dtype: %s, max_length: 3"
+CATEGORY = "kind: categorical, side: user, dtype: int64"
+# fmt: off
+# (text of SMALL, what stands there instead, changed columns, the message behind "schema small: ")
+MISFITS = [
+    ("", "", {"user": None}, "features.user.column: 'user' is not in log.parquet. Columns: vid, is_click, play, total"),
+    ("column: is_click", "column: is_clik", {}, "tasks.click.label.column: 'is_clik' is not in log.parquet; did you mean 'is_click'? Columns: user, vid, is_click, play, total"),
+    ("", "", {"total": None}, "tasks.watched.label.divide_by: 'total' is not in log.parquet. Columns: user, vid, is_click, play"),
+    ("name: small", "name: small\ngroup: usr", {}, "group: 'usr' is not in log.parquet; did you mean 'user'? Columns: user, vid, is_click, play, total"),
+    ("name: small", "name: small\nitem: movie", {}, "item: 'movie' is not in log.parquet. Columns: user, vid, is_click, play, total"),
+    ("", "", {"user": pa.float64()}, "features.user: column 'user' of log.parquet holds double; equal floats are no reliable ids. Use kind: numeric, or write whole numbers. Cast it when the log is written (pyarrow: table['user'].cast('int64'))"),
+    ("", "", {"user": STRING}, "features.user: column 'user' of log.parquet holds string, not int64; write dtype: string"),
+    ("", "", {"user": pa.dictionary(pa.int32(), STRING)}, "features.user: column 'user' of log.parquet holds string, not int64; write dtype: string"),
+    (CATEGORY, CATEGORY.replace("int64", "string"), {}, "features.user: column 'user' of log.parquet holds int32, not text; write dtype: int64"),
+    ("", "", {"user": pa.timestamp("s")}, "features.user: column 'user' of log.parquet holds timestamp[s]; ids are int64 or string. Cast it when the log is written (pyarrow: table['user'].cast('int64'))"),
+    ("", "", {"user": LIST}, "features.user: column 'user' of log.parquet holds list<item: int64>; a categorical feature has one value a row. Use kind: multivalent with max_length"),
+    (CATEGORY, "kind: numeric, side: user", {"user": LIST}, "features.user: column 'user' of log.parquet holds list<item: int64>; a numeric feature is one number a row. Use kind: dense for vectors"),
+    (CATEGORY, "kind: numeric, side: user", {"user": STRING}, "features.user: column 'user' of log.parquet holds string; a numeric feature needs numbers. Cast it when the log is written (pyarrow: table['user'].cast('float32'))"),
+    (CATEGORY, MULTI % "int64", {}, "features.user: column 'user' of log.parquet holds int32; a multivalent feature needs a list column, or text with a separator, as in separator: \"|\""),
+    (CATEGORY, MULTI % "string", {"user": LIST}, "features.user: column 'user' of log.parquet holds list<item: int64>, not text; write dtype: int64"),
+    (CATEGORY, MULTI % "int64", {"user": pa.list_(pa.float32())}, "features.user: column 'user' of log.parquet holds list<item: float>; equal floats are no reliable ids. Use kind: numeric, or write whole numbers. Cast it when the log is written (pyarrow: table['user'].cast('int64'))"),
+    (CATEGORY, MULTI % "int64" + ", separator: ','", {"user": LIST}, "features.user: column 'user' of log.parquet holds list<item: int64>, which needs no separator; remove it"),
+    (CATEGORY, MULTI % "int64" + ", separator: ','", {}, "features.user: column 'user' of log.parquet holds int32; only a text column can be split by a separator; remove it"),
+    (CATEGORY, "kind: dense, side: user, length: 4", {}, "features.user: column 'user' of log.parquet holds int32; a dense feature needs a list of numbers, as list<float>"),
+    (CATEGORY, "kind: dense, side: user, length: 4", {"user": pa.list_(STRING)}, "features.user: column 'user' of log.parquet holds list<item: string>; a dense feature needs a list of numbers, as list<float>"),
+    (CATEGORY, "kind: dense, side: user, length: 4", {"user": pa.list_(pa.float32(), 3)}, "features.user: column 'user' of log.parquet holds vectors of 3 elements, not 4; write length: 3"),
+    ("", "", {"is_click": STRING}, "tasks.click.label: column 'is_click' of log.parquet holds string; the label of a binary task needs numbers. Say which value means 1, as in equals: \"yes\""),
+    ("", "", {"is_click": LIST}, "tasks.click.label: column 'is_click' of log.parquet holds list<item: int64>; the label of a binary task needs numbers"),
+    ("", "", {"total": STRING}, "tasks.watched.label: column 'total' of log.parquet holds string; the label of a regression task needs numbers"),
+    ("column: is_click", "column: is_click, equals: '1'", {"is_click": INT}, "tasks.click.label: column 'is_click' of log.parquet holds int64, never the text '1'; write equals: 1"),
+    ("column: is_click", "column: is_click, equals: 'yes'", {}, "tasks.click.label: column 'is_click' of log.parquet holds bool, never the text 'yes'"),
+    ("column: is_click", "column: is_click, equals: 1", {"is_click": STRING}, "tasks.click.label: column 'is_click' of log.parquet holds string, never the number 1; write equals: \"1\""),
+    ("name: small", "name: small\ngroup: session", {"session": pa.float32()}, "group: column 'session' of log.parquet holds float; a key is int64 or string. Cast it when the log is written (pyarrow: table['session'].cast('int64'))"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("old", "new", "changes", "message"), MISFITS)
+def test_each_column_that_does_not_fit_has_its_message(
+    old: str, new: str, changes: dict[str, pa.DataType | None], message: str
+) -> None:
+    assert old in SMALL
+    columns = {name: kind for name, kind in {**LOG, **changes}.items() if kind is not None}
+    with pytest.raises(UserError) as caught:
+        schema.loads(SMALL.replace(old, new, 1)).validate_columns(columns, "log.parquet")
+    assert str(caught.value) == f"schema small: {message}"
+
+
+@pytest.mark.parametrize(
+    ("feature", "kind"),
+    [
+        (CATEGORY, pa.uint64()),
+        (CATEGORY, pa.bool_()),
+        (CATEGORY.replace("int64", "string"), pa.large_string()),
+        (CATEGORY.replace("int64", "string"), pa.dictionary(pa.int8(), STRING)),
+        ("kind: numeric, side: user", pa.float16()),
+        ("kind: numeric, side: user", pa.bool_()),
+        (MULTI % "int64", pa.large_list(pa.int32())),
+        (MULTI % "string", pa.list_(pa.dictionary(pa.int8(), STRING))),
+        (MULTI % "int64" + ", separator: ','", STRING),
+        ("kind: dense, side: user, length: 4", pa.list_(pa.float64(), 4)),
+        ("kind: dense, side: user, length: 4", pa.list_(pa.int8())),
+    ],
+)
+def test_columns_that_fit(feature: str, kind: pa.DataType) -> None:
+    schema.loads(SMALL.replace(CATEGORY, feature)).validate_columns({**LOG, "user": kind})
+
+
+def test_columns_of_csv_are_text() -> None:
+    columns = dict.fromkeys(LOG, pa.binary())
+    schema.loads(SMALL).validate_columns(columns, "log.csv", text=True)
+    schema.loads(SMALL.replace(CATEGORY, MULTI % "int64" + ", separator: ','")).validate_columns(columns, text=True)
+    for feature, message in [
+        (MULTI % "int64", "is CSV text: a multivalent feature needs the separator of its values"),
+        ("kind: dense, side: user, length: 4", "is CSV text, which holds no vectors; write the log as Parquet"),
+    ]:
+        with pytest.raises(UserError, match=f"features.user: column 'user' of log.csv {message}"):
+            schema.loads(SMALL.replace(CATEGORY, feature)).validate_columns(columns, "log.csv", text=True)
+    with pytest.raises(UserError, match="'vid' is not in log.csv"):
+        schema.loads(SMALL).validate_columns({"user": pa.binary()}, "log.csv", text=True)
