@@ -1,11 +1,16 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import sklearn.metrics
+from numpy.typing import NDArray
 
 from stem_tf import metrics
 
 
-def random_rows(seed, n=5000, levels=None):
+def random_rows(seed: int, n: int = 5000, levels: int | None = None) -> tuple[NDArray, NDArray, np.random.Generator]:
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < 0.1).astype(np.float32)
     scores = np.clip(rng.normal(0.3, 0.1, n) + 0.1 * labels, 1e-3, 1 - 1e-3).astype(np.float32)
@@ -14,7 +19,7 @@ def random_rows(seed, n=5000, levels=None):
     return labels, scores, rng
 
 
-def test_auc_by_hand():
+def test_auc_by_hand() -> None:
     # Pairs (positive, negative): .8 > .1, .8 > .4, .4 > .1, .4 = .4: (3 + 1/2) / 4.
     assert metrics.auc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8]) == 3.5 / 4
     assert metrics.auc([1, 1, 1, 0], [0.1, 0.2, 0.3, 0.25]) == 1 / 3  # more positives than negatives
@@ -25,7 +30,7 @@ def test_auc_by_hand():
 
 @pytest.mark.parametrize("levels", [None, 20])
 @pytest.mark.parametrize("flip", [False, True])
-def test_auc_equals_scikit_learn(levels, flip):
+def test_auc_equals_scikit_learn(levels: int | None, flip: bool) -> None:
     labels, scores, rng = random_rows(0, levels=levels)
     labels = 1 - labels if flip else labels
     assert metrics.auc(labels, scores) == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores), abs=1e-12)
@@ -35,14 +40,14 @@ def test_auc_equals_scikit_learn(levels, flip):
         assert metrics.auc(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
 
 
-def test_rows_of_weight_zero_are_ignored_whatever_they_hold():
+def test_rows_of_weight_zero_are_ignored_whatever_they_hold() -> None:
     labels, scores, weights = [0, 1, 1, 7], [0.2, 0.9, 0.1, np.nan], [1, 1, 1, 0]
     assert metrics.auc(labels, scores, weights) == 0.5
     assert metrics.grouped_auc(labels, scores, [1, 1, 1, 1], weights) == 0.5
     assert metrics.mse(labels, scores, weights) == pytest.approx((0.04 + 0.01 + 0.81) / 3)
 
 
-def test_one_class_or_no_rows_is_nan():
+def test_one_class_or_no_rows_is_nan() -> None:
     for labels in ([1, 1], [0, 0], []):
         assert np.isnan(metrics.auc(labels, [0.5] * len(labels)))
         assert np.isnan(metrics.auc(labels, [0.5] * len(labels), [2.0] * len(labels)))
@@ -51,7 +56,7 @@ def test_one_class_or_no_rows_is_nan():
     assert np.isnan(metrics.mse([1.0], [1.0], [0.0]))
 
 
-def test_logloss_equals_scikit_learn():
+def test_logloss_equals_scikit_learn() -> None:
     labels, scores, rng = random_rows(1)
     scores = scores.astype(np.float64)
     weights = rng.random(len(labels))
@@ -60,13 +65,13 @@ def test_logloss_equals_scikit_learn():
     assert metrics.logloss(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
 
 
-def test_logloss_of_saturated_scores_is_finite():
-    worst = metrics.logloss([0, 1], np.float32([1, 0]))
+def test_logloss_of_saturated_scores_is_finite() -> None:
+    worst = metrics.logloss([0, 1], np.array([1, 0], np.float32))
     assert worst == pytest.approx(-np.log(np.finfo(np.float32).eps))
-    assert metrics.logloss([1, 0], np.float32([1, 0])) < 2e-7
+    assert metrics.logloss([1, 0], np.array([1, 0], np.float32)) < 2e-7
 
 
-def test_grouped_auc_by_hand():
+def test_grouped_auc_by_hand() -> None:
     # Group 1 (3 rows): AUC 1/2; group 2 (2 rows): AUC 1; group 3 has one class.
     labels = [0, 1, 1, 1, 0, 1]
     scores = [0.5, 0.9, 0.1, 0.3, 0.2, 0.4]
@@ -78,7 +83,7 @@ def test_grouped_auc_by_hand():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_grouped_auc_equals_a_loop_over_scikit_learn(weighted):
+def test_grouped_auc_equals_a_loop_over_scikit_learn(weighted: bool) -> None:
     labels, scores, rng = random_rows(2, levels=30)
     groups = rng.integers(-(2**62), 2**62, 200)[rng.integers(0, 200, len(labels))]
     weights = rng.random(len(labels)) if weighted else np.ones(len(labels))
@@ -92,7 +97,7 @@ def test_grouped_auc_equals_a_loop_over_scikit_learn(weighted):
     assert metrics.grouped_auc(labels, scores, groups, weights) == pytest.approx(total / rows, abs=1e-12)
 
 
-def test_smoothed_means_by_hand():
+def test_smoothed_means_by_hand() -> None:
     # The train mean is 1/2; key 7: (2 + 5/2) / 7, key 9: (0 + 5/2) / 7, unseen keys 1/2.
     got = metrics.smoothed_means([7, 9, 7, 9], [1, 0, 1, 0], [9, 8, 7, 100])
     np.testing.assert_allclose(got, [2.5 / 7, 0.5, 4.5 / 7, 0.5], rtol=1e-15)
@@ -100,9 +105,9 @@ def test_smoothed_means_by_hand():
     assert np.isnan(metrics.smoothed_means([], [], [1, 2])).all()
 
 
-def test_evaluate_and_mean_auc():
+def test_evaluate_and_mean_auc() -> None:
     types = {"click": "binary", "like": "binary", "completion": "regression"}
-    labels = {"click": [0, 1, 0], "like": [0, 0, 0], "completion": [0.5, 0.0, 1.0]}
+    labels: dict[str, list[float]] = {"click": [0, 1, 0], "like": [0, 0, 0], "completion": [0.5, 0.0, 1.0]}
     scores = {"click": [0.2, 0.7, 0.9], "like": [0.1, 0.1, 0.1], "completion": [0.5, 9.0, 0.5]}
     weights = {"click": [1, 1, 1], "like": [1, 1, 1], "completion": [1, 0, 1]}
     results = metrics.evaluate(types, labels, scores, weights, groups=[1, 1, 2])
@@ -138,6 +143,6 @@ def test_evaluate_and_mean_auc():
         (lambda: metrics.evaluate({"like": "binary"}, {"like": [0]}, {"like": [np.nan]}, {"like": [1]}), "task 'like'"),
     ],
 )
-def test_bad_input_is_named(call, message):
+def test_bad_input_is_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
