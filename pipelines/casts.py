@@ -1,0 +1,136 @@
+"""Columns of the log as the types the design knows: int64, UTF-8 strings, float64, and lists of the first two.
+
+Whole columns are cast at once; only when that fails are the offending values looked for. Every function returns the
+cast array, in which missing values are null, and a mask of the values that could not be cast (null in the array too).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+EMPTY_INT = -(2**63)
+"""The integer that means a missing value (as "" does among strings and NaN among floats)."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A column of lists: the values of all rows, one after another, and how many each row has.
+
+    Attributes:
+      values: int64 or string [sum of lengths], missing ones null.
+      lengths: int64 [n].
+      missing: bool [n], rows that are null or hold a missing value.
+    """
+
+    values: pa.Array
+    lengths: np.ndarray
+    missing: np.ndarray
+
+
+def to_numpy(array: pa.Array) -> np.ndarray:
+    """A numpy array of a primitive or boolean array without nulls."""
+    return array.to_numpy(zero_copy_only=False)
+
+
+def try_cast(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
+    """Casts, and halves the array on failure until the values that cannot be cast stand alone."""
+    try:
+        return array.cast(kind), np.zeros(len(array), bool)
+    except pa.ArrowInvalid:
+        if len(array) == 1:
+            return pa.nulls(1, kind), np.ones(1, bool)
+        half = len(array) // 2
+        left, left_bad = try_cast(array.slice(0, half), kind)
+        right, right_bad = try_cast(array.slice(half), kind)
+        return pa.concat_arrays([left, right]), np.concatenate([left_bad, right_bad])
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are strings or bytes."""
+    types = pa.types
+    return (
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_string_view(kind)
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+    )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether values of this type are lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
+
+
+def _null_where(array: pa.Array, mask: pa.Array) -> pa.Array:
+    return pc.if_else(mask, pa.scalar(None, array.type), array)
+
+
+def to_text(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Strings [n]; bad are bytes that are not UTF-8. The empty string is null."""
+    array = _plain(array)
+    if not is_text(array.type):
+        array = array.cast(pa.string())
+    # By way of bytes: Parquet readers take a string column's UTF-8 on trust, this cast checks it.
+    text, bad = try_cast(array.cast(pa.binary()), pa.string())
+    empty = pc.equal(pc.binary_length(text), 0)
+    return (_null_where(text, empty) if pc.any(empty).as_py() else text), bad
+
+
+def to_int64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """int64 [n]; bad are texts that are not integers and integers beyond int64. -2^63 is null."""
+    array = _plain(array)
+    if is_text(array.type):
+        text, undecodable = to_text(array)
+        integers, bad = try_cast(pc.utf8_trim_whitespace(text), pa.int64())
+        bad |= undecodable
+    else:
+        integers, bad = try_cast(array, pa.int64())
+    empty = pc.equal(integers, EMPTY_INT)
+    return (_null_where(integers, empty) if pc.any(empty).as_py() else integers), bad
+
+
+def to_float64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """float64 [n]; bad are texts that are not numbers. NaN is null; infinities are left to the caller."""
+    array = _plain(array)
+    if is_text(array.type):
+        text, undecodable = to_text(array)
+        floats, bad = try_cast(pc.utf8_trim_whitespace(text), pa.float64())
+        bad |= undecodable
+    else:
+        if pa.types.is_boolean(array.type):
+            array = array.cast(pa.int8())
+        # safe=False: integers beyond 2^53 are rounded, as they are to be float32 anyway.
+        floats, bad = array.cast(pa.float64(), safe=False), np.zeros(len(array), bool)
+    empty = pc.is_nan(floats)
+    return (_null_where(floats, empty) if pc.any(empty).as_py() else floats), bad
+
+
+def to_lists(array: pa.Array, dtype: str, separator: str | None) -> tuple[Lists, np.ndarray]:
+    """Lists [n] of a list column, or of text whose values ``separator`` parts; bad are rows with a bad value."""
+    array = _plain(array)
+    if is_list(array.type):
+        if pa.types.is_fixed_size_list(array.type):
+            array = array.cast(pa.list_(array.type.value_type))
+        undecodable = np.zeros(len(array), bool)
+    else:
+        text, undecodable = to_text(array)
+        array = pc.split_pattern(text, separator)
+    lengths = to_numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
+    rows = np.repeat(np.arange(len(array)), lengths)
+    flat = array.flatten()  # skips what hides behind null lists
+    values, bad_values = {"int64": to_int64, "string": to_text, "float32": to_float64}[dtype](flat)
+    missing = to_numpy(array.is_null()).copy()
+    missing[rows[to_numpy(values.is_null())]] = True
+    bad = undecodable.copy()
+    bad[rows[bad_values]] = True
+    return Lists(values, lengths, missing & ~bad), bad

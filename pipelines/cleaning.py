@@ -1,0 +1,350 @@
+"""From a chunk of the log to rows that can be counted and encoded: values cast, labels made, bad rows found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import casts, hashing
+from pipelines.casts import Lists
+from pipelines.errors import UserError
+from pipelines.schema import Feature, Schema, Task
+from pipelines.source import Chunk
+from pipelines.split import GivenSplit, HashSplit, RandomSplit, TimeSplit, order_keys, time_values
+
+SplitPolicy = GivenSplit | HashSplit | RandomSplit | TimeSplit
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The good rows of a chunk, n of them.
+
+    Attributes:
+      places: int64 [n], which rows of the chunk these are.
+      row_ids: int64 [n].
+      split: uint8 [n], 0 train, 1 validation, 2 test.
+      ids: by categorical feature, raw values: int64 or string [n], missing ones null.
+      lists: by multivalent feature.
+      numerics: by numeric feature, float32 [n], missing ones NaN.
+      vectors: by dense feature, float32 [n, length]; missing elements are 0.
+      labels: by task, float32 [n]; NaN outside its sample space.
+      keys: by role (group, item), raw values: int64 or string [n] without nulls.
+    """
+
+    places: np.ndarray
+    row_ids: np.ndarray
+    split: np.ndarray
+    ids: dict[str, pa.Array]
+    lists: dict[str, Lists]
+    numerics: dict[str, np.ndarray]
+    vectors: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    keys: dict[str, pa.Array]
+
+    def take(self, places: np.ndarray) -> Rows:
+        """Some of the rows, by ascending place among these."""
+        if len(places) == len(self.row_ids):
+            return self
+        index = pa.array(places)
+        return Rows(
+            self.places[places],
+            self.row_ids[places],
+            self.split[places],
+            {name: values.take(index) for name, values in self.ids.items()},
+            {name: _take_lists(lists, places) for name, lists in self.lists.items()},
+            {name: values[places] for name, values in self.numerics.items()},
+            {name: values[places] for name, values in self.vectors.items()},
+            {name: values[places] for name, values in self.labels.items()},
+            {name: values.take(index) for name, values in self.keys.items()},
+        )
+
+
+def _take_lists(lists: Lists, places: np.ndarray) -> Lists:
+    chosen = np.zeros(len(lists.lengths), bool)
+    chosen[places] = True
+    values = lists.values.filter(pa.array(np.repeat(chosen, lists.lengths)))
+    return Lists(values, lists.lengths[places], lists.missing[places])
+
+
+def integer_columns(schema: Schema) -> set[str]:
+    """Columns whose text is read as integers, because a categorical feature says so."""
+    return {f.column for f in schema.features if f.kind == "categorical" and f.dtype == "int64"}
+
+
+class _BadRows:
+    """Gathers what is wrong with the rows of one chunk; a row counts once, for what was found first."""
+
+    def __init__(self, chunk: Chunk, drop: bool) -> None:
+        self._chunk, self._drop = chunk, drop
+        self._mask = np.zeros(len(chunk.rows), bool)
+        self._first: tuple[int, str] | None = None  # the earliest bad row and what is wrong with it
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    @property
+    def good(self) -> np.ndarray:
+        return np.flatnonzero(~self._mask)
+
+    def add(self, bad: np.ndarray, column: str, reason: str, detail: str) -> None:
+        """Marks rows bad. ``detail`` is the message, ``{}`` standing for the value in the log."""
+        new = bad & ~self._mask
+        if not new.any():
+            return
+        self._mask |= new
+        self.counts[column, reason] += int(new.sum())
+        place = int(np.flatnonzero(new)[0])
+        if not self._drop and (self._first is None or place < self._first[0]):
+            self._first = (place, detail.replace("{}", _shown(self._chunk.columns[column][place])))
+
+    def raise_first(self) -> None:
+        if self._first is not None:
+            place, detail = self._first
+            where = f"{self._chunk.path}, row {self._chunk.rows[place]:,}"
+            raise UserError(f"{where}: {detail} (--on_bad_rows=drop counts and skips such rows)")
+
+
+def _shown(value: pa.Scalar) -> str:
+    raw = value.as_py()
+    if isinstance(raw, bytes):
+        try:
+            raw = raw.decode()
+        except UnicodeDecodeError:
+            return repr(raw[:60])
+    text = repr(raw)
+    return "null" if raw is None else text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Turns chunks into rows under one schema, split policy and policy for bad rows.
+
+    Attributes:
+      schema: what the columns mean.
+      split: how rows are divided.
+      drop: whether bad rows are skipped and counted; otherwise the first one is an error.
+    """
+
+    schema: Schema
+    split: SplitPolicy
+    drop: bool
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the log that are read."""
+        names = dict.fromkeys(feature.column for feature in self.schema.features)
+        names |= dict.fromkeys(column for task in self.schema.tasks for column in task.label.columns)
+        names |= dict.fromkeys(filter(None, (self.schema.group, self.schema.item)))
+        if isinstance(self.split, HashSplit | TimeSplit):
+            names[self.split.column] = None
+        return list(names)
+
+    def clean(self, chunk: Chunk, row_ids: np.ndarray, file: int) -> tuple[Rows, Counter[tuple[str, str]]]:
+        """Rows of a chunk, and how many were bad by (column, reason).
+
+        Args:
+          chunk: with all of `columns`.
+          row_ids: int64 [n] of the chunk's rows.
+          file: the file's place in the log, for given splits.
+
+        Raises:
+          UserError: a bad row, unless they are dropped: its file, place, column, value and the rule it breaks.
+        """
+        bad = _BadRows(chunk, self.drop)
+        ids: dict[str, pa.Array] = {}
+        lists: dict[str, Lists] = {}
+        numerics: dict[str, np.ndarray] = {}
+        vectors: dict[str, np.ndarray] = {}
+        for feature in self.schema.features:
+            array = chunk.columns[feature.column]
+            if feature.kind == "categorical":
+                ids[feature.name] = _categorical(array, feature, bad)
+            elif feature.kind == "multivalent":
+                lists[feature.name] = _multivalent(array, feature, bad)
+            elif feature.kind == "numeric":
+                numerics[feature.name] = _numeric(array, feature, bad)
+            else:
+                vectors[feature.name] = _dense(array, feature, bad)
+        labels = {task.name: _label(chunk, task, bad) for task in self.schema.tasks}
+        keys = {
+            role: self._key(chunk, column, bad)
+            for role, column in (("group", self.schema.group), ("item", self.schema.item))
+            if column is not None
+        }
+        split = self._assign(chunk, row_ids, file, bad)
+        bad.raise_first()
+        rows = Rows(np.arange(len(row_ids)), row_ids, split, ids, lists, numerics, vectors, labels, keys)
+        return rows.take(bad.good), bad.counts
+
+    def _key(self, chunk: Chunk, column: str, bad: _BadRows) -> pa.Array:
+        """Raw values of a key column; integers are int64, text is text unless a feature says that it holds int64."""
+        array = chunk.columns[column]
+        kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+        if casts.is_text(kind) and column not in integer_columns(self.schema):
+            values, wrong = casts.to_text(array)
+            bad.add(wrong, column, "not UTF-8", f"column '{column}' is {{}}, which is not UTF-8 text")
+        else:
+            values, wrong = casts.to_int64(array)
+            bad.add(wrong, column, "not an int64", f"column '{column}' is {{}}, which is not an int64")
+        missing = casts.to_numpy(values.is_null())
+        bad.add(missing & ~wrong, column, "missing key", f"the key column '{column}' is {{}}; every row needs a value")
+        return values.fill_null("" if pa.types.is_string(values.type) else 0) if values.null_count else values
+
+    def _assign(self, chunk: Chunk, row_ids: np.ndarray, file: int, bad: _BadRows) -> np.ndarray:
+        if isinstance(self.split, GivenSplit):
+            return np.full(len(row_ids), self.split.file_splits[file], np.uint8)
+        if isinstance(self.split, RandomSplit):
+            return self.split.assign(row_ids)
+        if isinstance(self.split, HashSplit):
+            return self.split.assign(hashing.key64(self._key(chunk, self.split.column, bad)))
+        return self.split.assign(time_keys(chunk, self.split.column, self.split.kind, bad))
+
+    def times(self, chunk: Chunk, column: str, kind: pa.DataType) -> np.ndarray:
+        """Times of a chunk's rows that have one, uint64 keys that sort as they do."""
+        bad = _BadRows(chunk, self.drop)
+        keys = time_keys(chunk, column, kind, bad)
+        bad.raise_first()
+        return keys[bad.good]
+
+
+def time_keys(chunk: Chunk, column: str, kind: pa.DataType, bad: _BadRows) -> np.ndarray:
+    """uint64 [n] that sort as a time column does; rows without a time are bad."""
+    values, wrong = time_values(chunk.columns[column], kind)
+    bad.add(wrong, column, "not a time", f"column '{column}' is {{}}, which is not of the column's type {kind}")
+    missing = casts.to_numpy(values.is_null()) & ~wrong
+    bad.add(missing, column, "missing time", f"the time column '{column}' is {{}}; every row needs a time")
+    return order_keys(values.fill_null(pa.scalar(0, pa.int64()).cast(values.type)) if values.null_count else values)
+
+
+def _check_missing(missing: np.ndarray, feature: Feature, bad: _BadRows) -> None:
+    if feature.missing == "error":
+        detail = f"feature '{feature.name}' is {{}}, and its schema says missing: error"
+        bad.add(missing, feature.column, "missing value", detail)
+
+
+_TYPE_NAMES = {"int64": "an int64", "string": "UTF-8 text", "float32": "a number"}
+
+
+def _check_type(wrong: np.ndarray, feature: Feature, bad: _BadRows) -> None:
+    name = _TYPE_NAMES[feature.dtype]
+    bad.add(wrong, feature.column, f"not {name}", f"feature '{feature.name}' is {{}}, which is not {name}")
+
+
+def _categorical(array: pa.Array, feature: Feature, bad: _BadRows) -> pa.Array:
+    values, wrong = casts.to_int64(array) if feature.dtype == "int64" else casts.to_text(array)
+    _check_type(wrong, feature, bad)
+    if feature.missing == "error":
+        _check_missing(casts.to_numpy(values.is_null()) & ~wrong, feature, bad)
+    return values
+
+
+def _multivalent(array: pa.Array, feature: Feature, bad: _BadRows) -> Lists:
+    """Missing values are left out, then the first max_length of the others kept."""
+    lists, wrong = casts.to_lists(array, feature.dtype, feature.separator)
+    _check_type(wrong, feature, bad)
+    _check_missing(lists.missing, feature, bad)
+    rows = np.repeat(np.arange(len(lists.lengths)), lists.lengths)
+    present = casts.to_numpy(lists.values.is_valid())
+    lengths = np.bincount(rows[present], minlength=len(lists.lengths))
+    before = np.cumsum(lengths) - lengths
+    order = np.cumsum(present) - 1 - np.repeat(before, lists.lengths)  # place among the row's present values
+    kept = present & (order < feature.max_length)
+    values = lists.values if kept.all() else lists.values.filter(pa.array(kept))
+    return Lists(values, np.minimum(lengths, feature.max_length), lists.missing)
+
+
+def _numeric(array: pa.Array, feature: Feature, bad: _BadRows) -> np.ndarray:
+    values, wrong = casts.to_float64(array)
+    _check_type(wrong, feature, bad)
+    _check_missing(casts.to_numpy(values.is_null()) & ~wrong, feature, bad)
+    with np.errstate(over="ignore"):
+        floats = casts.to_numpy(values.fill_null(np.nan)).astype(np.float32)
+    detail = f"feature '{feature.name}' is {{}}, which is not finite in float32"
+    bad.add(np.isinf(floats), feature.column, "not finite", detail)
+    if "log1p" in feature.transform:
+        detail = f"feature '{feature.name}' is {{}}; log1p needs values above -1"
+        bad.add(floats <= -1, feature.column, "log1p of -1 or less", detail)
+    return floats
+
+
+def _dense(array: pa.Array, feature: Feature, bad: _BadRows) -> np.ndarray:
+    """A null vector is all 0, and so is a null or NaN element."""
+    lists, wrong = casts.to_lists(array, "float32", feature.separator)
+    _check_type(wrong, feature, bad)
+    _check_missing(lists.missing, feature, bad)
+    empty = casts.to_numpy(array.is_null())
+    unequal = (lists.lengths != feature.length) & ~empty
+    detail = f"feature '{feature.name}' is {{}}, which has not the {feature.length} elements of its schema"
+    bad.add(unequal, feature.column, "vector of another length", detail)
+    with np.errstate(over="ignore"):
+        flat = casts.to_numpy(lists.values.fill_null(0.0)).astype(np.float32)
+    rows = np.repeat(np.arange(len(array)), lists.lengths)
+    infinite = np.zeros(len(array), bool)
+    infinite[rows[np.isinf(flat)]] = True
+    bad.add(infinite, feature.column, "not finite", f"feature '{feature.name}' is {{}}, which is not finite in float32")
+    vectors = np.zeros((len(array), feature.length), np.float32)
+    full = lists.lengths == feature.length
+    vectors[full] = flat[np.repeat(full, lists.lengths)].reshape(-1, feature.length)
+    return vectors
+
+
+def _label(chunk: Chunk, task: Task, bad: _BadRows) -> np.ndarray:
+    label, column = task.label, task.label.column
+    shown = f"label '{column}' is {{}}"
+    if label.equals is not None:
+        values, missing = _equals(chunk.columns[column], label.equals, column, bad)
+    else:
+        values, missing = _number(chunk.columns[column], column, shown, bad)
+    _check_label(missing, task, column, f"{shown}; task '{task.name}' needs a value", bad)
+    if label.divide_by is not None:
+        denominator, absent = _number(
+            chunk.columns[label.divide_by], label.divide_by, f"denominator '{label.divide_by}' is {{}}", bad
+        )
+        absent |= denominator == 0
+        detail = f"denominator '{label.divide_by}' is {{}}; task '{task.name}' divides by it"
+        _check_label(absent & ~missing, task, label.divide_by, detail, bad)
+        missing |= absent
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            values = values / denominator
+    with np.errstate(over="ignore", invalid="ignore"):
+        if label.clip is not None:
+            values = np.clip(values, *label.clip)
+        floats = values.astype(np.float32)
+    inside = ~missing
+    if task.type == "binary":
+        ratio = f" divided by '{label.divide_by}'" if label.divide_by else ""
+        wrong = inside & (floats != 0) & (floats != 1)
+        bad.add(wrong, column, "binary label not 0 or 1", f"{shown}{ratio}; a binary label is 0 or 1")
+    else:
+        bad.add(inside & ~np.isfinite(floats), column, "label not finite", f"{shown}, which is not finite in float32")
+    return np.where(inside, floats, np.float32("nan"))
+
+
+def _check_label(missing: np.ndarray, task: Task, column: str, detail: str, bad: _BadRows) -> None:
+    if task.label.missing == "error":
+        advice = " (missing: outside would leave such rows out of the task)"
+        bad.add(missing, column, "missing label", detail + advice)
+
+
+def _equals(array: pa.Array, value: str | int, column: str, bad: _BadRows) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [n] of 0 and 1, bool [n] missing)."""
+    if isinstance(value, str):
+        values, wrong = casts.to_text(array)
+        bad.add(wrong, column, "not UTF-8", f"label '{column}' is {{}}, which is not UTF-8 text")
+        missing = casts.to_numpy(array.is_null()).copy()  # "" is a value like others here
+    else:
+        values, wrong = casts.to_int64(array)
+        bad.add(wrong, column, "not an int64", f"label '{column}' is {{}}, which is not an int64")
+        missing = casts.to_numpy(values.is_null()) & ~wrong
+    hits = casts.to_numpy(pc.equal(values, value).fill_null(value == ""))
+    return hits.astype(np.float64), missing
+
+
+def _number(array: pa.Array, column: str, shown: str, bad: _BadRows) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [n] with 0 for missing, bool [n] missing)."""
+    values, wrong = casts.to_float64(array)
+    bad.add(wrong, column, "not a number", f"{shown}, which is not a number")
+    missing = casts.to_numpy(values.is_null()) & ~wrong
+    return casts.to_numpy(values.fill_null(0.0)), missing

@@ -1,0 +1,354 @@
+"""The conversion job: settles the split, runs the stages in worker processes, and writes the manifest."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import manifest, source, stages, staging
+from pipelines import schema as schemas
+from pipelines.cleaning import Cleaner, SplitPolicy
+from pipelines.errors import JobError, UserError, did_you_mean
+from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, Manifest, Split, TaskCounts, Vocabulary
+from pipelines.progress import Progress
+from pipelines.schema import Schema
+from pipelines.source import CsvOptions, Log
+from pipelines.split import (
+    GivenSplit,
+    HashSplit,
+    RandomSplit,
+    TimeSplit,
+    key_value,
+    kth_smallest,
+    parse_time,
+    time_kind,
+)
+from pipelines.stages import Encoded, Job
+from pipelines.workers import Pool
+
+
+@dataclass(frozen=True)
+class Options:
+    """A conversion to do; see the flags of the same names.
+
+    Attributes:
+      schema: of the log.
+      output: directory to create.
+      log: patterns of the log's files; "" with ``given``.
+      given: patterns by split, instead of ``log`` and ``split``.
+      split: time, hash or random.
+    """
+
+    schema: Schema
+    output: str
+    log: str = ""
+    given: dict[str, str] = field(default_factory=dict)
+    split: str | None = None
+    split_column: str | None = None
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    validation_from: str | None = None
+    test_from: str | None = None
+    layouts: tuple[str, ...] = LAYOUTS
+    seed: int = 0
+    processes: int = 1
+    drop_bad_rows: bool = False
+    overwrite: bool = False
+    csv: CsvOptions = field(default_factory=CsvOptions)
+    block_rows: int = 512
+    shard_rows: int = 250_000
+
+
+def convert(options: Options) -> Manifest:
+    """Converts a log; returns the manifest of the finished data.
+
+    Raises:
+      UserError: a mistake in the options, the schema or the log.
+      JobError: the disk is full, or a worker process died.
+    """
+    log, given = _open(options)
+    source_name = log.files[0] if len(log.files) == 1 else f"the log ({log.files[0]}, ...)"
+    options.schema.validate_columns(log.types, source_name, text=log.text)
+    if "row_id" in log.types:
+        raise UserError(
+            f"{log.files[0]}: the column name 'row_id' is taken by the place of a row in the log; rename it"
+        )
+    inside = [path for path in log.files if _is_inside(path, options.output)]
+    if inside:
+        raise UserError(f"{inside[0]}: a file of the log lies in the output directory {options.output}")
+    try:
+        with staging.staged(options.output, marker=manifest.FILENAME, overwrite=options.overwrite) as directory:
+            _Conversion(options, log, given, directory).run()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            why = os.strerror(error.errno)
+            raise JobError(f"no space left for {options.output} ({why}); nothing was kept") from error
+        raise
+    return manifest.load(options.output)
+
+
+def _open(options: Options) -> tuple[Log, tuple[int, ...]]:
+    """The log, and the split of each of its files when splits are given."""
+    if not options.given:
+        return source.open_log(source.find_files(options.log), options.csv), ()
+    split_of: dict[str, int] = {}
+    for number, name in enumerate(SPLITS):
+        for path in source.find_files(options.given[name]) if name in options.given else ():
+            if path in split_of:
+                raise UserError(f"{path}: given for both --{SPLITS[split_of[path]]} and --{name}")
+            split_of[path] = number
+    return source.open_log(list(split_of), options.csv), tuple(split_of.values())
+
+
+def _is_inside(path: str, directory: str) -> bool:
+    directory = os.path.realpath(directory)
+    return os.path.commonpath([os.path.realpath(path), directory]) == directory
+
+
+class _Conversion:
+    """The steps of one conversion, into a staging directory."""
+
+    def __init__(self, options: Options, log: Log, given: tuple[int, ...], directory: str) -> None:
+        self._options, self._log, self._given, self._directory = options, log, given, directory
+        self._schema = options.schema
+        self._scratch = os.path.join(directory, "scratch")
+        # One unit cannot occupy two processes, and starting one takes a second.
+        self._processes = min(options.processes, max(len(log.units), 1))
+
+    def run(self) -> None:
+        for name in ("scratch", "vocabulary", *self._options.layouts, "raw/validation", "raw/test"):
+            os.makedirs(os.path.join(self._directory, name))
+        with Pool(self._processes) as pool:
+            policy, unit_rows = self._scan(pool)
+            job = self._job(policy, unit_rows)
+            fits, constants = self._fit(pool, job, sum(unit_rows))
+            vocabularies = self._vocabularies(pool, job)
+            encoded = self._encode(pool, job, fits)
+            shards = self._shards(pool, job, encoded)
+        self._number_raw_parts(job)
+        shutil.rmtree(self._scratch)
+        with open(os.path.join(self._directory, "schema.yaml"), "w", encoding="utf-8") as file:
+            file.write(schemas.dumps(self._schema))
+            file.flush()
+            os.fsync(file.fileno())
+        bad = sum((fit.bad for fit in fits), Counter())
+        file_rows = self._file_rows(unit_rows)
+        manifest.save(
+            Manifest(
+                data_dir=self._directory,
+                name=self._schema.name,
+                seed=self._options.seed,
+                sources=tuple(
+                    manifest.Source(path, rows, os.path.getsize(path))
+                    for path, rows in zip(self._log.files, file_rows, strict=True)
+                ),
+                split=self._describe(policy),
+                splits={name: self._summary(i, encoded, shards[name]) for i, name in enumerate(SPLITS)},
+                vocabularies=vocabularies,
+                numerics=constants,
+                dropped=tuple(Dropped(column, reason, rows) for (column, reason), rows in sorted(bad.items())),
+            )
+        )
+
+    def _named(self, index: int) -> str:
+        unit = self._log.units[index]
+        return f"{unit.path} (from row {unit.first_row:,})" if unit.first_row else unit.path
+
+    def _scan(self, pool: Pool) -> tuple[SplitPolicy, list[int]]:
+        """Settles the split, and counts each unit's rows; reads the log only where it must."""
+        options, column = self._options, self._options.split_column
+        if self._given:
+            policy: SplitPolicy = GivenSplit(self._given)
+        elif column is None:
+            policy = RandomSplit(options.fractions, options.seed)
+        elif column not in self._log.types:
+            raise UserError(f"--split_column={column}: not in the log{did_you_mean(column, self._log.types)}")
+        elif options.split == "hash":
+            policy = HashSplit(column, options.fractions, options.seed)
+        elif options.validation_from is not None or options.test_from is not None:
+            policy = _given_times(column, self._time_kind(column), options.validation_from, options.test_from)
+        else:
+            return self._scan_times(pool, column)
+        return policy, self._count(pool, policy, None)
+
+    def _scan_times(self, pool: Pool, column: str) -> tuple[SplitPolicy, list[int]]:
+        """Reads all times, and finds those that divide them by the fractions."""
+        kind = self._time_kind(column)
+        # The limits are not known yet, and not needed to read times.
+        unit_rows = self._count(pool, TimeSplit(column, kind, 0, 0), (column, kind))
+        paths = [self._times_path(i) for i in range(len(unit_rows)) if os.path.getsize(self._times_path(i))]
+
+        def pieces() -> Iterator[np.ndarray]:
+            for path in paths:
+                times = np.memmap(path, np.uint64, "r")
+                for start in range(0, len(times), source.CHUNK_ROWS):
+                    yield times[start : start + source.CHUNK_ROWS]
+
+        total = sum(os.path.getsize(path) // 8 for path in paths)
+        train, validation, _ = self._options.fractions
+        ranks = [round(total * train), round(total * (train + validation))]
+        if not ranks[0]:
+            raise UserError(f"the log has {total:,} rows with a time, too few for a split by --fractions")
+        limits = kth_smallest(pieces, ranks)
+        for path in paths:
+            os.unlink(path)
+        return TimeSplit(column, kind, limits[0], limits[1]), unit_rows
+
+    def _time_kind(self, column: str) -> pa.DataType:
+        for unit in self._log.units:
+            for chunk in source.read(self._log, unit, [column], skip_malformed=self._options.drop_bad_rows):
+                values = chunk.columns[column].drop_null()
+                if len(values):
+                    return time_kind(values, column)
+        raise UserError(f"--split_column={column}: the column holds no value")
+
+    def _times_path(self, unit: int) -> str:
+        return os.path.join(self._scratch, f"times-{unit}")
+
+    def _count(self, pool: Pool, policy: SplitPolicy, times: tuple[str, pa.DataType] | None) -> list[int]:
+        """Rows of each unit; leaves the times of `stages.scan` in scratch files when asked to."""
+        if times is None and not self._log.text:
+            return [unit.rows for unit in self._log.units]  # Parquet files know
+        cleaner = Cleaner(self._schema, policy, self._options.drop_bad_rows)
+        tasks = [
+            (self._named(unit.index), (self._log, unit, cleaner, times, self._times_path(unit.index)))
+            for unit in self._log.units
+        ]
+        counts = []
+        with Progress(None, unit="rows", desc="scan") as progress:
+            for rows in pool.run(stages.scan, tasks):
+                counts.append(rows)
+                progress.update(rows)
+        return counts
+
+    def _file_rows(self, unit_rows: list[int]) -> list[int]:
+        rows = [0] * len(self._log.files)
+        for unit, count in zip(self._log.units, unit_rows, strict=True):
+            rows[unit.file] += count
+        return rows
+
+    def _job(self, policy: SplitPolicy, unit_rows: list[int]) -> Job:
+        starts = np.cumsum([0, *self._file_rows(unit_rows)])[:-1]
+        return Job(
+            log=self._log,
+            cleaner=Cleaner(self._schema, policy, self._options.drop_bad_rows),
+            file_starts=tuple(starts.tolist()),
+            seed=self._options.seed,
+            layouts=self._options.layouts,
+            block_rows=self._options.block_rows,
+            directory=self._directory,
+            scratch=self._scratch,
+        )
+
+    def _fit(self, pool: Pool, job: Job, rows: int) -> tuple[list[stages.Fit], dict[str, Constants]]:
+        fits = []
+        numerics: dict[str, Any] = {}
+        tasks = [(self._named(unit.index), (job, unit)) for unit in self._log.units]
+        with Progress(rows, unit="rows", desc="pass 1 of 2") as progress:
+            for fit in pool.run(stages.fit, tasks):
+                for name, numeric in fit.numerics.items():
+                    if name in numerics:
+                        numerics[name].merge(numeric)
+                    else:
+                        numerics[name] = numeric
+                fit.numerics = {}  # samples are large
+                fits.append(fit)
+                progress.update(int(fit.rows.sum()) + fit.bad.total())
+        train = sum(int(fit.rows[0]) for fit in fits)
+        if not train:
+            raise UserError(f"the train split has no rows (the log has {rows:,})")
+        return fits, {name: numeric.constants() for name, numeric in numerics.items()}
+
+    def _vocabularies(self, pool: Pool, job: Job) -> dict[str, Vocabulary]:
+        names = job.counted_features()
+        sizes = pool.run(stages.build_vocabulary, [(f"the vocabulary of {name}", (job, name)) for name in names])
+        return {name: Vocabulary(*size) for name, size in zip(names, sizes, strict=True)}
+
+    def _encode(self, pool: Pool, job: Job, fits: list[stages.Fit]) -> list[Encoded]:
+        tasks = [
+            (self._named(unit.index), (job, unit, bool(fit.rows[1:].any())))
+            for unit, fit in zip(self._log.units, fits, strict=True)
+        ]
+        results = []
+        with Progress(int(sum(fit.rows.sum() for fit in fits)), unit="rows", desc="pass 2 of 2") as progress:
+            for encoded in pool.run(stages.encode, tasks):
+                results.append(encoded)
+                progress.update(int(encoded.rows.sum()))
+        return results
+
+    def _shards(self, pool: Pool, job: Job, encoded: list[Encoded]) -> dict[str, dict[str, list[manifest.Shard]]]:
+        plans = [
+            plan
+            for i, split in enumerate(SPLITS)
+            for plan in stages.plan_shards(split, [int(e.rows[i]) for e in encoded], self._options.shard_rows)
+        ]
+        shards: dict[str, dict[str, list[manifest.Shard]]] = {
+            split: {layout: [] for layout in self._options.layouts} for split in SPLITS
+        }
+        total = int(sum(e.rows.sum() for e in encoded))
+        tasks = [(f"shard {plan.index} of {plan.split}", (job, plan)) for plan in plans]
+        with Progress(total, unit="rows", desc="write") as progress:
+            for plan, written in zip(plans, pool.run(stages.write_shard, tasks), strict=True):
+                for layout, shard in written.items():
+                    shards[plan.split][layout].append(shard)
+                progress.update(next(iter(written.values())).rows)
+        return shards
+
+    def _number_raw_parts(self, job: Job) -> None:
+        """Units without rows of a split left no part: numbers the others without gaps."""
+        for split in SPLITS[1:]:
+            paths = [job.raw_path(split, f"unit-{unit.index}") for unit in self._log.units]
+            for number, path in enumerate(filter(os.path.exists, paths)):
+                os.rename(path, job.raw_path(split, number))
+
+    def _describe(self, policy: SplitPolicy) -> dict[str, Any]:
+        """The split policy as the manifest keeps it."""
+        fractions = list(self._options.fractions)
+        if isinstance(policy, GivenSplit):
+            files = list(zip(self._log.files, policy.file_splits, strict=True))
+            return {"by": "given files"} | {
+                name: [path for path, split in files if split == i] for i, name in enumerate(SPLITS)
+            }
+        if isinstance(policy, RandomSplit):
+            return {"by": "random", "fractions": fractions}
+        if isinstance(policy, HashSplit):
+            return {"by": "hash", "column": policy.column, "fractions": fractions}
+        by_value = self._options.validation_from is not None or self._options.test_from is not None
+        return {
+            "by": "time",
+            "column": policy.column,
+            "fractions": None if by_value else fractions,
+            "train_until": key_value(policy.train_until, policy.kind),
+            "validation_until": key_value(policy.validation_until, policy.kind),
+        }
+
+    def _summary(self, split: int, encoded: list[Encoded], shards: dict[str, list[manifest.Shard]]) -> Split:
+        tasks, rare = {}, {}
+        for name in self._schema.task_names:
+            inside = sum(int(e.inside[name][split]) for e in encoded)
+            labels = sum(float(e.label_sums[name][split]) for e in encoded)
+            tasks[name] = TaskCounts(inside, labels / inside if inside else None)
+        for name in encoded[0].values:
+            values = sum(int(e.values[name][split]) for e in encoded)
+            rare[name] = sum(int(e.rare[name][split]) for e in encoded) / values if values else 0.0
+        return Split(sum(int(e.rows[split]) for e in encoded), tasks, rare, shards)
+
+
+def _given_times(column: str, kind: pa.DataType, validation_from: str | None, test_from: str | None) -> TimeSplit:
+    """The split at given times; without one of them the split that it would begin has no rows."""
+
+    def last_before(text: str, flag: str) -> int:
+        return max(parse_time(text, kind, flag) - 1, 0)
+
+    test = last_before(test_from, "test_from") if test_from is not None else 2**64 - 1
+    validation = last_before(validation_from, "validation_from") if validation_from is not None else test
+    if validation > test:
+        raise UserError(f"--validation_from={validation_from} should not be later than --test_from={test_from}")
+    return TimeSplit(column, kind, validation, test)

@@ -1,0 +1,377 @@
+"""What conversion does to one unit of the log, one feature or one shard: the functions that worker processes run.
+
+1. `scan` counts the rows of CSV files and gathers the times of a split by time.
+2. `fit` counts vocabularies and fits numeric transforms on train rows; `build_vocabulary` merges a feature's counts.
+3. `encode` maps values to ids and leaves encoded rows in scratch files: train rows sorted by a hash of seed and row_id.
+4. `write_shard` gathers the rows of one shard from the scratch files of all units and writes its records.
+
+None imports TensorFlow. Everything is bounded by chunks and shards, except vocabularies.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import casts, hashing, records, source, staging, vocabulary
+from pipelines.cleaning import Cleaner, Rows, integer_columns
+from pipelines.manifest import SPLITS, Shard, vocabulary_path
+from pipelines.source import Chunk, Log, Unit
+from pipelines.tfrecord import Writer
+from pipelines.transforms import NumericFit
+from pipelines.vocabulary import Lookup, ValueCounts
+
+_Writers = dict[str, pa.ipc.RecordBatchFileWriter | pq.ParquetWriter]
+
+_HASH = "hash"
+MALFORMED = ("", "wrong number of columns")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion, as its workers see it.
+
+    Attributes:
+      log: the input.
+      cleaner: schema, split policy, policy for bad rows.
+      file_starts: row_id of each file's first row.
+      seed: of the shuffle.
+      layouts: which of blocks and rows to write.
+      block_rows: rows of a block.
+      directory: where the output is built.
+      scratch: directory of intermediate files.
+    """
+
+    log: Log
+    cleaner: Cleaner
+    file_starts: tuple[int, ...]
+    seed: int
+    layouts: tuple[str, ...]
+    block_rows: int
+    directory: str
+    scratch: str
+
+    def chunks(self, unit: Unit, columns: list[str]) -> Iterator[tuple[Chunk, Rows, Counter[tuple[str, str]]]]:
+        """Reads and cleans a unit: (chunk, its good rows, counts of its bad ones)."""
+        for chunk in source.read(self.log, unit, columns, skip_malformed=self.cleaner.drop):
+            rows, bad = self.cleaner.clean(chunk, self.file_starts[unit.file] + chunk.rows, unit.file)
+            if chunk.malformed:
+                bad[MALFORMED] += chunk.malformed
+            yield chunk, rows, bad
+
+    def counted_features(self) -> list[str]:
+        """Names of the features that have a vocabulary."""
+        return [f.name for f in self.cleaner.schema.features if f.kind in ("categorical", "multivalent")]
+
+    def counts_path(self, feature: str, unit: int) -> str:
+        return os.path.join(self.scratch, f"counts-{self.counted_features().index(feature)}-{unit}.arrow")
+
+    def rows_path(self, split: str, unit: int) -> str:
+        return os.path.join(self.scratch, f"{split}-{unit}.arrow")
+
+    def raw_path(self, split: str, part: int | str) -> str:
+        number = f"{part:05d}" if isinstance(part, int) else part
+        return os.path.join(self.directory, "raw", split, f"part-{number}.parquet")
+
+
+def scan(log: Log, unit: Unit, cleaner: Cleaner, time: tuple[str, pa.DataType] | None, path: str) -> int:
+    """Counts a unit's rows, and writes the times of those that have one to ``path`` as keys that sort as they do.
+
+    Args:
+      log: the input.
+      unit: a piece of it.
+      cleaner: its policy for bad rows is followed.
+      time: column and type of the time, or None when only rows are to be counted.
+      path: of the file of times.
+    """
+    if time is None:
+        return source.count_rows(log, unit, skip_malformed=cleaner.drop)
+    rows = 0
+    with open(path, "wb") as file:
+        for chunk in source.read(log, unit, [time[0]], skip_malformed=cleaner.drop):
+            rows += len(chunk.rows) + chunk.malformed
+            file.write(cleaner.times(chunk, *time).tobytes())
+    return rows
+
+
+@dataclass
+class Fit:
+    """What `fit` found in one unit.
+
+    Attributes:
+      rows: good rows by split.
+      bad: bad rows by (column, reason).
+      numerics: by numeric feature.
+    """
+
+    rows: np.ndarray
+    bad: Counter[tuple[str, str]]
+    numerics: dict[str, NumericFit]
+
+
+def fit(job: Job, unit: Unit) -> Fit:
+    """Pass 1 over a unit. Checks every row; counts and fits on those of train, and leaves value counts in scratch."""
+    schema = job.cleaner.schema
+    result = Fit(
+        np.zeros(3, np.int64), Counter(), {f.name: NumericFit.empty(f) for f in schema.features if f.kind == "numeric"}
+    )
+    counts = {name: ValueCounts(schema.feature(name).dtype) for name in job.counted_features()}
+    for _, every, bad in job.chunks(unit, job.cleaner.columns):
+        result.bad.update(bad)
+        result.rows += np.bincount(every.split, minlength=3)
+        rows = every.take(np.flatnonzero(every.split == 0))
+        if not len(rows.row_ids):
+            continue
+        for name, values in rows.ids.items():
+            counts[name].add_values(values)
+        for name, lists in rows.lists.items():
+            counts[name].add_values(lists.values)
+        if result.numerics:
+            hashes = hashing.seeded64(rows.row_ids, job.seed, "sample")
+            for name, numeric in result.numerics.items():
+                numeric.add(rows.numerics[name], hashes)
+    for name, counter in counts.items():
+        table = counter.table()
+        with pa.OSFile(job.counts_path(name, unit.index), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    pa.default_memory_pool().release_unused()
+    return result
+
+
+def build_vocabulary(job: Job, name: str) -> tuple[int, int]:
+    """Merges a feature's counts and writes its vocabulary; returns its size and the number of distinct values."""
+    feature = job.cleaner.schema.feature(name)
+
+    def pieces() -> Iterator[pa.Table]:
+        for unit in job.log.units:
+            path = job.counts_path(name, unit.index)
+            with pa.OSFile(path) as file:
+                yield pa.ipc.open_file(file).read_all()
+            os.unlink(path)
+
+    table, distinct = vocabulary.build(pieces(), feature.dtype, feature.min_count)
+    path = vocabulary_path(job.directory, name)
+    vocabulary.save(table, path)
+    staging.sync(path)
+    return len(table), distinct
+
+
+@functools.cache
+def _lookup(path: str) -> Lookup:
+    """A process reads each vocabulary once."""
+    return Lookup(vocabulary.load(path)["value"])
+
+
+@dataclass
+class Encoded:
+    """Counts of one unit's encoded rows, by split: int64 or float64 [3].
+
+    Attributes:
+      rows: written rows.
+      inside: by task, rows inside its sample space.
+      label_sums: by task, sum of their labels.
+      values: by feature with a vocabulary, its values.
+      rare: likewise, its values that have the rare id.
+    """
+
+    rows: np.ndarray
+    inside: dict[str, np.ndarray]
+    label_sums: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+    rare: dict[str, np.ndarray]
+
+
+def encode(job: Job, unit: Unit, keep_raw: bool) -> Encoded:
+    """Pass 2 over a unit. ``keep_raw`` says that it has rows of validation or test, whose raw columns are kept."""
+    tasks, features = job.cleaner.schema.task_names, job.counted_features()
+    counts = Encoded(
+        np.zeros(3, np.int64),
+        {name: np.zeros(3, np.int64) for name in tasks},
+        {name: np.zeros(3) for name in tasks},
+        {name: np.zeros(3, np.int64) for name in features},
+        {name: np.zeros(3, np.int64) for name in features},
+    )
+    columns = list(job.log.types) if keep_raw else job.cleaner.columns
+    writers: _Writers = {}
+    try:
+        for chunk, every, _ in job.chunks(unit, columns):
+            for number, split in enumerate(SPLITS):
+                rows = every.take(np.flatnonzero(every.split == number))
+                if not len(rows.row_ids):
+                    continue
+                batch = _encode(job, rows)
+                _count(counts, number, batch)
+                if split == "train":
+                    batch = _sorted_by_hash(batch, job.seed)
+                else:
+                    raw = _raw(job, chunk, rows)
+                    _write(writers, job.raw_path(split, f"unit-{unit.index}"), raw)
+                _write(writers, job.rows_path(split, unit.index), batch)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    for path in writers:
+        if path.endswith(".parquet"):
+            staging.sync(path)
+    pa.default_memory_pool().release_unused()
+    return counts
+
+
+def _write(writers: _Writers, path: str, batch: pa.RecordBatch) -> None:
+    if path not in writers:
+        parquet = path.endswith(".parquet")
+        writers[path] = (pq.ParquetWriter if parquet else pa.ipc.new_file)(path, batch.schema)
+    writers[path].write_batch(batch)
+
+
+def _encode(job: Job, rows: Rows) -> pa.RecordBatch:
+    """The columns of `records` for some rows."""
+    columns: dict[str, pa.Array] = {}
+    for feature in job.cleaner.schema.features:
+        name, key = feature.name, f"feature:{feature.name}"
+        if feature.kind == "categorical":
+            columns[key] = pa.array(_lookup(vocabulary_path(job.directory, name))(rows.ids[name]))
+        elif feature.kind == "multivalent":
+            ids = _lookup(vocabulary_path(job.directory, name))(rows.lists[name].values)
+            offsets = np.append(0, np.cumsum(rows.lists[name].lengths)).astype(np.int32)
+            columns[key] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
+        elif feature.kind == "numeric":
+            columns[key] = pa.array(rows.numerics[name])
+        else:
+            flat = pa.array(rows.vectors[name].reshape(-1))
+            columns[key] = pa.FixedSizeListArray.from_arrays(flat, feature.length)
+    columns |= {f"label:{name}": pa.array(labels) for name, labels in rows.labels.items()}
+    columns |= {f"key:{role}": pa.array(hashing.key64(values)) for role, values in rows.keys.items()}
+    columns["key:row_id"] = pa.array(rows.row_ids)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _count(counts: Encoded, split: int, batch: pa.RecordBatch) -> None:
+    counts.rows[split] += batch.num_rows
+    for name in counts.inside:
+        labels = batch.column(f"label:{name}").to_numpy()
+        inside = labels[~np.isnan(labels)]
+        counts.inside[name][split] += len(inside)
+        counts.label_sums[name][split] += inside.sum(dtype=np.float64)
+    for name in counts.values:
+        ids = batch.column(f"feature:{name}")
+        ids = (ids.flatten() if pa.types.is_list(ids.type) else ids).to_numpy()
+        counts.values[name][split] += len(ids)
+        counts.rare[name][split] += np.count_nonzero(ids == vocabulary.RARE_ID)
+
+
+def _sorted_by_hash(batch: pa.RecordBatch, seed: int) -> pa.RecordBatch:
+    """Sorted by the hash that decides a row's place in train, with that hash as one more column."""
+    hashes = hashing.seeded64(batch.column("key:row_id").to_numpy(), seed, "shuffle")
+    return batch.append_column(_HASH, pa.array(hashes)).take(pa.array(np.argsort(hashes)))
+
+
+def _raw(job: Job, chunk: Chunk, rows: Rows) -> pa.RecordBatch:
+    """Every column of the log as it was read; of CSV, text, or int64 where the schema says so."""
+    places = pa.array(rows.places)
+    columns = {name: array.take(places) for name, array in chunk.columns.items()}
+    if job.log.text:
+        integers = integer_columns(job.cleaner.schema)
+        for name, array in columns.items():
+            columns[name] = casts.to_int64(array)[0] if name in integers else _decoded(array)
+    columns["row_id"] = pa.array(rows.row_ids)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    """Text of bytes; what is not UTF-8, which can only be in columns that the schema does not use, becomes U+FFFD."""
+    try:
+        return array.cast(pa.string())
+    except pa.ArrowInvalid:
+        texts = [None if value is None else value.decode(errors="replace") for value in array.to_pylist()]
+        return pa.array(texts, pa.string())
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Which rows a shard holds.
+
+    Attributes:
+      split: its split.
+      index: its number.
+      shards: of how many.
+      pieces: (unit, first row, end) among the rows of the split in the units' scratch files. Rows of train are taken by
+        hash from whole units.
+    """
+
+    split: str
+    index: int
+    shards: int
+    pieces: tuple[tuple[int, int, int], ...]
+
+
+def plan_shards(split: str, unit_rows: list[int], shard_rows: int) -> list[ShardPlan]:
+    """Divides the rows of a split, ``unit_rows`` in each unit, into shards of about ``shard_rows``."""
+    ends = np.cumsum(unit_rows).tolist()
+    total = ends[-1] if ends else 0
+    shards = -(-total // shard_rows)
+    plans = []
+    for index in range(shards):
+        low, high = (0, total) if split == "train" else (index * shard_rows, (index + 1) * shard_rows)
+        pieces = [
+            (unit, max(low - (end - rows), 0), min(high - (end - rows), rows))
+            for unit, (rows, end) in enumerate(zip(unit_rows, ends, strict=True))
+            if rows and low < end and high > end - rows
+        ]
+        plans.append(ShardPlan(split, index, shards, tuple(pieces)))
+    return plans
+
+
+def write_shard(job: Job, plan: ShardPlan) -> dict[str, Shard]:
+    """Writes one shard in every layout."""
+    rows = _gather(job, plan)
+    shards = {}
+    for layout in job.layouts:
+        path = os.path.join(layout, f"{plan.split}-{plan.index:05d}-of-{plan.shards:05d}.tfrecord")
+        with Writer(os.path.join(job.directory, path)) as writer:
+            if layout == "blocks":
+                for _, payload in records.blocks(rows, job.block_rows):
+                    writer.write(payload)
+            else:
+                for payload in records.rows(rows):
+                    writer.write(payload)
+        shards[layout] = Shard(path, rows.num_rows, writer.records, writer.bytes, writer.sha256)
+    del rows
+    pa.default_memory_pool().release_unused()
+    return shards
+
+
+def _gather(job: Job, plan: ShardPlan) -> pa.RecordBatch:
+    """A shard's rows in their order: train by hash (hashes of different rows differ), others by row_id."""
+    parts = []
+    for unit, first, end in plan.pieces:
+        with pa.memory_map(job.rows_path(plan.split, unit)) as file:
+            reader = pa.ipc.open_file(file)
+            schema, start = reader.schema, 0
+            for number in range(reader.num_record_batches):
+                batch = reader.get_batch(number)
+                low, high = max(first - start, 0), min(end - start, batch.num_rows)
+                start += batch.num_rows
+                if plan.split == "train":
+                    low, high = _hash_range(batch.column(_HASH).to_numpy(), plan.index, plan.shards)
+                if low < high:
+                    parts.append(batch.slice(low, high - low))
+    table = pa.Table.from_batches(parts, schema)
+    if plan.split == "train":
+        order = np.argsort(table[_HASH].to_numpy())
+        table = table.drop_columns([_HASH]).take(pa.array(order))
+    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], names=table.column_names)
+
+
+def _hash_range(hashes: np.ndarray, index: int, shards: int) -> tuple[int, int]:
+    """Where in sorted hashes those of shard ``index`` lie: all 64-bit hashes cut into ``shards`` equal parts."""
+    first, end = (np.uint64(min((place << 64) // shards, 2**64 - 1)) for place in (index, index + 1))
+    low, high = np.searchsorted(hashes, [first, end])
+    return int(low), int(high) if index + 1 < shards else len(hashes)

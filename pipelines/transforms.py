@@ -1,0 +1,120 @@
+"""Fitting the constants of numeric transforms on train; TensorFlow applies the transforms at the model's input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.manifest import Constants
+from pipelines.schema import Feature
+
+SAMPLE_SIZE = 200_000
+_STD_FLOOR = 1e-12
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of float64 values."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Of finite values [n]."""
+        if not len(values):
+            return cls()
+        mean = float(values.mean())
+        return cls(len(values), mean, float(np.square(values - mean).sum()))
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of both sets of values together (Chan's update, which does not cancel as sums of squares do)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        step = other.mean - self.mean
+        mean = self.mean + step * other.count / count
+        squares = self.squares + other.squares + step * step * self.count * other.count / count
+        return Moments(count, mean, squares)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 1 where it is too small to divide by."""
+        std = math.sqrt(self.squares / self.count) if self.count else 0.0
+        return std if std > _STD_FLOOR else 1.0
+
+
+class Sample:
+    """A uniform sample that depends on the values' hashes alone: those with the smallest hashes.
+
+    Args:
+      size: how many values it keeps.
+    """
+
+    def __init__(self, size: int = SAMPLE_SIZE) -> None:
+        self._size = size
+        self.values = np.zeros(0, np.float32)
+        self.hashes = np.zeros(0, np.uint64)
+        self._limit = np.uint64(2**64 - 1)
+
+    def add(self, values: np.ndarray, hashes: np.ndarray) -> None:
+        """Offers float32 [n] with their uint64 [n] hashes, which should be distinct."""
+        near = hashes <= self._limit
+        self.values = np.concatenate([self.values, values[near]])
+        self.hashes = np.concatenate([self.hashes, hashes[near]])
+        if len(self.hashes) > self._size:
+            kept = np.argpartition(self.hashes, self._size - 1)[: self._size]
+            self.values, self.hashes = self.values[kept], self.hashes[kept]
+            self._limit = self.hashes.max()
+
+
+@dataclass
+class NumericFit:
+    """What pass 1 gathers about one numeric feature on train rows."""
+
+    feature: Feature
+    moments: Moments
+    sample: Sample
+
+    @classmethod
+    def empty(cls, feature: Feature) -> NumericFit:
+        return cls(feature, Moments(), Sample())
+
+    def add(self, values: np.ndarray, hashes: np.ndarray) -> None:
+        """Takes in float32 [n], NaN for missing, with the rows' uint64 [n] hashes."""
+        present = ~np.isnan(values)
+        values = values[present]
+        wide = values.astype(np.float64)
+        self.moments += Moments.of(np.log1p(wide) if "log1p" in self.feature.transform else wide)
+        if self.feature.quantiles:
+            self.sample.add(values, hashes[present])
+
+    def merge(self, other: NumericFit) -> None:
+        """Takes in what was gathered on later rows."""
+        self.moments += other.moments
+        self.sample.add(other.sample.values, other.sample.hashes)
+
+    def constants(self) -> Constants:
+        """The feature's constants; with no value in train mean 0, std 1, no fitted boundary."""
+        mean = self.moments.mean
+        after = 0.0 if "standardise" in self.feature.transform else mean
+        boundaries = self.feature.boundaries
+        if self.feature.quantiles:
+            boundaries = quantile_boundaries(self.sample.values, self.feature.quantiles)
+        return Constants(mean, self.moments.std, after, boundaries)
+
+
+def quantile_boundaries(values: np.ndarray, buckets: int) -> tuple[float, ...]:
+    """Boundaries of about equally filled buckets: at most ``buckets - 1``, fewer where values repeat.
+
+    A value that equals a boundary belongs to the bucket above it, so the smallest value is never a boundary.
+    """
+    if not len(values):
+        return ()
+    ordered = np.sort(values)
+    places = (np.arange(1, buckets) * len(ordered)) // buckets
+    boundaries = np.unique(ordered[places])
+    return tuple(float(b) for b in boundaries if b > ordered[0])
