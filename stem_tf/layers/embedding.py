@@ -15,11 +15,12 @@ One gather a batch reads every field and every table of a group.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from pipelines.schema import Feature
+from stem_tf.layers.initializers import normal
 
 SHARED = "shared"
 
@@ -78,14 +79,19 @@ class PackedTable(tf.keras.layers.Layer):
             rows += num_ids[feature.name]
         self.rows = rows
         self.index_dtype = tf.int32 if rows < 2**31 else tf.int64
-        normal = tf.keras.initializers.RandomNormal(stddev=init_std)
-        # Not among trainable_variables: the loss is differentiated by Rows.values, and a TableOptimizer writes the rows.
-        self.table = self.add_weight("table", (rows, self.width), initializer=normal, trainable=False) if rows else None
-        self.numeric_kernel = (
-            self.add_weight("numeric", (len(self.numeric), self.width), initializer=normal) if self.numeric else None
+        # Not among trainable_variables: the loss is differentiated by Rows.values, a TableOptimizer writes the rows.
+        self.table: Any = (
+            self.add_weight("table", (rows, self.width), initializer=normal(init_std), trainable=False)
+            if rows
+            else None
+        )
+        self.numeric_kernel: Any = (
+            self.add_weight("numeric", (len(self.numeric), self.width), initializer=normal(init_std))
+            if self.numeric
+            else None
         )
         self.dense_kernels = [
-            self.add_weight(f"dense_{f.name}", (f.length, self.width), initializer=normal) for f in self.dense
+            self.add_weight(f"dense_{f.name}", (f.length, self.width), initializer=normal(init_std)) for f in self.dense
         ]
 
     def read(self, inputs: Mapping[str, tf.Tensor]) -> Rows | None:

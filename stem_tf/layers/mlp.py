@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from stem_tf.layers.initializers import normal
+
 
 class Linear(tf.keras.layers.Layer):
     """``y = x W + b``, or ``count`` of them side by side in one batched product.
@@ -17,35 +19,27 @@ class Linear(tf.keras.layers.Layer):
     Args:
       units: H.
       count: K, or None for a single one without the leading axis.
-      use_bias: adds b.
     """
 
-    def __init__(self, units: int, count: int | None = None, use_bias: bool = True, **kwargs: object) -> None:
+    def __init__(self, units: int, count: int | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.units, self.count, self.use_bias = units, count, use_bias
+        self.units, self.count = units, count
 
     def build(self, shape: tf.TensorShape) -> None:
         width = shape[-1]
         lead: tuple[int, ...] = () if self.count is None else (self.count,)
         # Glorot's fans of one matrix: the leading axis of a batched kernel is no fan.
-        xavier = tf.keras.initializers.RandomNormal(stddev=(2.0 / (width + self.units)) ** 0.5)
+        xavier = normal((2.0 / (width + self.units)) ** 0.5)
         self.kernel = self.add_weight("kernel", (*lead, width, self.units), initializer=xavier)
-        if self.use_bias:
-            bias_shape = (*lead, 1, self.units) if lead else (self.units,)
-            self.bias = self.add_weight("bias", bias_shape, initializer="zeros")
+        self.bias = self.add_weight("bias", (*lead, 1, self.units) if lead else (self.units,), initializer="zeros")
         super().build(shape)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        y = tf.matmul(x, self.kernel)
-        return y + self.bias if self.use_bias else y
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "units": self.units, "count": self.count, "use_bias": self.use_bias}
+        return tf.matmul(x, self.kernel) + self.bias
 
 
 def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
-    """Drops elements of ``x`` with probability ``rate`` by the stateless ``seed`` ``[2]``: the same seed, the same
-    mask.
+    """Drops elements of ``x`` with probability ``rate``; the same stateless ``seed`` ``[2]``, the same mask.
 
     A mask that depends on the step alone (not on a generator's state) is what makes a resumed run bit-equal.
     """
@@ -64,7 +58,6 @@ class MLP(tf.keras.layers.Layer):
       count: K, or None.
       dropout: rate after every hidden layer.
       batch_norm: normalises every hidden layer before its activation.
-      out_bias: the last linear layer has a bias.
       out_dtype: dtype of the last linear layer; ``float32`` keeps scores exact under mixed bfloat16.
     """
 
@@ -75,46 +68,30 @@ class MLP(tf.keras.layers.Layer):
         count: int | None = None,
         dropout: float = 0.0,
         batch_norm: bool = False,
-        out_bias: bool = True,
         out_dtype: str | None = None,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         if not units and out is None:
             raise ValueError("an MLP needs at least one of units and out; received units=[] and out=None")
-        self.units, self.out, self.count = tuple(units), out, count
         self.dropout, self.batch_norm = dropout, batch_norm
-        self.out_bias, self.out_dtype = out_bias, out_dtype
-        self.hidden = [Linear(n, count) for n in self.units]
+        self.hidden = len(units)
+        self.linears = [Linear(n, count) for n in units]
+        if out is not None:
+            self.linears.append(Linear(out, count, dtype=out_dtype))
         # One set of statistics per expert and unit: every axis but the batch's.
-        self.norms = (
-            [tf.keras.layers.BatchNormalization(axis=-1 if count is None else [0, 2]) for _ in self.units]
-            if batch_norm
-            else []
-        )
-        self.last = (
-            None if out is None else Linear(out, count, use_bias=out_bias, dtype=out_dtype or self._dtype_policy)
-        )
+        axes = -1 if count is None else [0, 2]
+        self.norms = [tf.keras.layers.BatchNormalization(axis=axes) for _ in units if batch_norm]
 
     def call(self, x: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """``seed`` ``[2]`` int32 keys the dropout masks; required when training with dropout."""
-        for i, linear in enumerate(self.hidden):
+        for i, linear in enumerate(self.linears):
             x = linear(x)
+            if i == self.hidden:
+                break
             if self.batch_norm:
                 x = self.norms[i](x, training=training)
             x = tf.nn.relu(x)
             if training and self.dropout:
                 x = dropout(x, self.dropout, tf.random.experimental.stateless_fold_in(seed, i))
-        return x if self.last is None else self.last(x)
-
-    def get_config(self) -> dict:
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "out": self.out,
-            "count": self.count,
-            "dropout": self.dropout,
-            "batch_norm": self.batch_norm,
-            "out_bias": self.out_bias,
-            "out_dtype": self.out_dtype,
-        }
+        return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,7 @@ def build(config: Any, manifest: Manifest) -> RankingModel:
         key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in options.items() if key in names
     }
 
-    tf.keras.utils.set_random_seed(config.seed)
+    random.seed(config.seed)  # of the initial weights: see stem_tf.layers.initializers
     embeddings = Embeddings(
         schema.features,
         num_ids,

@@ -57,8 +57,7 @@ class Reference:
     def mlp(self, mlp: MLP, which: str, *torch_names: str) -> list[tuple[tf.Variable, np.ndarray]]:
         """Variables of ``mlp`` beside the reference's values; several torch MLPs are the experts of one group."""
         pairs = []
-        layers = [*mlp.hidden, *([mlp.last] if mlp.last is not None else [])]
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(mlp.linears):
             kernels = [self.data[f"{which}/{name}.mlp.{2 * i}.weight"].T for name in torch_names]
             biases = [self.data[f"{which}/{name}.mlp.{2 * i}.bias"] for name in torch_names]
             pairs.append((layer.kernel, np.stack(kernels).reshape(layer.kernel.shape)))
@@ -117,15 +116,16 @@ def test_predictions_and_loss(reference: Reference) -> None:
 def test_gradients(reference: Reference) -> None:
     model, data = reference.model, reference.data
     inputs = model.inputs(reference.batch["features"])
-    rows = model.embeddings.read(inputs)
+    (rows,) = model.embeddings.read(inputs)
+    assert rows is not None
     variables = model.network_optimizer.variables_
     with tf.GradientTape() as tape:
-        tape.watch(rows[0].values)
-        outputs = model.forward(inputs, rows, training=True)
+        tape.watch(rows.values)
+        outputs = model.forward(inputs, [rows], training=True)
         spaces = {task.name: tf.constant(float(len(data["labels"]))) for task in model.tasks}
         loss = tf.reduce_sum(model.mean_losses(reference.batch, outputs, spaces))
-    gradients, row_gradient = tape.gradient(loss, [variables, rows[0].values])
-    table = model.table_optimizers[0].gradient(rows[0].ids, tf.convert_to_tensor(row_gradient)).values
+    gradients, row_gradient = tape.gradient(loss, [variables, rows.values])
+    table = model.table_optimizers[0].gradient(rows.ids, tf.convert_to_tensor(row_gradient)).values
     by_variable = {v.ref(): g for v, g in zip(variables, gradients, strict=True)}
     by_variable[model.embeddings.groups[0].table.ref()] = table
 

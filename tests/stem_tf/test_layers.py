@@ -1,0 +1,153 @@
+"""Tables, input transforms, MLPs and gates against hand-computed values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines.manifest import Constants
+from pipelines.schema import Feature
+from stem_tf.layers.embedding import SHARED, Embeddings, deduplicate
+from stem_tf.layers.gate import Gate, mixture
+from stem_tf.layers.inputs import InputTransform
+from stem_tf.layers.mlp import MLP
+
+USER = Feature("user", "categorical", "user", "user", "int64")
+ITEM = Feature("item", "categorical", "item", "item", "int64")
+TAGS = Feature("tags", "multivalent", "item", "tags", "string", max_length=3)
+LENGTH = Feature("length", "numeric", "item", "length", "float32")
+IMAGE = Feature("image", "dense", "item", "image", "float32", length=2)
+
+
+def test_packed_row_holds_every_table() -> None:
+    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a"], ["user", "item"])
+    (group,) = embeddings.groups
+    group.table.assign(tf.reshape(tf.range(28.0), [7, 4]))  # row r: [4r, 4r+1 | 4r+2, 4r+3]
+    h = embeddings({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
+    np.testing.assert_array_equal(h["task:a"], [[4, 5, 24, 25], [12, 13, 16, 17], [4, 5, 16, 17]])
+    np.testing.assert_array_equal(h[SHARED], [[6, 7, 26, 27], [14, 15, 18, 19], [6, 7, 18, 19]])
+
+
+def test_one_read_of_distinct_rows() -> None:
+    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a"], ["user", "item"])
+    (rows,) = embeddings.read({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
+    assert rows is not None
+    np.testing.assert_array_equal(rows.ids, [1, 6, 3, 4])
+    np.testing.assert_array_equal(rows.inverse, [0, 1, 2, 3, 0, 3])
+
+
+def test_a_feature_outside_f_stands_with_its_shared_embedding() -> None:
+    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a"], ["user"])
+    assert [group.width for group in embeddings.groups] == [4, 2]
+    h = embeddings({"user": tf.constant([1]), "item": tf.constant([2])})
+    np.testing.assert_array_equal(h["task:a"][:, 2:], h[SHARED][:, 2:])
+    assert np.abs(h["task:a"][:, :2] - h[SHARED][:, :2]).max() > 0.0
+
+
+def test_features_of_several_widths() -> None:
+    wide = Feature("wide", "categorical", "user", "wide", "int64", dim=5)
+    embeddings = Embeddings((USER, wide), {"user": 4, "wide": 3}, 2, ["task:a"], ["user", "wide"])
+    h = embeddings({"user": tf.constant([1]), "wide": tf.constant([2])})
+    assert {table: tuple(e.shape) for table, e in h.items()} == {"task:a": (1, 7), SHARED: (1, 7)}
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [("sum", [[3.0], [5.0], [0.0]]), ("mean", [[1.5], [5.0], [0.0]])])
+def test_multivalent_pooling_skips_padding(pooling: str, expected: list) -> None:
+    tags = Feature("tags", "multivalent", "item", "tags", "string", max_length=2, pooling=pooling)  # type: ignore[arg-type]
+    embeddings = Embeddings((tags,), {"tags": 4}, 1, [], [])
+    embeddings.groups[0].table.assign([[100.0], [1.0], [2.0], [5.0]])
+    h = embeddings({"tags": tf.constant([[1, 2], [3, 0], [0, 0]])})
+    np.testing.assert_allclose(h[SHARED], expected)
+
+
+def test_numeric_and_dense_features_are_values_times_learned_vectors() -> None:
+    embeddings = Embeddings((LENGTH, IMAGE, USER), {"user": 3}, 2, ["task:a"], ["length", "image", "user"])
+    (group,) = embeddings.groups
+    group.numeric_kernel.assign([[1.0, 2.0, 3.0, 4.0]])
+    group.dense_kernels[0].assign([[1.0, 0.0, 2.0, 0.0], [0.0, 1.0, 0.0, 2.0]])
+    group.table.assign(tf.ones([3, 4]))
+    h = embeddings({"length": tf.constant([10.0]), "image": tf.constant([[3.0, 4.0]]), "user": tf.constant([1])})
+    np.testing.assert_array_equal(h["task:a"], [[1, 1, 10, 20, 3, 4]])
+    np.testing.assert_array_equal(h[SHARED], [[1, 1, 30, 40, 6, 8]])
+
+
+def test_deduplicate() -> None:
+    ids, place = deduplicate(tf.constant([5, 2, 5, 9, 2]))
+    np.testing.assert_array_equal(ids, [5, 2, 9])
+    np.testing.assert_array_equal(place, [0, 1, 0, 2, 1])
+
+
+def test_numeric_transforms_in_order_and_missing_values() -> None:
+    feature = Feature("x", "numeric", "item", "x", "float32", transform=("log1p", "standardise"))
+    transform = InputTransform((feature,), {"x": Constants(mean=1.0, std=2.0, mean_after=0.25)})
+    x = tf.constant([0.0, np.e - 1.0, np.nan])
+    np.testing.assert_allclose(transform({"x": x})["x"], [-0.5, 0.0, 0.25], atol=1e-7)
+
+
+def test_buckets_count_the_boundaries_at_or_below() -> None:
+    feature = Feature("x", "numeric", "item", "x", "float32", boundaries=(10.0, 20.0))
+    transform = InputTransform((feature,), {"x": Constants(boundaries=(10.0, 20.0))})
+    ids = transform({"x": tf.constant([9.9, 10.0, 19.9, 20.0, np.nan, np.inf])})["x"]
+    assert ids.dtype == tf.int32
+    np.testing.assert_array_equal(ids, [2, 3, 3, 4, 1, 4])
+
+
+def test_a_missing_dense_vector_is_zero() -> None:
+    transform = InputTransform((IMAGE,), {})
+    np.testing.assert_array_equal(transform({"image": tf.constant([[1.0, np.nan]])})["image"], [[1.0, 0.0]])
+
+
+def test_transforms_stay_float32_under_bfloat16() -> None:
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        layers = InputTransform((LENGTH,), {"length": Constants()}), Embeddings((LENGTH,), {}, 2, [], [])
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert layers[1](layers[0]({"length": tf.constant([1.0])}))[SHARED].dtype == tf.float32
+
+
+def test_mlp_by_hand() -> None:
+    mlp = MLP([2], out=1)
+    x = tf.constant([[1.0, 2.0]])
+    mlp(x)
+    mlp.linears[0].kernel.assign([[1.0, -1.0], [1.0, -1.0]])
+    mlp.linears[-1].kernel.assign([[2.0], [7.0]])
+    mlp.linears[-1].bias.assign([0.5])
+    np.testing.assert_allclose(mlp(x), [[6.5]])  # relu([3, -3]) = [3, 0]
+
+
+def test_experts_side_by_side_are_the_experts_alone() -> None:
+    group = MLP([4, 3], count=3)
+    x = tf.random.Generator.from_seed(0).normal([5, 2])
+    together = group(x)
+    assert together.shape == (3, 5, 3)
+    for k in range(3):
+        alone = MLP([4, 3])
+        alone(x)
+        for one, many in zip(alone.linears, group.linears, strict=True):
+            one.kernel.assign(many.kernel[k])
+            one.bias.assign(many.bias[k, 0])
+        np.testing.assert_allclose(alone(x), together[k], rtol=1e-6)
+
+
+def test_an_mlp_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one of units and out"):
+        MLP([])
+
+
+def test_xavier_of_a_batched_kernel_is_that_of_one_matrix() -> None:
+    group = MLP([200], count=8)
+    group(tf.zeros([1, 100]))
+    assert float(tf.math.reduce_std(group.linears[0].kernel)) == pytest.approx((2.0 / 300.0) ** 0.5, rel=0.02)
+
+
+def test_gate_is_a_distribution() -> None:
+    weights = Gate(4, [3])(tf.random.Generator.from_seed(0).normal([6, 5]))
+    np.testing.assert_allclose(tf.reduce_sum(weights, axis=1), np.ones(6), rtol=1e-6)
+
+
+def test_mixture_by_hand() -> None:
+    weights = tf.constant([[0.5, 0.25, 0.25]])
+    groups = [tf.constant([[[1.0, 2.0]]]), tf.constant([[[4.0, 0.0]], [[0.0, 8.0]]])]
+    np.testing.assert_allclose(mixture(weights, groups), [[1.5, 3.0]])

@@ -1,0 +1,186 @@
+"""Adam for network and tables against plain numpy, schedules, clipping, and two replicas against one."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines.schema import Feature, Label, Task
+from stem_tf.layers.embedding import Embeddings
+from stem_tf.layers.inputs import InputTransform
+from stem_tf.models.base import RankingModel
+from stem_tf.models.stem_net import STEMConfig, STEMNet
+from stem_tf.optimizers import DenseTableAdam, Rate, Schedule, SparseTableAdam
+
+FEATURES = tuple(Feature(name, "categorical", "user", name, "int64") for name in ("user", "item"))
+TASKS = (Task("click", Label("click")), Task("time", Label("time"), type="regression", weight=0.5))
+
+
+def adam(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, lr: float, t: int) -> None:
+    """Torch's Adam, in place."""
+    m[:] = 0.9 * m + 0.1 * g
+    v[:] = 0.999 * v + 0.001 * g * g
+    w -= lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_table_adam(sparse: bool) -> None:
+    """Dense: every row moves, also by momentum and L2 alone. Sparse: only the rows that are read do."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(5, 3))
+    table = tf.Variable(w, dtype=tf.float32)
+    optimizer = (SparseTableAdam if sparse else DenseTableAdam)(table, l2=0.1)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, ids in enumerate([[3, 1], [0, 3], [4, 2]], start=1):
+        g = rng.normal(size=(2, 3))
+        gradient = optimizer.gradient(tf.constant(ids), tf.constant(g, tf.float32))
+        optimizer.apply(gradient, Rate.at(tf.constant(0.01), tf.constant(t)))
+        full = 0.1 * w
+        full[ids] += g
+        if sparse:
+            part = [w[ids], m[ids], v[ids]]
+            adam(part[0], full[ids], part[1], part[2], 0.01, t)
+            w[ids], m[ids], v[ids] = part
+        else:
+            adam(w, full, m, v, 0.01, t)
+    np.testing.assert_allclose(table, w, atol=1e-6)
+
+
+def test_schedules() -> None:
+    steps = tf.constant([0, 1, 3, 4, 9, 14, 100])
+
+    def rates(**options: Any) -> list[float]:
+        schedule = Schedule(2.0, warmup_steps=4, **options)
+        return [float(schedule(step)) for step in steps]
+
+    assert rates() == pytest.approx([0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0])
+    assert rates(kind="cosine", decay_steps=10, final_fraction=0.1) == pytest.approx([0.5, 1, 2, 2, 1.1, 0.2, 0.2])
+    assert rates(kind="exponential", decay_steps=5, decay_rate=0.5)[:6] == pytest.approx([0.5, 1, 2, 2, 1, 0.5])
+
+
+def test_unknown_schedule() -> None:
+    with pytest.raises(ValueError, match="received 'cosin'"):
+        Schedule(1.0, "cosin")
+
+
+def model(tables: str, clip_norm: float = 0.0, l2: float = 1e-3, schedule: Schedule | None = None) -> RankingModel:
+    random.seed(0)
+    embeddings = Embeddings(FEATURES, {"user": 20, "item": 30}, 3, ["task:click", "task:time"], ["user"], init_std=0.1)
+    network = STEMNet(["click", "time"], STEMConfig(1, 1, (8,), (4,), tower_units=(4,)))
+    made = RankingModel(TASKS, InputTransform(FEATURES, {}), embeddings, network)
+    made.build_weights()
+    made.prepare_training(schedule or Schedule(0.01), tables, l2, clip_norm, seed=0)
+    return made
+
+
+def batches(count: int, size: int) -> dict[str, Any]:
+    """Rows outside a task's space in uneven numbers, so that replicas hold different parts of a space."""
+    rng = np.random.default_rng(0)
+    rows = count * size
+    inside = (rng.random(rows) < np.linspace(0.1, 0.9, rows)).astype(np.float32)
+    return {
+        "features": {
+            "user": rng.integers(1, 20, rows).astype(np.int32),
+            "item": rng.integers(1, 30, rows).astype(np.int32),
+        },
+        "labels": {
+            "click": rng.integers(0, 2, rows).astype(np.float32),
+            "time": rng.random(rows).astype(np.float32) * inside,
+        },
+        "weights": {"click": np.ones(rows, np.float32), "time": inside},
+    }
+
+
+def train(strategy: tf.distribute.Strategy, tables: str, steps_per_execution: int) -> tuple[list[float], list]:
+    with strategy.scope():
+        made = model(tables, clip_norm=0.05)
+        made.compile(optimizer=[], steps_per_execution=steps_per_execution)
+    history = made.fit(tf.data.Dataset.from_tensor_slices(batches(8, 16)).batch(16, drop_remainder=True), verbose=0)
+    losses = [history.history[f"loss/{task.name}"][0] for task in TASKS]
+    weights = [v.numpy() for part in made.weight_parts.values() for v in part.weights]
+    assert int(made.global_step.numpy()) == 8
+    assert int(made.first_bad_step.numpy()) == -1
+    return losses, weights
+
+
+@pytest.mark.parametrize("tables", ["dense", "sparse"])
+@pytest.mark.parametrize("steps_per_execution", [1, 4])
+def test_two_replicas_train_as_one(tables: str, steps_per_execution: int) -> None:
+    losses, weights = train(tf.distribute.get_strategy(), tables, 1)
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    assert mirrored.num_replicas_in_sync == 2
+    mirrored_losses, mirrored_weights = train(mirrored, tables, steps_per_execution)
+    np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-5)
+    for one, two in zip(weights, mirrored_weights, strict=True):
+        np.testing.assert_allclose(two, one, atol=2e-5)
+
+
+@pytest.mark.parametrize("tables", ["dense", "sparse"])
+def test_clipping_scales_network_and_tables_together(tables: str) -> None:
+    """Adam does not see a common scale, so the slots are looked at: m after one step is .1 of the clipped gradient."""
+    norms = []
+    for clip in (0.0, 0.01):
+        made = model(tables, clip_norm=clip)
+        made.train_step(tf.nest.map_structure(tf.constant, batches(1, 16)))
+        slots = [*made.network_optimizer.m, *(optimizer.m for optimizer in made.table_optimizers)]
+        norms.append(float(tf.linalg.global_norm([tf.convert_to_tensor(m) for m in slots])) / 0.1)
+    assert norms[0] > 0.01
+    assert norms[1] == pytest.approx(0.01, rel=1e-5)
+
+
+def test_repeated_rows_count_once_in_the_norm() -> None:
+    """The norm is of the summed gradient of a row: n copies of one example weigh like one."""
+    one = {"user": [3], "item": [4]}
+    norms = []
+    for copies in (1, 6):
+        made = model("sparse", clip_norm=1e9, l2=0.0)
+        tf.nest.map_structure(lambda v: v.assign(tf.ones_like(v) * 0.1), list(made.network.trainable_variables))
+        batch = {
+            "features": {name: tf.constant(ids * copies) for name, ids in one.items()},
+            "labels": {"click": tf.ones(copies), "time": tf.ones(copies)},
+            "weights": {"click": tf.ones(copies), "time": tf.ones(copies)},
+        }
+        made.train_step(batch)
+        norms.append([optimizer.m.numpy().copy() for optimizer in made.table_optimizers])
+    for single, repeated in zip(*norms, strict=True):
+        assert np.abs(single).max() > 0.0
+        np.testing.assert_allclose(repeated, single, atol=1e-6)
+
+
+def test_a_task_without_rows_has_loss_0() -> None:
+    made = model("sparse")
+    batch = tf.nest.map_structure(tf.constant, batches(1, 16))
+    batch["weights"]["time"] = tf.zeros(16)
+    logs = made.train_step(batch)
+    assert float(logs["loss/time"]) == 0.0
+    assert int(made.first_bad_step) == -1
+
+
+def test_each_loss_is_the_mean_over_its_own_space() -> None:
+    made = model("sparse")
+    batch = tf.nest.map_structure(tf.constant, batches(1, 16))
+    outputs = made(batch["features"])
+    logs = made.train_step(batch)
+    y, p = batch["labels"]["click"].numpy(), tf.sigmoid(outputs["click"]).numpy()
+    click = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
+    inside = batch["weights"]["time"].numpy() == 1.0
+    time = np.mean((batch["labels"]["time"].numpy() - outputs["time"].numpy())[inside] ** 2)
+    assert 0 < inside.sum() < 16
+    assert float(logs["loss/click"]) == pytest.approx(click, rel=1e-5)
+    assert float(logs["loss/time"]) == pytest.approx(time, rel=1e-5)
+    assert float(logs["loss"]) == pytest.approx(click + 0.5 * time, rel=1e-5)
+
+
+def test_the_first_bad_step_and_its_task_are_kept() -> None:
+    made = model("sparse")
+    batch = tf.nest.map_structure(tf.constant, batches(1, 16))
+    made.train_step(batch)
+    good, batch["labels"]["time"] = batch["labels"]["time"], tf.fill([16], np.float32(np.nan))
+    made.train_step(batch)
+    batch["labels"]["time"] = good
+    made.train_step(batch)
+    assert (int(made.first_bad_step), int(made.first_bad_task)) == (1, 1)
