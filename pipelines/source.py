@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError, did_you_mean
 
 CHUNK_ROWS = 131_072
-_UNIT_ROWS = 1 << 20
+_UNIT_ROWS = 1 << 19
 _CSV_BLOCK_BYTES = 8 << 20
 _HEADER_BYTES = 1 << 20
 _PARQUET_SUFFIXES = (".parquet", ".pq")

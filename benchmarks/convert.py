@@ -1,0 +1,155 @@
+"""Conversion speed and memory: generates a Parquet log, runs the real job on it, and measures it from outside.
+
+    python benchmarks/convert.py --rows=10000000 --processes=2 --layouts=blocks
+
+The log has 8 categorical int64 features whose values follow a power law, 2 binary labels and a time by which it is
+sorted; it is divided at random, 80 / 10 / 10. Printed: rows/s of the whole job (starting processes, both passes,
+flush to the disk), CPU seconds, peak memory of all its processes together, and the rank correlation of input and
+output place in train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import app, flags
+
+from pipelines import manifest, tfrecord
+
+_ROWS = flags.DEFINE_integer("rows", 1_000_000, "Rows to generate.", lower_bound=100)
+_PROCESSES = flags.DEFINE_integer("processes", 2, "Worker processes.")
+_LAYOUTS = flags.DEFINE_string("layouts", "blocks", "Layouts to write.")
+_IDS = flags.DEFINE_integer("ids", 1_000_000, "Values that a feature can take.")
+_DIRECTORY = flags.DEFINE_string("directory", None, "Where to work; a temporary directory by default.")
+_JSON = flags.DEFINE_boolean("json", False, "Print one line of JSON instead of the table.")
+
+_FEATURES = 8
+_ROW_GROUP = 1 << 19
+
+_SCHEMA = "\n".join(
+    [
+        "name: generated",
+        "group: f0",
+        "item: f1",
+        "features:",
+        *(f"  f{i}: {{kind: categorical, side: user, dtype: int64}}" for i in range(_FEATURES)),
+        "tasks:",
+        "  a: {label: {column: a}}",
+        "  b: {label: {column: b}}",
+    ]
+)
+
+
+def generate(path: str, rows: int, ids: int) -> None:
+    """Writes a log. Feature values are spread over int64, so that nothing gains from small ones."""
+    rng = np.random.default_rng(0)
+    writer = None
+    for start in range(0, rows, _ROW_GROUP):
+        count = min(_ROW_GROUP, rows - start)
+        columns = {"time": np.arange(start, start + count)}
+        for i in range(_FEATURES):
+            rank = (float(ids) ** rng.random(count)).astype(np.uint64)  # frequency of rank r: 1 / r
+            columns[f"f{i}"] = (rank * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
+        columns |= {name: rng.integers(0, 2, count, dtype=np.int8) for name in "ab"}
+        table = pa.table(columns)
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def _tree(root: int) -> list[int]:
+    """The process and its descendants."""
+    pids = [root]
+    for pid in pids:
+        try:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as file:
+                    pids += map(int, file.read().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return pids
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """(resident, of it private) bytes. Mapped input and scratch files are resident, but the system may drop them."""
+    fields = {}
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            fields = dict(line.split(":", 1) for line in file if line.startswith(("Rss", "VmRSS")))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    size = {name: int(value.split()[0]) * 1024 for name, value in fields.items()}
+    return size.get("VmRSS", 0), size.get("RssAnon", 0)
+
+
+def measure(command: list[str]) -> tuple[float, int, int]:
+    """Runs a command: (seconds, peak resident bytes, peak private bytes), both of all its processes together."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    resident = private = 0
+    while process.poll() is None:
+        sizes = [_memory(pid) for pid in _tree(process.pid)]
+        resident = max(resident, sum(size for size, _ in sizes))
+        private = max(private, sum(size for _, size in sizes))
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
+    return time.monotonic() - started, resident, private
+
+
+def rank_correlation(done: manifest.Manifest) -> float:
+    """Of row_id and place among the train records."""
+    parts = []
+    for shard in done.shards("train", "blocks"):
+        for _, payload in tfrecord.scan(shard.path):
+            feature = tfrecord.Example.FromString(payload).features.feature
+            parts.append(np.frombuffer(feature["key:row_id"].bytes_list.value[0], "<i8"))
+    ranks = np.argsort(np.argsort(np.concatenate(parts)))
+    return float(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1])
+
+
+def main(argv: list[str]) -> None:
+    rows = _ROWS.value
+    with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as directory:
+        log, schema, output = (os.path.join(directory, name) for name in ("log.parquet", "schema.yaml", "data"))
+        generate(log, rows, _IDS.value)
+        with open(schema, "w", encoding="utf-8") as file:
+            file.write(_SCHEMA)
+        command = [sys.executable, "-m", "pipelines.convert", log, f"--schema={schema}", f"--output={output}"]
+        command += ["--split=random", f"--processes={_PROCESSES.value}", f"--layouts={_LAYOUTS.value}"]
+        seconds, resident, private = measure(command)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = manifest.load(output)
+        correlation = rank_correlation(done) if "blocks" in _LAYOUTS.value else None
+        result = {
+            "rows": rows,
+            "processes": _PROCESSES.value,
+            "layouts": _LAYOUTS.value,
+            "log_bytes": os.path.getsize(log),
+            "distinct": done.vocabularies["f0"].distinct,
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
+            "rows_per_second": round(rows / seconds),
+            "peak_resident_bytes": resident,
+            "peak_private_bytes": private,
+            "rank_correlation": correlation,
+        }
+    if _JSON.value:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:20} {value:,}" if isinstance(value, int) else f"{name:20} {value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
