@@ -42,7 +42,7 @@ ON_CORRUPT = ("fail", "skip")
 _GROUP_BLOCKS = 64
 _GROUP_BATCHES = 4
 _SHUFFLE_BLOCKS = 256
-_SHUFFLE_ROWS = 65_536
+_BLOCK_ROWS = 128  # what the rows layout handles as a block
 _OPEN_SHARDS = 16
 
 Columns = dict[str, tf.Tensor]
@@ -91,51 +91,48 @@ def dataset(
         raise ValueError(f"start_step should be 0 or more, but is {start_step}")
     steps(manifest, split, batch_size, training=training, layout=layout, on_corrupt=on_corrupt)  # refuses too few rows
     shards = _readable(manifest, split, layout, on_corrupt)
-    block_rows = sum(shard.rows for shard in shards) / sum(shard.records for shard in shards)
     by_shard = len(shards) >= count
+    # Without an index of their own the readers have to see the records in one order.
+    random = np.random.default_rng([seed, epoch, index if by_shard else 0])
     if by_shard:
         shards = shards[index::count]
-
-    random = np.random.default_rng([seed, epoch, index])
     paths = [shard.path for shard in shards]
+
+    def read(paths: Any) -> tf.data.Dataset:
+        """Blocks, each serialised in one record or (``rows``) in a vector of records."""
+        records = tf.data.TFRecordDataset(paths)
+        if not by_shard:
+            records = records.shard(count, index)
+        return records if layout == "blocks" else records.batch(_BLOCK_ROWS)
+
     if training and by_shard:
-        paths = [paths[i] for i in random.permutation(len(paths))]
-        records = tf.data.Dataset.from_tensor_slices(paths).interleave(
-            tf.data.TFRecordDataset,
+        blocks = tf.data.Dataset.from_tensor_slices([paths[i] for i in random.permutation(len(paths))]).interleave(
+            read,
             cycle_length=min(_OPEN_SHARDS, len(paths)),
-            block_length=1 if layout == "blocks" else _GROUP_BLOCKS,
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
     else:
-        records = tf.data.TFRecordDataset(paths)
-    if not by_shard:
-        records = records.shard(count, index)  # so all readers have to see the records in one order
+        blocks = read(paths)
 
-    finish = functools.partial(_batch, manifest.schema)
-    if layout == "rows":
+    records = sum(shard.records for shard in shards)
+    block_rows = sum(shard.rows for shard in shards) / records if layout == "blocks" else _BLOCK_ROWS
+    group = max(_GROUP_BLOCKS, math.ceil(_GROUP_BATCHES * batch_size / block_rows))
+    if training:
+        blocks = _shuffle(blocks, max(_SHUFFLE_BLOCKS, 2 * group), _seed(random))
+    permutation_seed = _seed(random)
+
+    def parse(number: tf.Tensor, records: tf.Tensor) -> dict[str, Any]:
+        columns = _PARSERS[layout](manifest.schema, records)
         if training:
-            records = _shuffle(records, max(_SHUFFLE_ROWS, _GROUP_BATCHES * batch_size), _seed(random))
-        batches = records.batch(batch_size, drop_remainder=training).skip(start_step)
-        parse_rows = functools.partial(_parse_rows, manifest.schema)
-        batches = batches.map(lambda r: finish(parse_rows(r)), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    else:
-        group = max(_GROUP_BLOCKS, math.ceil(_GROUP_BATCHES * batch_size / block_rows))
-        if training:
-            records = _shuffle(records, max(_SHUFFLE_BLOCKS, 2 * group), _seed(random))
-        permutation_seed = _seed(random)
+            rows = tf.range(tf.shape(columns["key:row_id"])[0])
+            order = tf.random.experimental.stateless_shuffle(rows, tf.stack([permutation_seed, number]))[:, tf.newaxis]
+            columns = {key: tf.gather_nd(column, order) for key, column in columns.items()}  # twice as fast as gather
+        return _batch(manifest.schema, columns)
 
-        def parse_group(number: tf.Tensor, blocks: tf.Tensor) -> dict[str, Any]:
-            columns = _parse_blocks(manifest.schema, blocks)
-            if training:
-                rows = tf.range(tf.shape(columns["key:row_id"])[0])
-                order = tf.random.experimental.stateless_shuffle(rows, tf.stack([permutation_seed, number]))
-                columns = {key: tf.gather(column, order) for key, column in columns.items()}
-            return finish(columns)
-
-        groups = records.batch(group).enumerate()
-        batches = groups.map(parse_group, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        batches = batches.rebatch(batch_size, drop_remainder=training).skip(start_step)
+    groups = blocks.batch(group) if layout == "blocks" else blocks.rebatch(group * _BLOCK_ROWS)
+    batches = groups.enumerate().map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = batches.rebatch(batch_size, drop_remainder=training).skip(start_step)
     if not training:
         batches = batches.map(lambda batch: _pad(batch, batch_size))
 
@@ -179,7 +176,7 @@ def diagnose(manifest: Manifest, split: str, layout: str = "blocks") -> CorruptR
     Raises:
       UserError: a shard is missing.
     """
-    parse = functools.partial(_parse_blocks if layout == "blocks" else _parse_rows, manifest.schema)
+    parse = functools.partial(_PARSERS[layout], manifest.schema)
     try:
         for shard in _checked(manifest, split, layout, "fail"):
             pending: list[tuple[int, bytes]] = []
@@ -404,6 +401,9 @@ def _parse_rows(schema: Schema, rows: tf.Tensor) -> Columns:
             values = values.to_tensor(shape=[None, column.feature.max_length])
         result[key] = tf.cast(values, column.dtype)
     return result
+
+
+_PARSERS = {"blocks": _parse_blocks, "rows": _parse_rows}
 
 
 def _batch(schema: Schema, columns: Columns) -> dict[str, Any]:
