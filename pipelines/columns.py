@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.types as pat
 
+from pipelines import casts
 from pipelines.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,16 +33,8 @@ def validate(schema: Schema, log_columns: Mapping[str, pa.DataType], source: str
             why = _label_problem(task, _plain(log_columns[column]))
             _refuse(why, schema, f"tasks.{task.name}.label", column, source)
     for key, name in (("group", schema.group), ("item", schema.item)):
-        if name is not None and not (_is_int(kind := _plain(log_columns[name])) or is_text(kind)):
+        if name is not None and not (_is_int(kind := _plain(log_columns[name])) or casts.is_text(kind)):
             _refuse(f"holds {kind}; a key is int64 or string{_cast(name, 'int64')}", schema, key, name, source)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    return pat.is_string(kind) or pat.is_large_string(kind) or pat.is_string_view(kind)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    return pat.is_list(kind) or pat.is_large_list(kind) or pat.is_fixed_size_list(kind) or pat.is_list_view(kind)
 
 
 def _is_int(kind: pa.DataType) -> bool:
@@ -94,17 +87,17 @@ def _feature_problem(feature: Feature, kind: pa.DataType) -> str | None:
     if feature.kind == "dense":
         return _dense_problem(feature, kind)
     if feature.kind == "numeric":
-        if is_list(kind):
+        if casts.is_list(kind):
             return f"{holds}; a numeric feature is one number a row. Use kind: dense for vectors"
         return None if _is_number(kind) else f"{holds}; a numeric feature needs numbers{_cast(column, 'float32')}"
-    if feature.kind == "categorical" and is_list(kind):
+    if feature.kind == "categorical" and casts.is_list(kind):
         return f"{holds}; a categorical feature has one value a row. Use kind: multivalent with max_length"
     if feature.kind == "multivalent" and feature.separator is not None:
-        if is_list(kind):
+        if casts.is_list(kind):
             return f"{holds}, which needs no separator; remove it"
-        return None if is_text(kind) else f"{holds}; only a text column can be split by a separator; remove it"
+        return None if casts.is_text(kind) else f"{holds}; only a text column can be split by a separator; remove it"
     if feature.kind == "multivalent":
-        if not is_list(kind):
+        if not casts.is_list(kind):
             return f'{holds}; a multivalent feature needs a list column, or text with a separator, as in separator: "|"'
         kind = _plain(kind.value_type)
     return _id_problem(feature, kind, holds)
@@ -117,17 +110,17 @@ def _id_problem(feature: Feature, kind: pa.DataType, holds: str) -> str | None:
             f"{holds}; equal floats are no reliable ids. Use kind: numeric, or write whole numbers"
             f"{_cast(feature.column, 'int64')}"
         )
-    if feature.dtype == "int64" and is_text(kind):
+    if feature.dtype == "int64" and casts.is_text(kind):
         return f"{holds}, not int64; write dtype: string"
     if feature.dtype == "string" and _is_int(kind):
         return f"{holds}, not text; write dtype: int64"
-    if not (_is_int(kind) or is_text(kind)):
+    if not (_is_int(kind) or casts.is_text(kind)):
         return f"{holds}; ids are int64 or string{_cast(feature.column, feature.dtype)}"
     return None
 
 
 def _dense_problem(feature: Feature, kind: pa.DataType) -> str | None:
-    if not is_list(kind) or not _is_number(_plain(kind.value_type)):
+    if not casts.is_list(kind) or not _is_number(_plain(kind.value_type)):
         return f"holds {kind}; a dense feature needs a list of numbers, as list<float>"
     if pat.is_fixed_size_list(kind) and kind.list_size != feature.length:
         return f"holds vectors of {kind.list_size} elements, not {feature.length}; write length: {kind.list_size}"
@@ -139,10 +132,14 @@ def _label_problem(task: Task, kind: pa.DataType) -> str | None:
     if equals is None:
         if _is_number(kind):
             return None
-        way_out = '. Say which value means 1, as in equals: "yes"' if task.type == "binary" and is_text(kind) else ""
+        way_out = (
+            '. Say which value means 1, as in equals: "yes"' if task.type == "binary" and casts.is_text(kind) else ""
+        )
         return f"holds {kind}; the label of a {task.type} task needs numbers{way_out}"
-    if isinstance(equals, str) and not is_text(kind):
+    if isinstance(equals, str) and not casts.is_text(kind):
         return f"holds {kind}, never the text {equals!r}" + (f"; write equals: {equals}" if equals.isdigit() else "")
     if isinstance(equals, int) and not _is_int(kind):
-        return f"holds {kind}, never the number {equals}" + (f'; write equals: "{equals}"' if is_text(kind) else "")
+        return f"holds {kind}, never the number {equals}" + (
+            f'; write equals: "{equals}"' if casts.is_text(kind) else ""
+        )
     return None

@@ -1,0 +1,26 @@
+"""Flags that say how CSV files are written, for every job that reads logs (adopt them with adopt_module_key_flags)."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from pipelines.errors import UserError
+from pipelines.source import CsvOptions
+
+_DELIMITER = flags.DEFINE_string("csv_delimiter", None, "A character or 'tab' (by default tab in .tsv files).")
+_COLUMNS = flags.DEFINE_list("csv_columns", [], "Column names of CSV files that have no header line.")
+_NULLS = flags.DEFINE_list("csv_nulls", [""], "Texts that mean null in CSV files, as in --csv_nulls=,NA")
+
+
+def options() -> CsvOptions:
+    """What the flags say.
+
+    Raises:
+      UserError: a delimiter that is not one ASCII character, or a column name that is there twice.
+    """
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(_DELIMITER.value, _DELIMITER.value)
+    if delimiter is not None and (len(delimiter) != 1 or ord(delimiter) > 127 or delimiter in '\r\n"'):
+        raise UserError(f"--csv_delimiter={delimiter}: should be one ASCII character, no quote or line end, or 'tab'")
+    if len(set(_COLUMNS.value)) < len(_COLUMNS.value):
+        raise UserError(f"--csv_columns={','.join(_COLUMNS.value)}: a name is there more than once")
+    return CsvOptions(delimiter, tuple(_COLUMNS.value), tuple(_NULLS.value))

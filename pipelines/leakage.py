@@ -1,0 +1,67 @@
+"""How well one column alone predicts a label: what is too good is an outcome in disguise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+_BINS = 64
+_PRIOR_ROWS = 5.0
+_MIN_EACH = 10  # positives and negatives in each half, below which an AUC says nothing
+
+
+def codings(values: np.ndarray) -> list[np.ndarray]:
+    """Ways to see a column as categories, int64 [N] from 0 each; a missing value is a category of its own.
+
+    Args:
+      values: [N], numbers or texts, missing ones None or NaN.
+
+    Returns:
+      Each value a category; for numbers also 64 bins of equal frequency.
+    """
+    exact = np.asarray(pd.factorize(values)[0], np.int64) + 1
+    if not np.issubdtype(values.dtype, np.number) or not (exact > 0).any():
+        return [exact]
+    edges = np.nanquantile(values.astype(np.float64), np.linspace(0, 1, _BINS + 1)[1:-1])
+    return [exact, np.where(exact == 0, 0, np.searchsorted(edges, values, "right") + 1)]
+
+
+def alone_auc(codings: Sequence[np.ndarray], labels: np.ndarray, seed: int = 0) -> float:
+    """AUC of the mean label per category, fitted on one half of the rows and scored on the other.
+
+    The mean is smoothed by 5 rows at the half's own mean, so that values seen once do not shine. Both halves are scored
+    and their AUCs averaged; the best coding counts.
+
+    Args:
+      codings: from :func:`codings`, [N] each.
+      labels: [N], 0 or 1, NaN for rows to leave out.
+
+    Returns:
+      The AUC, or -1 when a half has fewer than 10 rows of a class.
+    """
+    inside = np.isfinite(labels)
+    positive = labels[inside] > 0.5
+    first = np.random.default_rng(seed).random(len(positive)) < 0.5
+    counts = [np.count_nonzero(positive[half] == label) for half in (first, ~first) for label in (False, True)]
+    if min(counts) < _MIN_EACH:
+        return -1.0
+    kept = [codes[inside] for codes in codings]
+    return max((_score(codes, positive, first) + _score(codes, positive, ~first)) / 2 for codes in kept)
+
+
+def _score(codes: np.ndarray, positive: np.ndarray, fit: np.ndarray) -> float:
+    """AUC on the rows outside ``fit`` of the smoothed mean label per category inside it."""
+    size = int(codes.max()) + 1
+
+    def count(rows: np.ndarray) -> np.ndarray:
+        return np.bincount(codes[rows], minlength=size)
+
+    means = (count(fit & positive) + _PRIOR_ROWS * positive[fit].mean()) / (count(fit) + _PRIOR_ROWS)
+    # Rows of one mean are tied: one step of the ROC curve, whose area is a sum over steps.
+    step = np.unique(means, return_inverse=True)[1]
+    hits = np.bincount(step, count(~fit & positive))
+    misses = np.bincount(step, count(~fit & ~positive))
+    below = np.cumsum(misses) - misses
+    return float((hits * (below + misses / 2)).sum() / (hits.sum() * misses.sum()))
