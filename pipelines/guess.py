@@ -216,9 +216,9 @@ def feature(column: Column) -> tuple[dict[str, Any], str]:
             fields = {"kind": "multivalent", "side": side, "dtype": dtype, "max_length": length, "separator": separator}
             return fields, f"{about}; {separator!r} parts its values, {length} hold 99 % of rows"
         return {"kind": "categorical", "side": side, "dtype": "string"}, about
-    if column.kind == "int" and (why := _category(column)):
+    if column.kind == "int" and (category := _category(column)):
         hint = "; 0 and 1: if it is an outcome, make it a task" if is_binary(column) else ""
-        return {"kind": "categorical", "side": side, "dtype": "int64"}, f"{about}; {why}{hint}"
+        return {"kind": "categorical", "side": side, "dtype": "int64"}, f"{about}; {category}{hint}"
     skewed = pc.min(column.present).as_py() >= 0 and _skewness(column.present) > 2
     steps = ["log1p", "standardise"] if skewed else ["standardise"]
     why = "never negative, and skewed: log1p first" if skewed else "many values: a number"
