@@ -13,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Self, TypeVar
 
+import pyarrow as pa
+
 from pipelines.errors import JobError
 
 Result = TypeVar("Result")
@@ -21,6 +23,7 @@ _TASKS_AHEAD = 4  # per process: enough that none waits for the slowest task bef
 
 
 def _prepare_worker() -> None:
+    pa.set_cpu_count(1)  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
     parent = multiprocessing.parent_process()
     assert parent is not None
