@@ -103,7 +103,7 @@ def render(result: Draft, head: Sequence[str]) -> str:
     """The schema as YAML, with comments; ``head`` are lines of its first comment."""
     lines = [f"# {line}" for line in head]
     lines += [f"name: {result.name}"]
-    lines += [f"{key}: {_inline(column)}  # {_KEY_NOTES[key]}" for key, column in result.keys.items()]
+    lines += [f"{key}: {yaml_reader.inline(column)}  # {_KEY_NOTES[key]}" for key, column in result.keys.items()]
     lines += ["task_tables: all  # features with tables of their own for each task: all, none, user, item or a list"]
     for title, entries in (("features", result.features), ("tasks", result.tasks)):
         lines += ["", f"{title}:"]
@@ -117,7 +117,11 @@ def render(result: Draft, head: Sequence[str]) -> str:
                 lines += [f"  {entry}"]
     if result.left_out:
         lines += ["", "# left out:"]
-        lines += [line for column, why in result.left_out.items() for line in _comment(f"  {_inline(column)}: {why}")]
+        lines += [
+            line
+            for column, why in result.left_out.items()
+            for line in _comment(f"  {yaml_reader.inline(column)}: {why}")
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -139,11 +143,7 @@ def _entry(title: str, column: str, fields: dict[str, Any], taken: set[str]) -> 
     taken.add(name)
     if title == "features" and name != column:
         fields = {**fields, "column": column}
-    return f"{name}: {_inline(fields)}"
-
-
-def _inline(value: Any) -> str:
-    return yaml_reader.dump(value, inline=True)
+    return f"{yaml_reader.inline(name)}: {yaml_reader.inline(fields)}"
 
 
 def _identifier(text: str) -> str:

@@ -239,13 +239,17 @@ def loads(text: str, source: str = "schema") -> Schema:
 
 def dumps(schema: Schema) -> str:
     """YAML text that :func:`loads` reads back as an equal schema; defaults are left out."""
-    document: dict[str, Any] = {"name": schema.name}
-    document.update({key: getattr(schema, key) for key in ("group", "item") if getattr(schema, key) is not None})
     tables = schema.task_tables
-    document["task_tables"] = list(tables) if isinstance(tables, tuple) else tables
-    document["features"] = {feature.name: _feature_fields(feature) for feature in schema.features}
-    document["tasks"] = {task.name: _task_fields(task) for task in schema.tasks}
-    return yaml_reader.dump(document)
+    head: dict[str, Any] = {"name": schema.name, "group": schema.group, "item": schema.item}
+    head["task_tables"] = list(tables) if isinstance(tables, tuple) else tables
+    lines = [_line(key, value) for key, value in head.items() if value is not None]
+    lines += ["features:", *(f"  {_line(feature.name, _feature_fields(feature))}" for feature in schema.features)]
+    lines += ["tasks:", *(f"  {_line(task.name, _task_fields(task))}" for task in schema.tasks)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: Any) -> str:
+    return f"{yaml_reader.inline(key)}: {yaml_reader.inline(value)}"
 
 
 _SCHEMA_REQUIRED = {"name": "of the data set", "features": "what the model reads", "tasks": "what it predicts"}
@@ -297,11 +301,9 @@ def _bucketise(node: Node) -> dict[str, Any]:
         narrow = np.asarray(boundaries, np.float32)
     for i in range(len(boundaries)):
         if not np.isfinite(narrow[i]):
-            node.child(i).fail(f"{boundaries[i]:g} is too large for float32")
+            node.child(i).fail(f"{node.value[i]} is too large for float32")
         if i and narrow[i] <= narrow[i - 1]:
-            node.child(i).fail(
-                f"{boundaries[i]:g} should be greater than {boundaries[i - 1]:g} before it, in float32 too"
-            )
+            node.child(i).fail(f"{node.value[i]} should be greater than {node.value[i - 1]} before it, in float32 too")
     return {"boundaries": boundaries}
 
 

@@ -42,15 +42,8 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, _FLOAT_STARTS)
 
 
-def dump(value: Any, *, inline: bool = False) -> str:
-    """YAML that :func:`parse` reads back unchanged, keys in their order.
-
-    Args:
-      value: plain data.
-      inline: everything on one line, without a line break at its end, rather than one key a line.
-    """
-    if not inline:
-        return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+def inline(value: Any) -> str:
+    """Plain data as YAML on one line (but for line breaks within text), which :func:`parse` reads back unchanged."""
     # A list of one, because a bare scalar would end in a document marker.
     text = yaml.dump([value], Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**9)
     return text.strip()[1:-1]
