@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import input as inputs
+from pipelines import schema
 from pipelines.errors import UserError
 from pipelines.manifest import Manifest, Shard, Split
 from pipelines.schema import Feature, Label, Schema, Task
@@ -113,7 +114,9 @@ def write_shards(directory: str, split: str, ids: list[int], count: int, block: 
 
 
 def make_manifest(directory: str, splits: dict[str, tuple[int, dict[str, list[Shard]]]]) -> Manifest:
-    manifest = Manifest(
+    with open(os.path.join(directory, "schema.yaml"), "w", encoding="utf-8") as file:
+        file.write(schema.dumps(SCHEMA))
+    return Manifest(
         data_dir=directory,
         name="test",
         seed=0,
@@ -123,8 +126,6 @@ def make_manifest(directory: str, splits: dict[str, tuple[int, dict[str, list[Sh
         vocabularies={},
         numerics={},
     )
-    manifest.__dict__["schema"] = SCHEMA
-    return manifest
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +145,7 @@ def damaged(pristine: Manifest, tmp_path: Any) -> Manifest:
     """A copy to damage."""
     directory = str(tmp_path / "copy")
     shutil.copytree(pristine.data_dir, directory)
-    copy = dataclasses.replace(pristine, data_dir=directory, splits=deepcopy(pristine.splits))
-    copy.__dict__["schema"] = SCHEMA
-    return copy
+    return dataclasses.replace(pristine, data_dir=directory, splits=deepcopy(pristine.splits))
 
 
 def read(manifest: Manifest, split: str = "train", **options: Any) -> list[dict[str, Any]]:
