@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 60.0
+_SECONDS_BETWEEN_NOTES = 0.5
 
 
 class Progress:
@@ -24,17 +26,37 @@ class Progress:
       total: units of work in all, or None when unknown.
       unit: what is counted, in the plural.
       desc: the phase's name.
+      initial: units done before, which do not count for the speed.
+      note: makes a text that is shown behind the counts; called only when it is about to be shown.
       stream: where to print; stderr by default.
     """
 
-    def __init__(self, total: int | None, *, unit: str, desc: str, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        *,
+        unit: str,
+        desc: str,
+        initial: int = 0,
+        note: Callable[[], str] | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
         self._stream = stream or sys.stderr
-        self._total, self._unit, self._desc = total, unit, desc
-        self._done = 0
-        self._started = self._last_line = time.monotonic()
+        self._total, self._unit, self._desc, self._note = total, unit, desc, note
+        self._done = self._initial = initial
+        self._started = self._last_line = self._last_note = time.monotonic()
         self._bar: tqdm | None = None
         if self._stream.isatty():
-            self._bar = tqdm(total=total, unit=f" {unit}", desc=desc, unit_scale=True, file=self._stream, leave=False)
+            self._bar = tqdm(
+                total=total,
+                unit=f" {unit}",
+                desc=desc,
+                initial=initial,
+                unit_scale=True,
+                dynamic_ncols=True,
+                file=self._stream,
+                leave=False,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -53,12 +75,21 @@ class Progress:
     def update(self, amount: int) -> None:
         """Adds ``amount`` units of finished work."""
         self._done += amount
+        now = time.monotonic()
         if self._bar is not None:
+            if self._note is not None and now - self._last_note >= _SECONDS_BETWEEN_NOTES:
+                self._last_note = now
+                self._bar.set_postfix_str(self._note(), refresh=False)
             self._bar.update(amount)
             return
-        now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             total = "" if self._total is None else f" of {self._total:,}"
-            rate = self._done / (now - self._started)
-            print(f"{self._desc}: {self._done:,}{total} {self._unit}, {rate:,.0f}/s", file=self._stream, flush=True)
+            rate = (self._done - self._initial) / (now - self._started)
+            left = f", {(self._total - self._done) / rate:,.0f} s left" if self._total and rate else ""
+            note = f", {self._note()}" if self._note is not None else ""
+            print(
+                f"{self._desc}: {self._done:,}{total} {self._unit}, {rate:,.0f}/s{left}{note}",
+                file=self._stream,
+                flush=True,
+            )

@@ -1,0 +1,24 @@
+"""STEM-Net on the bundled KuaiRand sample: six tasks of a short-video feed.
+
+    stem-convert datasets/kuairand_sample/log.parquet --schema=kuairand_sample --split=time --split_column=time_ms \
+        --output=data/kuairand_sample
+    stem-train --config=kuairand_sample --workdir=runs/kuairand_sample
+"""
+
+import ml_collections
+
+from stem_tf.configs import base
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = base.get_config()
+    config.experiment = "kuairand_sample"
+    config.data.dir = "data/kuairand_sample"
+    config.data.batch_size = 2048
+    config.model.expert_units = (256, 128)
+    config.model.init_std = 1e-3
+    config.optimizer.learning_rate = 2e-3
+    config.train.epochs = 20
+    config.train.patience = 3
+    config.train.log_every = 5
+    return config

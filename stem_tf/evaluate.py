@@ -1,0 +1,229 @@
+"""Evaluates a trained run on a split, beside two trivial answers: the train mean of the label per user and per item.
+
+    stem-evaluate --workdir=RUN --split=test
+
+Prints a table; writes metrics as JSON and predictions as Parquet.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import flags
+
+from pipelines import cli
+from pipelines import manifest as manifests
+from pipelines.errors import UserError, did_you_mean
+from pipelines.manifest import Manifest
+from pipelines.schema import Task
+from stem_tf import metrics, report
+from stem_tf.quiet import quieten_tensorflow
+from stem_tf.workdir import Workdir, replace_file, write_json
+
+if TYPE_CHECKING:
+    from stem_tf.predictions import Predictions
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, as given to stem-train.", required=True)
+_SPLIT = flags.DEFINE_string("split", "test", f"Which rows: {', '.join(manifests.SPLITS)}.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or the path of a checkpoint without its suffix.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Where to write <split>.json and <split>.parquet; RUN/evaluation by default."
+)
+_DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    workdir, split = Workdir(_WORKDIR.value), _SPLIT.value
+    config = workdir.config()
+    manifest = manifests.load(_DATA.value or config.data.dir)
+    workdir.check_data(manifest)
+    if split not in manifest.splits:
+        raise UserError(
+            f"--split={split}: no such split{did_you_mean(split, manifest.splits)} Splits: {', '.join(manifest.splits)}"
+        )
+    if not manifest.rows(split):
+        raise UserError(f"--split={split} has no rows in {manifest.data_dir}")
+
+    quieten_tensorflow()
+    from stem_tf import checkpoints, models, predictions, trainer, trivial
+
+    path = _checkpoint(workdir, checkpoints.latest)
+    trainer.use_memory_as_needed()
+    model = models.build(config, manifest)
+    state = checkpoints.restore_weights(model, path)
+    predicted = predictions.predict(model, manifest, split, config.data, desc=f"evaluate {split}")
+    results = predictions.evaluate(predicted, manifest)
+    cache = workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz"
+    answers = trivial.load(cache, manifest, config.data)
+    keys = {key: column for key, column in (("group", manifest.schema.group), ("item", manifest.schema.item)) if column}
+    by_key = {
+        column: compare(manifest.schema.tasks, predicted, answers.scores(key, predicted))
+        for key, column in keys.items()
+    }
+    print(f"{split} of {manifest.data_dir}, {len(predicted.row_id):,} rows; {path} ({_age(state, path)})")
+    print(table(manifest, results, by_key))
+
+    output = Path(_OUTPUT.value or workdir.path / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    mean, without = metrics.mean_auc(results)
+    tasks = {
+        task: {**values, "trivial": {column: answer.get(task) for column, answer in by_key.items()}}
+        for task, values in results.items()
+    }
+    tree = {
+        "split": split,
+        "rows": len(predicted.row_id),
+        "checkpoint": path,
+        "epoch": state.epoch,
+        "step": state.step,
+        "mean_auc": mean,
+        "mean_auc_without": list(without),
+        "tasks": tasks,
+        "prior_rows": trivial.PRIOR_ROWS,
+    }
+    write_json(output / f"{split}.json", report.finite(tree))
+    write_predictions(output / f"{split}.parquet", manifest, split, predicted)
+    print(f"written: metrics {output / f'{split}.json'}, predictions {output / f'{split}.parquet'}")
+    if split != "test" and manifest.rows("test"):
+        print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
+
+
+def compare(tasks: Sequence[Task], predicted: Predictions, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """By task, the AUC of a binary task or the MSE of a regression that ``scores`` would reach."""
+    result = {}
+    for task in tasks:
+        if task.name in scores:
+            metric = metrics.auc if task.type == "binary" else metrics.mse
+            name = task.name
+            result[name] = metric(predicted.labels[name], scores[name], predicted.weights[name])
+    return result
+
+
+def table(manifest: Manifest, results: metrics.Results, by_key: Mapping[str, Mapping[str, float]]) -> str:
+    """The metrics as text: a line a task, the mean line, and words where a trivial answer is as good.
+
+    Args:
+      manifest: of the data.
+      results: by task.
+      by_key: the trivial answers' AUC or MSE by key column and task.
+    """
+    types = {task.name: task.type for task in manifest.schema.tasks}
+    groups = {
+        "binary": ["AUC", *[f"mean per {column}" for column in by_key], "grouped AUC", "logloss"],
+        "regression": ["MSE", *[f"mean per {column}" for column in by_key]],
+    }
+    if manifest.schema.group is None:
+        groups["binary"].remove("grouped AUC")
+    texts = []
+    for kind, columns in groups.items():
+        tasks = [task for task in results if types[task] == kind]
+        if not tasks:
+            continue
+        lines = []
+        for task in tasks:
+            values = results[task]
+            own = values["auc" if kind == "binary" else "mse"]
+            trivial = {column: answers.get(task, float("nan")) for column, answers in by_key.items()}
+            numbers = [own, *trivial.values()]
+            if kind == "binary":
+                numbers += [values[name] for name in ("grouped_auc", "logloss") if name in values]
+            lines.append(
+                [
+                    task,
+                    f"{values['rows']:,}",
+                    report.number(values["rate"]),
+                    *map(report.number, numbers),
+                    _verdict(kind, own, trivial),
+                ]
+            )
+        if kind == "binary" and len(tasks) > 1:
+            lines.append(_mean_line(results, tasks, by_key))
+        texts.append(report.table([kind, "rows", "rate" if kind == "binary" else "mean", *columns, ""], lines))
+    return "\n\n".join(texts)
+
+
+def _mean_line(results: metrics.Results, tasks: Sequence[str], by_key: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Means over the tasks that have an AUC."""
+    tasks = [task for task in tasks if not np.isnan(results[task]["auc"])]
+
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(values)) if values else float("nan")
+
+    trivial = {column: mean([answers.get(task, float("nan")) for task in tasks]) for column, answers in by_key.items()}
+    own = mean([results[task]["auc"] for task in tasks])
+    rest = [
+        mean([results[task][name] for task in tasks])
+        for name in ("grouped_auc", "logloss")
+        if all(name in results[task] for task in tasks)
+    ]
+    return ["mean", "", "", *map(report.number, [own, *trivial.values(), *rest]), _verdict("binary", own, trivial)]
+
+
+def _verdict(kind: str, own: float, trivial: Mapping[str, float]) -> str:
+    """Words where the model does not beat a trivial answer; "" where it beats all of them, or has no score."""
+    sign = 1 if kind == "binary" else -1
+    beaten = [column for column, value in trivial.items() if sign * own <= sign * value]
+    return f"not better than the mean per {' and per '.join(beaten)}" if beaten else ""
+
+
+def write_predictions(path: Path, manifest: Manifest, split: str, predicted: Predictions) -> None:
+    """Writes row_id, the raw group value, then ``label_<task>`` (null outside its space) and ``score_<task>``.
+
+    The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
+    """
+    columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id)}
+    group = manifest.schema.group
+    if group is not None:
+        raw = Path(manifest.data_dir) / "raw" / split
+        if raw.is_dir():
+            columns[group] = _raw_values(raw, group, predicted.row_id)
+        else:
+            columns[f"{group}_key"] = pa.array(predicted.group)
+    for task in manifest.schema.task_names:
+        columns[f"label_{task}"] = pa.array(predicted.labels[task], mask=predicted.weights[task] == 0)
+        columns[f"score_{task}"] = pa.array(predicted.scores[task])
+    with replace_file(path) as beside:
+        pq.write_table(pa.table(columns), beside)
+
+
+def _raw_values(directory: Path, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
+    """The raw values of ``column`` for these rows."""
+    raw = pq.read_table(directory, columns=["row_id", column])
+    known = raw["row_id"].to_numpy()
+    order = np.argsort(known, kind="stable")
+    place = np.minimum(np.searchsorted(known, row_ids, sorter=order), len(known) - 1)
+    if not np.array_equal(known[order[place]], row_ids):
+        raise UserError(f"{directory} does not hold the rows of the records; convert the log again")
+    return raw[column].take(pa.array(order[place]))
+
+
+def _checkpoint(workdir: Workdir, latest: Any) -> str:
+    """The checkpoint that --checkpoint names."""
+    directories = {"best": workdir.best, "latest": workdir.checkpoints}
+    if _CHECKPOINT.value not in directories:
+        return str(_CHECKPOINT.value).removesuffix(".index")
+    path = latest(directories[_CHECKPOINT.value])
+    if path is None:
+        hint = "; --checkpoint=latest may be there" if _CHECKPOINT.value == "best" else ""
+        raise UserError(f"{workdir.path} has no {_CHECKPOINT.value} checkpoint yet: train on with stem-train{hint}")
+    return str(path)
+
+
+def _age(state: Any, path: str) -> str:
+    return f"epoch {state.epoch}" if not state.step else f"epoch {state.epoch + 1}, step {state.step:,}"
+
+
+def run() -> None:
+    """Console script ``stem-evaluate``."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,80 @@
+"""What "better" means on validation: the score that early stopping and the best checkpoint follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.errors import UserError, did_you_mean
+from pipelines.manifest import Manifest
+
+Results = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A score of one epoch's metrics.
+
+    Attributes:
+      kind: ``auc`` (higher is better) or ``loss`` (lower is better).
+      weights: by task that counts. AUC: their mean. Loss: their weighted sum.
+      warning: one sentence for the user, or "".
+    """
+
+    kind: str
+    weights: Mapping[str, float]
+    warning: str = ""
+
+    def value(self, results: Results) -> float:
+        """The score itself, of what :func:`stem_tf.metrics.evaluate` returns."""
+        if self.kind == "auc":
+            return float(np.mean([results[task]["auc"] for task in self.weights]))
+        return float(sum(weight * task_loss(results[task]) for task, weight in self.weights.items()))
+
+    def better(self, new: float, old: float | None) -> bool:
+        return old is None or (new > old if self.kind == "auc" else new < old)
+
+
+def task_loss(metrics: Mapping[str, float]) -> float:
+    """A task's mean loss: logloss, or MSE of a regression."""
+    return metrics["logloss"] if "logloss" in metrics else metrics["mse"]
+
+
+def monitor(name: str, manifest: Manifest) -> Monitor:
+    """The monitor ``config.train.monitor`` names, for what the validation split holds.
+
+    ``auc`` is the mean over binary tasks that have both classes there, and the loss where there is none.
+
+    Raises:
+      UserError: an unknown task, or one that has no such score.
+    """
+    kind, _, only = name.partition(":")
+    tasks = manifest.schema.tasks
+    rows = {task.name: manifest.task_rows("validation", task.name) for task in tasks}
+    has_auc = [
+        task.name
+        for task in tasks
+        if task.type == "binary" and rows[task.name] and 0 < manifest.task_rate("validation", task.name) < 1
+    ]
+    # A task without rows has a loss of NaN.
+    losses = {task.name: task.weight for task in tasks if rows[task.name]}
+    if only:
+        if only not in rows:
+            raise UserError(
+                f"config.train.monitor: no task '{only}'{did_you_mean(only, rows)} Tasks: {', '.join(rows)}"
+            )
+        if only not in (has_auc if kind == "auc" else losses):
+            why = "rows of both classes" if kind == "auc" else "rows"
+            raise UserError(f"config.train.monitor={name}: the task has no {why} in the validation split")
+        return Monitor(kind, {only: 1.0})
+    missing = [task.name for task in tasks if task.type == "binary" and task.name not in has_auc]
+    warning = f"without both classes in validation, so without an AUC: {', '.join(missing)}" if missing else ""
+    if kind == "auc" and has_auc:
+        return Monitor("auc", dict.fromkeys(has_auc, 1.0), warning)
+    if not losses:
+        raise UserError(f"no task has rows in the validation split of {manifest.data_dir}")
+    if kind == "auc":
+        warning = "; ".join(filter(None, [warning, "no task has a validation AUC: the loss decides"]))
+    return Monitor("loss", losses, warning)

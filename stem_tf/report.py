@@ -1,0 +1,82 @@
+"""What people read: tables in text, learning curves as a picture. Does not import TensorFlow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stem_tf.workdir import replace_file
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns side by side: the first and the last to the left, the others to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    last = len(header) - 1
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in (0, last) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """``.7321``; a dash for what has no value."""
+    if value is None or math.isnan(value):
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
+
+
+def finite(tree: Any) -> Any:
+    """NaN as None throughout, for JSON."""
+    if isinstance(tree, Mapping):
+        return {key: finite(value) for key, value in tree.items()}
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, str], path: Path) -> bool:
+    """Draws losses and AUC by epoch, a panel a task.
+
+    Args:
+      records: lines of metrics.jsonl.
+      tasks: ``binary`` or ``regression`` by task.
+      path: of the PNG.
+
+    Returns:
+      False where matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    train = {record["epoch"]: record for record in records if record["kind"] == "train"}  # an epoch's last line
+    validation = {record["epoch"]: record for record in records if record["kind"] == "validation"}
+    figure, axes = pyplot.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False, layout="constrained")
+    for axis, (task, kind) in zip(axes[0], tasks.items(), strict=True):
+        loss = "logloss" if kind == "binary" else "mse"
+        for records_of, key, label in ((train, f"loss/{task}", "train"), (validation, f"{loss}/{task}", "validation")):
+            axis.plot(list(records_of), [r[key] for r in records_of.values()], marker=".", label=f"{loss}, {label}")
+        axis.set_title(task)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(loss)
+        handles, labels = axis.get_legend_handles_labels()
+        if kind == "binary":
+            right = axis.twinx()
+            right.plot(
+                list(validation), [r[f"auc/{task}"] for r in validation.values()], "k--", label="AUC, validation"
+            )
+            right.set_ylabel("AUC")
+            handles, labels = handles + right.get_legend_handles_labels()[0], [*labels, "AUC, validation"]
+        axis.legend(handles, labels, fontsize="small")
+    with replace_file(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
+    pyplot.close(figure)
+    return True

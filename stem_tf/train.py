@@ -1,0 +1,144 @@
+"""Trains a model on converted data; started again with the same command it goes on where it was.
+
+stem-train --config=kuairand_sample --config.data.dir=DATA --config.model.shared_experts=8 --workdir=RUN
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from pipelines import cli
+from pipelines import manifest as manifests
+from pipelines.errors import UserError
+from pipelines.manifest import Manifest
+from stem_tf import configs, monitor, report
+from stem_tf.configs import base
+from stem_tf.quiet import quieten_tensorflow
+from stem_tf.workdir import Workdir, write_json
+
+if TYPE_CHECKING:
+    from stem_tf.trainer import Trainer
+
+__doc__ = f"{__doc__}\nConfig keys and their defaults, --config.KEY=VALUE:\n{base.describe()}"
+
+_CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    f"Experiment: {', '.join(configs.shipped())}, or the path of a Python file with get_config().",
+    required=True,
+)
+_OVERRIDES = flags.DEFINE_multi_string(configs.OVERRIDE, [], "KEY=VALUE, what --config.KEY=VALUE is short for.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/<config.experiment> by default.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    config = configs.load(_CONFIG.value, _OVERRIDES.value)
+    if not config.data.dir:
+        raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
+    manifest = manifests.load(config.data.dir)
+    watched = monitor.monitor(config.train.monitor, manifest)
+    workdir = Workdir(_WORKDIR.value or Path("runs") / config.experiment)
+    with workdir.locked():
+        workdir.prepare(config, manifest)
+        if watched.warning:
+            print(f"warning: {watched.warning}", file=sys.stderr)
+        _train(config, manifest, workdir)
+
+
+def _train(config: Any, manifest: Manifest, workdir: Workdir) -> None:
+    quieten_tensorflow()
+    from stem_tf.callbacks import Interrupted
+    from stem_tf.trainer import Trainer
+
+    trainer = Trainer(config, manifest, workdir)
+    _say_start(trainer)
+    try:
+        trainer.run()
+    except Interrupted as interrupted:
+        print(
+            f"{interrupted}: stopped at step {trainer.global_step:,}, checkpoint written to {workdir.checkpoints}\n"
+            f"to go on: {command()}"
+        )
+        sys.exit(128 + interrupted.signal)
+    _say_end(trainer)
+
+
+def command() -> str:
+    """The command line of this job, as one would type it again."""
+    program = Path(sys.argv[0])
+    words = [program.name] if program.suffix != ".py" else ["python", "-m", "stem_tf.train"]
+    for word in sys.argv[1:]:
+        words.append(word.replace(f"--{configs.OVERRIDE}=", "--config.", 1))
+    return shlex.join(words)
+
+
+def _say_start(trainer: Trainer) -> None:
+    config, manifest, state = trainer.config, trainer.manifest, trainer.state
+    tables, network = trainer.parameters()
+    tasks = manifest.schema.task_names
+    print(
+        f"{config.experiment}: STEM-Net, {len(tasks)} {'tasks' if len(tasks) > 1 else 'task'} ({', '.join(tasks)}), "
+        f"{tables + network:,} parameters ({tables:,} in tables, {network:,} in the network)"
+    )
+    print(
+        f"data: {manifest.data_dir}, {manifest.rows('train'):,} train and {manifest.rows('validation'):,} validation "
+        f"rows; {trainer.steps:,} steps of {config.data.batch_size:,} rows an epoch, up to {config.train.epochs} epochs"
+    )
+    if trainer.resumed_from and (state.stopped or state.epoch >= config.train.epochs):
+        hint = "" if state.stopped else "; raise --config.train.epochs to train on"
+        print(f"{trainer.workdir.path} is finished{hint}")
+    elif trainer.resumed_from:
+        print(
+            f"going on from step {trainer.global_step:,} (epoch {state.epoch + 1}, step {state.step:,} of "
+            f"{trainer.steps:,}), {trainer.resumed_from}"
+        )
+    sys.stdout.flush()
+
+
+def _say_end(trainer: Trainer) -> None:
+    state, workdir, manifest = trainer.state, trainer.workdir, trainer.manifest
+    records = workdir.read_metrics()
+    best = next(r for r in records if r["kind"] == "validation" and r["epoch"] == state.best_epoch + 1)
+    stopped = state.stopped or f"all {trainer.config.train.epochs} epochs done"
+    speed = state.samples / state.seconds if state.seconds else None
+    write_json(
+        workdir.report,
+        {
+            "experiment": trainer.config.experiment,
+            "monitor": trainer.config.train.monitor,
+            "best": best,
+            "epochs": state.epoch,
+            "steps": trainer.global_step,
+            "stopped": stopped,
+            "samples_per_second": speed and round(speed, 1),
+            "learning_curves": [record for record in records if record["kind"] == "validation"],
+        },
+    )
+    kind = "mean AUC" if trainer.monitor.kind == "auc" else "loss"
+    rate = f"; {speed:,.0f} samples/s" if speed else ""
+    print(f"best epoch {best['epoch']}: validation {kind} {report.number(best['score'])}. Stopped: {stopped}{rate}")
+    written = [f"best weights {workdir.best}", f"checkpoints {workdir.checkpoints}", f"report {workdir.report}"]
+    picture = workdir.path / "learning_curves.png"
+    if report.learning_curves(records, {task.name: task.type for task in manifest.schema.tasks}, picture):
+        written.append(f"learning curves {picture}")
+    else:
+        print("no picture of the learning curves: matplotlib is not installed (pip install 'stem-tf[plots]')")
+    print(f"written: {', '.join(written)}")
+    print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
+
+
+def run() -> None:
+    """Console script ``stem-train``."""
+    sys.argv[1:] = configs.override_flags(sys.argv[1:])
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

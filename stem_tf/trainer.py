@@ -1,0 +1,213 @@
+"""The training loop: epochs of model.fit, an evaluation after each, checkpoints in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from pipelines import input as inputs
+from pipelines.errors import UserError
+from pipelines.manifest import Manifest
+from stem_tf import callbacks, models, monitor, predictions
+from stem_tf.checkpoints import Checkpoints, RunState, check_finite
+from stem_tf.models.base import RankingModel
+from stem_tf.workdir import Workdir
+
+
+def use_memory_as_needed() -> None:
+    """Keeps TensorFlow from taking all memory of the GPUs at the start."""
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def set_up(config: Any) -> tf.distribute.Strategy:
+    """Readies TensorFlow for a run, before anything is built, and returns the strategy to build it in.
+
+    Raises:
+      UserError: the replicas of ``mirrored`` cannot share the batch evenly.
+    """
+    use_memory_as_needed()
+    if config.train.deterministic:
+        tf.keras.utils.set_random_seed(config.seed)
+        tf.config.experimental.enable_op_determinism()
+    if config.train.strategy == "none":
+        return tf.distribute.get_strategy()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if config.data.batch_size % len(devices):
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} does not divide by the {len(devices)} replicas of "
+            "config.train.strategy=mirrored"
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+class Trainer:
+    """One run, from wherever its work directory stands to its end.
+
+    Args:
+      config: complete and checked.
+      manifest: of the data.
+      workdir: prepared and locked.
+      say: prints a line.
+    """
+
+    def __init__(self, config: Any, manifest: Manifest, workdir: Workdir, say: Callable[[str], None] = print) -> None:
+        self.config, self.manifest, self.workdir, self.say = config, manifest, workdir, say
+        self.monitor = monitor.monitor(config.train.monitor, manifest)
+        data = config.data
+        self._reading: dict[str, Any] = {
+            "batch_size": data.batch_size,
+            "layout": data.layout,
+            "on_corrupt": data.on_corrupt,
+        }
+        strategy = set_up(config)
+        self.steps = inputs.steps(manifest, "train", training=True, **self._reading)
+        inputs.steps(manifest, "validation", training=False, **self._reading)  # refuses a split without rows
+        with strategy.scope():
+            self.model: RankingModel = models.build(config, manifest)
+        self.state = RunState()
+        self.checkpoints = Checkpoints(workdir.checkpoints, self.model, self.state)
+        self._best = Checkpoints(workdir.best, self.model, self.state, weights_only=True, keep=1)
+        self.resumed_from = self.checkpoints.restore()
+        workdir.rewind_metrics(self.state.epoch, self.global_step)
+        self._logger = callbacks.Logger(workdir, self.model)
+        self._epoch_start = time.monotonic()
+        self._logged_step = -1
+        self._compiled = False
+
+    @property
+    def global_step(self) -> int:
+        """Steps done in all epochs."""
+        return self.state.epoch * self.steps + self.state.step
+
+    def parameters(self) -> tuple[int, int]:
+        """How many there are in tables, and in the network."""
+        embeddings, network = (
+            sum(int(tf.size(weight)) for weight in part.weights) for part in (self.model.embeddings, self.model.network)
+        )
+        return embeddings, network
+
+    def run(self) -> None:
+        """Trains and evaluates epoch by epoch until the last one, or until patience ends.
+
+        Raises:
+          Interrupted: by SIGTERM or Ctrl-C, after a checkpoint was written.
+          JobError: a loss that is not finite, a damaged record.
+        """
+        state, config = self.state, self.config.train
+        try:
+            with callbacks.Signals() as signals:
+                while not state.stopped and state.epoch < config.epochs:
+                    self._epoch_start = time.monotonic()
+                    try:
+                        self._train_epoch(signals)
+                        self._evaluate_epoch(signals)
+                        # A signal that came while the checkpoint was written.
+                        if not state.stopped and state.epoch < config.epochs:
+                            signals.check()
+                    except callbacks.Interrupted:
+                        self.checkpoints.save()
+                        raise
+        finally:
+            self._logger.close()
+
+    def _train_epoch(self, signals: callbacks.Signals) -> None:
+        """The steps that are left of the epoch; none when only its evaluation was missing."""
+        state, config = self.state, self.config
+        if state.step == self.steps:
+            return
+        dataset = inputs.dataset(
+            self.manifest,
+            "train",
+            training=True,
+            seed=config.seed,
+            epoch=state.epoch,
+            start_step=state.step,
+            device=predictions.single_gpu(self.model),
+            **self._reading,
+        )
+        actions: list[tuple[int, Callable[[callbacks.Logs], None]]] = [(config.train.log_every, self._log)]
+        if config.train.checkpoint_every:
+            actions.append((config.train.checkpoint_every, self._checkpoint))
+        steps = callbacks.Steps(state, config.data.batch_size, actions, signals, compiling=not self._compiled)
+        self._compiled = True
+        desc = f"epoch {state.epoch + 1}/{config.train.epochs}"
+        display = callbacks.Display(desc, state, self.steps, config.data.batch_size)
+        resumed = [callbacks.RestoredMeans(self.model)] if state.step else []
+        try:
+            with inputs.naming_corrupt_records(self.manifest, "train", config.data.layout):
+                self.model.fit(
+                    dataset,
+                    initial_epoch=state.epoch,
+                    epochs=state.epoch + 1,
+                    steps_per_epoch=self.steps - state.step,
+                    callbacks=[*resumed, steps, display],
+                    verbose=0,
+                )
+        except callbacks.Interrupted:
+            state.losses = steps.losses()
+            raise
+        finally:
+            display.close()
+        state.losses = steps.losses()
+        check_finite(self.model)
+        if self._logged_step != self.global_step:
+            self._log(steps.logs)
+
+    def _log(self, logs: callbacks.Logs) -> None:
+        self._logged_step = self.global_step
+        self._logger.train(self.state.epoch, self.global_step, callbacks.numbers(logs))
+
+    def _checkpoint(self, logs: callbacks.Logs) -> None:
+        self.state.losses = callbacks.numbers(logs)
+        self.checkpoints.save()
+
+    def _evaluate_epoch(self, signals: callbacks.Signals) -> None:
+        """Validation metrics, the best weights, and the checkpoint that ends the epoch."""
+        state, config = self.state, self.config.train
+        epoch = state.epoch
+        desc = f"epoch {epoch + 1}/{config.epochs}, validation"
+        predicted = predictions.predict(
+            self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
+        )
+        results = predictions.evaluate(predicted, self.manifest)
+        score = self.monitor.value(results)
+        better = self.monitor.better(score, state.best_score)
+        self._logger.validation(epoch, self.global_step, {"score": score} | by_metric(results))
+
+        state.epoch, state.step = epoch + 1, 0
+        if better:
+            state.best_epoch, state.best_score, state.without_gain = epoch, score, 0
+            self._best.save()
+        else:
+            state.without_gain += 1
+            if config.patience and state.without_gain >= config.patience:
+                epochs = "epochs" if state.without_gain > 1 else "epoch"
+                state.stopped = f"{state.without_gain} {epochs} without a better score"
+        self.checkpoints.save()
+        self._say_epoch(epoch, results, score, better)
+
+    def _say_epoch(self, epoch: int, results: monitor.Results, score: float, better: bool) -> None:
+        shown = {
+            task: f"{metrics['auc']:.4f}" if "auc" in metrics else f"mse {metrics['mse']:.4f}"
+            for task, metrics in results.items()
+        }
+        tasks = "  ".join(f"{task} {value}" for task, value in shown.items())
+        name = "mean AUC" if self.monitor.kind == "auc" else "loss"
+        self.say(
+            f"epoch {epoch + 1:>2}/{self.config.train.epochs}  {time.monotonic() - self._epoch_start:6.1f} s  "
+            f"validation {name} {score:.4f}  {tasks}{'  best' if better else ''}"
+        )
+
+
+def by_metric(results: monitor.Results) -> dict[str, float]:
+    """``{"auc/click": ...}`` of metrics by task, without what only describes the data."""
+    return {
+        f"{name}/{task}": value
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if name not in ("rows", "rate")
+    }

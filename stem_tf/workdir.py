@@ -1,0 +1,203 @@
+"""The work directory of a run: everything that later stages and a resumed job need. Does not import TensorFlow.
+
+config.json      the config, complete
+schema.yaml, manifest.json, vocabulary/     what the run was trained on
+checkpoints/     of the whole training state, the last ones
+best/            weights of the best epoch
+metrics.jsonl    one JSON object a line: training losses, validation metrics
+tensorboard/     the same for TensorBoard
+report.json, learning_curves.png            at the end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines import manifest as manifests
+from pipelines.errors import JobError, UserError
+from pipelines.manifest import Manifest
+from stem_tf import configs
+from stem_tf.configs import base
+
+FREE_KEYS = ("data.dir", "data.on_corrupt", "train.checkpoint_every", "train.log_every")
+"""Config keys that may change when a run goes on: they do not change its numbers. ``train.epochs`` may be raised."""
+
+
+class Workdir:
+    """Paths and files of one run."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+        self.tensorboard = self.path / "tensorboard"
+        self.report = self.path / "report.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self._config = self.path / "config.json"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other jobs from training in the same directory; the lock goes with the process, however it ends.
+
+        Raises:
+          UserError: another job holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"--workdir={self.path} is a file, or lies under one") from None
+        with open(self.path / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.path} is in use by another stem-train (process {file.read().strip()})"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def prepare(self, config: Any, manifest: Manifest) -> None:
+        """Makes a new run here, or makes sure that the run that is here is this one.
+
+        Raises:
+          UserError: the directory belongs to a run with another config or other data, or is the data directory.
+        """
+        if self.path.resolve() == Path(manifest.data_dir).resolve():
+            raise UserError(f"--workdir={self.path} is the converted data; choose another directory")
+        if self._config.exists():
+            self._check_config(configs.flat(config))
+            self.check_data(manifest)
+        else:
+            for directory in (self.checkpoints, self.best, self.path / "vocabulary"):
+                shutil.rmtree(directory, ignore_errors=True)  # of a job killed before it wrote config.json
+            data = Path(manifest.data_dir)
+            for name in (manifests.FILENAME, "schema.yaml"):
+                write_atomically(self.path / name, (data / name).read_bytes())
+            (self.path / "vocabulary").mkdir()
+            for path in sorted((data / "vocabulary").glob("*.parquet")):
+                _link_or_copy(path, self.path / "vocabulary" / path.name)
+        write_json(self._config, configs.flat(config))
+
+    def check_data(self, manifest: Manifest) -> None:
+        """Raises UserError when ``manifest`` is of other data than the run's."""
+        ours, theirs = self.path / manifests.FILENAME, Path(manifest.data_dir) / manifests.FILENAME
+        if ours.read_bytes() != theirs.read_bytes():
+            raise UserError(
+                f"{manifest.data_dir} is other data than {self.path} was trained on (another {manifests.FILENAME}): "
+                "give the directory of that conversion (--config.data.dir, or --data of stem-evaluate), or train in "
+                "another --workdir"
+            )
+
+    def config(self) -> Any:
+        """The run's config.
+
+        Raises:
+          UserError: there is no run here, or its config is damaged.
+        """
+        if not self._config.exists():
+            raise UserError(f"{self.path} holds no run (no config.json); stem-train writes one")
+        return configs.checked(self._read_config())
+
+    def data_checksum(self) -> str:
+        """Of the manifest of the run's data."""
+        return hashlib.sha256((self.path / manifests.FILENAME).read_bytes()).hexdigest()
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Adds a line to metrics.jsonl."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that a kill cut off is left out."""
+        if not self.metrics.exists():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                records.append(json.loads(line))
+        return records
+
+    def rewind_metrics(self, epoch: int, step: int) -> None:
+        """Drops what was written after a checkpoint: lines of later steps, and evaluations of epochs not finished.
+
+        Args:
+          epoch: epochs finished, evaluation included.
+          step: steps done, of all epochs.
+        """
+        kept = [
+            record
+            for record in self.read_metrics()
+            if record["step"] <= step and (record["kind"] == "train" or record["epoch"] <= epoch)
+        ]
+        write_atomically(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def _read_config(self) -> dict[str, Any]:
+        try:
+            values = json.loads(self._config.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{self._config} is damaged ({error})") from None
+        unknown = set(values) - set(base.KEYS)
+        if unknown:
+            raise UserError(f"{self._config} has unknown keys ({', '.join(sorted(unknown))}): another version wrote it")
+        return dict(values)
+
+    def _check_config(self, new: dict[str, Any]) -> None:
+        old = configs.flat(configs.checked(self._read_config()))
+        changed = {key for key in new if new[key] != old[key] and key not in FREE_KEYS}
+        if new["train.epochs"] > old["train.epochs"]:
+            changed.discard("train.epochs")
+        if changed:
+            differences = "; ".join(f"{key}: {old[key]} -> {new[key]}" for key in sorted(changed))
+            raise UserError(
+                f"{self.path} holds a run with another config ({differences}): train in another --workdir, or give the "
+                f"old values (these may change: {', '.join(FREE_KEYS)}; train.epochs may be raised)"
+            )
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it is flushed to the disk and renamed when the context is left without error.
+
+    Readers see the old file or the whole new one.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        yield beside
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces the content of a file; see :func:`replace_file`."""
+    with replace_file(path) as beside:
+        beside.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``value`` as indented JSON, atomically. NaN is not JSON: give None."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise JobError(f"{path}: {error}") from error
+    write_atomically(path, f"{text}\n".encode())
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)  # vocabularies can be large and are never written again
+    except OSError:
+        shutil.copyfile(source, target)
