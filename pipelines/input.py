@@ -1,6 +1,9 @@
 """Batches from converted data: a tf.data pipeline over either record layout.
 
-    shards -> records -> shuffle -> parse -> permute rows -> batches -> prefetch
+    shards -> blocks, interleaved -> shuffle blocks -> group, parse, permute its rows -> cut into batches -> prefetch
+
+Rows are permuted inside groups of 64 blocks or more, several batches long; a block of the ``rows`` layout is a run of
+128 records. To leave out batches (``start_step``) they are read and parsed, at the speed of the pipeline.
 
 A batch is a dict (B = batch_size, L = max_length, n = length)::
 
@@ -92,8 +95,7 @@ def dataset(
     steps(manifest, split, batch_size, training=training, layout=layout, on_corrupt=on_corrupt)  # refuses too few rows
     shards = _readable(manifest, split, layout, on_corrupt)
     by_shard = len(shards) >= count
-    # Without an index of their own the readers have to see the records in one order.
-    random = np.random.default_rng([seed, epoch, index if by_shard else 0])
+    random = np.random.default_rng([seed, epoch, index])
     if by_shard:
         shards = shards[index::count]
     paths = [shard.path for shard in shards]
@@ -112,7 +114,7 @@ def dataset(
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-    else:
+    else:  # Readers that divide records among themselves have to see them in one order; the shuffle is enough.
         blocks = read(paths)
 
     records = sum(shard.records for shard in shards)

@@ -1,0 +1,218 @@
+"""From columns of the log to rows: types, missing values, labels, and what is wrong with bad rows."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.cleaning import Cleaner, Rows
+from pipelines.errors import UserError
+from pipelines.schema import Feature, Label, Schema, Task
+from pipelines.source import Chunk
+from pipelines.split import HashSplit, RandomSplit, TimeSplit
+
+_TASK = Task("click", Label("click"))
+_EVERYTHING_TRAIN = RandomSplit((1.0, 0.0, 0.0), 0)
+
+
+def _feature(kind: str, dtype: str = "int64", **settings: Any) -> Feature:
+    return Feature("f", kind, "user", "x", dtype, **settings)  # type: ignore[arg-type]
+
+
+def _clean(
+    feature: Feature | None, columns: dict[str, pa.Array], *, task: Task = _TASK, drop: bool = False, **settings: Any
+) -> tuple[Rows, dict[tuple[str, str], int]]:
+    count = len(next(iter(columns.values())))
+    columns = {"click": pa.array([0] * count)} | columns
+    split = settings.pop("split", _EVERYTHING_TRAIN)
+    schema = Schema("s", (feature,) if feature else (), (task,), **settings)
+    chunk = Chunk("log.parquet", np.arange(count) + 1000, columns, 0)
+    rows, bad = Cleaner(schema, split, drop).clean(chunk, chunk.rows + 50_000, 0)
+    return rows, dict(bad)
+
+
+def _ids(feature: Feature, array: pa.Array) -> list:
+    return _clean(feature, {"x": array})[0].ids["f"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (pa.array([1, None, -(2**63)], pa.int64()), [1, None, None]),
+        (pa.array([1, 255], pa.uint8()), [1, 255]),
+        (pa.array([True, False, None]), [1, 0, None]),
+        (pa.array([2**63 - 1], pa.uint64()), [2**63 - 1]),
+        (pa.array([b"7", b" -8 ", None], pa.binary()), [7, -8, None]),
+        (pa.array([5, None, 5]).dictionary_encode(), [5, None, 5]),
+    ],
+)
+def test_integers_of_any_width_are_int64(array: pa.Array, expected: list) -> None:
+    assert _ids(_feature("categorical"), array) == expected
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array(["a", "", None, "ü"]),
+        pa.array(["a", "", None, "ü"], pa.large_string()),
+        pa.array(["a", "", None, "ü"]).dictionary_encode(),
+        pa.array([b"a", b"", None, "ü".encode()], pa.binary()),
+    ],
+)
+def test_strings_of_any_type(array: pa.Array) -> None:
+    assert _ids(_feature("categorical", "string"), array) == ["a", None, None, "ü"]
+
+
+@pytest.mark.parametrize(
+    ("feature", "array", "why"),
+    [
+        (_feature("categorical"), pa.array([1, 2**63], pa.uint64()), "feature 'f' is 9223372036854775808, .* int64"),
+        (_feature("categorical"), pa.array([b"1", b"1.5"]), "feature 'f' is '1.5', which is not an int64"),
+        (
+            _feature("categorical", "string"),
+            pa.array([b"a", b"\xff\xfe"]),
+            r"is b'\\xff\\xfe', which is not UTF-8",
+        ),
+        (_feature("categorical", missing="error"), pa.array([1, None]), "feature 'f' is null, .* missing: error"),
+        (
+            _feature("categorical", "string", missing="error"),
+            pa.array(["a", ""]),
+            "feature 'f' is '', .* missing: error",
+        ),
+        (_feature("multivalent", max_length=2), pa.array([[1], [2**63]], pa.list_(pa.uint64())), "not an int64"),
+        (_feature("multivalent", max_length=2, missing="error"), pa.array([[1], [2, None]]), "missing: error"),
+        (_feature("numeric", "float32"), pa.array([b"1e3", b"abc"]), "feature 'f' is 'abc', which is not a number"),
+        (_feature("numeric", "float32"), pa.array([1.0, np.inf]), "feature 'f' is inf, which is not finite"),
+        (_feature("numeric", "float32"), pa.array([1.0, 1e39]), "not finite in float32"),
+        (
+            _feature("numeric", "float32", transform=("log1p",)),
+            pa.array([-0.5, -1.0]),
+            "is -1.0; log1p needs",
+        ),
+        (
+            _feature("numeric", "float32", missing="error"),
+            pa.array([1.0, np.nan]),
+            "feature 'f' is nan, .*: error",
+        ),
+        (
+            _feature("dense", "float32", length=2),
+            pa.array([[1.0, 2.0], [1.0]]),
+            r"is \[1.0\], .* not the 2 elem",
+        ),
+        (_feature("dense", "float32", length=1), pa.array([[1.0], [np.inf]]), "not finite"),
+    ],
+)
+def test_bad_values_name_file_row_value_and_rule(feature: Feature, array: pa.Array, why: str) -> None:
+    with pytest.raises(UserError, match=f"^log.parquet, row 1,001: .*{why}.* .--on_bad_rows=drop counts and skips"):
+        _clean(feature, {"x": array})
+    rows, bad = _clean(feature, {"x": array}, drop=True)
+    assert rows.row_ids.tolist() == [51_000]
+    assert list(bad.values()) == [1]
+    assert next(iter(bad))[0] == "x"
+
+
+@pytest.mark.parametrize(
+    ("array", "separator"),
+    [
+        (pa.array([[3, None, 4, 5], [], None, [-(2**63), 6]]), None),
+        (pa.array([[3, None, 4, 5], [], None, [6]], pa.large_list(pa.int16())), None),
+        (pa.array(["3|| 4|5", "", None, "6"]), "|"),
+        (pa.array([b"3|| 4|5", b"", None, b"6"]), "|"),
+    ],
+)
+def test_multivalent_drops_missing_values_and_keeps_the_first(array: pa.Array, separator: str | None) -> None:
+    feature = _feature("multivalent", max_length=2, separator=separator)
+    lists = _clean(feature, {"x": array})[0].lists["f"]
+    assert lists.values.to_pylist() == [3, 4, 6]
+    assert lists.lengths.tolist() == [2, 0, 0, 1]
+
+
+def test_multivalent_rows_survive_dropping() -> None:
+    feature = _feature("multivalent", max_length=3)
+    columns = {"x": pa.array([[1, 2], [3], [4, 5, 6]]), "click": pa.array([0, 7, 1])}
+    rows, _ = _clean(feature, columns, drop=True)
+    assert rows.lists["f"].values.to_pylist() == [1, 2, 4, 5, 6]
+    assert rows.lists["f"].lengths.tolist() == [2, 3]
+
+
+def test_numeric_missing_is_nan() -> None:
+    for array in (pa.array([1.5, None, np.nan]), pa.array([b"1.5", None, b"nan"])):
+        values = _clean(_feature("numeric", "float32"), {"x": array})[0].numerics["f"]
+        np.testing.assert_array_equal(values, np.array([1.5, np.nan, np.nan], np.float32))
+
+
+def test_dense_missing_is_zero() -> None:
+    arrays = [pa.array([[1.0, None], None]), pa.array([[1.0, np.nan], None], pa.list_(pa.float32(), 2))]
+    for array in arrays:
+        vectors = _clean(_feature("dense", "float32", length=2), {"x": array})[0].vectors["f"]
+        np.testing.assert_array_equal(vectors, np.array([[1, 0], [0, 0]], np.float32))
+
+
+def _labels(task: Task, **columns: Any) -> list[float | None]:
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    labels = _clean(None, arrays, task=task)[0].labels["t"]
+    return [None if np.isnan(label) else float(label) for label in labels]
+
+
+def test_labels() -> None:
+    assert _labels(Task("t", Label("y")), y=[0, 1]) == [0, 1]
+    assert _labels(Task("t", Label("y")), y=[True, False]) == [1, 0]
+    assert _labels(Task("t", Label("y")), y=[b"1", b"0"]) == [1, 0]
+    assert _labels(Task("t", Label("y", missing="outside")), y=[1, None]) == [1, None]
+    assert _labels(Task("t", Label("y", missing="outside")), y=[1.0, np.nan]) == [1, None]
+    assert _labels(Task("t", Label("y", equals="a.")), y=["a.", "b", ""]) == [1, 0, 0]
+    assert _labels(Task("t", Label("y", equals="")), y=["a", ""]) == [0, 1]
+    assert _labels(Task("t", Label("y", equals=3)), y=[b"3", b"4"]) == [1, 0]
+    ratio = Label("y", divide_by="d", clip=(0.0, 1.0), missing="outside")
+    assert _labels(Task("t", ratio, "regression"), y=[1, 9, 5, None, -1], d=[2, 3, 0, 1, 4]) == [0.5, 1, None, None, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "why"),
+    [
+        (Task("t", Label("y")), {"y": [0, 7]}, "label 'y' is 7; a binary label is 0 or 1"),
+        (Task("t", Label("y")), {"y": [0, None]}, "label 'y' is null; task 't' needs a value .missing: outside"),
+        (Task("t", Label("y")), {"y": [b"0", b"yes"]}, "label 'y' is 'yes', which is not a number"),
+        (Task("t", Label("y", equals="a")), {"y": [b"a", b"\xff"]}, r"label 'y' is b'\\xff', which is not UTF-8"),
+        (Task("t", Label("y", equals="a")), {"y": ["a", None]}, "label 'y' is null"),
+        (Task("t", Label("y"), "regression"), {"y": [0.5, np.inf]}, "label 'y' is inf, which is not finite"),
+        (Task("t", Label("y", divide_by="d"), "regression"), {"y": [1, 1], "d": [1, 0]}, "denominator 'd' is 0"),
+        (Task("t", Label("y", divide_by="d"), "regression"), {"y": [1, 1], "d": [1, None]}, "denominator 'd' is null"),
+    ],
+)
+def test_bad_labels(task: Task, columns: dict[str, list], why: str) -> None:
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    with pytest.raises(UserError, match=f"^log.parquet, row 1,001: {why}"):
+        _clean(None, arrays, task=task)
+    assert len(_clean(None, arrays, task=task, drop=True)[0].row_ids) == 1
+
+
+def test_the_earliest_bad_row_is_named_and_each_counts_once() -> None:
+    columns = {"x": pa.array([b"1", b"2", b"z", b"z"]), "click": pa.array([0, 7, 7, 0])}
+    with pytest.raises(UserError, match="row 1,001: label 'click' is 7"):
+        _clean(_feature("categorical"), columns)
+    rows, bad = _clean(_feature("categorical"), columns, drop=True)
+    assert rows.row_ids.tolist() == [51_000]
+    assert bad == {("x", "not an int64"): 2, ("click", "binary label not 0 or 1"): 1}
+
+
+def test_keys() -> None:
+    columns = {"x": pa.array([b"1", b"2"]), "u": pa.array(["a", "b"])}
+    rows, _ = _clean(_feature("categorical"), columns, group="x", item="u")
+    assert rows.keys["group"].to_pylist() == [1, 2]  # text, but the feature says int64
+    assert rows.keys["item"].to_pylist() == ["a", "b"]
+    for value in (None, ""):
+        with pytest.raises(UserError, match="row 1,001: the key column 'u' is .*; every row needs a value"):
+            _clean(None, {"u": pa.array(["a", value])}, group="u")
+
+
+def test_split_columns_need_values() -> None:
+    time = TimeSplit("t", pa.int64(), 2**63 + 5, 2**63 + 6)
+    assert _clean(None, {"t": pa.array([5, 6, 7])}, split=time)[0].split.tolist() == [0, 1, 2]
+    with pytest.raises(UserError, match="row 1,001: the time column 't' is null; every row needs a time"):
+        _clean(None, {"t": pa.array([5, None])}, split=time)
+    with pytest.raises(UserError, match="row 1,001: column 't' is 'soon', which is not of the column's type int64"):
+        _clean(None, {"t": pa.array([b"5", b"soon"])}, split=time)
+    with pytest.raises(UserError, match="row 1,001: the key column 't' is null"):
+        _clean(None, {"t": pa.array([5, None])}, split=HashSplit("t", (0.8, 0.1, 0.1), 0))

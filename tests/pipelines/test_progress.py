@@ -1,0 +1,36 @@
+"""Progress: quiet for short work away from a terminal, a line a minute for long work."""
+
+import io
+
+import pytest
+
+from pipelines import progress
+from pipelines.progress import Progress
+
+
+def test_is_quiet_for_short_work() -> None:
+    stream = io.StringIO()
+    with Progress(10, unit="rows", desc="count", stream=stream) as bar:
+        bar.update(4)
+        bar.update(6)
+    assert bar.done == 10
+    assert stream.getvalue() == ""
+
+
+def test_prints_plain_lines_for_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    stream = io.StringIO()
+    with Progress(2000, unit="rows", desc="count", stream=stream) as bar:
+        bar.update(1500)
+    assert stream.getvalue().startswith("count: 1,500 of 2,000 rows, ")
+
+
+def test_draws_a_bar_on_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with Progress(4, unit="rows", desc="count", stream=stream) as bar:
+        bar.update(4)
+    assert "count" in stream.getvalue()

@@ -1,0 +1,54 @@
+"""Vocabularies: counting, order, file, lookup."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines import vocabulary
+from pipelines.vocabulary import Lookup, ValueCounts
+
+_AWKWARD = ["new\nline", "tab\t", '"quote"', "comma,", "naïve 日本 🎉", " ", "\0", "a\r\nb"]
+
+
+def _counts(values: list, dtype: str) -> pa.Table:
+    counts = ValueCounts(dtype)
+    counts.add_values(pa.array(values, pa.int64() if dtype == "int64" else pa.string()))
+    return counts.table()
+
+
+def test_order_is_count_then_value() -> None:
+    pieces = [_counts([5, 3, 3, None, -7], "int64"), _counts([5, 9, 3], "int64")]
+    table, distinct = vocabulary.build(pieces, "int64", min_count=1)
+    assert table.to_pydict() == {"value": [3, 5, -7, 9], "count": [3, 2, 1, 1]}
+    assert distinct == 4
+    table, distinct = vocabulary.build(pieces, "int64", min_count=2)
+    assert (table["value"].to_pylist(), distinct) == ([3, 5], 4)
+
+
+def test_merging_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 50, 1000)
+    whole, _ = vocabulary.build([_counts(values.tolist(), "int64")], "int64", 1)
+    monkeypatch.setattr(vocabulary, "_MERGE_ROWS", 10)
+    parts, _ = vocabulary.build([_counts(p.tolist(), "int64") for p in np.array_split(values, 30)], "int64", 1)
+    assert parts.equals(whole)
+
+
+def test_awkward_strings_survive_the_file(tmp_path: Path) -> None:
+    table, _ = vocabulary.build([_counts(_AWKWARD, "string")], "string", 1)
+    vocabulary.save(table, str(tmp_path / "v.parquet"))
+    loaded = vocabulary.load(str(tmp_path / "v.parquet"))
+    assert loaded["value"].type == pa.binary()
+    assert loaded["value"].to_pylist() == sorted(text.encode() for text in _AWKWARD)
+    ids = Lookup(loaded["value"])(pa.array([*_AWKWARD, "unseen", None]))
+    assert sorted(ids[:-2]) == list(range(2, 2 + len(_AWKWARD)))
+    assert ids[-2:].tolist() == [1, 1]
+    assert ids.dtype == np.int32
+
+
+def test_integer_lookup() -> None:
+    lookup = Lookup(pa.chunked_array([pa.array([30, -5, 2**62])]))
+    assert lookup(pa.array([2**62, 30, None, 31, -5, -6, 30])).tolist() == [4, 2, 1, 1, 3, 1, 2]
+    assert lookup(pa.array([], pa.int64())).tolist() == []
+    assert Lookup(pa.chunked_array([], pa.int64()))(pa.array([1, None])).tolist() == [1, 1]
