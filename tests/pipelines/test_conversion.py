@@ -1,0 +1,367 @@
+"""Whole conversions: what ends up where, the same bytes again, and logs with something wrong."""
+
+import dataclasses
+import filecmp
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import hashing, schema, source, tfrecord
+from pipelines.conversion import Options, convert
+from pipelines.errors import UserError
+from pipelines.manifest import Constants, Manifest, Vocabulary
+
+_SCHEMA = """
+name: tiny
+group: user
+item: note
+features:
+  user: {kind: categorical, side: user, dtype: int64}
+  video: {kind: categorical, side: item, dtype: string, min_count: 2}
+  tags: {kind: multivalent, side: item, dtype: string, separator: "|", max_length: 2}
+  length: {kind: numeric, side: item, transform: [log1p, standardise], allow_label_column: true}
+tasks:
+  click: {label: {column: click}}
+  done: {type: regression, label: {column: seen, divide_by: length, clip: [0, 1], missing: outside}}
+"""
+
+
+def _log(rows: int = 60) -> pa.Table:
+    """Sorted by time; the schema's own columns, and one more."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 5, rows).astype(float)
+    return pa.table(
+        {
+            "user": rng.integers(1, 9, rows),
+            "video": [["a\nb", 'c"', "日本", ""][i] for i in rng.integers(0, 4, rows)],
+            "tags": [["x|y|z", "y", "", "x||z"][i] for i in rng.integers(0, 4, rows)],
+            "length": pa.array(lengths, mask=lengths == 4),
+            "click": rng.integers(0, 2, rows),
+            "seen": rng.integers(0, 4, rows),
+            "time": np.arange(rows) * 10,
+            "note": [f"row {i}" for i in range(rows)],
+        }
+    )
+
+
+def _convert(log: Path | str, output: Path, **settings: Any) -> Manifest:
+    defaults: dict[str, Any] = {"schema": schema.loads(_SCHEMA), "split": "time", "split_column": "time"}
+    settings = defaults | settings
+    return convert(Options(log=str(log), output=str(output), **settings))
+
+
+def _write(path: Path, table: pa.Table, row_group_size: int | None = None) -> Path:
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def _rows(done: Manifest, split: str) -> list[dict[str, Any]]:
+    """The records of the rows layout, as lists."""
+    result = []
+    for shard in done.shards(split, "rows"):
+        for _, payload in tfrecord.scan(shard.path):
+            features = tfrecord.Example.FromString(payload).features.feature
+            result.append({key: list(getattr(f, f.WhichOneof("kind")).value) for key, f in features.items()})
+    return result
+
+
+def _block_column(done: Manifest, split: str, key: str, kind: str) -> np.ndarray:
+    parts = [np.zeros(0, kind)]
+    for shard in done.shards(split, "blocks"):
+        for _, payload in tfrecord.scan(shard.path):
+            features = tfrecord.Example.FromString(payload).features.feature
+            parts.append(np.frombuffer(features[key].bytes_list.value[0], kind))
+    return np.concatenate(parts)
+
+
+def _files(directory: Path) -> list[str]:
+    return sorted(os.path.relpath(os.path.join(d, f), directory) for d, _, files in os.walk(directory) for f in files)
+
+
+def _assert_same_bytes(one: Path, other: Path) -> None:
+    assert _files(one) == _files(other)
+    assert filecmp.cmpfiles(one, other, _files(one), shallow=False) == (_files(one), [], [])
+
+
+def test_records_hold_the_log(tmp_path: Path) -> None:
+    table = _log()
+    done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out")
+    vocabularies = {n: pq.read_table(done.vocabulary_path(n))["value"].to_pylist() for n in ("user", "video", "tags")}
+    raw = table.to_pylist()
+    assert [done.rows(split) for split in ("train", "validation", "test")] == [48, 6, 6]
+    seen = []
+    for split in ("train", "validation", "test"):
+        for record in _rows(done, split):
+            (row_id,) = record["key:row_id"]
+            row = raw[row_id]
+            seen.append(row_id)
+            assert vocabularies["user"].index(row["user"]) + 2 == record["feature:user"][0]
+            video = row["video"].encode()
+            expected = vocabularies["video"].index(video) + 2 if video in vocabularies["video"] else 1
+            assert record["feature:video"] == [expected]
+            assert (expected == 1) == (video == b"" or video not in vocabularies["video"])
+            tags = [tag.encode() for tag in row["tags"].split("|") if tag][:2]
+            assert record["feature:tags"] == [vocabularies["tags"].index(tag) + 2 for tag in tags]
+            length = np.float32(np.nan if row["length"] is None else row["length"])
+            np.testing.assert_array_equal(record["feature:length"], [length])
+            assert record["label:click"] == [row["click"]]
+            inside = row["length"] not in (None, 0)
+            ratio = np.float32(min(row["seen"] / row["length"], 1)) if inside else np.float32(np.nan)
+            np.testing.assert_array_equal(np.float32(record["label:done"]), [ratio])
+            assert record["key:group"] == hashing.key64(pa.array([row["user"]])).tolist()
+    assert sorted(seen) == list(range(60))
+    assert seen[48:] == list(range(48, 60))  # input order
+    assert seen[:48] != sorted(seen[:48])
+
+
+def test_blocks_and_rows_agree(tmp_path: Path) -> None:
+    done = _convert(_write(tmp_path / "log.parquet", _log()), tmp_path / "out", block_rows=7)
+    for split in ("train", "validation", "test"):
+        rows = _rows(done, split)
+        for key, kind in [("key:row_id", "<i8"), ("key:item", "<i8"), ("feature:user", "<i4"), ("feature:tags", "<i4")]:
+            assert _block_column(done, split, key, kind).tolist() == [value for row in rows for value in row[key]]
+        lengths = _block_column(done, split, "length:tags", "<i4")
+        assert lengths.tolist() == [len(row["feature:tags"]) for row in rows]
+    assert [s.records for s in done.shards("train", "blocks")] == [7]  # 48 rows
+
+
+def test_manifest_counts(tmp_path: Path) -> None:
+    table = _log()
+    done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out")
+    train = table.slice(0, 48).to_pandas()
+    assert done.task_rate("train", "click") == train["click"].mean()
+    assert done.task_rows("train", "done") == int((train["length"] > 0).sum())
+    logs = np.log1p(train["length"].dropna().to_numpy(np.float32).astype(float))
+    constants = done.constants("length")
+    np.testing.assert_allclose([constants.mean, constants.std, constants.mean_after], [logs.mean(), logs.std(), 0])
+    assert done.vocabularies["video"] == Vocabulary(3, 3)
+    assert done.splits["train"].rare_share["video"] == (train["video"] == "").mean()
+    assert done.splits["train"].rare_share["tags"] == 0
+    assert done.sources[0].rows == 60
+    assert done.split == {
+        "by": "time",
+        "column": "time",
+        "fractions": [0.8, 0.1, 0.1],
+        "train_until": 470,
+        "validation_until": 530,
+    }
+    for layout in ("blocks", "rows"):
+        for shard in done.shards("train", layout):
+            assert os.path.getsize(shard.path) == shard.bytes
+    assert done.schema == schema.loads(_SCHEMA)
+
+
+def test_raw_rows_join_by_row_id(tmp_path: Path) -> None:
+    table = _log()
+    done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out")
+    raw = pq.read_table(os.path.join(done.data_dir, "raw/test"))
+    assert raw.drop_columns(["row_id"]).equals(table.slice(54).combine_chunks())
+    assert raw["row_id"].to_pylist() == list(range(54, 60))
+
+
+def test_csv_gives_the_same_records_as_parquet(tmp_path: Path) -> None:
+    table = _log()
+    pyarrow.csv.write_csv(table, tmp_path / "log.csv")
+    one = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "a")
+    two = _convert(tmp_path / "log.csv", tmp_path / "b")
+    for split in ("train", "validation", "test"):
+        assert str(_rows(one, split)) == str(_rows(two, split))  # as text, for NaN
+    raw = pq.read_table(os.path.join(two.data_dir, "raw/validation")).to_pylist()
+    assert (raw[0]["user"], raw[0]["note"], raw[0]["row_id"]) == (table["user"][48].as_py(), "row 48", 48)
+    assert raw[0]["click"] == str(table["click"][48].as_py())  # text, as it was read
+
+
+@pytest.mark.parametrize("split", ["time", "random", "hash"])
+def test_same_bytes_whatever_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    # Workers are new processes, which a patch does not reach: several units come from several files.
+    table = _log(900)
+    for i in range(3):
+        pyarrow.csv.write_csv(table.slice(i * 300, 300), tmp_path / f"log-{i}.csv")
+    column = {"time": "time", "random": None, "hash": "user"}[split]
+    settings: dict[str, Any] = {"split": split, "split_column": column, "shard_rows": 100, "seed": 3}
+    one = _convert(f"{tmp_path}/log-*.csv", tmp_path / "one", processes=1, **settings)
+    _convert(f"{tmp_path}/log-*.csv", tmp_path / "two", processes=2, **settings)
+    _assert_same_bytes(tmp_path / "one", tmp_path / "two")
+    assert len(one.shards("train", "rows")) == -(-one.rows("train") // 100)
+    assert sum(one.rows(s) for s in one.splits) == 900
+    other = _convert(f"{tmp_path}/log-*.csv", tmp_path / "other", **(settings | {"seed": 4}))
+    assert not filecmp.cmp(one.shards("train", "rows")[0].path, other.shards("train", "rows")[0].path, shallow=False)
+    if split == "hash":
+        users = [{row["key:group"][0] for row in _rows(one, s)} for s in ("train", "validation", "test")]
+        assert not users[0] & users[1] and not users[0] & users[2] and not users[1] & users[2]
+
+
+def test_layout_of_the_log_does_not_change_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = _log(300)
+    whole = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "one", shard_rows=50)
+    monkeypatch.setattr(source, "_UNIT_ROWS", 64)
+    monkeypatch.setattr(source, "CHUNK_ROWS", 20)
+    (tmp_path / "parts").mkdir()
+    for i in range(3):
+        _write(tmp_path / f"parts/log-{i}.parquet", table.slice(i * 100, 100), row_group_size=30)
+    parts = _convert(tmp_path / "parts", tmp_path / "two", shard_rows=50)
+    for layout in ("blocks", "rows"):
+        digests = [[shard.sha256 for shard in done.shards("train", layout)] for done in (whole, parts)]
+        assert digests[0] == digests[1]
+    # Sums are taken in another order.
+    np.testing.assert_allclose(whole.constants("length").mean, parts.constants("length").mean, rtol=1e-12)
+    raw = pq.read_table(os.path.join(parts.data_dir, "raw/test"))
+    assert raw["row_id"].to_pylist() == list(range(270, 300))
+
+
+def test_train_order_is_unrelated_to_input_order(tmp_path: Path) -> None:
+    rows = 200_000
+    table = pa.table({"user": np.zeros(rows, np.int64), "click": np.zeros(rows, np.int8)})
+    features = "{user: {kind: categorical, side: user, dtype: int64}}"
+    text = f"{{name: s, features: {features}, tasks: {{c: {{label: {{column: click}}}}}}}}"
+    done = _convert(
+        _write(tmp_path / "log.parquet", table),
+        tmp_path / "out",
+        schema=schema.loads(text),
+        split="random",
+        split_column=None,
+        fractions=(1.0, 0.0, 0.0),
+        layouts=("blocks",),
+        shard_rows=20_000,
+    )
+    places = _block_column(done, "train", "key:row_id", "<i8")
+    assert sorted(places.tolist()) == list(range(rows))
+    # Of independent orders it is normal with deviation 1 / sqrt(rows) = .0022; a block's neighbours too.
+    assert abs(np.corrcoef(places, np.arange(rows))[0, 1]) < 0.01
+    assert abs(np.corrcoef(places[1:], places[:-1])[0, 1]) < 0.01
+    sizes = [shard.rows for shard in done.shards("train", "blocks")]
+    assert len(sizes) == 10 and max(sizes) < 21_000
+
+
+def test_given_files(tmp_path: Path) -> None:
+    table = _log(30)
+    paths = {s: _write(tmp_path / f"{s}.parquet", table.slice(i * 10, 10)) for i, s in enumerate(["train", "test"])}
+    given = {split: str(path) for split, path in paths.items()}
+    done = _convert("", tmp_path / "out", given=given, split=None, split_column=None)
+    assert [done.rows(split) for split in ("train", "validation", "test")] == [10, 0, 10]
+    assert [row["key:row_id"] for row in _rows(done, "test")] == [[i] for i in range(10, 20)]
+    assert done.split == {"by": "given files", "train": [given["train"]], "validation": [], "test": [given["test"]]}
+    with pytest.raises(UserError, match="train.parquet: given for both --train and --test"):
+        _convert("", tmp_path / "x", given={"train": given["train"], "test": given["train"]}, split=None)
+
+
+def test_split_at_given_times(tmp_path: Path) -> None:
+    log = _write(tmp_path / "log.parquet", _log())
+    done = _convert(log, tmp_path / "a", validation_from="400", test_from="550")
+    assert [done.rows(split) for split in ("train", "validation", "test")] == [40, 15, 5]
+    done = _convert(log, tmp_path / "b", test_from="550")
+    assert [done.rows(split) for split in ("train", "validation", "test")] == [55, 0, 5]
+    with pytest.raises(UserError, match="--validation_from=9 should not be later than --test_from=5"):
+        _convert(log, tmp_path / "c", validation_from="9", test_from="5")
+    with pytest.raises(UserError, match="the train split has no rows"):
+        _convert(log, tmp_path / "c", validation_from="0")
+    assert not (tmp_path / "c").exists()
+
+
+def test_equal_times_stay_together(tmp_path: Path) -> None:
+    table = _log(10).drop_columns(["time"]).append_column("time", pa.array([1.5] * 7 + [2.5] * 3))
+    done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out", fractions=(0.5, 0.3, 0.2))
+    assert [done.rows(split) for split in ("train", "validation", "test")] == [7, 3, 0]
+
+
+def test_dense_and_quantiles(tmp_path: Path) -> None:
+    rows = 40
+    vectors = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    table = pa.table(
+        {
+            "image": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 3),
+            "tags": [[1, None, 2] if i % 2 else None for i in range(rows)],
+            "age": np.arange(rows, dtype=np.int16),
+            "click": [True, False] * (rows // 2),
+        }
+    )
+    text = """
+name: s
+features:
+  image: {kind: dense, side: item, length: 3}
+  tags: {kind: multivalent, side: item, dtype: int64, max_length: 4}
+  age: {kind: numeric, side: user, bucketise: {quantiles: 4}}
+tasks:
+  click: {label: {column: click}}
+"""
+    settings: dict[str, Any] = {"schema": schema.loads(text), "split": "random", "split_column": None}
+    done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out", fractions=(1.0, 0.0, 0.0), **settings)
+    order = _block_column(done, "train", "key:row_id", "<i8")
+    np.testing.assert_array_equal(_block_column(done, "train", "feature:image", "<f4").reshape(rows, 3), vectors[order])
+    np.testing.assert_array_equal(_block_column(done, "train", "feature:age", "<f4"), order)
+    assert _block_column(done, "train", "length:tags", "<i4").tolist() == [2 if i % 2 else 0 for i in order]
+    assert done.constants("age") == Constants(19.5, np.std(np.arange(40)), 19.5, (10.0, 20.0, 30.0))
+    assert done.num_ids("age") == 6
+
+
+def test_bad_rows_fail_or_are_dropped_and_counted(tmp_path: Path) -> None:
+    table = _log()
+    clicks = table["click"].to_pylist()
+    clicks[7], clicks[50] = 9, 9
+    bad = table.set_column(table.schema.get_field_index("click"), "click", pa.array(clicks))
+    (tmp_path / "log").mkdir()
+    _write(tmp_path / "log/a.parquet", table.slice(0, 5))
+    log = _write(tmp_path / "log/b.parquet", bad.slice(5))
+    with pytest.raises(UserError, match=f"^{log}, row 2: label 'click' is 9; a binary label is 0 or 1"):
+        _convert(tmp_path / "log", tmp_path / "out")
+    assert os.listdir(tmp_path) == ["log"]
+    done = _convert(tmp_path / "log", tmp_path / "out", drop_bad_rows=True)
+    assert [dataclasses.astuple(dropped) for dropped in done.dropped] == [("click", "binary label not 0 or 1", 2)]
+    assert [done.rows(split) for split in ("train", "validation", "test")] == [47, 5, 6]
+    ids = [row["key:row_id"][0] for s in done.splits for row in _rows(done, s)]
+    assert sorted(ids) == [i for i in range(60) if i not in (7, 50)]  # dropped rows keep their number
+
+
+def test_malformed_csv_rows_are_dropped_and_counted(tmp_path: Path) -> None:
+    pyarrow.csv.write_csv(_log(20), tmp_path / "log.csv")
+    text = (tmp_path / "log.csv").read_bytes().replace(b'"row 12"', b"row 12,more").replace(b'"row 3"', b"r\xff")
+    (tmp_path / "log.csv").write_bytes(text)
+    settings: dict[str, Any] = {
+        "schema": schema.loads(_SCHEMA.replace("item: note\n", "")),
+        "validation_from": "20",
+        "test_from": "1000",
+    }
+    with pytest.raises(UserError, match="log.csv, row 12: 9 values, but the file has 8 columns"):
+        _convert(tmp_path / "log.csv", tmp_path / "out", **settings)
+    done = _convert(tmp_path / "log.csv", tmp_path / "out", drop_bad_rows=True, **settings)
+    assert [dataclasses.astuple(dropped) for dropped in done.dropped] == [("", "wrong number of columns", 1)]
+    assert [row["key:row_id"][0] for row in _rows(done, "validation")] == [i for i in range(2, 20) if i != 12]
+    assert done.sources[0].rows == 20
+    # A column that the schema does not use may hold anything.
+    raw = pq.read_table(os.path.join(done.data_dir, "raw/validation"))
+    assert raw["note"].to_pylist()[:2] == ["row 2", "r\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"split_column": "tme"}, "--split_column=tme: not in the log; did you mean 'time'"),
+        ({"split_column": "note"}, "--split_column=note: a time should be a number, a date or a timestamp"),
+        ({"test_from": "noon"}, "--test_from=noon: not a value of the split column's type"),
+        ({"split": "hash", "split_column": "x"}, "--split_column=x: not in the log"),
+    ],
+)
+def test_split_mistakes(tmp_path: Path, settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        _convert(_write(tmp_path / "log.parquet", _log()), tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_logs_that_cannot_be_converted(tmp_path: Path) -> None:
+    table = _log()
+    with pytest.raises(UserError, match="'click' is not in .*log.parquet"):
+        _convert(_write(tmp_path / "log.parquet", table.drop_columns(["click"])), tmp_path / "out")
+    with pytest.raises(UserError, match="the column name 'row_id' is taken"):
+        _convert(_write(tmp_path / "log.parquet", table.append_column("row_id", table["time"])), tmp_path / "out")
+    with pytest.raises(UserError, match="--split_column=time: the column holds no value"):
+        _convert(_write(tmp_path / "log.parquet", table.slice(0, 0)), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    log = _write(tmp_path / "out/log.parquet", table)
+    with pytest.raises(UserError, match="a file of the log lies in the output directory"):
+        _convert(log, tmp_path / "out")

@@ -1,0 +1,179 @@
+"""The job stem-convert, from outside: messages, exit codes, interruptions, full disks."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import manifest
+
+_SCHEMA = """
+name: tiny
+features:
+  user: {kind: categorical, side: user, dtype: int64}
+tasks:
+  click: {label: {column: click}}
+"""
+_MANY = 1_200_000  # rows: three units of work
+_PYTHON = [sys.executable, "-m", "pipelines.convert"]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log of 60 rows beside its schema."""
+    (tmp_path / "schema.yaml").write_text(_SCHEMA)
+    _write(tmp_path / "log.parquet", 60)
+    return tmp_path / "log.parquet"
+
+
+def _write(path: Path, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    columns = {"user": rng.integers(0, 9, rows), "click": rng.integers(0, 2, rows), "time": np.arange(rows)}
+    pq.write_table(pa.table(columns), path, row_group_size=100_000)
+
+
+def _run(log: Path, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [*_PYTHON, *arguments, f"--schema={log.parent}/schema.yaml", f"--output={log.parent}/out"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload]
+
+
+def test_reports_what_was_written(log: Path) -> None:
+    done = _run(log, str(log), "--split=time", "--split_column=time", "--layouts=blocks")
+    assert done.returncode == 0, done.stderr
+    assert "click" in done.stdout and "user" in done.stdout
+    assert f"written to {log.parent}/out: 60 rows in " in done.stdout
+    assert f"next: stem-train --config=CONFIG --config.data.dir={log.parent}/out" in done.stdout
+    assert done.stderr == ""
+    assert manifest.load(f"{log.parent}/out").rows("test") == 6
+    again = _run(log, str(log), "--split=random")
+    assert again.returncode == 2
+    assert again.stderr == f"error: {log.parent}/out exists already; --overwrite replaces it\n"
+
+
+def test_empty_splits_are_warned_about(log: Path) -> None:
+    done = _run(log, f"--train={log}")
+    assert done.returncode == 0
+    warnings = ["warning: the validation split has no rows", "warning: the test split has no rows"]
+    assert done.stderr.splitlines() == warnings
+
+
+def test_no_process_imports_tensorflow() -> None:
+    # Workers import what the job imports: they are spawned with its module as their main one.
+    code = "import sys, pipelines.convert; print([m for m in sys.modules if m.startswith(('tensorflow', 'stem_tf'))])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "the log is required"),
+        (["LOG"], "--split is required: time, hash or random"),
+        (["LOG", "--split=time"], "--split=time needs --split_column"),
+        (["LOG", "--split=random", "--split_column=user"], "--split_column belongs to --split=time and --split=hash"),
+        (["LOG", "--split=random", "--test_from=5"], "--validation_from and --test_from belong to --split=time"),
+        (["LOG", "--split=random", "--fractions=.8,.1"], "--fractions=.8,.1: should be three numbers"),
+        (["LOG", "--split=random", "--fractions=.8,.1,.2"], "--fractions=.8,.1,.2: should be shares that add up to 1"),
+        (
+            ["LOG", "--split=random", "--layouts=block"],
+            "--layouts: 'block' should be one of blocks, rows; did you mean",
+        ),
+        (["LOG", "--split=random", "--csv_delimiter=::"], "--csv_delimiter=::: should be one ASCII character"),
+        (["LOG", "--split=random", "--csv_columns=a,b,a"], "--csv_columns=a,b,a: a name is there more than once"),
+        (["LOG", "--split=random", "--log=LOG"], "the log is given twice"),
+        (["LOG", "LOG", "--split=random"], "unexpected argument"),
+        (["LOG", "--train=LOG"], "--train gives a split's files; leave out the log"),
+        (["--test=LOG"], "--train is required with --validation and --test"),
+        (["nowhere.csv", "--split=random"], "nowhere.csv: no such file or directory"),
+        (["LOG", "--split=random", "--block_rows=0"], "block_rows"),
+        (["LOG", "--split=day"], "split"),
+    ],
+)
+def test_wrong_flags_are_one_line(log: Path, arguments: list[str], why: str) -> None:
+    done = _run(log, *(argument.replace("LOG", str(log)) for argument in arguments))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert why in done.stderr
+    assert sorted(os.listdir(log.parent)) == ["log.parquet", "schema.yaml"]
+
+
+def _start(log: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A conversion of many units in two processes, once it has begun to write."""
+    command = [*_PYTHON, str(log), f"--schema={log.parent}/schema.yaml", f"--output={log.parent}/out", "--split=random"]
+    process = subprocess.Popen([*command, "--processes=2", *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(log.parent.glob(".out.partial-*/scratch/counts-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+def _tree(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_killed_half_way_and_run_again(log: Path) -> None:
+    _write(log, _MANY)
+    process = _start(log)
+    process.kill()
+    process.wait()
+    assert not (log.parent / "out").exists()
+    assert list(log.parent.glob(".out.partial-*"))
+    assert _run(log, str(log), "--split=random", "--layouts=blocks", "--processes=2").returncode == 0
+    assert sorted(os.listdir(log.parent)) == ["log.parquet", "out", "schema.yaml"]
+    first = _tree(log.parent / "out")
+    again = _run(log, str(log), "--split=random", "--layouts=blocks", "--processes=1", "--overwrite")
+    assert again.returncode == 0
+    assert _tree(log.parent / "out") == first
+    assert json.loads(first["manifest.json"])["sources"][0]["rows"] == _MANY
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "message"),
+    [
+        (signal.SIGTERM, 1, "error: stopped by SIGTERM; nothing was kept\n"),
+        (signal.SIGINT, 130, "error: interrupted\n"),
+    ],
+)
+def test_signals_leave_nothing(log: Path, signum: int, code: int, message: str) -> None:
+    _write(log, _MANY)
+    process = _start(log)
+    process.send_signal(signum)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (code, message)
+    assert sorted(os.listdir(log.parent)) == ["log.parquet", "schema.yaml"]
+
+
+def test_a_killed_worker_is_named(log: Path) -> None:
+    _write(log, _MANY)
+    process = _start(log)
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        children = [int(pid) for pid in file.read().split()]
+    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert stderr.startswith("error: a worker process died while it worked on ")
+    assert sorted(os.listdir(log.parent)) == ["log.parquet", "schema.yaml"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_space_left(log: Path, processes: int) -> None:
+    _write(log, 600_000)  # two units
+
+    def limit() -> None:  # a file size limit fails writes as a full disk does
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    done = _run(log, str(log), "--split=random", f"--processes={processes}", preexec_fn=limit)
+    assert done.returncode == 1
+    assert done.stderr == f"error: no space left for {log.parent}/out (File too large); nothing was kept\n"
+    assert sorted(os.listdir(log.parent)) == ["log.parquet", "schema.yaml"]
