@@ -91,6 +91,8 @@ def convert(options: Options) -> Manifest:
             why = os.strerror(error.errno)
             raise JobError(f"no space left for {options.output} ({why}); nothing was kept") from error
         raise
+    finally:
+        stages.forget_vocabularies()
     return manifest.load(options.output)
 
 

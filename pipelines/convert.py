@@ -133,7 +133,8 @@ def _report(done: Manifest, seconds: float) -> None:
     width = max(map(len, ("task", *tasks)))
     print(f"{'task':{width}}" + "".join(f"  {split + ' rate':>16}  {'rows':>13}" for split in SPLITS))
     for task in tasks:
-        cells = (f"  {done.task_rate(s, task):>16.4f}  {done.task_rows(s, task):>13,}" for s in SPLITS)
+        rates = [f"{done.task_rate(s, task):.4f}" if done.task_rows(s, task) else "-" for s in SPLITS]
+        cells = (f"  {rate:>16}  {done.task_rows(s, task):>13,}" for rate, s in zip(rates, SPLITS, strict=True))
         print(f"{task:{width}}" + "".join(cells))
     print(f"{'rows':{width}}" + "".join(f"  {'':>16}  {done.rows(split):>13,}" for split in SPLITS))
     if done.vocabularies:

@@ -169,6 +169,11 @@ def _lookup(path: str) -> Lookup:
     return Lookup(vocabulary.load(path)["value"])
 
 
+def forget_vocabularies() -> None:
+    """Frees what `encode` keeps between units; the next conversion in this process may use the same paths again."""
+    _lookup.cache_clear()
+
+
 @dataclass
 class Encoded:
     """Counts of one unit's encoded rows, by split: int64 or float64 [3].

@@ -239,6 +239,15 @@ def test_train_order_is_unrelated_to_input_order(tmp_path: Path) -> None:
     assert len(sizes) == 10 and max(sizes) < 21_000
 
 
+def test_a_second_conversion_in_the_same_place_has_its_own_vocabulary(tmp_path: Path) -> None:
+    table = _log()
+    _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out")
+    users = pa.array(table["user"].to_numpy() + 1000)
+    changed = table.set_column(0, "user", users)
+    done = _convert(_write(tmp_path / "log.parquet", changed), tmp_path / "out", overwrite=True)
+    assert done.splits["train"].rare_share["user"] == 0
+
+
 def test_given_files(tmp_path: Path) -> None:
     table = _log(30)
     paths = {s: _write(tmp_path / f"{s}.parquet", table.slice(i * 10, 10)) for i, s in enumerate(["train", "test"])}
