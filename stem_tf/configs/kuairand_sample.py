@@ -14,11 +14,14 @@ def get_config() -> ml_collections.ConfigDict:
     config = base.get_config()
     config.experiment = "kuairand_sample"
     config.data.dir = "data/kuairand_sample"
-    config.data.batch_size = 2048
-    config.model.expert_units = (256, 128)
+    # A small log: narrow experts, and small batches, reached the best mean validation AUC (over three seeds).
+    config.data.batch_size = 512
+    config.model.expert_units = (32,)
+    config.model.gate_units = (32,)
+    config.model.tower_units = (32,)
     config.model.init_std = 1e-3
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 5e-4
     config.train.epochs = 20
     config.train.patience = 3
-    config.train.log_every = 5
+    config.train.log_every = 10
     return config
