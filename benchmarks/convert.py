@@ -81,30 +81,34 @@ def _tree(root: int) -> list[int]:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """(resident, of it private) bytes. Mapped input and scratch files are resident, but the system may drop them."""
-    fields = {}
+    """(all, anonymous) bytes, pages shared by several processes divided among them.
+
+    All includes mapped input and scratch files, which the system may drop.
+    """
+    size = {"Pss:": 0, "Pss_Anon:": 0}
     try:
-        with open(f"/proc/{pid}/status") as file:
-            fields = dict(line.split(":", 1) for line in file if line.startswith(("Rss", "VmRSS")))
+        with open(f"/proc/{pid}/smaps_rollup") as file:
+            for name, value, *_ in (line.split() for line in file):
+                if name in size:
+                    size[name] = int(value) * 1024
     except (FileNotFoundError, ProcessLookupError):
         pass
-    size = {name: int(value.split()[0]) * 1024 for name, value in fields.items()}
-    return size.get("VmRSS", 0), size.get("RssAnon", 0)
+    return size["Pss:"], size["Pss_Anon:"]
 
 
 def measure(command: list[str]) -> tuple[float, int, int]:
-    """Runs a command: (seconds, peak resident bytes, peak private bytes), both of all its processes together."""
+    """Runs a command: (seconds, peak bytes, peak anonymous bytes), of all its processes together."""
     started = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    resident = private = 0
+    everything = anonymous = 0
     while process.poll() is None:
         sizes = [_memory(pid) for pid in _tree(process.pid)]
-        resident = max(resident, sum(size for size, _ in sizes))
-        private = max(private, sum(size for _, size in sizes))
-        time.sleep(0.05)
+        everything = max(everything, sum(size for size, _ in sizes))
+        anonymous = max(anonymous, sum(size for _, size in sizes))
+        time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with {process.returncode}")
-    return time.monotonic() - started, resident, private
+    return time.monotonic() - started, everything, anonymous
 
 
 def rank_correlation(done: manifest.Manifest) -> float:
@@ -127,7 +131,7 @@ def main(argv: list[str]) -> None:
             file.write(_SCHEMA)
         command = [sys.executable, "-m", "pipelines.convert", log, f"--schema={schema}", f"--output={output}"]
         command += ["--split=random", f"--processes={_PROCESSES.value}", f"--layouts={_LAYOUTS.value}"]
-        seconds, resident, private = measure(command)
+        seconds, everything, anonymous = measure(command)
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = manifest.load(output)
         correlation = rank_correlation(done) if "blocks" in _LAYOUTS.value else None
@@ -140,8 +144,8 @@ def main(argv: list[str]) -> None:
             "seconds": round(seconds, 2),
             "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
             "rows_per_second": round(rows / seconds),
-            "peak_resident_bytes": resident,
-            "peak_private_bytes": private,
+            "peak_bytes": everything,
+            "peak_anonymous_bytes": anonymous,
             "rank_correlation": correlation,
         }
     if _JSON.value:
