@@ -36,7 +36,7 @@ setup(
     # A static path entry in editable installs: a package added later is found without installing again.
     package_dir={"": "."},
     packages=find_packages(include=["pipelines", "pipelines.*", "stem_tf", "stem_tf.*", "export", "export.*"]),
-    package_data={"pipelines": ["schemas/*.yaml"], "stem_tf": ["configs/*.py"]},
+    package_data={"pipelines": ["schemas/*.yaml"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "tensorflow==2.16.2",

@@ -1,7 +1,7 @@
 """The whole path on the bundled sample: environment, convert, train, evaluate. `make quickstart` runs this.
 
 Every step is the real job, run with the command line that is printed. A finished step is not run again unless its
-command, the log, the schema or the config changed; ``--fresh`` starts over.
+command, the log or the code changed; ``--fresh`` starts over.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ HOME = Path("runs/quickstart")
 LOG = Path("datasets/kuairand_sample/log.parquet")
 DATA, RUN = HOME / "data", HOME / "run"
 
-# (step, module, arguments, directory it writes, files whose content decides the result)
+# (step, module, arguments, directory it writes, files and folders whose content decides the result)
 STEPS = [
     (
         "convert",
         "pipelines.convert",
         [str(LOG), "--schema=kuairand_sample", "--split=time", "--split_column=time_ms", f"--output={DATA}"],
         DATA,
-        [LOG, Path("pipelines/schemas/kuairand_sample.yaml")],
+        [LOG, Path("pipelines")],
     ),
     (
         "train",
         "stem_tf.train",
         ["--config=kuairand_sample", f"--config.data.dir={DATA}", f"--workdir={RUN}"],
         RUN,
-        [Path("stem_tf/configs/kuairand_sample.py")],
+        [Path("stem_tf")],
     ),
     ("evaluate", "stem_tf.evaluate", [f"--workdir={RUN}", "--split=test"], None, []),
 ]
 
 
-def heading(number: int, name: str, text: str) -> None:
-    print(f"{number}/{len(STEPS) + 1} {name:<14}{text}", flush=True)
+def heading(number: int, name: str, text: str = "") -> None:
+    print(f"{number}/{len(STEPS) + 1} {name:<14}{text}".rstrip(), flush=True)
 
 
 def python() -> str:
@@ -57,10 +57,12 @@ def python() -> str:
 
 
 def fingerprint(before: str, arguments: list[str], files: list[Path]) -> str:
-    """Of everything a step's result depends on: the steps before it, its command and the content of ``files``."""
+    """Of everything a step's result depends on: the steps before it, its command, and the content of ``files``."""
     digest = hashlib.sha256(json.dumps([before, arguments]).encode())
-    for path in files:
-        digest.update((ROOT / path).read_bytes())
+    for top in files:
+        inside = sorted(p for p in (ROOT / top).rglob("*") if p.suffix in (".py", ".yaml"))
+        for path in inside or [ROOT / top]:
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -94,6 +96,8 @@ def run(command: list[str]) -> tuple[int, list[str]]:
     signal.signal(signal.SIGTERM, lambda *_: job.terminate())
     assert job.stdout is not None
     for line in job.stdout:
+        if line.startswith("next: "):  # that is what the next step runs
+            continue
         print(f"    {line}", end="", flush=True)
         lines.append(line)
     code = job.wait()
@@ -118,7 +122,8 @@ def main() -> int:
         before = fingerprint(before, [module, *arguments], files)
         path = ROOT / HOME / f"{name}.json"
         record = load(path)
-        heading(number, name, shlex.join([python(), "-m", module, *arguments]))
+        heading(number, name)
+        print(f"    $ {shlex.join([python(), '-m', module, *arguments])}", flush=True)
         if record.get("fingerprint") != before:
             # What is there belongs to another command or other data.
             if directory is not None:
