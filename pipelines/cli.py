@@ -42,8 +42,6 @@ def run(main: Callable[[Sequence[str]], Any], arguments: str = "") -> NoReturn:
                 raise UserError(f"unexpected argument {positional[1]!r}; flags are written --name=value")
         except (flags.Error, UserError, OSError) as error:
             _fail(error, 2, debug="--debug" in words)
-        except (AttributeError, KeyError) as error:  # how ml_collections refuses --config.model.dmi=3
-            _fail(UserError(_unknown_key(argv, str(error))), 2, debug="--debug" in words)
         return positional
 
     def guarded(argv: Sequence[str]) -> Any:
@@ -83,13 +81,6 @@ def _message(error: BaseException) -> str:
     return " ".join(_REQUIRED.sub(r"--\1 is required", text).split()) or type(error).__name__
 
 
-def _unknown_key(argv: Sequence[str], why: str) -> str:
-    """Names the flag whose dotted path holds the key that ``why`` complains about."""
-    dotted = [word.partition("=")[0] for word in argv if word.startswith("--") and "." in word.partition("=")[0]]
-    flag = next((name for name in dotted if any(f"'{key}'" in why for key in name.split("."))), "")
-    return f"{flag}: the config has no such key ({why.strip(chr(34))})"
-
-
 def _help(main: Callable[..., Any], arguments: str) -> str:
     module = sys.modules[main.__module__]
     program = os.path.basename(sys.argv[0])
@@ -104,6 +95,6 @@ def _help(main: Callable[..., Any], arguments: str) -> str:
 
 def _flag_help(flag: flags.Flag[Any]) -> str:
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-    plain = isinstance(flag.default, str | int | float) and not flag.boolean  # a config's default is a page of YAML
+    plain = isinstance(flag.default, str | int | float) and not flag.boolean
     default = f" (default: {flag.default})" if plain and flag.default != "" else ""
     return flags.text_wrap(f"{flag.help}{default}", indent="      ", firstline_indent=f"  {name}\n      ", length=100)

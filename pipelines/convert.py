@@ -18,12 +18,11 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from pipelines import cli
+from pipelines import cli, csv_flags
 from pipelines import schema as schemas
 from pipelines.conversion import Options, convert
 from pipelines.errors import JobError, UserError, did_you_mean
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
-from pipelines.source import CsvOptions
 
 _LOG = flags.DEFINE_string("log", None, "The log (or give it as the argument).")
 _SCHEMA = flags.DEFINE_string("schema", None, "Schema file, or the name of a shipped one.")
@@ -50,9 +49,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of split and shuffle.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Worker processes; all cores by default.", lower_bound=1)
 _ON_BAD_ROWS = flags.DEFINE_enum("on_bad_rows", "fail", ["fail", "drop"], "Stop at a bad row, or skip and count such.")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace converted data at --output.")
-_CSV_DELIMITER = flags.DEFINE_string("csv_delimiter", None, "A character or 'tab' (by default tab in .tsv files).")
-_CSV_COLUMNS = flags.DEFINE_list("csv_columns", [], "Column names of CSV files that have no header line.")
-_CSV_NULLS = flags.DEFINE_list("csv_nulls", [""], "Texts that mean null in CSV files, as in --csv_nulls=,NA")
+flags.adopt_module_key_flags(csv_flags)
 _BLOCK_ROWS = flags.DEFINE_integer("block_rows", 512, "Rows of a block.", lower_bound=1)
 _SHARD_ROWS = flags.DEFINE_integer("shard_rows", 250_000, "Rows of a shard, about.", lower_bound=1)
 
@@ -89,11 +86,6 @@ def _options(argv: Sequence[str]) -> Options:
         if layout not in LAYOUTS:
             hint = did_you_mean(layout, LAYOUTS)
             raise UserError(f"--layouts: '{layout}' should be one of {', '.join(LAYOUTS)}{hint}")
-    delimiter = {"tab": "\t", "\\t": "\t"}.get(_CSV_DELIMITER.value, _CSV_DELIMITER.value)
-    if delimiter is not None and (len(delimiter) != 1 or ord(delimiter) > 127 or delimiter in '\r\n"'):
-        raise UserError(f"--csv_delimiter={delimiter}: should be one ASCII character, no quote or line end, or 'tab'")
-    if len(set(_CSV_COLUMNS.value)) < len(_CSV_COLUMNS.value):
-        raise UserError(f"--csv_columns={','.join(_CSV_COLUMNS.value)}: a name is there more than once")
     return Options(
         schema=schemas.load(_SCHEMA.value),
         output=_OUTPUT.value,
@@ -109,7 +101,7 @@ def _options(argv: Sequence[str]) -> Options:
         processes=_PROCESSES.value or len(os.sched_getaffinity(0)),
         drop_bad_rows=_ON_BAD_ROWS.value == "drop",
         overwrite=_OVERWRITE.value,
-        csv=CsvOptions(delimiter, tuple(_CSV_COLUMNS.value), tuple(_CSV_NULLS.value)),
+        csv=csv_flags.options(),
         block_rows=_BLOCK_ROWS.value,
         shard_rows=_SHARD_ROWS.value,
     )

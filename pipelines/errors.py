@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave (flags, schema, data): one sentence that names the thing, the place and the way out.
+    """A mistake in what the user gave (flags, schema, data). Its sentence names the thing, the place and the way out.
 
     Jobs print it without a traceback and exit with code 2.
     """

@@ -15,14 +15,12 @@ import errno
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
 from pipelines import cli
 from pipelines.errors import JobError, UserError
 
 _WAYS = ["user", "job", "disk", "bug", "interrupt", "pipe"]
 _HOW = flags.DEFINE_enum("how", None, _WAYS, "Way to fail.", required=True)
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Settings.")
 _ROWS = flags.DEFINE_integer("rows", 10, "Rows to read.")
 _KEEP = flags.DEFINE_boolean("keep", True, "Keep what was read.")
 
@@ -50,13 +48,6 @@ if __name__ == "__main__":
     run()
 '''
 
-CONFIG = """from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict({"model": {"dim": 16}})
-"""
-
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -64,7 +55,6 @@ Job = Callable[..., subprocess.CompletedProcess[str]]
 def job(run_job: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("job")
     (folder / "failing.py").write_text(JOB)
-    (folder / "small.py").write_text(CONFIG)
     return lambda *arguments: run_job("failing", *arguments, cwd=folder)
 
 
@@ -83,11 +73,6 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], 2, "error: --how is required"),
         (["--how=user", "--row=3"], 2, "error: Unknown command line flag 'row'. Did you mean: rows ?"),
         (["--how=user", "--rows=many"], 2, "error: flag --rows=many: invalid literal for int() with base 10: 'many'"),
-        (
-            ["--how=job", "--config=small.py", "--config.model.dmi=3"],
-            2,
-            "error: --config.model.dmi: the config has no such key ('dmi')",
-        ),
         (["--how=nap"], 2, "error: flag --how=nap: value should be one of <user|job|disk|bug|interrupt|pipe>"),
         (["--how=user", "3"], 2, "error: unexpected argument '3'; flags are written --name=value"),
     ],
@@ -118,7 +103,6 @@ def test_help_lists_the_job_s_own_flags(job: Job, flag: str) -> None:
     assert result.stdout == (
         "usage: python -m failing [--flag=value ...]\n\nFails in the way it is told.\n\nflags:\n"
         "  --how\n      <user|job|disk|bug|interrupt|pipe>: Way to fail.\n"
-        "  --config\n      Settings.\n"
         "  --rows\n      Rows to read. (default: 10)\n"
         "  --[no]keep\n      Keep what was read.\n"
         "  --[no]debug\n      Show the traceback of an error.\n"
