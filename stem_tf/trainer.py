@@ -33,6 +33,9 @@ def set_up(config: Any) -> tf.distribute.Strategy:
     if config.train.deterministic:
         tf.keras.utils.set_random_seed(config.seed)
         tf.config.experimental.enable_op_determinism()
+        # AddN sums its inputs starting with the first one whose buffer nobody else is reading, which depends on the
+        # order in which threads finish other operations. Kernels still use all cores.
+        tf.config.threading.set_inter_op_parallelism_threads(1)
     if config.train.strategy == "none":
         return tf.distribute.get_strategy()
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")

@@ -59,9 +59,7 @@ class Workdir:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise UserError(
-                    f"{self.path} is in use by another stem-train (process {file.read().strip()})"
-                ) from None
+                raise UserError(f"{self.path} is in use by another job (process {file.read().strip()})") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

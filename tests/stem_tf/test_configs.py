@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import UserError
+from stem_tf import configs
+from stem_tf.configs import base
+
+
+def test_shipped_experiments_load_complete_and_read_only() -> None:
+    assert "base" not in configs.shipped()
+    for name in configs.shipped():
+        config = configs.load(name)
+        assert set(configs.flat(config)) == set(base.KEYS)
+        with pytest.raises(AttributeError):
+            config.seed = 3
+
+
+def test_help_lists_every_key_with_its_default() -> None:
+    text = base.describe()
+    assert all(f"  {key}=" in text for key in base.KEYS)
+    assert "model.gate_units=128,64 " in text
+
+
+def test_overrides_take_the_type_of_the_default() -> None:
+    config = configs.load(
+        "kuairand_sample",
+        [
+            "model.dim=8",
+            "optimizer.l2=0",
+            "model.expert_units=(64, 32)",
+            "model.gate_units=",
+            "model.tower_units=16",
+            "train.deterministic=true",
+            "seed=1",
+            "seed=2",
+        ],
+    )
+    assert config.model.dim == 8 and config.optimizer.l2 == 0.0 and isinstance(config.optimizer.l2, float)
+    assert config.model.expert_units == (64, 32) and config.model.gate_units == () and config.model.tower_units == (16,)
+    assert config.train.deterministic is True
+    assert config.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.dmi=3", "--config.model.dmi: the config has no such key; did you mean 'model.dim'?"),
+        ("dim=3", "did you mean 'model.dim'?"),
+        ("nonsense=3", "stem-train --help lists them"),
+        ("model.dim=3.5", "config.model.dim should be a whole number, but is 3.5"),
+        ("model.dim=big", "--config.model.dim should be a whole number, but is 'big'"),
+        ("model.dim=True", "config.model.dim should be a whole number, but is True"),
+        ("model.expert_units=8,a", "should be whole numbers, as in 256,128"),
+        ("model.expert_units=", "config.model.expert_units should name at least one layer"),
+        ("optimizer.l2=small", "--config.optimizer.l2 should be a number, but is 'small'"),
+        ("model.dropout=1", "config.model.dropout should be less than 1, but is 1"),
+        ("model.dropout=nan", "config.model.dropout should be at least 0, but is nan"),
+        ("optimizer.learning_rate=0", "should be more than 0"),
+        ("model.expert_units=8,0", "config.model.expert_units should be at least 1, but is 0"),
+        ("train.deterministic=maybe", "--config.train.deterministic should be true or false, but is 'maybe'"),
+        ("data.layout=row", "should be one of blocks, rows, but is 'row'; did you mean 'rows'?"),
+        ("optimizer.decay_steps=9", "would do nothing with config.optimizer.schedule=constant"),
+        ("optimizer.schedule=cosine", "config.optimizer.decay_steps should be given for the schedule cosine"),
+        ("model.released_stacking=1", "would do nothing with one layer"),
+        ("train.monitor=auc:", "should be auc, loss, auc:<task> or loss:<task>, but is 'auc:'"),
+        ("train.monitor=mse", "should be auc, loss, auc:<task> or loss:<task>"),
+    ],
+)
+def test_each_mistake_has_its_message(override: str, words: str) -> None:
+    settings = [override]
+    if override == "optimizer.decay_steps=9":
+        settings.append("optimizer.schedule=constant")
+    with pytest.raises(UserError) as error:
+        configs.load("census_income", settings)
+    assert words in str(error.value)
+
+
+def test_no_experts_at_all() -> None:
+    with pytest.raises(UserError, match="there are no experts"):
+        configs.load("census_income", ["model.task_experts=0", "model.shared_experts=0"])
+
+
+def test_experiments_by_name_or_path(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'kuairand_sample'.*Shipped: census_income"):
+        configs.load("kuairand_smaple")
+    with pytest.raises(UserError, match="there is no such file"):
+        configs.load(str(tmp_path / "mine.py"))
+
+    mine = tmp_path / "mine.py"
+    mine.write_text("def get_config():\n    return {'model': {'dim': 5}, 'seed': 7}\n")
+    config = configs.load(str(mine))
+    assert (config.model.dim, config.seed, config.model.layers) == (5, 7, 1)
+
+    mine.write_text("def get_config():\n    return {'model': {'dmi': 5}}\n")
+    with pytest.raises(UserError, match=r"mine.py: the config has no key 'model.dmi'; did you mean 'model.dim'\?"):
+        configs.load(str(mine))
+    mine.write_text("def get_config():\n    return {'model': {'dim': '5'}}\n")
+    with pytest.raises(UserError, match="config.model.dim should be a whole number, but is '5'"):
+        configs.load(str(mine))
+    mine.write_text("def config():\n    return {}\n")
+    with pytest.raises(UserError, match=r"mine.py has no function get_config\(\)"):
+        configs.load(str(mine))
+    mine.write_text("import nowhere_to_be_found\n")
+    with pytest.raises(UserError, match="mine.py: ModuleNotFoundError: No module named 'nowhere_to_be_found'"):
+        configs.load(str(mine))
+
+
+def test_override_flags_may_stand_anywhere() -> None:
+    words = ["--config.model.dim=8", "--config=x", "--config.seed", "3", "-config.train.deterministic", "--workdir=y"]
+    assert configs.override_flags([*words, "--noconfig.model.stop_gradient", "--", "--config.a=1"]) == [
+        "--config_key=model.dim=8",
+        "--config=x",
+        "--config_key=seed=3",
+        "--config_key=train.deterministic=true",
+        "--workdir=y",
+        "--config_key=model.stop_gradient=false",
+        "--",
+        "--config.a=1",
+    ]
