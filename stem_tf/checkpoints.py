@@ -141,7 +141,7 @@ def check_finite(model: RankingModel) -> None:
 def _read(read: Callable[[str], Any], path: str) -> None:
     try:
         read(path).assert_existing_objects_matched().expect_partial()
-    except (tf.errors.OpError, AssertionError, ValueError) as error:
+    except (tf.errors.OpError, AssertionError, ValueError, IndexError, RuntimeError) as error:  # of three layers of TF
         why: Any = error.message if isinstance(error, tf.errors.OpError) else error
         raise JobError(
             f"{path}: the checkpoint is damaged, or of another version of the model ({str(why).splitlines()[0]}). "

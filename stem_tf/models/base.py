@@ -40,6 +40,8 @@ class RankingModel(tfrs.Model):
         self, tasks: tuple[Task, ...], inputs: InputTransform, embeddings: Embeddings, network: tf.keras.layers.Layer
     ) -> None:
         super().__init__()
+        # Every replica reports the losses of the global batch; by default Keras would add them up.
+        self.distribute_reduction_method = "first"
         self.tasks = tasks
         self.inputs, self.embeddings, self.network = inputs, embeddings, network
         self.task_losses = {task.name: TaskLoss(task) for task in tasks}
