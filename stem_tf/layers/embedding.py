@@ -14,7 +14,7 @@ One gather a batch reads every field and every table of a group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -72,6 +72,7 @@ class PackedTable(tf.keras.layers.Layer):
         self.bags = [f for f in features if f.kind == "multivalent"]
         self.numeric = [f for f in features if f.kind == "numeric" and not f.bucketised]
         self.dense = [f for f in features if f.kind == "dense"]
+        self.order = (*self.single, *self.bags, *self.numeric, *self.dense)
         self.offsets: dict[str, int] = {}
         rows = 0
         for feature in (*self.single, *self.bags):
@@ -95,31 +96,38 @@ class PackedTable(tf.keras.layers.Layer):
         ]
 
     def read(self, inputs: Mapping[str, tf.Tensor]) -> Rows | None:
-        """The distinct rows that a batch of transformed inputs needs; None for a group that looks nothing up."""
-        if self.table is None:
+        """The distinct rows that a batch of transformed inputs needs; None where it looks nothing up."""
+        positions = []
+        for feature in _present((*self.single, *self.bags), inputs):
+            ids = inputs[feature.name] if feature in self.bags else inputs[feature.name][:, tf.newaxis]
+            positions.append(tf.cast(ids, self.index_dtype) + tf.constant(self.offsets[feature.name], self.index_dtype))
+        if not positions:
             return None
-        ids = [inputs[f.name][:, tf.newaxis] for f in self.single] + [inputs[f.name] for f in self.bags]
-        offsets = [self.offsets[f.name] for f in (*self.single, *self.bags)]
-        positions = [
-            tf.cast(i, self.index_dtype) + tf.constant(o, self.index_dtype) for i, o in zip(ids, offsets, strict=True)
-        ]
         distinct, inverse = deduplicate(tf.reshape(tf.concat(positions, axis=1), [-1]))
         return Rows(distinct, tf.nn.embedding_lookup(self.table, distinct), inverse)
 
     def call(self, inputs: Mapping[str, tf.Tensor], rows: Rows | None) -> dict[str, tf.Tensor]:
-        """Embeddings by table, ``[B, F * D]`` each, fields side by side: single-valued, multivalent, numeric, dense."""
+        """Embeddings by table, ``[B, F * D]`` each, fields side by side: single-valued, multivalent, numeric, dense.
+
+        Of features that ``inputs`` lacks there is nothing in the result; ``{}`` where it lacks all.
+        """
         fields = []
         if rows is not None:
-            lengths = [1] * len(self.single) + [inputs[f.name].shape[1] for f in self.bags]
+            single, present = _present(self.single, inputs), _present(self.bags, inputs)
+            lengths = [len(single), *(inputs[f.name].shape[1] for f in present)]
             looked_up = tf.reshape(tf.gather(rows.values, rows.inverse), [-1, sum(lengths), self.width])
-            single, *bags = tf.split(looked_up, [len(self.single), *lengths[len(self.single) :]], axis=1)
-            fields.append(single)
-            fields += [self._pool(f, inputs[f.name], bag) for f, bag in zip(self.bags, bags, strict=True)]
-        if self.numeric:
-            values = tf.stack([inputs[f.name] for f in self.numeric], axis=1)
-            fields.append(values[:, :, tf.newaxis] * self.numeric_kernel)
-        for feature, kernel in zip(self.dense, self.dense_kernels, strict=True):
+            singles, *bags = tf.split(looked_up, lengths, axis=1)
+            fields += [singles] if single else []
+            fields += [self._pool(f, inputs[f.name], bag) for f, bag in zip(present, bags, strict=True)]
+        if numeric := _present(self.numeric, inputs):
+            values = tf.stack([inputs[f.name] for f in numeric], axis=1)
+            kernel = tf.stack([self.numeric_kernel[self.numeric.index(f)] for f in numeric])
+            fields.append(values[:, :, tf.newaxis] * kernel)
+        for feature in _present(self.dense, inputs):
+            kernel = self.dense_kernels[self.dense.index(feature)]
             fields.append(tf.matmul(inputs[feature.name], kernel)[:, tf.newaxis])
+        if not fields:
+            return {}
         stacked = fields[0] if len(fields) == 1 else tf.concat(fields, axis=1)
         flat = stacked.shape[1] * self.dim
         by_table = tf.reshape(stacked, [-1, stacked.shape[1], len(self.tables), self.dim])
@@ -131,6 +139,10 @@ class PackedTable(tf.keras.layers.Layer):
         if feature.pooling == "mean":
             mask = tf.math.divide_no_nan(mask, tf.reduce_sum(mask, axis=1, keepdims=True))
         return tf.matmul(mask[:, tf.newaxis], bag)
+
+
+def _present(features: Sequence[Feature], inputs: Mapping[str, tf.Tensor]) -> list[Feature]:
+    return [feature for feature in features if feature.name in inputs]
 
 
 class Embeddings(tf.keras.layers.Layer):
@@ -175,7 +187,22 @@ class Embeddings(tf.keras.layers.Layer):
         return [group.read(inputs) for group in self.groups]
 
     def call(self, inputs: Mapping[str, tf.Tensor], rows: Sequence[Rows | None] | None = None) -> dict[str, tf.Tensor]:
-        """Flat embeddings by table name: ``[B, sum of widths]``, float32. ``rows`` are read here when not given."""
+        """Flat embeddings by table name: ``[B, sum of widths]``, float32. ``rows`` are read here when not given.
+
+        ``inputs`` may hold some of the features only: the result has the :meth:`columns` of those.
+        """
         rows = self.read(inputs) if rows is None else rows
         parts = [group(inputs, r) for group, r in zip(self.groups, rows, strict=True)]
-        return {name: tf.concat([part.get(name, part[SHARED]) for part in parts], axis=1) for name in self.tables}
+        return {
+            name: tf.concat([part.get(name, part[SHARED]) for part in parts if part], axis=1) for name in self.tables
+        }
+
+    def columns(self, features: Collection[str]) -> list[int]:
+        """Which of the columns of all features' embeddings belong to ``features`` (names), in the columns' order."""
+        owners = [feature.name for group in self.groups for feature in group.order for _ in range(group.dim)]
+        return [column for column, owner in enumerate(owners) if owner in features]
+
+    @property
+    def flat_width(self) -> int:
+        """Width of a flat embedding of all features."""
+        return sum(group.dim * len(group.order) for group in self.groups)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from stem_tf.layers.initializers import normal
+from stem_tf.layers.sides import Sides
 
 
 class Linear(tf.keras.layers.Layer):
     """``y = x W + b``, or ``count`` of them side by side in one batched product.
 
-    Shapes: x ``[B, D]`` (read by all) or ``[K, B, D]`` -> y ``[B, H]``, or ``[K, B, H]`` where ``count`` = K is given.
+    Shapes: x ``[B, D]`` (read by all) or ``[K, B, D]`` -> y ``[B, H]``, or ``[K, B, H]`` where ``count`` = K is given;
+    x may be :class:`Sides`, whose products with the request's share of W are made once a request.
     Weights: ``kernel`` ``[D, H]`` or ``[K, D, H]``, Xavier-normal as in the authors' release; ``bias`` ``[H]`` or
     ``[K, 1, H]``, zeros.
 
@@ -34,8 +36,13 @@ class Linear(tf.keras.layers.Layer):
         self.bias = self.add_weight("bias", (*lead, 1, self.units) if lead else (self.units,), initializer="zeros")
         super().build(shape)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.matmul(x, self.kernel) + self.bias
+    def call(self, x: tf.Tensor | Sides) -> tf.Tensor:
+        if not isinstance(x, Sides):
+            return tf.matmul(x, self.kernel) + self.bias
+        once = tf.matmul(x.once, tf.gather(self.kernel, x.once_columns, axis=-2)) + self.bias
+        each = tf.matmul(x.each, tf.gather(self.kernel, x.each_columns, axis=-2))
+        by_request = tf.reshape(each, [*each.shape[:-2], tf.shape(once)[-2], -1, self.units])
+        return tf.reshape(by_request + once[..., tf.newaxis, :], tf.shape(each))
 
 
 def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:

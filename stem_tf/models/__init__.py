@@ -20,7 +20,7 @@ from stem_tf.optimizers import Schedule
 
 @contextlib.contextmanager
 def precision(policy: str) -> Iterator[None]:
-    """Layers made inside compute in ``policy``, ``float32`` or ``mixed_bfloat16``; their weights are float32 in both."""
+    """Layers made inside compute in ``policy`` (``float32`` or ``mixed_bfloat16``); their weights are float32."""
     before = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(policy)
     try:

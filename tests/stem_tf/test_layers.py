@@ -12,6 +12,7 @@ from stem_tf.layers.embedding import SHARED, Embeddings, deduplicate
 from stem_tf.layers.gate import Gate, mixture
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import MLP
+from stem_tf.layers.sides import Sides
 
 USER = Feature("user", "categorical", "user", "user", "int64")
 ITEM = Feature("item", "categorical", "item", "item", "int64")
@@ -151,3 +152,37 @@ def test_mixture_by_hand() -> None:
     weights = tf.constant([[0.5, 0.25, 0.25]])
     groups = [tf.constant([[[1.0, 2.0]]]), tf.constant([[[4.0, 0.0]], [[0.0, 8.0]]])]
     np.testing.assert_allclose(mixture(weights, groups), [[1.5, 3.0]])
+
+
+def test_a_side_alone_is_its_columns_of_the_whole() -> None:
+    features = (LENGTH, ITEM, TAGS, IMAGE, USER)
+    embeddings = Embeddings(features, {"user": 4, "item": 3, "tags": 5}, 2, ["task:a"], ["user", "length"])
+    inputs = {
+        "user": tf.constant([1, 3]),
+        "item": tf.constant([2, 0]),
+        "tags": tf.constant([[1, 2, 0], [4, 0, 0]]),
+        "length": tf.constant([3.0, 4.0]),
+        "image": tf.constant([[1.0, 2.0], [3.0, 4.0]]),
+    }
+    whole = embeddings(inputs)
+    seen = []
+    for side in ({"user"}, {"item", "tags", "length", "image"}):
+        columns = embeddings.columns(side)
+        part = embeddings({name: value for name, value in inputs.items() if name in side})
+        for table in ("task:a", SHARED):
+            np.testing.assert_array_equal(part[table], whole[table].numpy()[:, columns])
+        seen += columns
+    assert sorted(seen) == list(range(embeddings.flat_width))
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_sides_are_the_joined_input(count: int | None) -> None:
+    generator = tf.random.Generator.from_seed(0)
+    once, each = generator.normal([2, 3]), generator.normal([2 * 4, 2])
+    columns = tf.constant([0, 2, 4]), tf.constant([1, 3])
+    joined = np.empty([8, 5], np.float32)
+    joined[:, columns[0]], joined[:, columns[1]] = np.repeat(once, 4, axis=0), each
+    mlp = MLP([4, 3], out=2, count=count)
+    sides = Sides(once, each, *columns)
+    np.testing.assert_allclose(mlp(joined), mlp(sides), atol=1e-6)
+    np.testing.assert_allclose(mlp(2 * joined), mlp(sides + sides), atol=1e-6)

@@ -1,0 +1,29 @@
+"""The input of a network for many candidates of one request, the request's own share kept apart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Sides(NamedTuple):
+    """Flat embeddings ``[B * N, D]`` of N candidates for each of B requests, in two parts that are never joined.
+
+    ``x W = once W[once_columns] + each W[each_columns]``: the first product, of B rows, serves all N candidates.
+    Read by :class:`~stem_tf.layers.mlp.Linear`; a network's later layers see its output, ``[B * N, H]``.
+
+    Attributes:
+      once: of user and context features ``[B, D_once]``.
+      each: of item features ``[B * N, D_each]``, the candidates of a request one after another.
+      once_columns, each_columns: int32, the columns of the joint embedding that the two parts are; D in all.
+    """
+
+    once: tf.Tensor
+    each: tf.Tensor
+    once_columns: tf.Tensor
+    each_columns: tf.Tensor
+
+    def __add__(self, other: Sides) -> Sides:  # type: ignore[override]
+        """The sum of two embeddings of the same features, as h_t + h_S in a gate."""
+        return self._replace(once=self.once + other.once, each=self.each + other.each)
