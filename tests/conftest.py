@@ -22,13 +22,15 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         module: str, *arguments: str, cwd: str | os.PathLike[str] | None = None
     ) -> subprocess.CompletedProcess[str]:
+        # As a user runs it: the jobs themselves see to TensorFlow's log.
+        environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
             check=False,
             capture_output=True,
             text=True,
             cwd=cwd,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"},
+            env=environment | {"CUDA_VISIBLE_DEVICES": ""},
             timeout=600,
         )
 

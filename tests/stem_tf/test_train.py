@@ -1,0 +1,162 @@
+"""The two jobs as processes: killed and resumed, then evaluated; and their answers to mistakes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from stem_tf.checkpoints import latest
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]) -> list[str]:
+    """Of a run with dropout whose checkpoints fall inside epochs, from a config of one's own."""
+    path = tmp_path_factory.mktemp("config") / "mine.py"
+    path.write_text(
+        "from stem_tf.configs import base\n\n\ndef get_config():\n    config = base.get_config()\n"
+        + "".join(f"    config.{key} = {value!r}\n" for key, value in tiny_settings.items() if key != "data.dir")
+        + "    return config\n"
+    )
+    settings = {"model.dropout": 0.3, "train.deterministic": True, "train.checkpoint_every": 5, "train.epochs": 3}
+    # Overrides before --config on purpose.
+    return [
+        f"--config.data.dir={tiny_settings['data.dir']}",
+        f"--config={path}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory, run_job: Job) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    job = run_job("stem_tf.train", *arguments, f"--workdir={workdir}")
+    assert job.returncode == 0, job.stderr
+    assert job.stderr == ""  # nothing of TensorFlow's own log
+    assert "tiny: STEM-Net, 2 tasks (click, watched)" in job.stdout
+    assert "18 steps of 64 rows an epoch, up to 3 epochs" in job.stdout
+    assert "Stopped: all 3 epochs done" in job.stdout
+    assert f"next: stem-evaluate --workdir={workdir} --split=test" in job.stdout
+    return workdir
+
+
+def stopped_by(number: int, step: int, workdir: Path, arguments: list[str]) -> tuple[int, str]:
+    """Starts the job, sends it the signal some milliseconds after it logged ``step``; its exit code and stdout."""
+    job = subprocess.Popen(
+        [sys.executable, "-m", "stem_tf.train", *arguments, f"--workdir={workdir}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    metrics = workdir / "metrics.jsonl"
+    while job.poll() is None and (not metrics.exists() or f'"step": {step},' not in metrics.read_text()):
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.02))
+    job.send_signal(number)
+    output, _ = job.communicate(timeout=300)
+    return job.returncode, output
+
+
+def test_killed_and_resumed_runs_end_with_the_same_bits(
+    undisturbed: Path, arguments: list[str], tmp_path: Path, run_job: Job
+) -> None:
+    code, _ = stopped_by(signal.SIGKILL, random.randint(6, 17), tmp_path, arguments)
+    assert code == -signal.SIGKILL
+    code, output = stopped_by(signal.SIGTERM, random.randint(24, 34), tmp_path, arguments)
+    assert code == 128 + signal.SIGTERM
+    assert "going on from step " in output and "SIGTERM: stopped at step " in output
+    assert "to go on: python -m stem_tf.train --config.data.dir=" in output
+    job = run_job("stem_tf.train", *arguments, f"--workdir={tmp_path}")
+    assert job.returncode == 0, job.stderr
+
+    for directory in ("checkpoints", "best"):
+        one, other = (tf.train.load_checkpoint(latest(run / directory)) for run in (undisturbed, tmp_path))
+        names = set(one.get_variable_to_shape_map())
+        assert names == set(other.get_variable_to_shape_map())
+        for name in names - {"save_counter/.ATTRIBUTES/VARIABLE_VALUE", "state/.ATTRIBUTES/py_state"}:
+            np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name), err_msg=name)
+    # Every step is there once, with the same numbers.
+    assert (tmp_path / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
+
+
+def test_report(undisturbed: Path) -> None:
+    report = json.loads((undisturbed / "report.json").read_text())
+    assert report["epochs"] == 3 and report["steps"] == 54 and len(report["learning_curves"]) == 3
+    assert report["best"]["score"] == max(record["score"] for record in report["learning_curves"])
+    assert report["samples_per_second"] > 0
+    picture = undisturbed / "learning_curves.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_of_the_best_weights(undisturbed: Path, tiny_data: Path, tmp_path: Path, run_job: Job) -> None:
+    job = run_job("stem_tf.evaluate", f"--workdir={undisturbed}", "--split=validation", f"--output={tmp_path}")
+    assert job.returncode == 0, job.stderr
+    assert job.stderr == ""
+    result = json.loads((tmp_path / "validation.json").read_text())
+    best = json.loads((undisturbed / "report.json").read_text())["best"]
+    assert result["epoch"] == best["epoch"]
+    assert result["mean_auc"] == result["tasks"]["click"]["auc"] == pytest.approx(best["auc/click"], abs=1e-9)
+    assert result["tasks"]["watched"]["mse"] == pytest.approx(best["mse/watched"], rel=1e-6)
+    assert "mean per user" in job.stdout and "mean per item" in job.stdout
+
+    # The trivial answers, from the raw log: rows are in order of time, 1,200 train and 150 validation.
+    log = pq.read_table(tiny_data.parent / "log.parquet").to_pandas()
+    train, rows = log[:1200], log[1200:1350]
+    totals = train.groupby("user")["clicked"].agg(["sum", "count"])
+    mean = train["clicked"].mean()
+    means = (totals["sum"] + 5 * mean) / (totals["count"] + 5)
+    scores = rows["user"].map(means).fillna(mean)
+    positive, negative = scores[rows["clicked"] == 1].to_numpy(), scores[rows["clicked"] == 0].to_numpy()
+    wins = (positive[:, None] > negative).mean() + (positive[:, None] == negative).mean() / 2
+    assert result["tasks"]["click"]["trivial"]["user"] == pytest.approx(wins, abs=1e-9)
+
+    predictions = pq.read_table(tmp_path / "validation.parquet").to_pandas()
+    assert list(predictions) == ["row_id", "user", "label_click", "score_click", "label_watched", "score_watched"]
+    assert predictions["row_id"].tolist() == list(range(1200, 1350))
+    assert predictions["user"].tolist() == rows["user"].tolist()
+    assert predictions["label_click"].tolist() == rows["clicked"].tolist()
+    np.testing.assert_allclose(predictions["label_watched"], rows["share"], rtol=1e-6)  # NaN where outside
+    assert predictions["score_click"].between(0, 1).all()
+    assert list(undisturbed.glob("trivial-*.npz"))
+
+
+def test_mistakes_get_one_line(
+    undisturbed: Path, arguments: list[str], tmp_path: Path, run_job: Job, convert_tiny: Callable[[int], Path]
+) -> None:
+    cases = [
+        ("stem_tf.train", [*arguments, "--config.model.dim=5", f"--workdir={undisturbed}"], "(model.dim: 4 -> 5)"),
+        ("stem_tf.train", ["--config=census_income", "--config.data.dir=nowhere"], "nowhere holds no converted data"),
+        ("stem_tf.evaluate", [f"--workdir={tmp_path}"], "holds no run"),
+        ("stem_tf.evaluate", [f"--workdir={undisturbed}", "--split=tets"], "no such split; did you mean 'test'?"),
+        ("stem_tf.evaluate", [f"--workdir={undisturbed}", f"--data={convert_tiny(1)}"], "is other data than"),
+        ("stem_tf.evaluate", [f"--workdir={undisturbed}", "--checkpoint=ckpt-9"], "there is no such checkpoint"),
+    ]
+    for module, flags, words in cases:
+        job = run_job(module, *flags)
+        assert job.returncode == 2, (job.stdout, job.stderr)
+        assert job.stderr.startswith("error: ") and job.stderr.count("\n") == 1, job.stderr
+        assert words in job.stderr
+
+
+@pytest.mark.parametrize(("job", "words"), [("train", "optimizer.learning_rate=0.001"), ("evaluate", "--checkpoint")])
+def test_help_does_not_import_tensorflow(job: str, words: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['stem-{job}', '--help']; from stem_tf import {job}\n"
+        f"try:\n    {job}.run()\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert words in shown.stdout
