@@ -139,7 +139,10 @@ def main() -> int:
         code, lines = run([sys.executable, "-m", module, *arguments])
         seconds = round(time.monotonic() - start)
         if code != 0:
-            print(f"error: step {name} ended with code {code} after {seconds} s", file=sys.stderr)
+            print(
+                f"error: step {name} ended with code {code} after {seconds} s; `make quickstart` goes on from there",
+                file=sys.stderr,
+            )
             return code if code > 0 else 128 - code
         save(path, {"fingerprint": before, "lines": lines, "seconds": seconds})
         print(f"    {seconds} s", flush=True)
