@@ -211,8 +211,8 @@ def _checkpoint(workdir: Workdir, latest: Any) -> str:
         return str(_CHECKPOINT.value).removesuffix(".index")
     path = latest(directories[_CHECKPOINT.value])
     if path is None:
-        hint = "; --checkpoint=latest may be there" if _CHECKPOINT.value == "best" else ""
-        raise UserError(f"{workdir.path} has no {_CHECKPOINT.value} checkpoint yet: train on with stem-train{hint}")
+        hint = ", or take --checkpoint=latest" if latest(workdir.checkpoints) else ""
+        raise UserError(f"{workdir.path} has no {_CHECKPOINT.value} checkpoint yet: go on with stem-train{hint}")
     return str(path)
 
 

@@ -120,7 +120,7 @@ class Trainer:
     def _train_epoch(self, signals: callbacks.Signals) -> None:
         """The steps that are left of the epoch; none when only its evaluation was missing."""
         state, config = self.state, self.config
-        if state.step == self.steps:
+        if state.step >= self.steps:
             return
         dataset = inputs.dataset(
             self.manifest,

@@ -27,7 +27,7 @@ from pipelines.manifest import Manifest
 from stem_tf import configs
 from stem_tf.configs import base
 
-FREE_KEYS = ("data.dir", "data.on_corrupt", "train.checkpoint_every", "train.log_every")
+FREE_KEYS = ("data.dir", "train.checkpoint_every", "train.log_every")
 """Config keys that may change when a run goes on: they do not change its numbers. ``train.epochs`` may be raised."""
 
 
@@ -68,17 +68,19 @@ class Workdir:
     def prepare(self, config: Any, manifest: Manifest) -> None:
         """Makes a new run here, or makes sure that the run that is here is this one.
 
+        What stands here without a checkpoint is no run yet: it failed at once, or was killed early.
+
         Raises:
           UserError: the directory belongs to a run with another config or other data, or is the data directory.
         """
         if self.path.resolve() == Path(manifest.data_dir).resolve():
             raise UserError(f"--workdir={self.path} is the converted data; choose another directory")
-        if self._config.exists():
+        if self._config.exists() and any(self.checkpoints.glob("*.index")):
             self._check_config(configs.flat(config))
             self.check_data(manifest)
         else:
             for directory in (self.checkpoints, self.best, self.path / "vocabulary"):
-                shutil.rmtree(directory, ignore_errors=True)  # of a job killed before it wrote config.json
+                shutil.rmtree(directory, ignore_errors=True)
             data = Path(manifest.data_dir)
             for name in (manifests.FILENAME, "schema.yaml"):
                 write_atomically(self.path / name, (data / name).read_bytes())

@@ -17,6 +17,8 @@ def prepared(tmp_path: Path, tiny_data: Path, tiny_settings: dict[str, Any]) -> 
     workdir = Workdir(tmp_path / "run")
     with workdir.locked():
         workdir.prepare(configs.checked(tiny_settings), manifests.load(str(tiny_data)))
+    workdir.checkpoints.mkdir()
+    (workdir.checkpoints / "ckpt-1.index").touch()
     return workdir
 
 
@@ -35,7 +37,7 @@ def test_another_config_is_refused_with_the_differing_keys(
     with pytest.raises(UserError) as error:
         prepared.prepare(configs.checked(tiny_settings | {"model.dim": 8, "seed": 1}), manifest)
     assert "(model.dim: 4 -> 8; seed: 0 -> 1)" in str(error.value)
-    assert "data.dir, data.on_corrupt, train.checkpoint_every, train.log_every" in str(error.value)
+    assert "data.dir, train.checkpoint_every, train.log_every" in str(error.value)
     with pytest.raises(UserError, match=r"\(train.epochs: 2 -> 1\)"):
         prepared.prepare(configs.checked(tiny_settings | {"train.epochs": 1}), manifest)
     prepared.prepare(configs.checked(tiny_settings | {"train.epochs": 9, "train.log_every": 3}), manifest)
@@ -55,6 +57,14 @@ def test_other_data_is_refused_and_moved_data_is_not(
     moved = tmp_path / "moved"
     shutil.copytree(tiny_data, moved)
     prepared.prepare(configs.checked(tiny_settings | {"data.dir": str(moved)}), manifests.load(str(moved)))
+
+
+def test_a_run_without_a_checkpoint_may_start_over_with_another_config(
+    prepared: Workdir, tiny_data: Path, tiny_settings: dict[str, Any]
+) -> None:
+    (prepared.checkpoints / "ckpt-1.index").unlink()
+    prepared.prepare(configs.checked(tiny_settings | {"model.dim": 8}), manifests.load(str(tiny_data)))
+    assert prepared.config().model.dim == 8
 
 
 def test_a_kill_before_config_json_leaves_nothing_that_counts(
