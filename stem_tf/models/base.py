@@ -52,14 +52,7 @@ class RankingModel(tfrs.Model):
 
     def build_weights(self) -> None:
         """Creates the network's weights without a batch; call inside the strategy's scope."""
-        widths = {
-            name: sum(
-                group.dim * (len(group.single) + len(group.bags) + len(group.numeric) + len(group.dense))
-                for group in self.embeddings.groups
-            )
-            for name in self.embeddings.tables
-        }
-        self.network({name: tf.zeros([1, width]) for name, width in widths.items()})
+        self.network({name: tf.zeros([1, self.embeddings.flat_width]) for name in self.embeddings.tables})
 
     def prepare_training(
         self, schedule: Schedule, table_optimizer: str, l2: float, clip_norm: float, seed: int
