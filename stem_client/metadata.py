@@ -1,0 +1,195 @@
+"""What a served model takes and answers, as it says itself (GetModelMetadata)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from stem_client import protocol
+from stem_client.deadline import Deadline
+from stem_client.errors import RankingError
+
+RANK = "rank"
+SERVING_DEFAULT = "serving_default"
+_DTYPES = {protocol.DT_FLOAT: "float32", protocol.DT_STRING: "string", protocol.DT_INT64: "int64"}
+_VERSIONS_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or an output.
+
+    Attributes:
+      dtype: "int64", "string" or "float32".
+      shape: its dimensions; None for one that a request chooses.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs are features, outputs are tasks, both by name."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input of a model.
+
+    Attributes:
+      name: its name in a request.
+      dtype: "int64", "string" or "float32".
+      kind: "value", "list" (any number of values) or "vector".
+      length: of a vector; of a list where the model fixes it, else None.
+      per_item: whether ``rank`` takes it once for every item; otherwise it takes it once.
+    """
+
+    name: str
+    dtype: str
+    kind: str
+    length: int | None
+    per_item: bool
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """A served version of a model and its signatures by name."""
+
+    model: str
+    version: int
+    signatures: Mapping[str, Signature]
+
+    def signature(self, name: str) -> Signature:
+        """Raises RankingError where the model has no such signature."""
+        if name not in self.signatures:
+            raise self._unfit(f"has no signature '{name}', it has {sorted(self.signatures)}")
+        return self.signatures[name]
+
+    def features(self) -> tuple[Feature, ...]:
+        """What ``serving_default`` takes: a value [B], list [B, L] or vector [B, n] of each feature.
+
+        Raises RankingError where the model was not exported by stem-tf.
+        """
+        ranked = self.signatures[RANK].inputs if RANK in self.signatures else {}
+        features = []
+        for name, tensor in self.signature(SERVING_DEFAULT).inputs.items():
+            if tensor.dtype not in _DTYPES.values() or len(tensor.shape) not in (1, 2):
+                raise self._unfit(f"has an input '{name}' of {tensor.dtype} {list(tensor.shape)}, which is no feature")
+            length = tensor.shape[1] if len(tensor.shape) == 2 else None
+            kind = "value" if len(tensor.shape) == 1 else "list" if length is None else "vector"
+            if kind == "vector" and tensor.dtype != "float32":
+                kind = "list"
+            # [B, L] of one user and [B, N] of N items look alike: only the other signature tells them apart.
+            per_item = name in ranked and len(ranked[name].shape) == len(tensor.shape) + 1
+            features.append(Feature(name, tensor.dtype, kind, length, per_item))
+        return tuple(features)
+
+    def rank_features(self) -> tuple[Feature, ...]:
+        """``features()`` of a model that has a fitting signature ``rank``; raises RankingError for another."""
+        features = self.features()
+        names = {feature.name for feature in features}
+        if self.signature(RANK).inputs.keys() != names:
+            raise self._unfit(f"takes other features for '{RANK}' than for '{SERVING_DEFAULT}'")
+        if not any(feature.per_item for feature in features):
+            raise self._unfit("has no feature of items, so that there is nothing to rank: use score()")
+        return features
+
+    def _unfit(self, what: str) -> RankingError:
+        return RankingError(grpc.StatusCode.FAILED_PRECONDITION, f"model '{self.model}' version {self.version} {what}")
+
+
+def _tensors(infos: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: Tensor(
+            _DTYPES.get(infos[name].dtype, f"data type {infos[name].dtype}"),
+            tuple(dim.size if dim.size >= 0 else None for dim in infos[name].tensor_shape.dim),
+        )
+        for name in sorted(infos)
+    }
+
+
+def parse(response: Any) -> ModelMetadata:
+    """The metadata in a GetModelMetadataResponse; raises RankingError when it is not readable."""
+    try:
+        definitions = protocol.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def
+    except Exception as error:  # protobuf's DecodeError has moved between its versions
+        raise RankingError(grpc.StatusCode.INTERNAL, f"the server's metadata is not readable: {error}") from error
+    signatures = {
+        name: Signature(_tensors(definitions[name].inputs), _tensors(definitions[name].outputs))
+        for name in sorted(definitions)
+    }
+    return ModelMetadata(response.model_spec.name, response.model_spec.version.value, signatures)
+
+
+class MetadataCache:
+    """Metadata by version, fetched when first needed, by one thread while the others wait for it.
+
+    The server moves to another version when it likes, so that what is known may be out of date. Three things tell:
+    an answer names its version (``served``); the server refuses a request, or a request does not fit what is known
+    (``newer``). Servers of several versions may stand behind one address during a roll-out: versions already known are
+    not fetched again when answers alternate between them.
+    """
+
+    def __init__(self, fetch: Callable[[int | None, Deadline], ModelMetadata]) -> None:
+        self._fetch = fetch
+        self._lock = threading.Lock()
+        self._known: dict[int, ModelMetadata] = {}
+        self._current: ModelMetadata | None = None
+        self._fetched_at = float("-inf")
+
+    def get(self, version: int | None, deadline: Deadline) -> ModelMetadata:
+        """Metadata of ``version``, or of the version the server serves (None)."""
+        return self._lookup(version) or self._load(version, deadline, self._lookup)
+
+    def fetch(self, version: int | None, deadline: Deadline) -> ModelMetadata:
+        """The same, from the server in any case."""
+        return self._load(version, deadline, lambda _: None)
+
+    def served(self, asked: int | None, used: ModelMetadata, answered: int) -> None:
+        """An answer came from version ``answered`` to a request made for ``used``."""
+        if asked is None and answered != used.version:
+            self._current = self._known.get(answered)
+
+    def newer(
+        self, used: ModelMetadata, asked: int | None, deadline: Deadline, min_age: float = 0.0
+    ) -> ModelMetadata | None:
+        """Fetches again. None where the signatures are still those of ``used``.
+
+        Also None, without fetching, within ``min_age`` seconds of the last fetch.
+        """
+        if time.monotonic() - self._fetched_at < min_age:
+            return None
+        fetched = self.fetch(asked, deadline)
+        return None if fetched.signatures == used.signatures else fetched
+
+    def _lookup(self, version: int | None) -> ModelMetadata | None:
+        return self._current if version is None else self._known.get(version)
+
+    def _load(
+        self, version: int | None, deadline: Deadline, lookup: Callable[[int | None], ModelMetadata | None]
+    ) -> ModelMetadata:
+        if not self._lock.acquire(timeout=max(deadline.remaining(), 0)):
+            raise RankingError(grpc.StatusCode.DEADLINE_EXCEEDED, "waited for the model's metadata")
+        try:
+            found = lookup(version)
+            if found is None:
+                found = self._fetch(version, deadline)
+                self._fetched_at = time.monotonic()
+                self._known.pop(found.version, None)
+                self._known[found.version] = found
+                while len(self._known) > _VERSIONS_KEPT:
+                    del self._known[next(iter(self._known))]
+                if version is None:
+                    self._current = found
+            return found
+        finally:
+            self._lock.release()

@@ -1,0 +1,274 @@
+"""Values as a service has them, to the arrays a model takes. Nothing is changed on the way that could be a mistake.
+
+    int64    integers, and floats that are one (a pandas column with missing values holds those)
+    string   str (as UTF-8) and bytes
+    float32  numbers that are finite in float32
+
+A missing value (None, NaN, pandas.NA) is the model's empty value: -2^63, b"" or NaN.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from stem_client.errors import FeatureError
+from stem_client.metadata import Feature
+
+_EMPTY: dict[str, Any] = {"int64": -(2**63), "string": b"", "float32": float("nan")}
+_ARRAYS = {"int64": np.int64, "string": np.object_, "float32": np.float32}
+_MAX_EXACT = 2**53  # beyond it floats skip integers, so that a float does not tell which one was meant
+
+
+class _Wrong(Exception):
+    """What is wrong, and where: at a row, at a place in the values of all rows, or (neither) with the whole."""
+
+    def __init__(self, reason: str, *, row: int | None = None, flat: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.row, self.flat = reason, row, flat
+
+
+def encode(feature: Feature, values: Any, label: str, row_word: str | None) -> np.ndarray:
+    """One row for each of ``values``.
+
+    Args:
+      feature: what the model takes.
+      values: a sequence, an array or a pandas Series, one entry a row.
+      label: how errors call the feature: "item feature 'length'".
+      row_word: how they call a row: "item"; None when there is only one row.
+
+    Returns:
+      int64, float32 or (strings) bytes objects; [rows] for a value, [rows, L] for a list, [rows, n] for a vector.
+
+    Raises:
+      FeatureError: naming feature, row and element.
+    """
+    lengths: np.ndarray | None = None
+    try:
+        rows = _sequence(values)
+        if feature.kind == "value":
+            if isinstance(rows, np.ndarray) and rows.ndim != 1:
+                raise _Wrong(f"has shape {rows.shape}; one value for each {row_word or 'row'} is expected")
+            return _CONVERT[feature.dtype](rows)
+        flat, lengths = _flatten(feature, rows)
+        return _pad(feature, _CONVERT[feature.dtype](flat), lengths)
+    except _Wrong as wrong:
+        row, element = wrong.row if wrong.flat is None else wrong.flat, None
+        if wrong.flat is not None and lengths is not None:
+            ends = np.cumsum(lengths)
+            row = int(np.searchsorted(ends, wrong.flat, side="right"))
+            element = wrong.flat - int(ends[row] - lengths[row])
+        places = [label]
+        if row is not None and row_word is not None:
+            places.append(f"{row_word} {row}")
+        if element is not None:
+            places.append(f"element {element}")
+        raise FeatureError(f"{', '.join(places)} {wrong.reason}") from None
+
+
+def _sequence(values: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
+    """A list of Python objects, or an array of bools, numbers or strings that has dimensions."""
+    if isinstance(values, list | tuple):
+        return values
+    if isinstance(values, np.ndarray) and hasattr(values, "mask"):
+        return values.tolist()  # a masked array: None where masked
+    if hasattr(values, "__array__"):
+        values = np.asarray(values)
+        if values.ndim:
+            if values.dtype.kind not in "OTUSbiuf":
+                raise _Wrong(f"has dtype {values.dtype}; integers, floats or strings are expected")
+            return values.tolist() if values.dtype.kind in "OT" else values
+    elif isinstance(values, Sequence) and not isinstance(values, str | bytes | bytearray | memoryview):
+        return list(values)
+    raise _Wrong(f"is {_show(values)}; a list or an array is expected")
+
+
+def _flatten(feature: Feature, rows: Iterable[Any]) -> tuple[Any, np.ndarray]:
+    """The values of all rows one after the other, and how many each row has, as many as the model takes."""
+    if isinstance(rows, np.ndarray):
+        if rows.ndim != 2:
+            raise _Wrong(f"has shape {rows.shape}; a list of values for each row is expected: two dimensions")
+        flat: Any = rows.ravel()
+        lengths = np.full(rows.shape[0], rows.shape[1])
+    else:
+        parts = [_part(feature, row, number) for number, row in enumerate(rows)]
+        flat = list(itertools.chain.from_iterable(parts))
+        lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    if feature.length is not None:
+        wrong = lengths != feature.length if feature.kind == "vector" else lengths > feature.length
+        if wrong.any():
+            row = int(wrong.argmax())
+            expected = feature.length if feature.kind == "vector" else f"at most {feature.length}"
+            raise _Wrong(f"has {lengths[row]} elements; the model takes {expected}", row=row)
+    return flat, lengths
+
+
+def _part(feature: Feature, row: Any, number: int) -> Sequence[Any]:
+    """The values of one row: none for a missing list, NaN for each element of a missing vector."""
+    if _missing(row):
+        return [None] * (feature.length or 0) if feature.kind == "vector" else []
+    try:
+        part = _sequence(row)
+        if isinstance(part, np.ndarray):
+            if part.ndim != 1:
+                raise _Wrong(f"has shape {part.shape}; one dimension is expected")
+            part = part.tolist()
+    except _Wrong as wrong:
+        raise _Wrong(wrong.reason, row=number) from None
+    return part
+
+
+def _pad(feature: Feature, flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[rows, L] with the empty value after each row's own; L is at least 1."""
+    width = feature.length or max(1, int(lengths.max(initial=0)))
+    padded = np.full((len(lengths), width), _EMPTY[feature.dtype], _ARRAYS[feature.dtype])
+    padded[np.arange(width) < lengths[:, None]] = flat
+    return padded
+
+
+# Flat values to an array. A whole list or array at once where its types allow; else one by one, to find the wrong one.
+
+
+def _each(values: Any, convert: Callable[[Any], Any], dtype: str) -> np.ndarray:
+    converted = np.empty(len(values), _ARRAYS[dtype])
+    for index, value in enumerate(values):
+        try:
+            converted[index] = convert(value)
+        except _Wrong as wrong:
+            raise _Wrong(wrong.reason, flat=index) from None
+    return converted
+
+
+def _int64(values: Any) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind == "i" or (values.dtype.kind == "u" and not (values > np.uint64(2**63 - 1)).any()):
+            return values.astype(np.int64)
+        if values.dtype.kind == "f":
+            missing = np.isnan(values)
+            numbers = np.where(missing, 0, values)
+            if not ((np.abs(numbers) > _MAX_EXACT) | (numbers != np.floor(numbers))).any():
+                return np.where(missing, _EMPTY["int64"], numbers.astype(np.int64))
+        values = values.tolist()
+    elif set(map(type, values)) <= {int}:
+        try:
+            return np.array(values, np.int64)
+        except OverflowError:
+            pass
+    return _each(values, _one_int64, "int64")
+
+
+def _one_int64(value: Any) -> int:
+    if _missing(value):
+        return _EMPTY["int64"]
+    value = _plain(value)
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise _Wrong(f"is {_show(value)}, which is not a whole number; the model takes int64")
+        if abs(value) > _MAX_EXACT:
+            raise _Wrong(f"is {_show(value)}; floats beyond 2^53 skip integers, so pass it as an integer")
+        return int(value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _Wrong(f"is {_show(value)}; the model takes int64")
+    try:
+        number = operator.index(value)
+    except TypeError:  # an array has the method too
+        raise _Wrong(f"is {_show(value)}; the model takes int64") from None
+    if not -(2**63) <= number < 2**63:
+        raise _Wrong(f"is {_show(value)}, which int64 does not hold")
+    return number
+
+
+def _float32(values: Any) -> np.ndarray:
+    numbers = None
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind in "iuf":
+            numbers = values
+        else:
+            values = values.tolist()
+    elif set(map(type, values)) <= {int, float}:
+        try:
+            numbers = np.array(values, np.float64)
+        except OverflowError:  # an integer beyond float64
+            pass
+    if numbers is None:
+        return _each(values, _one_float32, "float32")
+    with np.errstate(over="ignore"):
+        converted = numbers.astype(np.float32)
+    infinite = np.isinf(converted)
+    if infinite.any():
+        index = int(infinite.argmax())
+        raise _Wrong(f"is {_show(values[index])}, which is not finite in float32", flat=index)
+    return converted
+
+
+def _one_float32(value: Any) -> np.float32:
+    if _missing(value):
+        return np.float32("nan")
+    value = _plain(value)
+    # Decimal and Fraction have __float__; so have numpy's dates, which _plain left as they are.
+    number = hasattr(value, "__float__") or hasattr(value, "__index__")
+    if not number or isinstance(value, bool | str | bytes | complex | np.generic | np.ndarray):
+        raise _Wrong(f"is {_show(value)}; the model takes float32")
+    try:
+        with np.errstate(over="ignore"):
+            converted = np.float32(float(value))
+    except OverflowError:
+        converted = np.float32("inf")
+    if np.isinf(converted):
+        raise _Wrong(f"is {_show(value)}, which is not finite in float32")
+    return converted
+
+
+def _string(values: Any) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if set(map(type, values)) <= {str}:
+        converted = np.empty(len(values), np.object_)
+        try:
+            converted[:] = [value.encode("utf-8") for value in values]
+            return converted
+        except UnicodeEncodeError:
+            pass
+    return _each(values, _one_string, "string")
+
+
+def _one_string(value: Any) -> bytes:
+    if isinstance(value, str):
+        try:
+            return value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise _Wrong(f"is {_show(value)}, which has no UTF-8 form") from None
+    if isinstance(value, bytes):
+        return bytes(value)
+    if _missing(value):
+        return b""
+    raise _Wrong(f"is {_show(value)}; the model takes strings")
+
+
+_CONVERT: dict[str, Callable[[Any], np.ndarray]] = {"int64": _int64, "string": _string, "float32": _float32}
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python has it; anything else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return value.item() if value.dtype.kind in "biuf" else value
+    return value
+
+
+def _missing(value: Any) -> bool:
+    if isinstance(value, float | np.floating):
+        return bool(value != value)
+    if value is None:
+        return True
+    pandas = sys.modules.get("pandas")  # who has no pandas has no pandas.NA
+    return pandas is not None and value is getattr(pandas, "NA", None)
+
+
+def _show(value: Any) -> str:
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
