@@ -31,7 +31,7 @@ def staged(output: str, *, marker: str, overwrite: bool) -> Iterator[str]:
     output = os.path.abspath(output)
     parent, name = os.path.split(output)
     os.makedirs(parent, exist_ok=True)
-    with _locked(os.path.join(parent, f".{name}.lock"), output):
+    with locked(os.path.join(parent, f".{name}.lock"), output):
         hidden = os.path.join(glob.escape(parent), glob.escape(f".{name}."))
         for old in glob.glob(f"{hidden}replaced-*"):
             if os.path.exists(output):
@@ -80,8 +80,12 @@ def _check_output(output: str, marker: str, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: str, output: str) -> Iterator[None]:
-    """Holds an exclusive lock file, which goes away with the job (the lock itself even when the job is killed)."""
+def locked(path: str, output: str) -> Iterator[None]:
+    """Holds an exclusive lock file, which goes away with the job (the lock itself even when the job is killed).
+
+    Raises:
+      UserError: another job holds it; ``output`` is what it is writing.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from pipelines.errors import JobError, UserError
 from stem_tf.models.base import RankingModel
+from stem_tf.workdir import Workdir
 
 
 @dataclass
@@ -109,6 +110,22 @@ def latest(directory: Path) -> str | None:
         found = None
     paths = list(found.all_model_checkpoint_paths) if found else []
     return next((path for path in reversed(paths) if tf.io.gfile.exists(f"{path}.index")), None)
+
+
+def find(workdir: Workdir, name: str) -> str:
+    """The path of a run's checkpoint: ``best``, ``latest``, or a path itself (with or without ``.index``).
+
+    Raises:
+      UserError: the run has no such checkpoint yet.
+    """
+    directories = {"best": workdir.best, "latest": workdir.checkpoints}
+    if name not in directories:
+        return name.removesuffix(".index")
+    path = latest(directories[name])
+    if path is None:
+        hint = ", or take --checkpoint=latest" if latest(workdir.checkpoints) else ""
+        raise UserError(f"{workdir.path} has no {name} checkpoint yet: go on with stem-train{hint}")
+    return path
 
 
 def restore_weights(model: RankingModel, path: str) -> RunState:

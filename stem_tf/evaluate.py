@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     quieten_tensorflow()
     from stem_tf import checkpoints, models, predictions, trainer, trivial
 
-    path = _checkpoint(workdir, checkpoints.latest)
+    path = checkpoints.find(workdir, _CHECKPOINT.value)
     trainer.use_memory_as_needed()
     model = models.build(config, manifest)
     state = checkpoints.restore_weights(model, path)
@@ -202,18 +202,6 @@ def _raw_values(directory: Path, column: str, row_ids: np.ndarray) -> pa.Chunked
     if not np.array_equal(known[order[place]], row_ids):
         raise UserError(f"{directory} does not hold the rows of the records; convert the log again")
     return raw[column].take(pa.array(order[place]))
-
-
-def _checkpoint(workdir: Workdir, latest: Any) -> str:
-    """The checkpoint that --checkpoint names."""
-    directories = {"best": workdir.best, "latest": workdir.checkpoints}
-    if _CHECKPOINT.value not in directories:
-        return str(_CHECKPOINT.value).removesuffix(".index")
-    path = latest(directories[_CHECKPOINT.value])
-    if path is None:
-        hint = ", or take --checkpoint=latest" if latest(workdir.checkpoints) else ""
-        raise UserError(f"{workdir.path} has no {_CHECKPOINT.value} checkpoint yet: go on with stem-train{hint}")
-    return str(path)
 
 
 def _age(state: Any, path: str) -> str:

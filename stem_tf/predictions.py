@@ -36,9 +36,16 @@ class Predictions:
 
 
 def predict(
-    model: RankingModel, manifest: Manifest, split: str, data: Any, *, desc: str, signals: Signals | None = None
+    model: RankingModel,
+    manifest: Manifest,
+    split: str,
+    data: Any,
+    *,
+    desc: str,
+    signals: Signals | None = None,
+    limit: int | None = None,
 ) -> Predictions:
-    """Scores every row of ``split``.
+    """Scores every row of ``split``, or its first ones.
 
     Args:
       model: trained.
@@ -47,6 +54,7 @@ def predict(
       data: ``config.data``.
       desc: shown while it runs.
       signals: end the work when one comes.
+      limit: how many rows to score at most; all when not given.
 
     Raises:
       UserError: no such split, or no rows in it.
@@ -55,7 +63,10 @@ def predict(
     reading: dict[str, Any] = {"batch_size": data.batch_size, "layout": data.layout, "on_corrupt": data.on_corrupt}
     dataset = inputs.dataset(manifest, split, training=False, device=single_gpu(model), **reading)
     steps = inputs.steps(manifest, split, training=False, **reading)
-    callback = Predicting(desc, manifest.rows(split), data.batch_size, signals)
+    rows = manifest.rows(split)
+    if limit is not None:
+        rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
+    callback = Predicting(desc, rows, data.batch_size, signals)
     try:
         with inputs.naming_corrupt_records(manifest, split, data.layout):
             # The number of steps is said: several steps an execution could not end inside one otherwise.
@@ -63,6 +74,7 @@ def predict(
     finally:
         callback.close()
     real = outputs["row_id"] >= 0
+    real[rows:] = False
     outputs = tf.nest.map_structure(lambda values: values[real], outputs)
     return Predictions(
         row_id=outputs["row_id"],

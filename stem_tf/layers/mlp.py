@@ -41,7 +41,9 @@ class Linear(tf.keras.layers.Layer):
             return tf.matmul(x, self.kernel) + self.bias
         once = tf.matmul(x.once, tf.gather(self.kernel, x.once_columns, axis=-2)) + self.bias
         each = tf.matmul(x.each, tf.gather(self.kernel, x.each_columns, axis=-2))
-        by_request = tf.reshape(each, [*each.shape[:-2], tf.shape(once)[-2], -1, self.units])
+        requests, rows = tf.shape(once)[-2], tf.shape(each)[-2]
+        # Not -1: a reshape cannot tell N where there are no requests.
+        by_request = tf.reshape(each, [*each.shape[:-2], requests, rows // tf.maximum(requests, 1), self.units])
         return tf.reshape(by_request + once[..., tf.newaxis, :], tf.shape(each))
 
 

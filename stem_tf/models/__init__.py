@@ -29,11 +29,12 @@ def precision(policy: str) -> Iterator[None]:
         tf.keras.mixed_precision.set_global_policy(before)
 
 
-def build(config: Any, manifest: Manifest) -> RankingModel:
+def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingModel:
     """The model of ``config.model`` for the features and tasks of ``manifest``, compiled for training.
 
     Call it inside the scope of the strategy that is to train it. Keys read: ``seed``, ``model``, ``optimizer``,
-    ``train.precision`` and ``train.steps_per_execution``.
+    ``train.precision`` and ``train.steps_per_execution``. ``training=False`` leaves out the optimizers and their slots,
+    which are twice the tables.
     """
     schema, options = manifest.schema, config.model
     constants = {f.name: manifest.constants(f.name) for f in schema.features if f.kind == "numeric"}
@@ -60,21 +61,22 @@ def build(config: Any, manifest: Manifest) -> RankingModel:
         network = STEMNet(schema.task_names, STEMConfig(**hyper))
     model = RankingModel(schema.tasks, InputTransform(schema.features, constants), embeddings, network)
     model.build_weights()
-    optimizer = config.optimizer
-    model.prepare_training(
-        Schedule(
-            optimizer.learning_rate,
-            optimizer.schedule,
-            warmup_steps=optimizer.warmup_steps,
-            decay_steps=optimizer.decay_steps,
-            decay_rate=optimizer.decay_rate,
-            final_fraction=optimizer.final_fraction,
-        ),
-        table_optimizer=optimizer.tables,
-        l2=optimizer.l2,
-        clip_norm=optimizer.clip_norm,
-        seed=config.seed,
-    )
+    if training:
+        optimizer = config.optimizer
+        model.prepare_training(
+            Schedule(
+                optimizer.learning_rate,
+                optimizer.schedule,
+                warmup_steps=optimizer.warmup_steps,
+                decay_steps=optimizer.decay_steps,
+                decay_rate=optimizer.decay_rate,
+                final_fraction=optimizer.final_fraction,
+            ),
+            table_optimizer=optimizer.tables,
+            l2=optimizer.l2,
+            clip_norm=optimizer.clip_norm,
+            seed=config.seed,
+        )
     # The model trains itself in train_step: Keras is given no optimizer and no loss.
     model.compile(optimizer=[], steps_per_execution=config.train.steps_per_execution)
     return model

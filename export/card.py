@@ -1,0 +1,190 @@
+"""The card of a published model: what a person needs to know to call it, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.schema import Feature, Schema, Task
+from stem_tf import report
+
+
+def text(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]) -> str:
+    """The card.
+
+    Args:
+      tree: the manifest of the version.
+      schema: of the data.
+      rows: tensors of ``serving_default`` of real rows; the first one is the example.
+    """
+    run, data = tree["run"], tree["data"]
+    parts = [
+        f"# {tree['model']}, version {tree['version']}",
+        f"Predicts {_list(schema.task_names)} from raw values: vocabularies and transforms are inside the model. "
+        f"STEM-Net, experiment `{run['experiment']}`, trained on `{data['name']}` "
+        f"({data['rows']['train']:,} rows); weights of {_age(run)}.",
+        "## Inputs\n\n" + _inputs(schema, rows),
+        "Missing values are sent as the empty value. Missing, unseen and rare values score alike: as rare ones did in "
+        "training. In a bag, empty values are padding, and the values beyond its length are ignored.",
+        "## Scores\n\n" + _table(["task", "is", "test rows", "test mean", "test metric"], _tasks(tree, schema)),
+        _metrics_note(tree),
+        "## Calls\n\n" + _calls(tree, schema, rows),
+        "## Check\n\n" + _check(tree),
+        "## Where it comes from\n\n" + _origin(tree),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _inputs(schema: Schema, rows: Mapping[str, np.ndarray]) -> str:
+    lines = [
+        [f"`{f.name}`", f.side, f.dtype, _shape(f), _meaning(f), f"`{_example(f, rows[f.name][0])}`", _EMPTY[f.dtype]]
+        for f in schema.features
+    ]
+    return _table(["input", "side", "type", "shape", "meaning", "example", "empty value"], lines)
+
+
+_EMPTY = {"int64": "-2^63", "string": '""', "float32": "NaN"}
+
+
+def _shape(feature: Feature) -> str:
+    return {"multivalent": "[B, L]", "dense": f"[B, {feature.length}]"}.get(feature.kind, "[B]")
+
+
+def _meaning(feature: Feature) -> str:
+    if feature.kind == "multivalent":
+        return f"a bag of up to {feature.max_length} values ({feature.pooling})"
+    if feature.bucketised:
+        return "a number, in buckets"
+    if feature.transform:
+        return f"a number ({', '.join(feature.transform)})"
+    return {"categorical": "one value", "numeric": "a number", "dense": "a vector"}[feature.kind]
+
+
+def _example(feature: Feature, value: Any) -> str:
+    """As one would write it in Python; the padding of a bag left out."""
+    if feature.kind == "multivalent":
+        empty = b"" if feature.dtype == "string" else -(2**63)
+        return _short(repr([_python(v) for v in value if v != empty]))
+    return _short(repr(_python(value)))
+
+
+def _python(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray):
+        return [_python(v) for v in value]
+    return float(f"{value:.7g}") if isinstance(value, np.floating) else value.item()
+
+
+def _short(text: str) -> str:
+    """Fits a cell of a Markdown table."""
+    text = text.replace("|", "\\|").replace("`", "'")
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _tasks(tree: Mapping[str, Any], schema: Schema) -> list[list[str]]:
+    found = (tree["test_metrics"] or {}).get("tasks", {})
+    lines = []
+    for task in schema.tasks:
+        metrics = found.get(task.name, {})
+        metric = "auc" if task.type == "binary" else "mse"
+        cells = [f"{metrics['rows']:,}", report.number(metrics["rate"])] if metrics else ["", ""]
+        value = metrics.get(metric)
+        lines.append([f"`{task.name}`", _is(task), *cells, "" if value is None else f"{metric.upper()} {value:.4f}"])
+    return lines
+
+
+def _is(task: Task) -> str:
+    label = task.label
+    column = f"`{label.column}`" + (f" / `{label.divide_by}`" if label.divide_by else "")
+    if task.type == "binary":
+        return f"the probability of {column}" + ("" if label.equals is None else f" = {label.equals!r}")
+    return f"the value of {column}" + (f", clipped to {list(label.clip)}" if label.clip else "")
+
+
+def _metrics_note(tree: Mapping[str, Any]) -> str:
+    metrics = tree["test_metrics"]
+    if metrics is None:
+        return "No test metrics: the run was not evaluated with these weights (`stem-evaluate`) before it was exported."
+    return f"On the {metrics['rows']:,} test rows; mean AUC {report.number(metrics['mean_auc'])}."
+
+
+def _calls(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]) -> str:
+    lines = [
+        "| signature | inputs | scores |",
+        "|---|---|---|",
+        "| `serving_default` | every input, for B rows | [B] |",
+    ]
+    if tree["why_no_rank"]:
+        return "\n".join([*lines, _EXAMPLES, "", f"There is no signature `rank`: {tree['why_no_rank']}."])
+    lines += ["| `rank` | user and context inputs for B requests; item inputs [B, N] for their N candidates | [B, N] |"]
+
+    def values(items: bool) -> str:
+        chosen = [f for f in schema.features if (f.side == "item") == items]
+        examples = {f.name: _example(f, rows[f.name][0]).replace("\\|", "|") for f in chosen}
+        return ", ".join(f'"{name}": {f"[{value}]" if items else value}' for name, value in examples.items())
+
+    return "\n".join(
+        [
+            *lines,
+            _EXAMPLES,
+            "",
+            "Every score is float32, an output by the task's name. From Python, with `stem-tf-client`:",
+            "",
+            "```python",
+            "from stem_client import RankingClient",
+            "",
+            f'client = RankingClient("localhost:8500", model="{tree["model"]}")',
+            f"scores = client.rank(user={{{values(False)}}}, items={{{values(True)}}}, timeout=0.05)",
+            f'scores["{schema.tasks[0].name}"]  # float32 [N]',
+            "```",
+        ]
+    )
+
+
+_EXAMPLES = (
+    "| `examples` | `examples`: serialised tf.Example [B], keys are the inputs' names, a missing key is empty | [B] |"
+)
+
+
+def _check(tree: Mapping[str, Any]) -> str:
+    check = tree["check"]
+    which = "all" if check["rows"] == check["rows_of_split"] else "the first"
+    lines = [[f"`{signature}`", f"{difference:.1e}"] for signature, difference in check["worst"].items()]
+    return (
+        f"Before it was published, a fresh process loaded this directory as TensorFlow Serving does and scored "
+        f"{which} {check['rows']:,} of {check['rows_of_split']:,} raw validation rows. The worst differences from the "
+        f"trainer's scores (relative for values above 1; allowed {check['tolerance']:.0e}):\n\n"
+        + _table(["signature", "worst difference"], lines)
+    )
+
+
+def _origin(tree: Mapping[str, Any]) -> str:
+    run, data = tree["run"], tree["data"]
+    rows = ", ".join(f"{split} {rows:,}" for split, rows in data["rows"].items())
+    sizes = ", ".join(f"{name} {entry['size']:,}" for name, entry in tree["vocabularies"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in tree["versions"].items())
+    lines = [
+        f"- run: `{run['workdir']}`, checkpoint `{run['checkpoint']}`",
+        f"- data: `{data['dir']}` (rows: {rows}; manifest sha256 {data['manifest_sha256'][:16]}...)",
+        f"- vocabularies: {sizes or 'none'}",
+        f"- written by {tree['created_by']}; {versions}",
+        "- everything else, the whole config too: manifest.json and schema.yaml beside this file",
+    ]
+    return "\n".join(lines)
+
+
+def _age(run: Mapping[str, Any]) -> str:
+    return f"epoch {run['epoch']}" if not run["step"] else f"epoch {run['epoch'] + 1}, step {run['step']:,}"
+
+
+def _list(names: Sequence[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,0 +1,322 @@
+"""Loads an exported model as TensorFlow Serving does and compares its scores with the trainer's.
+
+    python -P check.py TASK.json
+
+A program of its own, which imports nothing of this project: what it proves is that the directory alone gives the
+trainer's scores. It loads the SavedModel through the TF1 session loader (tag ``serve``), feeds it the raw rows that
+conversion kept, through every signature, and joins the scores with the trainer's by ``row_id``. TASK.json holds the
+arguments of :func:`check`; its result is written to the path in ``result``. Every chunk of rows done is a line on
+stdout with their number.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+EMPTY: dict[str, Any] = {"int64": -(2**63), "string": b"", "float32": np.float32("nan")}
+_CHUNK_ROWS = 1024
+_CROSSED_REQUESTS, _CROSSED_CANDIDATES = 4, 50
+
+Arrays = Mapping[str, np.ndarray]
+Call = Callable[[Arrays], dict[str, np.ndarray]]
+
+
+class Mismatch(Exception):
+    """A score that is not the trainer's; the message says which."""
+
+
+def request(features: Sequence[Mapping[str, Any]], rows: pa.RecordBatch) -> dict[str, np.ndarray]:
+    """The tensors of ``serving_default`` for raw rows.
+
+    Args:
+      features: of the schema: name, kind, column, dtype, separator and length of each.
+      rows: columns of the log, as conversion kept them.
+    """
+    return {feature["name"]: _tensor(feature, rows.column(feature["column"])) for feature in features}
+
+
+def _tensor(feature: Mapping[str, Any], column: pa.Array) -> np.ndarray:
+    dtype, column = feature["dtype"], _plain(column)
+    if feature["kind"] not in ("multivalent", "dense"):
+        return _values(column, dtype)
+    if feature.get("separator") is not None:
+        column = pc.split_pattern(_text(column), feature["separator"])
+    elif pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    width = feature["length"] if feature["kind"] == "dense" else int(lengths.max(initial=0))
+    padded = np.full((len(column), width), EMPTY[dtype], _NUMPY[dtype])
+    padded[np.arange(width) < lengths[:, np.newaxis]] = _values(_plain(column.flatten()), dtype)
+    return padded
+
+
+_NUMPY: dict[str, Any] = {"int64": np.int64, "string": object, "float32": np.float32}
+
+
+def _values(column: pa.Array, dtype: str) -> np.ndarray:
+    """int64, object (bytes) or float32 ``[n]``, empty values for nulls."""
+    if dtype == "string":
+        return np.array(_text(column).cast(pa.binary()).fill_null(b"").to_pylist(), object)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+        text = _text(column)
+        column = pc.if_else(pc.equal(pc.binary_length(text), 0), None, pc.utf8_trim_whitespace(text))
+    if dtype == "int64":
+        return column.cast(pa.int64()).fill_null(EMPTY["int64"]).to_numpy()
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    return column.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy().astype(np.float32)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _text(column: pa.Array) -> pa.Array:
+    return column if pa.types.is_string(column.type) else column.cast(pa.string())
+
+
+def load(directory: str) -> dict[str, Call]:
+    """The signatures of a SavedModel as functions of arrays, by name."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    session = v1.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        meta = v1.saved_model.load(session, ["serve"], directory)
+
+    def call(signature: Any) -> Call:
+        inputs, outputs = dict(signature.inputs), dict(signature.outputs)
+        names = list(inputs)
+        run = session.make_callable(
+            {task: info.name for task, info in outputs.items()}, [inputs[name].name for name in names]
+        )
+        return lambda arrays: run(*(arrays[name] for name in names))
+
+    return {key: call(signature) for key, signature in meta.signature_def.items() if signature.inputs}
+
+
+def examples(arrays: Arrays) -> np.ndarray:
+    """Serialised tf.Examples ``[n]`` of the rows of ``serving_default``; empty values are left out."""
+    import tensorflow as tf
+
+    def message(row: int) -> bytes:
+        example = tf.train.Example()
+        for name, values in arrays.items():
+            value = values[row]
+            if values.dtype.kind == "f":
+                if not np.isnan(value).all():
+                    example.features.feature[name].float_list.value.extend(np.atleast_1d(value))
+                continue
+            empty = EMPTY["string" if values.dtype == object else "int64"]
+            present = [v for v in np.atleast_1d(value) if v != empty]
+            if present and values.dtype == object:
+                example.features.feature[name].bytes_list.value.extend(present)
+            elif present:
+                example.features.feature[name].int64_list.value.extend(present)
+        return bytes(example.SerializeToString())
+
+    return np.array([message(row) for row in range(_rows(arrays))], object)
+
+
+def _rows(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))
+
+
+class Comparison:
+    """Compares scores and keeps the worst differences.
+
+    A difference is ``|served - trained| / max(1, |trained|)``: absolute for probabilities, relative for large values.
+
+    Args:
+      tolerance: the largest difference that is allowed.
+    """
+
+    def __init__(self, tolerance: float) -> None:
+        self._tolerance = tolerance
+        self.worst: dict[str, dict[str, float]] = {}
+
+    def __call__(self, signature: str, arrays: Arrays, row_ids: np.ndarray, served: Arrays, trained: Arrays) -> None:
+        """Compares the scores of rows; all arrays are ``[n]``, ``arrays`` those of ``serving_default``.
+
+        Raises:
+          Mismatch: a difference that is not allowed.
+        """
+        worst = self.worst.setdefault(signature, {})
+        if served.keys() != trained.keys():
+            raise Mismatch(f"signature {signature} answers with {sorted(served)}, not with {sorted(trained)}")
+        for task, expected in trained.items():
+            score = served[task]
+            if score.dtype != np.float32 or score.shape != expected.shape:
+                raise Mismatch(f"signature {signature}: scores of '{task}' are {score.dtype} {list(score.shape)}")
+            difference = np.abs(score.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
+            bad = np.flatnonzero(~(difference <= self._tolerance))  # NaN is bad
+            if len(bad):
+                row = bad[0]
+                values = ", ".join(f"{name}={_shown(values[row])}" for name, values in arrays.items())
+                raise Mismatch(
+                    f"signature {signature}, row_id {row_ids[row]}, task '{task}': trained {expected[row]:.9g}, served "
+                    f"{score[row]:.9g}, difference {difference[row]:.1e} beyond {self._tolerance:.0e}; "
+                    f"{len(bad)} of {len(expected)} rows differ so; features: {values}"
+                )
+            worst[task] = max(worst.get(task, 0.0), float(difference.max(initial=0.0)))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value.tolist() if isinstance(value, np.ndarray | np.generic) else value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _requests(arrays: Arrays, once: Sequence[str]) -> Iterator[np.ndarray]:
+    """Places ``[B, N]`` of rows to be asked together: B requests, whose N rows share all features of ``once``."""
+    groups: dict[tuple[Hashable, ...], list[int]] = {}
+    columns = [arrays[name] for name in once]
+    for row in range(_rows(arrays)):
+        groups.setdefault(tuple(_key(column[row]) for column in columns), []).append(row)
+    by_size: dict[int, list[list[int]]] = {}
+    for group in groups.values():
+        by_size.setdefault(len(group), []).append(group)
+    yield from map(np.array, by_size.values())
+
+
+def _key(value: Any) -> Hashable:
+    """Equal for equal values of a row: bytes, a number, or an array of either."""
+    if isinstance(value, bytes):
+        return value
+    return tuple(value) if value.dtype == object else bytes(value.tobytes())
+
+
+def _rank(call: Call, arrays: Arrays, once: Sequence[str], places: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores ``[B, N]`` of rows at ``places`` ``[B, N]``, whose features of ``once`` are those of the first."""
+    return call({name: values[places[:, 0]] if name in once else values[places] for name, values in arrays.items()})
+
+
+def _compare_ranked(
+    call: Call, arrays: Arrays, row_ids: np.ndarray, trained: Arrays, once: Sequence[str], compare: Comparison
+) -> None:
+    """Every row once, in requests as large as rows share user and context."""
+    for places in _requests(arrays, once):
+        served, flat = _rank(call, arrays, once, places), places.reshape(-1)
+        _compare_shape(served, places.shape)
+        compare(
+            "rank",
+            {name: values[flat] for name, values in arrays.items()},
+            row_ids[flat],
+            {task: scores.reshape(-1) for task, scores in served.items()},
+            {task: scores[flat] for task, scores in trained.items()},
+        )
+
+
+def _compare_shape(served: Arrays, shape: tuple[int, ...]) -> None:
+    for task, scores in served.items():
+        if scores.shape != shape:
+            raise Mismatch(f"signature rank: scores of '{task}' are {list(scores.shape)}, not {list(shape)}")
+
+
+def _compare_crossed(
+    calls: Mapping[str, Call], arrays: Arrays, row_ids: np.ndarray, once: Sequence[str], compare: Comparison
+) -> None:
+    """Users of some rows with the items of many, as a service asks: ``rank`` beside ``serving_default``."""
+    users = np.arange(min(_CROSSED_REQUESTS, len(row_ids)))
+    items = np.arange(min(_CROSSED_CANDIDATES, len(row_ids)))
+    left, right = np.repeat(users, len(items)), np.tile(items, len(users))
+    rows = {name: values[left if name in once else right] for name, values in arrays.items()}
+    served = calls["rank"](
+        {
+            name: values[users] if name in once else np.repeat(values[np.newaxis, items], len(users), axis=0)
+            for name, values in arrays.items()
+        }
+    )
+    _compare_shape(served, (len(users), len(items)))
+    compare(
+        "rank",
+        rows,
+        row_ids[right],
+        {task: scores.reshape(-1) for task, scores in served.items()},
+        calls["serving_default"](rows),
+    )
+
+
+def _raw_rows(directory: str, columns: list[str], wanted: int) -> Iterator[pa.RecordBatch]:
+    """The rows with a row_id up to ``wanted``, in chunks."""
+    for path in sorted(Path(directory).glob("*.parquet")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_CHUNK_ROWS, columns=columns):
+                row_ids = batch.column("row_id").to_numpy()
+                yield batch.filter(pa.array(row_ids <= wanted))
+                if row_ids.max(initial=-1) >= wanted:
+                    return
+
+
+def check(
+    directory: str,
+    raw: str,
+    predictions: str,
+    features: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Compares every signature with the trainer.
+
+    Args:
+      directory: of the SavedModel.
+      raw: of the raw rows' Parquet files.
+      predictions: Parquet file of the trainer's: row_id, ascending, and ``score_<task>``.
+      features, tasks: of the schema.
+      tolerance: see :class:`Comparison`.
+
+    Returns:
+      ``rows``, and ``worst``: the worst difference by signature and task.
+
+    Raises:
+      Mismatch: a score differs, or a row is not there.
+    """
+    calls = load(directory)
+    table = pq.read_table(predictions)
+    known = table["row_id"].to_numpy()
+    scores = {task: table[f"score_{task}"].to_numpy() for task in tasks}
+    once = [feature["name"] for feature in features if feature["side"] != "item"]
+    compare, checked = Comparison(tolerance), 0
+    columns = list(dict.fromkeys(["row_id", *(feature["column"] for feature in features)]))
+    for batch in _raw_rows(raw, columns, int(known[-1])):
+        row_ids = batch.column("row_id").to_numpy()
+        places = np.minimum(np.searchsorted(known, row_ids), len(known) - 1)
+        scored = known[places] == row_ids
+        batch, row_ids, places = batch.filter(pa.array(scored)), row_ids[scored], places[scored]
+        if not len(row_ids):
+            continue
+        arrays, trained = request(features, batch), {task: values[places] for task, values in scores.items()}
+        compare("serving_default", arrays, row_ids, calls["serving_default"](arrays), trained)
+        served = calls["examples"]({"examples": examples(arrays)})
+        compare("examples", arrays, row_ids, served, trained)
+        if "rank" in calls:
+            _compare_ranked(calls["rank"], arrays, row_ids, trained, once, compare)
+            if not checked:
+                _compare_crossed(calls, arrays, row_ids, once, compare)
+        checked += len(row_ids)
+        print(len(row_ids), flush=True)
+    if checked != len(known):
+        raise Mismatch(f"{raw} holds {checked:,} of the {len(known):,} rows that the trainer scored")
+    return {"rows": checked, "worst": compare.worst}
+
+
+def main(path: str) -> None:
+    arguments = json.loads(Path(path).read_text(encoding="utf-8"))
+    result = Path(arguments.pop("result"))
+    try:
+        outcome = check(**arguments)
+    except Mismatch as mismatch:
+        outcome = {"mismatch": str(mismatch)}
+    result.write_text(json.dumps(outcome), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

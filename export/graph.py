@@ -1,0 +1,172 @@
+"""The serving graph: raw values in, one float32 score a task out.
+
+::
+
+    serving_default   user_id [B]  tags [B, L]  length [B]  image [B, n]           -> click [B]
+    rank              user_id [B]  hour [B]  |  video_id [B, N]  tags [B, N, L]    -> click [B, N]
+    examples          examples [B], serialised tf.Example                          -> click [B]
+
+In ``rank`` user and context features come once a request, item features once a candidate. Empty values are
+``pipelines.casts.EMPTY_INT``, ``""`` and NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from export import vocabulary_asset
+from pipelines.casts import EMPTY_INT
+from pipelines.schema import Feature, Schema
+from pipelines.vocabulary import PADDING_ID
+from stem_tf.layers.sides import Sides
+from stem_tf.losses import score
+from stem_tf.models.base import RankingModel
+
+Tensors = Mapping[str, tf.Tensor]
+
+EMPTY = {"int64": EMPTY_INT, "string": b"", "float32": float("nan")}
+"""The empty value by dtype: what a request sends for a missing one."""
+
+
+def spec(feature: Feature, lead: int = 1) -> tf.TensorSpec:
+    """What a request holds of a feature: ``lead`` axes (1: ``[B]``, 2: ``[B, N]``), then a bag's or a vector's own."""
+    own: dict[str, list[int | None]] = {"multivalent": [None], "dense": [feature.length]}
+    return tf.TensorSpec([*[None] * lead, *own.get(feature.kind, [])], tf.as_dtype(feature.dtype), name=feature.name)
+
+
+def example_spec(schema: Schema) -> dict[str, tf.io.FixedLenFeature | tf.io.FixedLenSequenceFeature]:
+    """How a tf.Example of raw values is parsed; a missing key is the empty value."""
+    result = {}
+    for feature in schema.features:
+        dtype, empty = tf.as_dtype(feature.dtype), EMPTY[feature.dtype]
+        if feature.kind == "multivalent":
+            result[feature.name] = tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True, default_value=empty)
+        elif feature.kind == "dense":
+            result[feature.name] = tf.io.FixedLenFeature([feature.length], dtype, [empty] * feature.length)
+        else:
+            result[feature.name] = tf.io.FixedLenFeature([], dtype, empty)
+    return result
+
+
+def why_no_rank(schema: Schema) -> str:
+    """Why a model of this schema has no signature ``rank``; "" where it has one."""
+    if all(feature.side == "item" for feature in schema.features):
+        return "the schema has no user or context features: there is nothing that candidates share"
+    if all(feature.side != "item" for feature in schema.features):
+        return "the schema has no item features: candidates of a request would all score the same"
+    return ""
+
+
+class ServingModule(tf.Module):
+    """The signatures of one trained model. Tracks the weights that scores depend on and the vocabularies, nothing else.
+
+    Args:
+      schema: of the model's data.
+      model: trained.
+      vocabularies: path of the asset of every categorical and multivalent feature, by name.
+    """
+
+    def __init__(self, schema: Schema, model: RankingModel, vocabularies: Mapping[str, Path]) -> None:
+        super().__init__(name="serving")
+        self.weights = [weight for part in model.weight_parts.values() for weight in part.weights]
+        self.tables = {
+            name: vocabulary_asset.lookup_table(path, schema.feature(name).dtype) for name, path in vocabularies.items()
+        }
+        # Through closures: a layer in an attribute would bring its own traced calls and counters into the SavedModel.
+        self._schema, self._model = (lambda: schema), (lambda: model)
+
+    def save(self, directory: Path) -> None:
+        """Writes the SavedModel."""
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(self, str(directory), signatures=self.signatures(), options=options)
+
+    def signatures(self) -> dict[str, Any]:
+        """Concrete functions by signature name."""
+        schema = self._schema()
+        rows = {feature.name: spec(feature) for feature in schema.features}
+        result = {
+            "serving_default": _concrete(self.score, rows),
+            "examples": _concrete(self.score_examples, {"examples": tf.TensorSpec([None], tf.string, name="examples")}),
+        }
+        if not why_no_rank(schema):
+            items = {feature.name: spec(feature, lead=2) for feature in schema.features if feature.side == "item"}
+            result["rank"] = _concrete(self.rank, rows | items)
+        return result
+
+    def score(self, raw: Tensors) -> dict[str, tf.Tensor]:
+        """Scores by task ``[B]`` of raw features ``[B]``, ``[B, L]``, ``[B, n]``."""
+        raw = _checked(raw, [_same_size("rows", list(raw), raw, axis=0)])
+        return self._scores(self._model()(self._numbers(raw)))
+
+    def score_examples(self, raw: Tensors) -> dict[str, tf.Tensor]:
+        """Scores by task ``[B]`` of serialised tf.Examples ``[B]``."""
+        return self.score(tf.io.parse_example(raw["examples"], example_spec(self._schema())))
+
+    def rank(self, raw: Tensors) -> dict[str, tf.Tensor]:
+        """Scores by task ``[B, N]``: user and context features are looked up, and multiplied by weights, B times."""
+        model, features = self._model(), self._schema().features
+        once = [feature.name for feature in features if feature.side != "item"]
+        each = [feature.name for feature in features if feature.side == "item"]
+        sizes = [_same_size("requests", list(raw), raw, axis=0), _same_size("candidates", each, raw, axis=1)]
+        raw = _checked(raw, sizes)
+        requests, candidates = tf.shape(raw[once[0]])[0], tf.shape(raw[each[0]])[1]
+        flat = {name: tf.reshape(raw[name], [requests * candidates, *_tail(raw[name])]) for name in each}
+        inputs = model.inputs(self._numbers({name: raw[name] for name in once} | flat))
+        by_side = [model.embeddings({name: inputs[name] for name in side}) for side in (once, each)]
+        columns = [tf.constant(model.embeddings.columns(side), tf.int32) for side in (once, each)]
+        outputs = model.network(
+            {table: Sides(by_side[0][table], by_side[1][table], *columns) for table in model.embeddings.tables},
+            training=False,
+        )
+        return {name: tf.reshape(s, [requests, candidates]) for name, s in self._scores(outputs).items()}
+
+    def _scores(self, outputs: Tensors) -> dict[str, tf.Tensor]:
+        return {task.name: score(task, outputs[task.name]) for task in self._model().tasks}
+
+    def _numbers(self, raw: Tensors) -> dict[str, tf.Tensor]:
+        """What the model reads: ids int32 ``[R]`` and ``[R, max_length]``, floats as they are."""
+        return {feature.name: self._number(feature, raw[feature.name]) for feature in self._schema().features}
+
+    def _number(self, feature: Feature, x: tf.Tensor) -> tf.Tensor:
+        if feature.kind == "categorical":
+            return self.tables[feature.name].lookup(x)
+        if feature.kind == "multivalent":
+            # As conversion does it: empty values are dropped, then the first of the others kept.
+            empty = x == tf.constant(EMPTY[feature.dtype], x.dtype)
+            ids = tf.where(empty, PADDING_ID, self.tables[feature.name].lookup(x))
+            return tf.ragged.boolean_mask(ids, ids != PADDING_ID).to_tensor(shape=[None, feature.max_length])
+        # Values that conversion refuses count as missing: training never saw what they would become.
+        known = tf.math.is_finite(x)
+        if "log1p" in feature.transform:
+            known &= x > -1.0
+        return tf.where(known, x, EMPTY["float32"])
+
+
+def _concrete(function: Callable[[Tensors], dict[str, tf.Tensor]], specs: Mapping[str, tf.TensorSpec]) -> Any:
+    def serve(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
+        return function(raw)
+
+    serve.__name__ = function.__name__  # shows in TensorFlow's errors
+    return tf.function(serve, autograph=False).get_concrete_function(**specs)
+
+
+def _tail(x: tf.Tensor) -> list[int | tf.Tensor]:
+    """The sizes of a ``[B, N, ...]`` tensor behind the second axis, static where they are known."""
+    return [size if size is not None else tf.shape(x)[axis] for axis, size in enumerate(x.shape[2:], start=2)]
+
+
+def _same_size(what: str, names: list[str], raw: Tensors, axis: int) -> tf.Operation:
+    """Fails where features differ in their number of rows, requests or candidates, and names them."""
+    sizes = tf.stack([tf.shape(raw[name])[axis] for name in names])
+    message = f"features differ in their number of {what} ({', '.join(names)}):"
+    return tf.debugging.Assert(tf.reduce_all(sizes == sizes[0]), [message, sizes], summarize=len(names))
+
+
+def _checked(raw: Tensors, checks: list[tf.Operation]) -> Tensors:
+    """The same tensors, to be read once the checks have passed."""
+    with tf.control_dependencies(checks):
+        return {name: tf.identity(x) for name, x in raw.items()}

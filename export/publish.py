@@ -1,0 +1,53 @@
+"""Versions of a model: directories named by integers, each of which appears whole or not at all.
+
+TensorFlow Serving takes a directory for a new version as soon as it sees its number, and unloads the one before: so a
+version is built under a name that is no number, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines import staging
+from pipelines.errors import UserError
+
+
+def versions(directory: Path) -> list[int]:
+    """The versions that are published under ``directory``, ascending."""
+    names = [entry.name for entry in directory.iterdir() if entry.is_dir()] if directory.is_dir() else []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+@contextlib.contextmanager
+def publishing(directory: Path) -> Iterator[tuple[int, Path]]:
+    """Gives the next version and a directory to build it in; publishes it when the block ends without an error.
+
+    Only one export at a time writes under ``directory``; what killed ones have left there is removed.
+
+    Raises:
+      UserError: ``directory`` is no directory, or another export is writing to it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--output={directory} is a file, or lies under one") from None
+    with staging.locked(str(directory / ".lock"), str(directory)):
+        for leftover in directory.glob(".partial-*"):
+            shutil.rmtree(leftover)
+        version = max(versions(directory), default=0) + 1
+        partial = directory / f".partial-{os.getpid()}"
+        partial.mkdir()
+        try:
+            yield version, partial
+            for path, _, files in os.walk(partial):
+                for name in files:
+                    staging.sync(os.path.join(path, name))
+                staging.sync(path)
+            os.rename(partial, directory / str(version))
+            staging.sync(str(directory))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,351 @@
+"""Publishes a trained run as the next version of a model that services can load.
+
+    stem-export --workdir=RUN --output=DIR
+
+writes DIR/<version>: a TensorFlow SavedModel that takes raw values, with its vocabularies, warm-up requests, a manifest
+and a card (card.md). Before anything is published, a fresh process loads it as TensorFlow Serving does and must
+reproduce the trainer's scores on validation rows through every signature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import flags
+
+from export import card, check, publish
+from pipelines import cli, vocabulary
+from pipelines import manifest as manifests
+from pipelines import schema as schemas
+from pipelines.errors import JobError, UserError
+from pipelines.manifest import Manifest
+from pipelines.progress import Progress
+from pipelines.schema import Schema
+from pipelines.version import __version__
+from stem_tf import configs
+from stem_tf.quiet import quieten_tensorflow
+from stem_tf.workdir import Workdir
+
+if TYPE_CHECKING:
+    from stem_tf.checkpoints import RunState
+    from stem_tf.models.base import RankingModel
+
+FORMAT = 1
+CHECKED_ROWS = 100_000
+"""Rows of the validation split that the check scores, at most: the first ones."""
+TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 2e-2}
+"""Largest difference from the trainer's scores by precision. ``rank`` adds up the same products in another order: in
+float32 that moves a score by about 1e-7, in bfloat16 (8 bits of mantissa) by as much as a rounding of its inputs."""
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, as given to stem-train.", required=True)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Directory of the model's versions; the new one is its next number.", required=True
+)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or the path of a checkpoint without its suffix.")
+_DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
+_NAME = flags.DEFINE_string("name", "ranker", "The model's name, as services will ask for it.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    workdir, output = Workdir(_WORKDIR.value), Path(_OUTPUT.value)
+    config = workdir.config()
+    manifest = _data(workdir, config)
+    if output.resolve() in (workdir.path.resolve(), Path(manifest.data_dir).resolve()):
+        raise UserError(f"--output={output} is the run or its data; give a directory of its own")
+    if not _NAME.value:
+        raise UserError("--name is empty")
+
+    quieten_tensorflow()
+    import tensorflow as tf
+
+    # The graph is the same everywhere, and on a CPU float32 products are float32: a GPU would round them to TF32.
+    tf.config.set_visible_devices([], "GPU")
+    from stem_tf import checkpoints, models
+
+    path = checkpoints.find(workdir, _CHECKPOINT.value)
+    model = models.build(config, manifest, training=False)
+    state = checkpoints.restore_weights(model, path)
+    with publish.publishing(output) as (version, directory), tempfile.TemporaryDirectory() as scratch:
+        try:
+            export = Export(workdir, config, manifest, _NAME.value, version, path, state)
+            checked = export.build(model, directory, Path(scratch))
+        except tf.errors.OpError as error:
+            raise JobError(f"{output}: the export could not be written ({error.message})") from error
+    _say(export, output / str(version), checked)
+
+
+def _data(workdir: Workdir, config: Any) -> Manifest:
+    """The manifest of the run's data, which must hold raw validation rows for the check."""
+    directory = _DATA.value or config.data.dir
+    try:
+        manifest = manifests.load(directory)
+    except UserError as error:
+        hint = "" if _DATA.value else "; if the data of the run has moved, give --data=DIR"
+        raise UserError(f"{error}{hint}") from None
+    workdir.check_data(manifest)
+    if not manifest.rows("validation"):
+        raise UserError(
+            f"the validation split of {manifest.data_dir} has no rows, so that an export could not be checked against "
+            "the trainer; convert with a validation split, and train on that"
+        )
+    if not any(_raw(manifest).glob("*.parquet")):
+        raise UserError(f"{_raw(manifest)} is gone: the raw rows that the export is checked on; convert the log again")
+    return manifest
+
+
+def _raw(manifest: Manifest) -> Path:
+    return Path(manifest.data_dir) / "raw" / "validation"
+
+
+class Export:
+    """One version in the making.
+
+    Args:
+      workdir: of the run.
+      config: its config.
+      manifest: of its data.
+      name: of the model.
+      version: the version's number.
+      checkpoint: path of the exported checkpoint.
+      state: of the run at that checkpoint.
+    """
+
+    def __init__(
+        self,
+        workdir: Workdir,
+        config: Any,
+        manifest: Manifest,
+        name: str,
+        version: int,
+        checkpoint: str,
+        state: RunState,
+    ) -> None:
+        self.workdir, self.config, self.manifest = workdir, config, manifest
+        self.name, self.version, self.checkpoint, self.state = name, version, checkpoint, state
+
+    @property
+    def schema(self) -> Schema:
+        return self.manifest.schema
+
+    def build(self, model: RankingModel, directory: Path, scratch: Path) -> dict[str, Any]:
+        """Fills ``directory`` with everything a version holds; returns its manifest.
+
+        Raises:
+          JobError: the exported model does not reproduce the trainer's scores.
+        """
+        from export import graph, warmup
+
+        vocabularies = self._write_vocabularies(scratch)
+        module = graph.ServingModule(self.schema, model, vocabularies)
+        module.save(directory)
+        signatures = ["serving_default", "rank", "examples"]
+        if graph.why_no_rank(self.schema):
+            signatures.remove("rank")
+        extra = directory / "assets.extra"
+        extra.mkdir()
+        rows = self._sample(max(warmup.CANDIDATES))
+        warmup.write(extra / warmup.FILENAME, self.name, self.schema, rows, signatures)
+        (directory / "schema.yaml").write_text(schemas.dumps(self.schema), encoding="utf-8")
+        outcome = self._check(model, directory, scratch)
+        tree = self._manifest(vocabularies, signatures, graph.why_no_rank(self.schema), outcome)
+        (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
+        files = sorted(path for path in directory.rglob("*") if path.is_file())
+        tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in files}
+        text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
+        (directory / manifests.FILENAME).write_text(f"{text}\n", encoding="utf-8")
+        return tree
+
+    def _write_vocabularies(self, scratch: Path) -> dict[str, Path]:
+        """Assets by feature name. SavedModel copies them, so they are written outside of it first."""
+        from export import vocabulary_asset
+
+        paths = {}
+        for name, sizes in self.manifest.vocabularies.items():
+            values = vocabulary.load(manifests.vocabulary_path(str(self.workdir.path), name))["value"]
+            if len(values) != sizes.size:
+                raise JobError(
+                    f"{self.workdir.path}: the vocabulary of '{name}' has {len(values):,} values, not {sizes.size:,}"
+                )
+            paths[name] = scratch / f"{name}.vocabulary"
+            vocabulary_asset.write(values, paths[name])
+        return paths
+
+    def _sample(self, rows: int) -> dict[str, Any]:
+        """The first raw rows of the validation split as tensors of ``serving_default``."""
+        path = min(_raw(self.manifest).glob("*.parquet"))
+        columns = list(dict.fromkeys(feature.column for feature in self.schema.features))
+        with pq.ParquetFile(path) as file:
+            batch = next(file.iter_batches(rows, columns=columns))
+        return check.request(_features(self.schema), batch)
+
+    def _check(self, model: RankingModel, directory: Path, scratch: Path) -> dict[str, Any]:
+        """Compares the saved model with the trainer in a fresh process: rows, worst differences, tolerance."""
+        from stem_tf import predictions
+
+        trained = predictions.predict(
+            model, self.manifest, "validation", self.config.data, desc="predict", limit=CHECKED_ROWS
+        )
+        predictions.evaluate(trained, self.manifest)  # refuses scores that are not numbers
+        columns = {f"score_{task}": pa.array(scores) for task, scores in trained.scores.items()}
+        pq.write_table(pa.table({"row_id": pa.array(trained.row_id)} | columns), scratch / "predictions.parquet")
+        tolerance = TOLERANCES[self.config.train.precision]
+        task = {
+            "directory": str(directory),
+            "raw": str(_raw(self.manifest)),
+            "predictions": str(scratch / "predictions.parquet"),
+            "features": _features(self.schema),
+            "tasks": self.schema.task_names,
+            "tolerance": tolerance,
+            "result": str(scratch / "result.json"),
+        }
+        (scratch / "check.json").write_text(json.dumps(task), encoding="utf-8")
+        _run_check(scratch, len(trained.row_id))
+        outcome = json.loads((scratch / "result.json").read_text(encoding="utf-8"))
+        if "mismatch" in outcome:
+            raise JobError(
+                f"the exported model does not reproduce the trainer's scores, so nothing was published: "
+                f"{outcome['mismatch']}"
+            )
+        return outcome | {"tolerance": tolerance}
+
+    def _manifest(
+        self, vocabularies: dict[str, Path], signatures: list[str], why_no_rank: str, outcome: dict[str, Any]
+    ) -> dict[str, Any]:
+        manifest = self.manifest
+        programs = ("tensorflow", "tf-keras", "tensorflow-recommenders", "numpy", "pyarrow")
+        return {
+            "format": FORMAT,
+            "model": self.name,
+            "version": self.version,
+            "created_by": f"stem-tf {__version__}",
+            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in programs},
+            "run": {
+                "workdir": str(self.workdir.path.resolve()),
+                "experiment": self.config.experiment,
+                "checkpoint": self.checkpoint,
+                "epoch": self.state.epoch,
+                "step": self.state.step,
+                "config": configs.flat(self.config),
+            },
+            "data": {
+                "dir": manifest.data_dir,
+                "name": manifest.name,
+                "manifest_sha256": self.workdir.data_checksum(),
+                "rows": {split: manifest.rows(split) for split in manifests.SPLITS},
+            },
+            "schema": dataclasses.asdict(self.schema),
+            "signatures": signatures,
+            "why_no_rank": why_no_rank,
+            "vocabularies": {
+                name: {"size": manifest.vocabularies[name].size, "sha256": _sha256(path)}
+                for name, path in vocabularies.items()
+            },
+            "test_metrics": self._test_metrics(),
+            "check": {
+                "split": "validation",
+                "rows": outcome["rows"],
+                "rows_of_split": manifest.rows("validation"),
+                "tolerance": outcome["tolerance"],
+                "worst": {signature: max(tasks.values()) for signature, tasks in outcome["worst"].items()},
+                "worst_by_task": outcome["worst"],
+            },
+        }
+
+    def _test_metrics(self) -> dict[str, Any] | None:
+        """What stem-evaluate found for these weights; None where it has not been run on them."""
+        path = self.workdir.path / "evaluation" / "test.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            return None
+        same = (found.get("epoch"), found.get("step")) == (self.state.epoch, self.state.step)
+        return {key: found[key] for key in ("rows", "mean_auc", "tasks")} if same else None
+
+
+def _features(schema: Schema) -> list[dict[str, Any]]:
+    keys = ("name", "kind", "side", "column", "dtype", "separator", "length")
+    return [{key: getattr(feature, key) for key in keys} for feature in schema.features]
+
+
+def _run_check(scratch: Path, rows: int) -> None:
+    """Runs check.py, by its path and away from this project's packages."""
+    command = [sys.executable, "-P", str(Path(check.__file__).resolve()), str(scratch / "check.json")]
+    environment = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with (
+        open(scratch / "stderr", "w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch, env=kept | environment
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            with Progress(rows, unit="rows", desc="check") as progress:
+                for line in process.stdout:
+                    progress.update(int(line))
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        if code:
+            errors.seek(0)
+            last = [line for line in errors.read().splitlines() if line.strip()][-1:]
+            raise JobError(
+                f"the exported model could not be checked, so nothing was published: the process that loads it ended "
+                f"with exit code {code} ({' '.join(last) or 'it said nothing'})"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say(export: Export, directory: Path, tree: dict[str, Any]) -> None:
+    checked = tree["check"]
+    rows = f"{checked['rows']:,} validation rows"
+    if checked["rows"] < checked["rows_of_split"]:
+        rows = f"the first {rows} of {checked['rows_of_split']:,}"
+    worst = ", ".join(f"{signature} {difference:.0e}" for signature, difference in checked["worst"].items())
+    weights = _megabytes((directory / "variables").iterdir())
+    values = sum(entry["size"] for entry in tree["vocabularies"].values())
+    print(f"{export.name} version {export.version}: {export.checkpoint}")
+    print(f"checked in a fresh process on {rows}; worst differences from the trainer: {worst}")
+    if tree["why_no_rank"]:
+        print(f"no signature 'rank': {tree['why_no_rank']}")
+    if tree["test_metrics"] is None:
+        print(f"no test metrics: run stem-evaluate --workdir={shlex.quote(str(export.workdir.path))} before exporting")
+    print(
+        f"written: {directory}, {_megabytes(directory.rglob('*')):.1f} MB ({weights:.1f} MB of weights, {values:,} raw "
+        f"values in vocabularies); its card is {directory / 'card.md'}"
+    )
+    base = shlex.quote(str(directory.parent))
+    print(f"next: stem-serve --model_base_path={base} --model_name={shlex.quote(export.name)}")
+
+
+def _megabytes(paths: Iterable[Path]) -> float:
+    return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+
+
+def run() -> None:
+    """Console script ``stem-export``."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,75 @@
+"""Vocabularies as binary assets of a SavedModel, read inside the graph: one file a vocabulary, any size, any bytes.
+
+::
+
+    strings   count: int64 | length of each value: int32 [count] | the values' bytes, one after another
+    int64     count: int64 | values: int64 [count]
+
+all little-endian. Lengths instead of separators, so that no newline, quote or other byte in a value can break it. A
+text file breaks on newlines, and a constant in the graph meets the 2 GB limit of protobuf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import tensorflow as tf
+from tensorflow.python.ops.lookup_ops import TableInitializerBase  # not exported, yet what static tables are made for
+
+from pipelines.vocabulary import FIRST_ID, RARE_ID
+
+_COUNT_BYTES, _LENGTH_BYTES = 8, 4
+_ROWS_AT_A_TIME = 1 << 18
+
+
+def write(values: pa.ChunkedArray, path: Path) -> None:
+    """Writes the values of a vocabulary (int64, or binary), in the order of their ids."""
+    with open(path, "xb") as file:
+        file.write(np.array([len(values)], "<i8").tobytes())
+        if pa.types.is_integer(values.type):
+            for chunk in values.chunks:
+                file.write(chunk.to_numpy().astype("<i8", copy=False).tobytes())
+            return
+        for chunk in values.chunks:
+            file.write(pc.binary_length(chunk).to_numpy().astype("<i4", copy=False).tobytes())
+        for start in range(0, len(values), _ROWS_AT_A_TIME):
+            file.write(b"".join(values.slice(start, _ROWS_AT_A_TIME).to_pylist()))
+
+
+class VocabularyInitializer(TableInitializerBase):
+    """Fills a static table ``raw value -> id`` from an asset; row i of the vocabulary is id i + 2.
+
+    Args:
+      path: of the file; it is copied into the SavedModel, and read from there wherever that lies.
+      dtype: ``int64`` or ``string``.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        super().__init__(tf.as_dtype(dtype), tf.int32)
+        self._asset = self._track_trackable(tf.saved_model.Asset(str(path)), "_asset")
+
+    def initialize(self, table: tf.lookup.StaticHashTable) -> tf.Operation:
+        data = tf.io.read_file(self._asset.asset_path)
+        keys = _integers(data) if self.key_dtype == tf.int64 else _strings(data)
+        ids = tf.range(tf.size(keys)) + FIRST_ID
+        return tf.raw_ops.LookupTableImportV2(table_handle=table.resource_handle, keys=keys, values=ids)
+
+
+def lookup_table(path: Path, dtype: str) -> tf.lookup.StaticHashTable:
+    """The table of the asset at ``path``: int32 ids of any shape; what is not in the vocabulary is rare."""
+    return tf.lookup.StaticHashTable(VocabularyInitializer(path, dtype), RARE_ID)
+
+
+def _integers(data: tf.Tensor) -> tf.Tensor:
+    return tf.io.decode_raw(data, tf.int64)[1:]
+
+
+def _strings(data: tf.Tensor) -> tf.Tensor:
+    count = tf.io.decode_raw(tf.strings.substr(data, 0, _COUNT_BYTES), tf.int64)[0]
+    lengths = tf.strings.substr(data, tf.constant(_COUNT_BYTES, tf.int64), _LENGTH_BYTES * count)
+    lengths = tf.cast(tf.io.decode_raw(lengths, tf.int32), tf.int64)
+    first = _COUNT_BYTES + _LENGTH_BYTES * count
+    return tf.strings.substr(data, first + tf.cumsum(lengths, exclusive=True), lengths)
