@@ -170,12 +170,12 @@ class Predicting(Callback):
 
     def __init__(self, desc: str, rows: int, batch_size: int, signals: Signals | None = None) -> None:
         super().__init__()
-        self._batch_size, self._signals, self._done = batch_size, signals, 0
+        self._rows, self._batch_size, self._signals = rows, batch_size, signals
         self._progress = Progress(rows, unit="rows", desc=desc)
 
     def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        self._progress.update((batch + 1 - self._done) * self._batch_size)
-        self._done = batch + 1
+        done = min((batch + 1) * self._batch_size, self._rows)  # the last batch is padded
+        self._progress.update(done - self._progress.done)
         if self._signals is not None:
             self._signals.check()
 
