@@ -1,0 +1,34 @@
+"""Errors that become gRPC status codes, with TensorFlow Serving's numbers and texts."""
+
+from __future__ import annotations
+
+import grpc
+
+_LIMIT = 1024
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class StatusError(Exception):
+    """What a call answers instead of a response.
+
+    Attributes:
+      code: the gRPC status code.
+      text: its message; over 1024 characters it is cut, as TensorFlow Serving does.
+    """
+
+    def __init__(self, code: grpc.StatusCode | int, text: str) -> None:
+        self.code = _CODES.get(code, grpc.StatusCode.UNKNOWN) if isinstance(code, int) else code
+        self.text = text if len(text) <= _LIMIT else text[:_LIMIT] + "...TRUNCATED"
+        super().__init__(self.text)
+
+    @property
+    def number(self) -> int:
+        return int(self.code.value[0])
+
+
+def invalid_argument(text: str) -> StatusError:
+    return StatusError(grpc.StatusCode.INVALID_ARGUMENT, text)
+
+
+def not_found(text: str) -> StatusError:
+    return StatusError(grpc.StatusCode.NOT_FOUND, text)
