@@ -26,5 +26,6 @@ test:
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/quickstart
+	rm -rf $(VENV) build dist *.egg-info stem_client/build stem_client/*.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache runs/quickstart
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,7 +39,10 @@ setup(
     package_data={"pipelines": ["schemas/*.yaml"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
+        # The wheel of stem_client/, from this tree too: tools/environment.sh installs both in one go.
+        f"stem-tf-client=={version()}",
         "tensorflow==2.16.2",
+        "tensorflow-serving-api==2.16.1",
         "tf-keras==2.16.0",
         "tensorflow-recommenders==0.7.7",
         "tensorflow-io==0.37.1",
@@ -52,6 +55,9 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.66",
         "google-crc32c>=1.5",
+        "grpcio>=1.62",
+        "grpcio-health-checking>=1.62,<1.63",
+        "grpcio-reflection>=1.62,<1.63",
         "setuptools>=77,<81",
     ],
     extras_require={
@@ -78,6 +84,7 @@ setup(
             "stem-convert=pipelines.convert:run",
             "stem-train=stem_tf.train:run",
             "stem-evaluate=stem_tf.evaluate:run",
+            "stem-serve=export.serve:run",
         ]
     },
     classifiers=[

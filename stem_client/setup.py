@@ -31,7 +31,7 @@ setup(
     name="stem-tf-client",
     version=version(),
     description="gRPC client of ranking services that serve models of stem-tf, without TensorFlow.",
-    long_description="`RankingClient(target).rank(user, items)` returns each task's scores. More: docs/client.md of stem-tf.",
+    long_description="`RankingClient(target).rank(user, items)` returns scores of each task; see docs/client.md",
     long_description_content_type="text/markdown",
     author="The stem-tf authors",
     license="Apache-2.0",

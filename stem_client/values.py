@@ -173,7 +173,9 @@ def _one_int64(value: Any) -> int:
         if abs(value) > _MAX_EXACT:
             raise _Wrong(f"is {_show(value)}; floats beyond 2^53 skip integers, so pass it as an integer")
         return int(value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool):
+        raise _Wrong(f"is {_show(value)}; the model takes int64, so write {int(value)} if that is meant")
+    if not hasattr(value, "__index__"):
         raise _Wrong(f"is {_show(value)}; the model takes int64")
     try:
         number = operator.index(value)

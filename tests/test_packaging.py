@@ -68,6 +68,13 @@ def test_wheel_holds_packages_schemas_and_configs_and_nothing_else(wheel: Path) 
     assert {f"{metadata}/licenses/LICENSE", f"{metadata}/licenses/NOTICE"} <= names
 
 
+def test_requires_the_client_at_its_own_version(wheel: Path) -> None:
+    version = wheel.name.split("-")[1]
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"stem_tf-{version}.dist-info/METADATA").decode()
+    assert f"Requires-Dist: stem-tf-client=={version}" in metadata.splitlines()
+
+
 def test_the_installed_copy_is_the_one_imported(installed: Path, tmp_path: Path) -> None:
     where = run(installed / "python", "-c", "import pipelines; print(pipelines.__file__)", cwd=tmp_path)
     assert where.startswith(str(installed.parent))

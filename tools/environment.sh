@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Usage: tools/environment.sh VENV EXTRA
-# Makes VENV and installs `-e .[EXTRA]` into it. Does nothing when that was done before with the same setup.py.
+# Makes VENV and installs `-e stem_client -e .[EXTRA]` into it: this tree's two distributions, of which the second requires
+# the first. Does nothing when that was done before with the same versions and requirements.
 # $PYTHON chooses the interpreter; otherwise the first of python3.12, python3.11, python3 that is 3.11 or 3.12 and runs.
 set -euo pipefail
 
@@ -78,7 +79,7 @@ pip_install() {
     printf '%s %4d s, done\n' "$what" $((SECONDS - start))
 }
 
-wanted=$(cksum <setup.py)
+wanted=$(cat setup.py stem_client/setup.py pipelines/version.py | cksum)
 
 if ! "$venv/bin/python" -c 'import pip' 2>/dev/null || [ ! -f "$made" ]; then
     make_venv "$(choose_python)"
@@ -93,6 +94,6 @@ if [ ! -f "$installed" ] || [ "$(cat "$installed")" != "$wanted" ]; then
     version=$("$venv/bin/python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
     size=
     [ -x "$venv/bin/saved_model_cli" ] || size=" (TensorFlow and what it needs: some 600 MB)"
-    pip_install "environment: Python $version, installing .[$extra] into $venv$size" -e ".[$extra]"
+    pip_install "environment: Python $version, installing .[$extra] into $venv$size" -e ./stem_client -e ".[$extra]"
     echo "$wanted" >"$installed"
 fi
