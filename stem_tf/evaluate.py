@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         "rows": len(predicted.row_id),
         "checkpoint": path,
         "epoch": state.epoch,
-        "step": state.step,
+        "step": state.step,  # of an epoch that was not finished; 0 after one that was
         "mean_auc": mean,
         "mean_auc_without": list(without),
         "tasks": tasks,

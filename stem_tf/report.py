@@ -59,8 +59,13 @@ def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, st
 
     train = {record["epoch"]: record for record in records if record["kind"] == "train"}  # an epoch's last line
     validation = {record["epoch"]: record for record in records if record["kind"] == "validation"}
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False, layout="constrained")
-    for axis, (task, kind) in zip(axes[0], tasks.items(), strict=True):
+    columns = min(len(tasks), 3)
+    rows = -(-len(tasks) // columns)
+    size = (4.4 * columns, 3.4 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(tasks) :]:
+        axis.set_axis_off()
+    for axis, (task, kind) in zip(axes.flat, tasks.items(), strict=False):
         loss = "logloss" if kind == "binary" else "mse"
         for records_of, key, label in ((train, f"loss/{task}", "train"), (validation, f"{loss}/{task}", "validation")):
             axis.plot(list(records_of), [r[key] for r in records_of.values()], marker=".", label=f"{loss}, {label}")
@@ -75,7 +80,10 @@ def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, st
             )
             right.set_ylabel("AUC")
             handles, labels = handles + right.get_legend_handles_labels()[0], [*labels, "AUC, validation"]
-        axis.legend(handles, labels, fontsize="small")
+        # Below the panel: inside, it would cover the lines of one axis or the other.
+        axis.legend(
+            handles, labels, fontsize="x-small", frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+        )
     with replace_file(path) as beside:
         figure.savefig(beside, format="png", dpi=110)
     pyplot.close(figure)
