@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
     _stop_on_signals(stopping)
 
     quieten_tensorflow()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong comes as an exception or a status
     from export.server.servable import Servable
     from export.server.service import Server, default_workers
     from export.server.versions import Versions
@@ -101,17 +102,18 @@ def main(argv: Sequence[str]) -> None:
     versions.poll()
     if versions.serving is None and not stopping.is_set():
         if not _WAIT.value:
-            raise JobError(f"{base_path}: no version loads; {versions.failure()}")
+            raise JobError(f"no version in {base_path} loads; --wait goes on trying")
         print(f"waiting for a version of {name} in {base_path}, on {host}:{server.port}", flush=True)
     versions.start()
     stopping.wait()
 
     grace = _GRACE_SECONDS.value
     print(f"{name}: stopping; calls in flight have {grace:g} s", flush=True)
-    if not server.drain(grace):
+    drained = server.drain(grace)
+    if not drained:
         print(f"{name}: calls were still running after {grace:g} s and were cancelled", file=sys.stderr, flush=True)
-    if not versions.stop(timeout=1):
-        # A version is loading: TensorFlow cannot be told to stop, and must not meet the end of the interpreter.
+    if not (drained and versions.stop(timeout=1)):
+        # A call or a load still runs in TensorFlow, which cannot be told to stop: the interpreter would wait for it.
         os._exit(0)
 
 

@@ -264,6 +264,7 @@ class Server:
         )
         self._grpc.add_generic_rpc_handlers((_Handlers(Answers(name, versions), self._pool, max_calls),))
         self._health = health.HealthServicer()
+        self._is_serving = False
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -274,7 +275,9 @@ class Server:
 
     def serving(self) -> None:
         """Health says SERVING from now on."""
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        if not self._is_serving:  # watchers are told about changes only
+            self._is_serving = True
+            self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def drain(self, grace_seconds: float) -> bool:
         """Health says NOT_SERVING, no call is accepted, calls in flight end. False if some had to be cancelled."""

@@ -124,11 +124,6 @@ class Versions:
         current = self._current
         return None if current is None else current.version
 
-    def failure(self) -> str | None:
-        """Why the newest version that does not load does not."""
-        failures = dict(self._failures)
-        return f"version {max(failures)}: {failures[max(failures)].message}" if failures else None
-
     def poll(self) -> None:
         """Looks once at the directory and does what follows from it."""
         try:

@@ -1,0 +1,144 @@
+"""stem-serve as a process: its lines, its exit codes, its signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+RequestFor = Callable[..., predict_pb2.PredictRequest]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@contextlib.contextmanager
+def job(*flags: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "export.serve", "--port=0", *flags],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    killer = threading.Timer(60, process.kill)
+    killer.start()
+    try:
+        yield process
+    finally:
+        killer.cancel()
+        process.kill()
+        process.communicate()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_serves_new_versions_and_drains_on_sigterm(publish: Any, tmp_path: Path, request_for: RequestFor) -> None:
+    publish(tmp_path, 4, 4.0, [request_for("rank", user=[1], item=[[1, 2]])])
+    with job(f"--model_base_path={tmp_path}", "--poll_seconds=0.1", "--grace_seconds=30") as process:
+        ready = re.fullmatch(r"serving ranker version 4 on (127\.0\.0\.1:\d+)", line_of(process))
+        assert ready is not None
+        with grpc.insecure_channel(ready[1]) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert next(health).status == health_pb2.HealthCheckResponse.SERVING
+            publish(tmp_path, 5, 5.0)
+            assert re.fullmatch(
+                r"ranker: version 5 serves in place of version 4 \(loaded in [0-9.]+ s, 0 warm-up requests\)",
+                line_of(process),
+            )
+            slow = stub.Predict.future(request_for("slow", turns=np.int64(500_000)), timeout=60)
+            assert stub.Predict(request_for(user=[1], item=[0]), timeout=20).outputs["click"].float_val == [5]
+            process.send_signal(signal.SIGTERM)
+            assert line_of(process) == "ranker: stopping; calls in flight have 30 s"
+            assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            with pytest.raises(grpc.RpcError) as caught:
+                while not slow.done():  # until the server has got from its health to its port
+                    stub.Predict(request_for(user=[1], item=[0]), timeout=5)
+            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert slow.result().outputs["turn"].int64_val == [500_000]
+        assert process.wait(timeout=20) == 0
+        assert process.stderr is not None and process.stderr.read() == ""
+
+
+def test_waits_for_a_first_version_and_stops_on_ctrl_c(publish: Any, tmp_path: Path) -> None:
+    with job(f"--model_base_path={tmp_path}", "--wait", "--poll_seconds=0.1", "--model_name=feed") as process:
+        waiting = line_of(process)
+        assert re.fullmatch(rf"waiting for a version of feed in {tmp_path}, on 127\.0\.0\.1:\d+", waiting)
+        publish(tmp_path, 1)
+        assert line_of(process) == f"serving feed version 1 on {waiting.rsplit(' ', 1)[1]}"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+
+
+def test_a_call_that_outlives_the_grace_period_is_cancelled(
+    publish: Any, tmp_path: Path, request_for: RequestFor
+) -> None:
+    publish(tmp_path, 1)
+    with job(f"--model_base_path={tmp_path}", "--grace_seconds=0.2") as process:
+        address = line_of(process).rsplit(" ", 1)[1]
+        with grpc.insecure_channel(address) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            endless = stub.Predict.future(request_for("slow", turns=np.int64(1 << 60)), timeout=60)
+            stub.Predict(request_for(user=[1], item=[0]), timeout=20)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+            assert endless.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        assert process.stderr is not None
+        assert process.stderr.read() == "ranker: calls were still running after 0.2 s and were cancelled\n"
+
+
+def test_no_version_loads(run_job: Any, tmp_path: Path) -> None:
+    (tmp_path / "2").mkdir()
+    done = run_job("export.serve", f"--model_base_path={tmp_path}", "--port=0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "ranker: version 2 does not load, no version serves: saved_model.pb is missing\n"
+        f"error: no version in {tmp_path} loads; --wait goes on trying\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        ([], 2, "--model_base_path is required"),
+        (["--model_base_path=nowhere"], 2, "--model_base_path=nowhere: no such directory; --wait waits"),
+        (["--model_base_path=EMPTY"], 2, "EMPTY holds no version (a directory with a number for a name, "),
+        (["--model_base_path=VERSION"], 2, "VERSION is a version itself; give the directory above it"),
+        (["--model_base_path=GOOD", "--port=TAKEN"], 2, "cannot listen on 127.0.0.1:TAKEN: the port is taken"),
+        (["--model_base_path=GOOD", "--port=99999"], 2, "--port=99999"),
+        (["--model_base_path=GOOD", "--model_name="], 2, "--model_name is empty"),
+        (["--model_base_path=GOOD", "extra"], 2, "unexpected argument 'extra'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    run_job: Any, publish: Any, tmp_path: Path, flags: list[str], code: int, message: str
+) -> None:
+    publish(tmp_path, 1)
+    (tmp_path / "EMPTY").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = {"EMPTY": tmp_path / "EMPTY", "VERSION": tmp_path / "1"}
+        words |= {"GOOD": tmp_path, "TAKEN": taken.getsockname()[1]}
+
+        def fill(text: str) -> str:
+            return re.sub("|".join(words), lambda found: str(words[found[0]]), text)
+
+        done = run_job("export.serve", *map(fill, flags))
+    assert done.returncode == code and done.stdout == ""
+    assert fill(message) in done.stderr and done.stderr.count("\n") == 1, done.stderr
