@@ -12,11 +12,13 @@ In ``rank`` user and context features come once a request, item features once a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import keyword
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from export import vocabulary_asset
 from pipelines.casts import EMPTY_INT
@@ -32,10 +34,10 @@ EMPTY = {"int64": EMPTY_INT, "string": b"", "float32": float("nan")}
 """The empty value by dtype: what a request sends for a missing one."""
 
 
-def spec(feature: Feature, lead: int = 1) -> tf.TensorSpec:
+def spec(feature: Feature, name: str, lead: int) -> tf.TensorSpec:
     """What a request holds of a feature: ``lead`` axes (1: ``[B]``, 2: ``[B, N]``), then a bag's or a vector's own."""
     own: dict[str, list[int | None]] = {"multivalent": [None], "dense": [feature.length]}
-    return tf.TensorSpec([*[None] * lead, *own.get(feature.kind, [])], tf.as_dtype(feature.dtype), name=feature.name)
+    return tf.TensorSpec([*[None] * lead, *own.get(feature.kind, [])], tf.as_dtype(feature.dtype), name)
 
 
 def example_spec(schema: Schema) -> dict[str, tf.io.FixedLenFeature | tf.io.FixedLenSequenceFeature]:
@@ -82,18 +84,33 @@ class ServingModule(tf.Module):
     def save(self, directory: Path) -> None:
         """Writes the SavedModel."""
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(self, str(directory), signatures=self.signatures(), options=options)
+        tf.saved_model.save(self, str(directory), signatures=self._signatures(), options=options)
+        _rename_inputs(directory, {alias: name for name, alias in self._aliases.items() if alias != name})
 
-    def signatures(self) -> dict[str, Any]:
+    @property
+    def _aliases(self) -> dict[str, str]:
+        """Under which names the inputs are saved: on its way there TensorFlow makes keyword arguments of them."""
+        names = [feature.name for feature in self._schema().features]
+        aliases = {name: name for name in names}
+        for name in names:
+            while keyword.iskeyword(aliases[name]) or aliases[name] == "self" or aliases[name] in set(names) - {name}:
+                aliases[name] += "_"
+        return aliases
+
+    def _signatures(self) -> dict[str, Any]:
         """Concrete functions by signature name."""
-        schema = self._schema()
-        rows = {feature.name: spec(feature) for feature in schema.features}
+        schema, aliases = self._schema(), self._aliases
+
+        def specs(features: Iterable[Feature], lead: int) -> dict[str, tf.TensorSpec]:
+            return {feature.name: spec(feature, aliases[feature.name], lead) for feature in features}
+
+        rows = specs(schema.features, 1)
         result = {
             "serving_default": _concrete(self.score, rows),
             "examples": _concrete(self.score_examples, {"examples": tf.TensorSpec([None], tf.string, name="examples")}),
         }
         if not why_no_rank(schema):
-            items = {feature.name: spec(feature, lead=2) for feature in schema.features if feature.side == "item"}
+            items = specs((feature for feature in schema.features if feature.side == "item"), 2)
             result["rank"] = _concrete(self.rank, rows | items)
         return result
 
@@ -147,11 +164,26 @@ class ServingModule(tf.Module):
 
 
 def _concrete(function: Callable[[Tensors], dict[str, tf.Tensor]], specs: Mapping[str, tf.TensorSpec]) -> Any:
-    def serve(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
+    """``function`` of a dict as a concrete function of the tensors that ``specs`` names."""
+
+    def serve(raw: Tensors) -> dict[str, tf.Tensor]:
         return function(raw)
 
     serve.__name__ = function.__name__  # shows in TensorFlow's errors
-    return tf.function(serve, autograph=False).get_concrete_function(**specs)
+    return tf.function(serve, autograph=False).get_concrete_function(dict(specs))
+
+
+def _rename_inputs(directory: Path, names: Mapping[str, str]) -> None:
+    """Gives inputs of the signatures of a SavedModel other names, where there are ``names`` (old to new)."""
+    if not names:
+        return
+    path = directory / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    for signature in saved.meta_graphs[0].signature_def.values():
+        for old in set(signature.inputs) & names.keys():
+            signature.inputs[names[old]].CopyFrom(signature.inputs[old])
+            del signature.inputs[old]
+    path.write_bytes(saved.SerializeToString(deterministic=True))
 
 
 def _tail(x: tf.Tensor) -> list[int | tf.Tensor]:

@@ -47,9 +47,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 CHECKED_ROWS = 100_000
 """Rows of the validation split that the check scores, at most: the first ones."""
-TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 2e-2}
-"""Largest difference from the trainer's scores by precision. ``rank`` adds up the same products in another order: in
-float32 that moves a score by about 1e-7, in bfloat16 (8 bits of mantissa) by as much as a rounding of its inputs."""
+TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 3e-2}
+"""Largest difference from the trainer's scores by precision. ``rank`` rounds the request's and the candidates' share of
+a first layer before it adds them. Measured on the bundled sample: up to 4e-7 in float32, up to 8e-3 in bfloat16, whose
+numbers have 8 bits; the other signatures stay within 1e-7 in both."""
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _OUTPUT = flags.DEFINE_string(
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     workdir, output = Workdir(_WORKDIR.value), Path(_OUTPUT.value)
     config = workdir.config()
-    manifest = _data(workdir, config)
+    manifest = _data(workdir, config, _DATA.value)
     if output.resolve() in (workdir.path.resolve(), Path(manifest.data_dir).resolve()):
         raise UserError(f"--output={output} is the run or its data; give a directory of its own")
     if not _NAME.value:
@@ -75,27 +76,44 @@ def main(argv: Sequence[str]) -> None:
 
     # The graph is the same everywhere, and on a CPU float32 products are float32: a GPU would round them to TF32.
     tf.config.set_visible_devices([], "GPU")
-    from stem_tf import checkpoints, models
+    from stem_tf import checkpoints
 
     path = checkpoints.find(workdir, _CHECKPOINT.value)
+    directory, tree = export(workdir, config, manifest, path, output, _NAME.value)
+    _say(workdir, directory, tree)
+
+
+def export(
+    workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str, output: Path, name: str
+) -> tuple[Path, dict[str, Any]]:
+    """Publishes a checkpoint as the next version under ``output``; returns the version's directory and manifest.
+
+    Raises:
+      UserError: no such checkpoint, ``output`` is no directory or in use.
+      JobError: the exported model does not reproduce the trainer's scores, or could not be written.
+    """
+    import tensorflow as tf
+
+    from stem_tf import checkpoints, models
+
     model = models.build(config, manifest, training=False)
-    state = checkpoints.restore_weights(model, path)
-    with publish.publishing(output) as (version, directory), tempfile.TemporaryDirectory() as scratch:
-        try:
-            export = Export(workdir, config, manifest, _NAME.value, version, path, state)
-            checked = export.build(model, directory, Path(scratch))
-        except tf.errors.OpError as error:
-            raise JobError(f"{output}: the export could not be written ({error.message})") from error
-    _say(export, output / str(version), checked)
-
-
-def _data(workdir: Workdir, config: Any) -> Manifest:
-    """The manifest of the run's data, which must hold raw validation rows for the check."""
-    directory = _DATA.value or config.data.dir
+    state = checkpoints.restore_weights(model, checkpoint)
     try:
-        manifest = manifests.load(directory)
+        with publish.publishing(output) as (version, directory), tempfile.TemporaryDirectory() as scratch:
+            tree = _Export(workdir, config, manifest, name, version, checkpoint, state).build(
+                model, directory, Path(scratch)
+            )
+    except tf.errors.OpError as error:
+        raise JobError(f"{output}: the export could not be written ({error.message})") from error
+    return output / str(version), tree
+
+
+def _data(workdir: Workdir, config: Any, moved_to: str | None) -> Manifest:
+    """The manifest of the run's data, which must hold raw validation rows for the check."""
+    try:
+        manifest = manifests.load(moved_to or config.data.dir)
     except UserError as error:
-        hint = "" if _DATA.value else "; if the data of the run has moved, give --data=DIR"
+        hint = "" if moved_to else "; if the data of the run has moved, give --data=DIR"
         raise UserError(f"{error}{hint}") from None
     workdir.check_data(manifest)
     if not manifest.rows("validation"):
@@ -112,7 +130,7 @@ def _raw(manifest: Manifest) -> Path:
     return Path(manifest.data_dir) / "raw" / "validation"
 
 
-class Export:
+class _Export:
     """One version in the making.
 
     Args:
@@ -316,7 +334,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _say(export: Export, directory: Path, tree: dict[str, Any]) -> None:
+def _say(workdir: Workdir, directory: Path, tree: dict[str, Any]) -> None:
     checked = tree["check"]
     rows = f"{checked['rows']:,} validation rows"
     if checked["rows"] < checked["rows_of_split"]:
@@ -324,18 +342,18 @@ def _say(export: Export, directory: Path, tree: dict[str, Any]) -> None:
     worst = ", ".join(f"{signature} {difference:.0e}" for signature, difference in checked["worst"].items())
     weights = _megabytes((directory / "variables").iterdir())
     values = sum(entry["size"] for entry in tree["vocabularies"].values())
-    print(f"{export.name} version {export.version}: {export.checkpoint}")
+    print(f"{tree['model']} version {tree['version']}: {tree['run']['checkpoint']}")
     print(f"checked in a fresh process on {rows}; worst differences from the trainer: {worst}")
     if tree["why_no_rank"]:
         print(f"no signature 'rank': {tree['why_no_rank']}")
     if tree["test_metrics"] is None:
-        print(f"no test metrics: run stem-evaluate --workdir={shlex.quote(str(export.workdir.path))} before exporting")
+        print(f"no test metrics: run stem-evaluate --workdir={shlex.quote(str(workdir.path))} before exporting")
     print(
         f"written: {directory}, {_megabytes(directory.rglob('*')):.1f} MB ({weights:.1f} MB of weights, {values:,} raw "
         f"values in vocabularies); its card is {directory / 'card.md'}"
     )
     base = shlex.quote(str(directory.parent))
-    print(f"next: stem-serve --model_base_path={base} --model_name={shlex.quote(export.name)}")
+    print(f"next: stem-serve --model_base_path={base} --model_name={shlex.quote(tree['model'])}")
 
 
 def _megabytes(paths: Iterable[Path]) -> float:

@@ -5,7 +5,8 @@
     strings   count: int64 | length of each value: int32 [count] | the values' bytes, one after another
     int64     count: int64 | values: int64 [count]
 
-all little-endian. Lengths instead of separators, so that no newline, quote or other byte in a value can break it. A
+all little-endian. The first value is the empty one, which scores as rare values do (a table may not be empty, but a
+vocabulary may); row i of the vocabulary follows as value i + 1. Lengths instead of separators, so that no newline, quote or other byte in a value can break it. A
 text file breaks on newlines, and a constant in the graph meets the 2 GB limit of protobuf.
 """
 
@@ -19,7 +20,8 @@ import pyarrow.compute as pc
 import tensorflow as tf
 from tensorflow.python.ops.lookup_ops import TableInitializerBase  # not exported, yet what static tables are made for
 
-from pipelines.vocabulary import FIRST_ID, RARE_ID
+from pipelines.casts import EMPTY_INT
+from pipelines.vocabulary import RARE_ID
 
 _COUNT_BYTES, _LENGTH_BYTES = 8, 4
 _ROWS_AT_A_TIME = 1 << 18
@@ -28,11 +30,13 @@ _ROWS_AT_A_TIME = 1 << 18
 def write(values: pa.ChunkedArray, path: Path) -> None:
     """Writes the values of a vocabulary (int64, or binary), in the order of their ids."""
     with open(path, "xb") as file:
-        file.write(np.array([len(values)], "<i8").tobytes())
+        file.write(np.array([1 + len(values)], "<i8").tobytes())
         if pa.types.is_integer(values.type):
+            file.write(np.array([EMPTY_INT], "<i8").tobytes())
             for chunk in values.chunks:
                 file.write(chunk.to_numpy().astype("<i8", copy=False).tobytes())
             return
+        file.write(np.zeros(1, "<i4").tobytes())
         for chunk in values.chunks:
             file.write(pc.binary_length(chunk).to_numpy().astype("<i4", copy=False).tobytes())
         for start in range(0, len(values), _ROWS_AT_A_TIME):
@@ -40,7 +44,7 @@ def write(values: pa.ChunkedArray, path: Path) -> None:
 
 
 class VocabularyInitializer(TableInitializerBase):
-    """Fills a static table ``raw value -> id`` from an asset; row i of the vocabulary is id i + 2.
+    """Fills a static table ``raw value -> id`` from an asset.
 
     Args:
       path: of the file; it is copied into the SavedModel, and read from there wherever that lies.
@@ -54,7 +58,7 @@ class VocabularyInitializer(TableInitializerBase):
     def initialize(self, table: tf.lookup.StaticHashTable) -> tf.Operation:
         data = tf.io.read_file(self._asset.asset_path)
         keys = _integers(data) if self.key_dtype == tf.int64 else _strings(data)
-        ids = tf.range(tf.size(keys)) + FIRST_ID
+        ids = tf.range(tf.size(keys)) + RARE_ID
         return tf.raw_ops.LookupTableImportV2(table_handle=table.resource_handle, keys=keys, values=ids)
 
 
