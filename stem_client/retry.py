@@ -41,7 +41,7 @@ class RetryPolicy:
 
     def backoff(self, attempt: int) -> float:
         """Seconds to wait after attempt 1, 2, ..."""
-        return random.uniform(0, min(self.max_backoff, self.first_backoff * 2.0 ** (attempt - 1)))
+        return random.uniform(0, min(self.max_backoff, self.first_backoff * 2.0 ** min(attempt - 1, 60)))
 
 
 class Budget:

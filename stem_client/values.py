@@ -23,7 +23,7 @@ from stem_client.metadata import Feature
 
 _EMPTY: dict[str, Any] = {"int64": -(2**63), "string": b"", "float32": float("nan")}
 _ARRAYS = {"int64": np.int64, "string": np.object_, "float32": np.float32}
-_MAX_EXACT = 2**53  # beyond it floats skip integers, so that a float does not tell which one was meant
+_INEXACT = 2**53  # from here on floats skip integers, so that a float does not tell which one was meant
 
 
 class _Wrong(Exception):
@@ -79,7 +79,9 @@ def _sequence(values: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
     if isinstance(values, np.ndarray) and hasattr(values, "mask"):
         return values.tolist()  # a masked array: None where masked
     if hasattr(values, "__array__"):
-        values = np.asarray(values)
+        # A pandas column of nullable integers with missing values would become floats.
+        ours = isinstance(getattr(values, "dtype", np.dtype(object)), np.dtype)
+        values = np.asarray(values) if ours else np.asarray(values, np.object_)
         if values.ndim:
             if values.dtype.kind not in "OTUSbiuf":
                 raise _Wrong(f"has dtype {values.dtype}; integers, floats or strings are expected")
@@ -152,7 +154,7 @@ def _int64(values: Any) -> np.ndarray:
         if values.dtype.kind == "f":
             missing = np.isnan(values)
             numbers = np.where(missing, 0, values)
-            if not ((np.abs(numbers) > _MAX_EXACT) | (numbers != np.floor(numbers))).any():
+            if not ((np.abs(numbers) >= _INEXACT) | (numbers != np.floor(numbers))).any():
                 return np.where(missing, _EMPTY["int64"], numbers.astype(np.int64))
         values = values.tolist()
     elif set(map(type, values)) <= {int}:
@@ -170,8 +172,8 @@ def _one_int64(value: Any) -> int:
     if isinstance(value, float):
         if not value.is_integer():
             raise _Wrong(f"is {_show(value)}, which is not a whole number; the model takes int64")
-        if abs(value) > _MAX_EXACT:
-            raise _Wrong(f"is {_show(value)}; floats beyond 2^53 skip integers, so pass it as an integer")
+        if abs(value) >= _INEXACT:
+            raise _Wrong(f"is {_show(value)}; floats from 2^53 on skip integers, so pass it as an integer")
         return int(value)
     if isinstance(value, bool):
         raise _Wrong(f"is {_show(value)}; the model takes int64, so write {int(value)} if that is meant")

@@ -42,7 +42,7 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
       version, features: of the served model; setting them is a deployment.
       encode: (scores [..., N]) -> TensorProto.
       faults: one is taken for every Predict: (code, details), seconds to wait first, or None.
-      requests, metadata_requests: what came.
+      requests, metadata_requests, peers: what came, and over which connections.
     """
 
     def __init__(self) -> None:
@@ -52,6 +52,7 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
         self.faults: deque[Any] = deque()
         self.requests: list[Any] = []
         self.metadata_requests = 0
+        self.peers: set[str] = set()
 
     def signature(self, name: str) -> Any:
         definition = tf.compat.v1.MetaGraphDef().signature_def["x"]
@@ -82,6 +83,7 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def Predict(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        self.peers.add(context.peer())
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, tuple):
             context.abort(*fault)
@@ -109,6 +111,12 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
     def arrays(self, place: int = -1) -> dict[str, np.ndarray]:
         """A request's inputs, read by TensorFlow."""
         return {name: tf.make_ndarray(tensor) for name, tensor in self.requests[place].inputs.items()}
+
+
+@pytest.fixture(scope="session")
+def feature_types() -> Features:
+    """What the model of these tests takes."""
+    return FEATURES
 
 
 @pytest.fixture
