@@ -75,6 +75,32 @@ def integer_columns(schema: Schema) -> set[str]:
     return {f.column for f in schema.features if f.kind == "categorical" and f.dtype == "int64"}
 
 
+def kept_columns(chunk: Chunk, places: np.ndarray, schema: Schema, text: bool) -> dict[str, pa.Array]:
+    """Columns of a chunk as they are kept: as they were read; of CSV, text, or int64 where the schema says so.
+
+    Args:
+      chunk: of the log.
+      places: int64 [n], rows to keep by their place in the chunk.
+      schema: of the log.
+      text: the log is CSV.
+    """
+    index = pa.array(places)
+    columns = {name: array.take(index) for name, array in chunk.columns.items()}
+    if not text:
+        return columns
+    integers = integer_columns(schema)
+    return {n: casts.to_int64(array)[0] if n in integers else _decoded(array) for n, array in columns.items()}
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    """Text of bytes; what is not UTF-8, which can only be in columns that the schema does not use, becomes U+FFFD."""
+    try:
+        return array.cast(pa.string())
+    except pa.ArrowInvalid:
+        texts = [None if value is None else value.decode(errors="replace") for value in array.to_pylist()]
+        return pa.array(texts, pa.string())
+
+
 class _BadRows:
     """Gathers what is wrong with the rows of one chunk; a row counts once, for what was found first."""
 

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import casts, hashing, records, source, staging, vocabulary
-from pipelines.cleaning import Cleaner, Rows, integer_columns
+from pipelines import hashing, records, source, staging, vocabulary
+from pipelines.cleaning import Cleaner, Rows, kept_columns
 from pipelines.manifest import SPLITS, Shard, vocabulary_path
 from pipelines.source import Chunk, Log, Unit
 from pipelines.tfrecord import Writer
@@ -279,24 +279,10 @@ def _sorted_by_hash(batch: pa.RecordBatch, seed: int) -> pa.RecordBatch:
 
 
 def _raw(job: Job, chunk: Chunk, rows: Rows) -> pa.RecordBatch:
-    """Every column of the log as it was read; of CSV, text, or int64 where the schema says so."""
-    places = pa.array(rows.places)
-    columns = {name: array.take(places) for name, array in chunk.columns.items()}
-    if job.log.text:
-        integers = integer_columns(job.cleaner.schema)
-        for name, array in columns.items():
-            columns[name] = casts.to_int64(array)[0] if name in integers else _decoded(array)
+    """Every column of the log, of some rows."""
+    columns = kept_columns(chunk, rows.places, job.cleaner.schema, job.log.text)
     columns["row_id"] = pa.array(rows.row_ids)
     return pa.RecordBatch.from_pydict(columns)
-
-
-def _decoded(array: pa.Array) -> pa.Array:
-    """Text of bytes; what is not UTF-8, which can only be in columns that the schema does not use, becomes U+FFFD."""
-    try:
-        return array.cast(pa.string())
-    except pa.ArrowInvalid:
-        texts = [None if value is None else value.decode(errors="replace") for value in array.to_pylist()]
-        return pa.array(texts, pa.string())
 
 
 @dataclass(frozen=True)
