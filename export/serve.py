@@ -8,6 +8,7 @@ deleted. SIGTERM or Ctrl-C lets calls in flight end. docs/serving.md says more.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from absl import flags
 
@@ -73,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         base_path,
         lambda path, version: Servable(path, name, version, as_content=_AS_CONTENT.value),
         poll_seconds=_POLL_SECONDS.value,
-        report=lambda line: print(f"{name}: {line}", file=sys.stderr, flush=True),
+        report=lambda line: _say(f"{name}: {line}", sys.stderr),
         on_serving=lambda servable, before, seconds: announce(servable, before, seconds),
     )
     try:
@@ -91,30 +93,35 @@ def main(argv: Sequence[str]) -> None:
     def announce(servable: Servable, before: int | None, seconds: float) -> None:
         server.serving()
         if before is None:
-            print(f"serving {name} version {servable.version} on {host}:{server.port}", flush=True)
+            _say(f"serving {name} version {servable.version} on {host}:{server.port}")
         else:
-            print(
+            _say(
                 f"{name}: version {servable.version} serves in place of version {before} "
-                f"(loaded in {seconds:.1f} s, {servable.warm_up_records} warm-up requests)",
-                flush=True,
+                f"(loaded in {seconds:.1f} s, {servable.warm_up_records} warm-up requests)"
             )
 
     versions.poll()
     if versions.serving is None and not stopping.is_set():
         if not _WAIT.value:
             raise JobError(f"no version in {base_path} loads; --wait goes on trying")
-        print(f"waiting for a version of {name} in {base_path}, on {host}:{server.port}", flush=True)
+        _say(f"waiting for a version of {name} in {base_path}, on {host}:{server.port}")
     versions.start()
     stopping.wait()
 
     grace = _GRACE_SECONDS.value
-    print(f"{name}: stopping; calls in flight have {grace:g} s", flush=True)
+    _say(f"{name}: stopping; calls in flight have {grace:g} s")
     drained = server.drain(grace)
     if not drained:
-        print(f"{name}: calls were still running after {grace:g} s and were cancelled", file=sys.stderr, flush=True)
+        _say(f"{name}: calls were still running after {grace:g} s and were cancelled", sys.stderr)
     if not (drained and versions.stop(timeout=1)):
         # A call or a load still runs in TensorFlow, which cannot be told to stop: the interpreter would wait for it.
         os._exit(0)
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Prints a line at once. Whoever read our output may have gone; that is no reason to stop serving."""
+    with contextlib.suppress(OSError):
+        print(line, file=stream or sys.stdout, flush=True)
 
 
 def _check(base_path: Path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,7 +142,11 @@ class Versions:
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
-            self.poll()
+            try:
+                self.poll()
+            except Exception:
+                # A bug of ours must end neither serving nor the search for versions.
+                traceback.print_exc()
             self._stopping.wait(self._poll_seconds)
 
     def _try(self, version: int, path: Path) -> bool:

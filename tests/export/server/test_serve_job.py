@@ -41,7 +41,10 @@ def job(*flags: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         killer.cancel()
         process.kill()
-        process.communicate()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
@@ -84,6 +87,22 @@ def test_waits_for_a_first_version_and_stops_on_ctrl_c(publish: Any, tmp_path: P
         publish(tmp_path, 1)
         assert line_of(process) == f"serving feed version 1 on {waiting.rsplit(' ', 1)[1]}"
         process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+
+
+def test_serves_on_when_nobody_reads_its_output(publish: Any, tmp_path: Path, request_for: RequestFor) -> None:
+    publish(tmp_path, 1, 1.0)
+    with job(f"--model_base_path={tmp_path}", "--poll_seconds=0.1") as process:
+        address = line_of(process).rsplit(" ", 1)[1]
+        assert process.stdout is not None
+        process.stdout.close()
+        publish(tmp_path, 2, 2.0)
+        with grpc.insecure_channel(address) as channel:
+            stub, answered = prediction_service_pb2_grpc.PredictionServiceStub(channel), [1.0]
+            while answered == [1.0]:
+                answered = list(stub.Predict(request_for(user=[1], item=[0]), timeout=20).outputs["click"].float_val)
+        assert answered == [2.0]
+        process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
 
 
