@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import array
 import decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from stem_client import FeatureError, values
+from stem_client import FeatureError, features, values
 from stem_client.metadata import Feature
 
 EMPTY = -(2**63)
@@ -177,3 +178,30 @@ def test_what_the_model_does_not_take(feature: Feature, given: Any, message: str
 def test_the_single_row_of_a_user_has_no_number() -> None:
     with pytest.raises(FeatureError, match=r"^user feature 'f', element 1 is 'x' \(str\); the model takes int64$"):
         values.encode(INTS, [[1, "x"]], "user feature 'f'", None)
+
+
+def test_the_errors_that_the_documentation_shows() -> None:
+    model = [
+        Feature("user_id", "int64", "value", None, False),
+        Feature("hour", "int64", "value", None, False),
+        Feature("video_id", "int64", "value", None, True),
+        Feature("duration_ms", "float32", "value", None, True),
+    ]
+    user: dict[str, Any] = {"user_id": 1042, "hour": 21}
+    items: dict[str, Any] = {"video_id": [7, 8, 9], "duration_ms": [9000, 31000, None]}
+    count, arrays = features.rank(model, user, items)
+    assert count == 3 and {name: array.shape for name, array in arrays.items()} == {
+        "user_id": (1,), "hour": (1,), "video_id": (1, 3), "duration_ms": (1, 3)
+    }  # fmt: skip
+    errors = []
+    for wrong_user, wrong_items in (
+        (user, items | {"video_id": [7, 8, 3.5]}),
+        (user, items | {"duration": [1, 2, 3]}),
+        (user | {"hour": "21"}, items),
+        (user, items | {"video_id": [7, 8]}),
+    ):
+        with pytest.raises(FeatureError) as caught:
+            features.rank(model, wrong_user, wrong_items)
+        errors.append(str(caught.value))
+    page = (Path(__file__).resolve().parents[2] / "docs/client.md").read_text(encoding="utf-8")
+    assert all(f"\n    {error}\n" in page for error in errors), errors
