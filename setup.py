@@ -84,6 +84,7 @@ setup(
             "stem-convert=pipelines.convert:run",
             "stem-train=stem_tf.train:run",
             "stem-evaluate=stem_tf.evaluate:run",
+            "stem-export=export.saved_model:run",
             "stem-serve=export.serve:run",
         ]
     },
