@@ -89,12 +89,18 @@ class ServingModule(tf.Module):
 
     @property
     def _aliases(self) -> dict[str, str]:
-        """Under which names the inputs are saved: on its way there TensorFlow makes keyword arguments of them."""
-        names = [feature.name for feature in self._schema().features]
-        aliases = {name: name for name in names}
-        for name in names:
-            while keyword.iskeyword(aliases[name]) or aliases[name] == "self" or aliases[name] in set(names) - {name}:
-                aliases[name] += "_"
+        """Under which names the inputs are saved.
+
+        On their way TensorFlow makes keyword arguments of them, and takes names that differ in case for the same.
+        """
+        aliases: dict[str, str] = {}
+        taken = {"self"}
+        for feature in self._schema().features:
+            alias = feature.name
+            while keyword.iskeyword(alias) or alias.lower() in taken:
+                alias += "_"
+            taken.add(alias.lower())
+            aliases[feature.name] = alias
         return aliases
 
     def _signatures(self) -> dict[str, Any]:
@@ -180,9 +186,10 @@ def _rename_inputs(directory: Path, names: Mapping[str, str]) -> None:
     path = directory / "saved_model.pb"
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
     for signature in saved.meta_graphs[0].signature_def.values():
-        for old in set(signature.inputs) & names.keys():
-            signature.inputs[names[old]].CopyFrom(signature.inputs[old])
-            del signature.inputs[old]
+        inputs = {names.get(name, name): info.SerializeToString() for name, info in signature.inputs.items()}
+        signature.inputs.clear()
+        for name, info in inputs.items():
+            signature.inputs[name].ParseFromString(info)
     path.write_bytes(saved.SerializeToString(deterministic=True))
 
 

@@ -186,7 +186,7 @@ class _Export:
         tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in files}
         text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
         (directory / manifests.FILENAME).write_text(f"{text}\n", encoding="utf-8")
-        return tree
+        return dict(json.loads(text))
 
     def _write_vocabularies(self, scratch: Path) -> dict[str, Path]:
         """Assets by feature name. SavedModel copies them, so they are written outside of it first."""

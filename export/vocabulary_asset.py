@@ -5,9 +5,10 @@
     strings   count: int64 | length of each value: int32 [count] | the values' bytes, one after another
     int64     count: int64 | values: int64 [count]
 
-all little-endian. The first value is the empty one, which scores as rare values do (a table may not be empty, but a
-vocabulary may); row i of the vocabulary follows as value i + 1. Lengths instead of separators, so that no newline, quote or other byte in a value can break it. A
-text file breaks on newlines, and a constant in the graph meets the 2 GB limit of protobuf.
+all little-endian. The first value is the empty one, which scores as rare values do (a table may not be empty, a
+vocabulary may); the vocabulary follows in the order of its ids. Lengths instead of separators, so that no newline,
+quote or other byte in a value can break it. A text file breaks on newlines, and a constant in the graph meets the 2 GB
+limit of protobuf.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _ROWS_AT_A_TIME = 1 << 18
 
 def write(values: pa.ChunkedArray, path: Path) -> None:
     """Writes the values of a vocabulary (int64, or binary), in the order of their ids."""
-    with open(path, "xb") as file:
+    with open(path, "wb") as file:
         file.write(np.array([1 + len(values)], "<i8").tobytes())
         if pa.types.is_integer(values.type):
             file.write(np.array([EMPTY_INT], "<i8").tobytes())

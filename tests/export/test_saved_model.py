@@ -1,0 +1,257 @@
+"""Exports of trained runs: what they score, what is in them, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from export import check, saved_model
+from pipelines import manifest as manifests
+from pipelines import schema as schemas
+from pipelines.errors import JobError, UserError
+from stem_tf import configs, predictions
+from stem_tf.workdir import Workdir
+
+Exported = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def exported(nasty_run: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A published version of the float32 run, moved since, and its manifest."""
+    directory = tmp_path_factory.mktemp("models")
+    version, tree = nasty_run("float32").export(directory / "first")
+    assert version == directory / "first" / "1"
+    shutil.move(directory / "first", directory / "moved")
+    return directory / "moved" / "1", tree
+
+
+def test_every_signature_reproduces_the_trainer(exported: Exported) -> None:
+    checked = exported[1]["check"]
+    assert checked["rows"] == checked["rows_of_split"] > 100
+    assert sorted(checked["worst"]) == ["examples", "rank", "serving_default"]
+    assert max(checked["worst"].values()) < checked["tolerance"] == 1e-5
+
+
+def test_a_moved_directory_scores_the_test_rows(exported: Exported, nasty_run: Callable[[str], Any]) -> None:
+    run = nasty_run("float32")
+    trained = predictions.predict(run.model(), run.manifest, "test", run.config.data, desc="")
+    features = saved_model._features(run.manifest.schema)
+    columns = list(dict.fromkeys(feature["column"] for feature in features))
+    rows = pq.read_table(Path(run.manifest.data_dir) / "raw" / "test", columns=columns).combine_chunks().to_batches()[0]
+    served = check.load(str(exported[0]))["serving_default"](check.request(features, rows))
+    for task, scores in trained.scores.items():
+        assert np.std(scores) > 1e-3
+        np.testing.assert_allclose(served[task], scores, rtol=1e-5)
+
+
+def test_weights_are_float32_variables_and_all_that_is_saved(
+    exported: Exported, nasty_run: Callable[[str], Any]
+) -> None:
+    parts = nasty_run("float32").model().weight_parts.values()
+    expected = sorted(tuple(weight.shape) for part in parts for weight in part.weights)
+    reader = tf.train.load_checkpoint(str(exported[0] / "variables" / "variables"))
+    saved = reader.get_variable_to_shape_map()
+    saved.pop("_CHECKPOINTABLE_OBJECT_GRAPH")
+    assert sorted(tuple(shape) for shape in saved.values()) == expected
+    assert {reader.get_variable_to_dtype_map()[name] for name in saved} == {tf.float32}
+
+
+def test_manifest_and_card(exported: Exported, nasty_run: Callable[[str], Any]) -> None:
+    directory, tree = exported
+    assert json.loads((directory / "manifest.json").read_text()) == tree
+    found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()} - {"manifest.json"}
+    assert found == set(tree["files"])
+    assert {"saved_model.pb", "schema.yaml", "card.md", "assets.extra/tf_serving_warmup_requests"} < found
+    for name, digest in tree["files"].items():
+        assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == digest
+    run = nasty_run("float32")
+    assert tree["run"]["config"] == json.loads(json.dumps(configs.flat(run.config)))
+    assert tree["vocabularies"]["never_twice"]["size"] == 0 and tree["vocabularies"]["user"]["size"] == 19
+    assert tree["vocabularies"]["user"]["sha256"] == tree["files"]["assets/user.vocabulary"]
+    assert (tree["model"], tree["version"], tree["test_metrics"]) == ("nasty", 1, None)
+    assert schemas.load(directory / "schema.yaml") == run.manifest.schema
+    card = (directory / "card.md").read_text()
+    for feature in run.manifest.schema.features:
+        assert f"| `{feature.name}` | {feature.side} | {feature.dtype} |" in card
+    for words in ("`click`", "`watched`", "client.rank(user=", "| `rank` |", "The worst differences"):
+        assert words in card
+    assert all(line.count("|") == 0 or line.startswith(("|", "scores")) for line in card.splitlines())
+
+
+def test_warm_up_requests_run(exported: Exported) -> None:
+    calls = check.load(str(exported[0]))
+    path = exported[0] / "assets.extra" / "tf_serving_warmup_requests"
+    seen = []
+    for record in tf.data.TFRecordDataset(str(path)):
+        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        signature = request.model_spec.signature_name
+        scores = calls[signature]({name: tf.make_ndarray(value) for name, value in request.inputs.items()})
+        seen.append((request.model_spec.name, signature, scores["click"].shape))
+    assert seen == [
+        *(("nasty", "serving_default", (n,)) for n in (1, 50, 200)),
+        *(("nasty", "rank", (1, n)) for n in (1, 50, 200)),
+        *(("nasty", "examples", (n,)) for n in (1, 50, 200)),
+    ]
+
+
+def test_bfloat16_runs_give_float32_scores_near_the_trainers(nasty_run: Callable[[str], Any], tmp_path: Path) -> None:
+    directory, tree = nasty_run("mixed_bfloat16").export(tmp_path)
+    assert tree["check"]["worst"]["serving_default"] < 1e-2
+    assert tree["check"]["worst"]["rank"] < tree["check"]["tolerance"] == 3e-2
+    reader = tf.train.load_checkpoint(str(directory / "variables" / "variables"))
+    assert set(reader.get_variable_to_dtype_map().values()) - {tf.string} == {tf.float32}
+
+
+def test_a_model_that_does_not_reproduce_the_trainer_is_not_published(
+    nasty_run: Callable[[str], Any], tmp_path: Path
+) -> None:
+    run = nasty_run("float32")
+    shutil.copytree(run.workdir.path, tmp_path / "run")
+    path = tmp_path / "run" / "vocabulary" / "user.parquet"
+    values = pq.read_table(path)
+    pq.write_table(values.take(pa.array([*range(1, len(values)), 0])), path)
+    with pytest.raises(JobError) as caught:
+        run._replace(workdir=Workdir(tmp_path / "run")).export(tmp_path / "models")
+    message = str(caught.value)
+    assert "nothing was published: signature serving_default, row_id " in message
+    for words in ("task '", "trained ", "served ", "features: user=b'"):
+        assert words in message
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_a_full_disk_publishes_nothing(nasty_run: Callable[[str], Any], tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises((JobError, OSError), match="could not be written|File too large"):
+            nasty_run("float32").export(tmp_path / "models")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "models").iterdir())
+
+
+RESERVED = """
+name: reserved
+features:
+  class: {kind: categorical, side: user, dtype: string}
+  class_: {kind: numeric, side: user}
+  self: {kind: numeric, side: context}
+  training: {kind: numeric, side: user}
+  Training: {kind: numeric, side: user}
+tasks:
+  class: {label: {column: y}}
+  from: {label: {column: y}}
+"""
+
+
+@pytest.fixture(scope="module")
+def reserved(convert: Callable[..., Path], train: Callable[..., Any]) -> Any:
+    """A run whose features and tasks are named like Python keywords and Keras arguments; none is an item's."""
+    random, rows = np.random.default_rng(0), 300
+    names = ("class_", "self", "training", "Training")
+    columns = {name: random.normal(size=rows) for name in names} | {"y": np.arange(rows) % 2}
+    return train(convert(RESERVED, pa.table(columns | {"class": [f"c{i % 7}" for i in range(rows)]})))
+
+
+def test_the_job_says_what_it_did(
+    reserved: Any, run_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved data"
+    shutil.copytree(reserved.manifest.data_dir, moved)
+    output = tmp_path / "models"
+    (output / "4").mkdir(parents=True)
+    job = run_job(
+        "export.saved_model",
+        f"--workdir={reserved.workdir.path}",
+        f"--output={output}",
+        f"--data={moved}",
+        "--name=a b",
+    )
+    assert job.returncode == 0 and not job.stderr, job.stderr
+    lines = job.stdout.splitlines()
+    assert lines[0] == f"a b version 5: {reserved.checkpoint}"
+    assert lines[1].startswith("checked in a fresh process on ") and "serving_default" in lines[1]
+    assert lines[2].startswith("no signature 'rank': the schema has no item features")
+    assert lines[-1] == f"next: stem-serve --model_base_path={output} --model_name='a b'"
+    calls = check.load(str(output / "5"))
+    assert sorted(calls) == ["examples", "serving_default"]
+    inputs = {name: np.zeros(2, np.float32) for name in ("class_", "self", "training", "Training")}
+    scores = calls["serving_default"](inputs | {"class": np.array([b"c1", b"c2"], object)})
+    assert sorted(scores) == ["class", "from"]
+
+
+def test_a_killed_export_leaves_nothing_numbered(reserved: Any, tmp_path: Path) -> None:
+    output = tmp_path / "models"
+    command = [sys.executable, "-m", "export.saved_model", f"--workdir={reserved.workdir.path}", f"--output={output}"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as job:
+        until = time.monotonic() + 120
+        while not list(output.glob(".partial-*/*")):
+            assert job.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        job.send_signal(signal.SIGKILL)
+    assert job.returncode == -signal.SIGKILL
+    assert [path.name for path in output.iterdir() if path.name.isdigit()] == []
+
+
+@pytest.mark.parametrize(
+    ("workdir", "flags", "message"),
+    [
+        ("nothing", [], "nothing holds no run"),
+        ("run", [], "if the data of the run has moved, give --data=DIR"),
+        ("run", ["--output=run"], "--output=run is the run or its data"),
+        ("run", ["--name="], "--name is empty"),
+    ],
+)
+def test_mistakes(
+    reserved: Any,
+    run_job: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    workdir: str,
+    flags: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    data = reserved.manifest.data_dir if flags else "gone"
+    (tmp_path / "run").mkdir()
+    for name in ("config.json", "manifest.json", "schema.yaml"):
+        text = (reserved.workdir.path / name).read_text()
+        (tmp_path / "run" / name).write_text(text.replace(reserved.manifest.data_dir, data))
+    arguments = [f"--workdir={workdir}", *([] if flags[:1] == ["--output=run"] else ["--output=models"]), *flags]
+    job = run_job("export.saved_model", *arguments, cwd=tmp_path)
+    assert job.returncode == 2 and message in job.stderr and job.stderr.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+def test_data_that_cannot_check_an_export(reserved: Any, tmp_path: Path, convert: Callable[..., Path]) -> None:
+    shutil.copytree(reserved.manifest.data_dir, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "raw" / "validation")
+    with pytest.raises(UserError, match="raw/validation is gone"):
+        saved_model._data(reserved.workdir, reserved.config, str(tmp_path / "data"))
+    tree = json.loads((tmp_path / "data" / manifests.FILENAME).read_text())
+    tree["splits"]["validation"]["rows"] = 0
+    (tmp_path / "data" / manifests.FILENAME).write_text(json.dumps(tree))
+    with pytest.raises(UserError, match="is other data than"):
+        saved_model._data(reserved.workdir, reserved.config, str(tmp_path / "data"))
+    shutil.copytree(reserved.workdir.path, tmp_path / "run")
+    shutil.copy(tmp_path / "data" / manifests.FILENAME, tmp_path / "run" / manifests.FILENAME)
+    with pytest.raises(UserError, match="validation split of .* has no rows"):
+        saved_model._data(Workdir(tmp_path / "run"), reserved.config, str(tmp_path / "data"))
