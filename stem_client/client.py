@@ -19,10 +19,11 @@ from stem_client.retry import Budget, RetryPolicy, may_help
 from stem_client.version import __version__
 
 _MEGABYTE = 1 << 20
+_RETRY = RetryPolicy()
 # A FeatureError may come from metadata of a model that has been replaced, so the metadata is fetched again before it
 # is raised; but a caller that is simply wrong should not ask the server at every call.
 _MISFIT_SECONDS = 1.0
-_RETRY = RetryPolicy()
+# What a server answers when features do not fit, and what this package says of signatures that do not.
 _MISFIT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
 
 _Encode = Callable[[ModelMetadata], tuple[int, dict[str, np.ndarray]]]

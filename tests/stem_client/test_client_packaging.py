@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,10 +33,11 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # From a copy of the tracked files, because a build leaves files behind and reuses what an earlier one left.
+    # From a copy, because a build leaves files behind and reuses what an earlier one left.
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("LICENSE", "NOTICE", "pipelines", "stem_client"):
         run("cp", "-r", ROOT / name, source / name, cwd=ROOT)
+    shutil.rmtree(source / "stem_client/build", ignore_errors=True)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source / "stem_client", cwd=out)
     return next(out.glob("stem_tf_client-*.whl"))
 
