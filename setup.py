@@ -85,6 +85,7 @@ setup(
             "stem-train=stem_tf.train:run",
             "stem-evaluate=stem_tf.evaluate:run",
             "stem-export=export.saved_model:run",
+            "stem-predict=export.predict:run",
             "stem-serve=export.serve:run",
         ]
     },

@@ -1,0 +1,110 @@
+"""A version that `export.saved_model` published, loaded as services load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import check, publish
+from pipelines import manifest as manifests
+from pipelines import schema as schemas
+from pipelines.errors import JobError, UserError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def find(directory: Path) -> Path:
+    """The version directory that ``directory`` is, or the newest one in it.
+
+    Raises:
+      UserError: it is neither, or was not published by `export.saved_model`.
+    """
+    if not directory.is_dir():
+        raise UserError(f"--model={directory}: no such directory")
+    if not (directory / "saved_model.pb").exists():
+        versions = publish.versions(directory)
+        if not versions:
+            raise UserError(
+                f"--model={directory} holds no exported model: neither saved_model.pb nor a version (a directory with "
+                "a number for a name), as stem-export publishes them"
+            )
+        directory /= str(versions[-1])
+    for name in ("saved_model.pb", "schema.yaml", manifests.FILENAME):
+        if not (directory / name).exists():
+            raise UserError(f"--model: {directory / name} is missing; models are exported by stem-export")
+    return directory
+
+
+class Published:
+    """One version.
+
+    Args:
+      directory: as given to ``--model``: the version, or the directory above it.
+
+    Attributes:
+      directory: of the version.
+      schema: of the data it was trained on.
+      tasks: their names.
+
+    Raises:
+      UserError: as `find`.
+      JobError: TensorFlow cannot load it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = find(directory)
+        self.schema = schemas.load(self.directory / "schema.yaml")
+        self.tasks = self.schema.task_names
+        self._calls: dict[str, check.Call] = {}
+
+    @property
+    def name(self) -> str:
+        """The model and its version, in words."""
+        tree = self._manifest()
+        return f"{tree['model']} version {tree['version']}"
+
+    def signature(self, name: str) -> check.Call:
+        """A function from tensors by feature to scores by task.
+
+        Raises:
+          UserError: the model has no such signature.
+          JobError: the model cannot be loaded; the function: it cannot be run.
+        """
+        if name == "rank" and (why := self._manifest()["why_no_rank"]):
+            raise UserError(f"{self.directory} does not rank: {why}")
+        import tensorflow as tf
+
+        if not self._calls:
+            # Scores are the server's: a GPU would round float32 products to TF32.
+            tf.config.experimental.enable_tensor_float_32_execution(False)
+            for gpu in tf.config.list_physical_devices("GPU"):
+                tf.config.experimental.set_memory_growth(gpu, True)
+            try:
+                self._calls = check.load(str(self.directory))
+            # Whatever a damaged directory raises: OpError, OSError, ValueError, DecodeError ...
+            except Exception as error:
+                raise JobError(f"{self.directory} cannot be loaded: {_first_line(error)}") from error
+        call = self._calls[name]
+
+        def guarded(arrays: Arrays) -> dict[str, np.ndarray]:
+            try:
+                return call(arrays)
+            except tf.errors.OpError as error:
+                raise JobError(f"{self.directory} failed: {error.message}") from error
+
+        return guarded
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.directory / manifests.FILENAME
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); export the model again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,88 @@
+"""Raw rows of a log as tensors of ``serving_default``, cast as conversion casts them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import casts, source
+from pipelines.casts import EMPTY_INT, Lists
+from pipelines.cleaning import Cleaner, Rows, kept_columns
+from pipelines.schema import Schema
+from pipelines.source import CsvOptions, Log
+from pipelines.split import GivenSplit
+
+
+def without_outcomes(schema: Schema) -> Schema:
+    """The same features, and no labels or keys that a log to be scored would have to hold."""
+    return dataclasses.replace(schema, tasks=(), group=None, item=None)
+
+
+def open_log(patterns: str, schema: Schema, csv: CsvOptions | None = None) -> Log:
+    """The log at ``patterns`` (see `pipelines.source.find_files`), which must hold all columns of the schema.
+
+    Raises:
+      UserError: no files, files that cannot be read, or columns that do not fit the schema.
+    """
+    log = source.open_log(source.find_files(patterns), csv)
+    schema.validate_columns(log.types, patterns, text=log.text)
+    return log
+
+
+def read(
+    log: Log, schema: Schema, keep: list[str], *, drop_bad_rows: bool = False
+) -> Iterator[tuple[Rows, dict[str, pa.Array], Counter[tuple[str, str]]]]:
+    """Streams a log: good rows, their columns ``keep``, and how many rows were bad by (column, reason).
+
+    ``Rows.row_ids`` are places in the log: files in sorted order, from 0, bad rows counted.
+
+    Raises:
+      UserError: a damaged file; a row that conversion would refuse, unless such are dropped.
+    """
+    cleaner = Cleaner(schema, GivenSplit((2,) * len(log.files)), drop_bad_rows)
+    columns = list(dict.fromkeys([*cleaner.columns, *keep]))
+    file = start = seen = 0  # file, the place of its first row, rows of it before this unit
+    for unit in log.units:
+        if unit.file != file:
+            file, start, seen = unit.file, start + seen, 0
+        for chunk in source.read(log, unit, columns, skip_malformed=drop_bad_rows):
+            rows, bad = cleaner.clean(chunk, start + chunk.rows, file)
+            if chunk.malformed:
+                bad["", "wrong number of columns"] += chunk.malformed
+            seen += len(chunk.rows) + chunk.malformed
+            wanted = dataclasses.replace(chunk, columns={name: chunk.columns[name] for name in keep})
+            yield rows, kept_columns(wanted, rows.places, schema, log.text), bad
+
+
+def tensors(schema: Schema, rows: Rows) -> dict[str, np.ndarray]:
+    """Features by name: ``[n]``, ``[n, L]`` with the empty value behind a row's own, ``[n, length]``."""
+    result: dict[str, np.ndarray] = {}
+    for feature in schema.features:
+        name = feature.name
+        if feature.kind == "categorical":
+            result[name] = _values(rows.ids[name])
+        elif feature.kind == "multivalent":
+            result[name] = _padded(rows.lists[name])
+        else:
+            result[name] = (rows.numerics if feature.kind == "numeric" else rows.vectors)[name]
+    return result
+
+
+def _values(array: pa.Array) -> np.ndarray:
+    """int64, or bytes objects, with the empty value for nulls."""
+    if pa.types.is_integer(array.type):
+        return casts.to_numpy(array.fill_null(EMPTY_INT))
+    return casts.to_numpy(array.cast(pa.binary()).fill_null(b""))
+
+
+def _padded(lists: Lists) -> np.ndarray:
+    values = _values(lists.values)
+    empty = b"" if values.dtype == object else EMPTY_INT
+    width = max(1, int(lists.lengths.max(initial=0)))
+    padded = np.full((len(lists.lengths), width), empty, values.dtype)
+    padded[np.arange(width) < lists.lengths[:, np.newaxis]] = values
+    return padded

@@ -1,0 +1,127 @@
+"""Scores of a whole log through an exported model, in memory that does not grow with the log."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from export import raw
+from export.published import Published
+from pipelines.cleaning import integer_columns
+from pipelines.errors import UserError, did_you_mean
+from pipelines.progress import Progress
+from pipelines.source import CsvOptions, Log
+from stem_tf.workdir import replace_file
+
+ROW = "row"
+_BATCH_ROWS = 8192
+
+
+@dataclass
+class Outcome:
+    """What was done.
+
+    Attributes:
+      columns: of the output.
+      rows: scored.
+      seconds: they took, without loading the model.
+      bad: rows that were left out, by (column, reason).
+    """
+
+    columns: list[str]
+    rows: int = 0
+    seconds: float = 0.0
+    bad: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+def score_log(
+    model: Published,
+    patterns: str,
+    output: Path,
+    *,
+    keep: Sequence[str] = (),
+    csv: CsvOptions | None = None,
+    drop_bad_rows: bool = False,
+) -> Outcome:
+    """Writes ``row``, the schema's group column where the log has it, ``keep``, and ``score_<task>`` float32.
+
+    Args:
+      model: exported.
+      patterns: files, globs, directories.
+      output: Parquet file; appears whole or not at all.
+      keep: more columns of the log to write.
+      csv: how CSV files are written.
+      drop_bad_rows: leave rows out that conversion would refuse.
+
+    Raises:
+      UserError: the log does not fit the model's schema, a bad row, an output that cannot be.
+    """
+    schema = raw.without_outcomes(model.schema)
+    log = raw.open_log(patterns, schema, csv)
+    if any(os.path.exists(output) and os.path.samefile(output, path) for path in log.files):
+        raise UserError(f"--output={output} is a file of the log")
+    kept = _kept(model, log, keep)
+    types = _types(model, log, kept)
+    outcome = Outcome(types.names)
+    total = None if log.text else sum(unit.rows for unit in log.units)
+    call = model.signature("serving_default")
+    started = time.monotonic()
+    with (
+        replace_file(output) as beside,
+        pq.ParquetWriter(beside, types) as writer,
+        Progress(total, unit="rows", desc="score") as progress,
+    ):
+        for rows, columns, bad in raw.read(log, schema, kept, drop_bad_rows=drop_bad_rows):
+            outcome.bad += bad
+            arrays = raw.tensors(schema, rows)
+            scores: dict[str, list[np.ndarray]] = {task: [np.empty(0, np.float32)] for task in model.tasks}
+            for batch in _batches(arrays, len(rows.row_ids)):
+                answer = call(batch)
+                for task, parts in scores.items():
+                    parts.append(answer[task])
+                progress.update(len(answer[task]))
+            columns = {ROW: pa.array(rows.row_ids)} | columns
+            columns |= {f"score_{task}": pa.array(np.concatenate(parts)) for task, parts in scores.items()}
+            writer.write_batch(pa.record_batch(columns).cast(types))
+            outcome.rows += len(rows.row_ids)
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _batches(arrays: dict[str, np.ndarray], rows: int) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, rows, _BATCH_ROWS):
+        yield {name: values[start : start + _BATCH_ROWS] for name, values in arrays.items()}
+
+
+def _kept(model: Published, log: Log, keep: Sequence[str]) -> list[str]:
+    """Columns of the log to write: the group's, then those asked for."""
+    ours = {ROW, *(f"score_{task}" for task in model.tasks)}
+    for name in keep:
+        if name not in log.types:
+            hint = did_you_mean(name, log.types) or "."
+            raise UserError(f"--keep: '{name}' is not in the log{hint} Columns: {', '.join(log.types)}")
+        if name in ours:
+            raise UserError(f"--keep: the output has a column '{name}' of its own; rename the log's")
+    group = model.schema.group
+    first = [group] if group is not None and group in log.types and group not in ours else []
+    return list(dict.fromkeys([*first, *keep]))
+
+
+def _types(model: Published, log: Log, kept: Sequence[str]) -> pa.Schema:
+    integers = integer_columns(model.schema)
+
+    def kind(name: str) -> pa.DataType:
+        if not log.text:
+            return log.types[name]
+        return pa.int64() if name in integers else pa.string()
+
+    scores = [(f"score_{task}", pa.float32()) for task in model.tasks]
+    return pa.schema([(ROW, pa.int64()), *((name, kind(name)) for name in kept), *scores])
