@@ -116,8 +116,8 @@ def table(manifest: Manifest, results: metrics.Results, by_key: Mapping[str, Map
     """
     types = {task.name: task.type for task in manifest.schema.tasks}
     groups = {
-        "binary": ["AUC", *[f"mean per {column}" for column in by_key], "grouped AUC", "logloss"],
-        "regression": ["MSE", *[f"mean per {column}" for column in by_key]],
+        "binary": ["AUC", *[f"per {column}" for column in by_key], "grouped AUC", "logloss"],
+        "regression": ["MSE", *[f"per {column}" for column in by_key]],
     }
     if manifest.schema.group is None:
         groups["binary"].remove("grouped AUC")
@@ -146,6 +146,9 @@ def table(manifest: Manifest, results: metrics.Results, by_key: Mapping[str, Map
         if kind == "binary" and len(tasks) > 1:
             lines.append(_mean_line(results, tasks, by_key))
         texts.append(report.table([kind, "rows", "rate" if kind == "binary" else "mean", *columns, ""], lines))
+    if by_key:
+        columns = [f"per {column}" for column in by_key]
+        texts.append(f"{', '.join(columns)}: what the train mean of the label for that value would reach as a score")
     return "\n\n".join(texts)
 
 
@@ -170,7 +173,9 @@ def _verdict(kind: str, own: float, trivial: Mapping[str, float]) -> str:
     """Words where the model does not beat a trivial answer; "" where it beats all of them, or has no score."""
     sign = 1 if kind == "binary" else -1
     beaten = [column for column, value in trivial.items() if sign * own <= sign * value]
-    return f"not better than the mean per {' and per '.join(beaten)}" if beaten else ""
+    if len(beaten) == 2:
+        return "no better than either"
+    return f"no better than per {beaten[0]}" if beaten else ""
 
 
 def write_predictions(path: Path, manifest: Manifest, split: str, predicted: Predictions) -> None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from pipelines import input as inputs
 from pipelines.errors import UserError
 from pipelines.manifest import Manifest
-from stem_tf import callbacks, models, monitor, predictions
+from stem_tf import callbacks, models, monitor, predictions, report
 from stem_tf.checkpoints import Checkpoints, RunState, check_finite
 from stem_tf.models.base import RankingModel
 from stem_tf.workdir import Workdir
@@ -79,7 +79,7 @@ class Trainer:
         self._logger = callbacks.Logger(workdir, self.model)
         self._epoch_start = time.monotonic()
         self._logged_step = -1
-        self._compiled = False
+        self._compiled = self._said_heading = False
 
     @property
     def global_step(self) -> int:
@@ -194,16 +194,20 @@ class Trainer:
         self._say_epoch(epoch, results, score, better)
 
     def _say_epoch(self, epoch: int, results: monitor.Results, score: float, better: bool) -> None:
-        shown = {
-            task: f"{metrics['auc']:.4f}" if "auc" in metrics else f"mse {metrics['mse']:.4f}"
-            for task, metrics in results.items()
+        """A line of the table of epochs; its heading before the first one that this process finishes."""
+        columns = {task if "auc" in metrics else f"{task} MSE": metrics for task, metrics in results.items()}
+        cells = {
+            "epoch": f"{epoch + 1}/{self.config.train.epochs}",
+            "seconds": f"{time.monotonic() - self._epoch_start:.1f}",
+            "mean AUC" if self.monitor.kind == "auc" else "loss": report.number(score),
+            **{name: report.number(metrics["auc" if "auc" in metrics else "mse"]) for name, metrics in columns.items()},
         }
-        tasks = "  ".join(f"{task} {value}" for task, value in shown.items())
-        name = "mean AUC" if self.monitor.kind == "auc" else "loss"
-        self.say(
-            f"epoch {epoch + 1:>2}/{self.config.train.epochs}  {time.monotonic() - self._epoch_start:6.1f} s  "
-            f"validation {name} {score:.4f}  {tasks}{'  best' if better else ''}"
-        )
+        if not self._said_heading:
+            self.say("validation after each epoch, the AUC of each task:")
+            self.say("  ".join(f"{name:>7}" for name in cells))
+            self._said_heading = True
+        line = "  ".join(f"{cell:>{max(len(name), 7)}}" for name, cell in cells.items())
+        self.say(f"{line}{'  best' if better else ''}")
 
 
 def by_metric(results: monitor.Results) -> dict[str, float]:

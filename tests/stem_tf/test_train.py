@@ -110,7 +110,7 @@ def test_evaluation_of_the_best_weights(undisturbed: Path, tiny_data: Path, tmp_
     assert result["epoch"] == best["epoch"]
     assert result["mean_auc"] == result["tasks"]["click"]["auc"] == pytest.approx(best["auc/click"], abs=1e-9)
     assert result["tasks"]["watched"]["mse"] == pytest.approx(best["mse/watched"], rel=1e-6)
-    assert "mean per user" in job.stdout and "mean per item" in job.stdout
+    assert "per user, per item: what the train mean of the label" in job.stdout
 
     # The trivial answers, from the raw log: rows are in order of time, 1,200 train and 150 validation.
     log = pq.read_table(tiny_data.parent / "log.parquet").to_pandas()

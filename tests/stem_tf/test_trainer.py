@@ -69,7 +69,8 @@ def test_a_run_from_start_to_end_and_on(make: Make) -> None:
     trainer.run()
     assert trainer.state.epoch == 2 and trainer.global_step == 36 and not trainer.state.stopped
     assert int(trainer.model.global_step) == 36
-    assert len(said) == 2 and said[0].startswith("epoch  1/2") and said[0].endswith("best")
+    assert said[1].split() == ["epoch", "seconds", "mean", "AUC", "click", "watched", "MSE"]
+    assert len(said) == 4 and said[2].split()[0] == "1/2" and said[2].endswith("best")
 
     records = trainer.workdir.read_metrics()
     # 18 steps in executions of 7, 7 and 4.
