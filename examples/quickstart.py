@@ -1,22 +1,25 @@
-"""The whole path on the bundled sample: environment, convert, train, evaluate. `make quickstart` runs this.
+"""The whole path on the bundled sample, from the log to scores over gRPC. `make quickstart` runs this.
 
 Every step is the real job, run with the command line that is printed. A finished step is not run again unless its
-command, the log or the code changed; ``--fresh`` starts over.
+command, the log or the code changed; ``--fresh`` starts over. The last step always starts a server, asks it and stops it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("runs/quickstart")
 LOG = Path("datasets/kuairand_sample/log.parquet")
-DATA, RUN = HOME / "data", HOME / "run"
+DATA, RUN, EXPORT = HOME / "data", HOME / "run", HOME / "export"
+PREDICTIONS = RUN / "evaluation" / "test.parquet"
 
 # (step, module, arguments, directory it writes, files and folders whose content decides the result)
 STEPS = [
@@ -43,11 +47,13 @@ STEPS = [
         [Path("stem_tf")],
     ),
     ("evaluate", "stem_tf.evaluate", [f"--workdir={RUN}", "--split=test"], None, []),
+    ("export", "export.saved_model", [f"--workdir={RUN}", f"--output={EXPORT}"], EXPORT, [Path("export")]),
 ]
+SERVE = ["-m", "export.serve", f"--model_base_path={EXPORT}", "--port=0"]
 
 
 def heading(number: int, name: str, text: str = "") -> None:
-    print(f"{number}/{len(STEPS) + 1} {name:<14}{text}".rstrip(), flush=True)
+    print(f"{number}/{len(STEPS) + 2} {name:<14}{text}".rstrip(), flush=True)
 
 
 def python() -> str:
@@ -92,8 +98,7 @@ def run(command: list[str]) -> tuple[int, list[str]]:
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     )
     # Ctrl-C reaches the job as well; it may have a checkpoint to write, so wait for it to end.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda *_: job.terminate())
+    before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGTERM, lambda *_: job.terminate())
     assert job.stdout is not None
     for line in job.stdout:
         if line.startswith("next: "):  # that is what the next step runs
@@ -101,9 +106,44 @@ def run(command: list[str]) -> tuple[int, list[str]]:
         print(f"    {line}", end="", flush=True)
         lines.append(line)
     code = job.wait()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
     return code, lines
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """A server of the exported model, which ends with the context; gives its host:port once it serves."""
+    job = subprocess.Popen([sys.executable, *SERVE], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert job.stdout is not None
+        line = job.stdout.readline()
+        found = re.fullmatch(r"serving .* on (\S+)\n", line)
+        if found is None:
+            raise RuntimeError(f"the server does not serve: {line.strip() or f'exit code {job.wait()}'}")
+        print(f"    {line}", end="", flush=True)
+        yield found[1]
+    finally:
+        if job.poll() is None:
+            job.terminate()
+        try:
+            job.wait(30)
+        except subprocess.TimeoutExpired:
+            job.kill()
+
+
+def serve_and_ask() -> int:
+    """The last step; returns an exit code."""
+    start = time.monotonic()
+    print(f"    $ {shlex.join([python(), *SERVE])}", flush=True)
+    with server() as target:
+        ask = ["examples/ask.py", f"--server={target}", f"--data={DATA}", "--by=long_view"]
+        ask.append(f"--predictions={PREDICTIONS}")
+        print(f"    $ {shlex.join([python(), *ask])}", flush=True)
+        code, _ = run([sys.executable, *ask])
+    if code == 0:
+        print(f"    {time.monotonic() - start:.0f} s; the server has stopped", flush=True)
+    return code
 
 
 def main() -> int:
@@ -147,10 +187,22 @@ def main() -> int:
         save(path, {"fingerprint": before, "lines": lines, "seconds": seconds})
         print(f"    {seconds} s", flush=True)
 
+    heading(len(STEPS) + 2, "serve and ask")
+    try:
+        code = serve_and_ask()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    if code != 0:
+        return code if code > 0 else 128 - code
+
     scripts = Path(python()).parent
     seed = f"--config=kuairand_sample --config.data.dir={DATA} --config.seed=2 --workdir=runs/seed2"
     print(
         f"next:\n"
+        f"  {scripts}/stem-serve --model_base_path={EXPORT}\n"
+        f"  {python()} examples/ask.py --server=127.0.0.1:8500 --data={DATA} --by=like     # in a second terminal\n"
+        f"  {scripts}/stem-predict {DATA}/raw/test --model={EXPORT} --output=runs/scores.parquet\n"
         f"  {scripts}/stem-train {seed}\n"
         f"  {scripts}/tensorboard --logdir=runs\n"
         f"  docs/own_log.md: the same on your own log"
@@ -158,5 +210,15 @@ def main() -> int:
     return 0
 
 
+def stop(number: int, frame: Any) -> None:
+    del frame
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("error: interrupted; `make quickstart` goes on from there", file=sys.stderr)
+        sys.exit(130)
