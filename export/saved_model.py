@@ -223,7 +223,7 @@ class _Export:
         pq.write_table(pa.table({"row_id": pa.array(trained.row_id)} | columns), scratch / "predictions.parquet")
         tolerance = TOLERANCES[self.config.train.precision]
         task = {
-            "directory": str(directory),
+            "directory": str(directory.resolve()),  # the check runs elsewhere
             "raw": str(_raw(self.manifest)),
             "predictions": str(scratch / "predictions.parquet"),
             "features": _features(self.schema),
