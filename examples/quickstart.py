@@ -1,7 +1,8 @@
 """The whole path on the bundled sample, from the log to scores over gRPC. `make quickstart` runs this.
 
 Every step is the real job, run with the command line that is printed. A finished step is not run again unless its
-command, the log or the code changed; ``--fresh`` starts over. The last step always starts a server, asks it and stops it.
+command, the log or the code changed; ``--fresh`` starts over. The last step, which starts a server, asks it and stops
+it, always runs.
 """
 
 from __future__ import annotations
