@@ -303,12 +303,11 @@ def _features(schema: Schema) -> list[dict[str, Any]]:
 def _run_check(scratch: Path, rows: int) -> None:
     """Runs check.py, by its path and away from this project's packages."""
     command = [sys.executable, "-P", str(Path(check.__file__).resolve()), str(scratch / "check.json")]
-    environment = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     with (
         open(scratch / "stderr", "w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch, env=kept | environment
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch, env=environment
         ) as process,
     ):
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["stem-describe", "stem-convert", "stem-train", "stem-evaluate"]
+SCRIPTS = ["stem-describe", "stem-convert", "stem-train", "stem-evaluate", "stem-export"]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "LICENSE", "NOTICE"):
         (source / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("pipelines", "stem_tf", "tests"):
+    for name in ("pipelines", "stem_tf", "export", "tests"):
         run("cp", "-r", ROOT / name, source / name, cwd=ROOT)
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source, cwd=out)
     return next(out.glob("stem_tf-*.whl"))
@@ -64,7 +64,7 @@ def test_wheel_holds_packages_schemas_and_configs_and_nothing_else(wheel: Path) 
     assert "pipelines/schemas/kuairand_sample.yaml" in tracked and "stem_tf/configs/kuairand_sample.py" in tracked
     assert tracked <= names
     metadata = f"{wheel.name.rsplit('-py3', 1)[0]}.dist-info"
-    assert {name.split("/")[0] for name in names} == {"pipelines", "stem_tf", metadata}
+    assert {name.split("/")[0] for name in names} == {"pipelines", "stem_tf", "export", metadata}
     assert {f"{metadata}/licenses/LICENSE", f"{metadata}/licenses/NOTICE"} <= names
 
 
