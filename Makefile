@@ -9,7 +9,7 @@ export PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 help:
-	@echo 'make quickstart   convert, train and evaluate on the bundled sample (FRESH=1 starts over)'
+	@echo 'make quickstart   from the bundled sample to scores over gRPC (FRESH=1 starts over)'
 	@echo 'make test         ruff, mypy and pytest'
 	@echo 'make clean        remove .venv, caches, builds and runs/quickstart'
 	@echo 'PYTHON=/path/to/python3.12 chooses the interpreter of .venv.'

@@ -1,6 +1,6 @@
 """Asks a server for the scores of real candidates, and shows beside them what really happened.
 
-    python examples/ask.py --server=127.0.0.1:8500 --data=runs/quickstart/data
+    python -m examples.ask --server=127.0.0.1:8500 --data=runs/quickstart/data
 
 The candidates are ten items of one user in the test split of the data that the served model was trained on, seen under
 the same context, some of them with label 1 of the task that ranks them and some with 0. With --predictions (what

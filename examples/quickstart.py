@@ -138,7 +138,7 @@ def serve_and_ask() -> int:
     start = time.monotonic()
     print(f"    $ {shlex.join([python(), *SERVE])}", flush=True)
     with server() as target:
-        ask = ["examples/ask.py", f"--server={target}", f"--data={DATA}", "--by=long_view"]
+        ask = ["-m", "examples.ask", f"--server={target}", f"--data={DATA}", "--by=long_view"]
         ask.append(f"--predictions={PREDICTIONS}")
         print(f"    $ {shlex.join([python(), *ask])}", flush=True)
         code, _ = run([sys.executable, *ask])
@@ -202,7 +202,7 @@ def main() -> int:
     print(
         f"next:\n"
         f"  {scripts}/stem-serve --model_base_path={EXPORT}\n"
-        f"  {python()} examples/ask.py --server=127.0.0.1:8500 --data={DATA} --by=like     # in a second terminal\n"
+        f"  {python()} -m examples.ask --server=127.0.0.1:8500 --data={DATA} --by=like     # in a second terminal\n"
         f"  {scripts}/stem-predict {DATA}/raw/test --model={EXPORT} --output=runs/scores.parquet\n"
         f"  {scripts}/stem-train {seed}\n"
         f"  {scripts}/tensorboard --logdir=runs\n"

@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
     }
     write_json(output / f"{split}.json", report.finite(tree))
     write_predictions(output / f"{split}.parquet", manifest, split, predicted)
-    print(f"written: metrics {output / f'{split}.json'}, predictions {output / f'{split}.parquet'}")
+    print(f"written to {output}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
 

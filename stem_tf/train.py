@@ -84,12 +84,12 @@ def _say_start(trainer: Trainer) -> None:
     tables, network = trainer.parameters()
     tasks = manifest.schema.task_names
     print(
-        f"{config.experiment}: STEM-Net, {len(tasks)} {'tasks' if len(tasks) > 1 else 'task'} ({', '.join(tasks)}), "
+        f"{config.experiment}: STEM-Net, {len(tasks)} {'tasks' if len(tasks) > 1 else 'task'}, "
         f"{tables + network:,} parameters ({tables:,} in tables, {network:,} in the network)"
     )
     print(
         f"data: {manifest.data_dir}, {manifest.rows('train'):,} train and {manifest.rows('validation'):,} validation "
-        f"rows; {trainer.steps:,} steps of {config.data.batch_size:,} rows an epoch, up to {config.train.epochs} epochs"
+        f"rows\n{trainer.steps:,} steps of {config.data.batch_size:,} rows an epoch, up to {config.train.epochs} epochs"
     )
     if trainer.resumed_from and (state.stopped or state.epoch >= config.train.epochs):
         hint = "" if state.stopped else "; raise --config.train.epochs to train on"
@@ -124,13 +124,13 @@ def _say_end(trainer: Trainer) -> None:
     kind = "mean AUC" if trainer.monitor.kind == "auc" else "loss"
     rate = f"; {speed:,.0f} samples/s" if speed else ""
     print(f"best epoch {best['epoch']}: validation {kind} {report.number(best['score'])}. Stopped: {stopped}{rate}")
-    written = [f"best weights {workdir.best}", f"checkpoints {workdir.checkpoints}", f"report {workdir.report}"]
+    written = [workdir.best, workdir.checkpoints, workdir.report]
     picture = workdir.path / "learning_curves.png"
     if report.learning_curves(records, {task.name: task.type for task in manifest.schema.tasks}, picture):
-        written.append(f"learning curves {picture}")
+        written.append(picture)
     else:
         print("no picture of the learning curves: matplotlib is not installed (pip install 'stem-tf[plots]')")
-    print(f"written: {', '.join(written)}")
+    print(f"written to {workdir.path}: {', '.join(str(path.relative_to(workdir.path)) for path in written)}")
     print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
 
 
