@@ -14,6 +14,11 @@ from pathlib import Path
 
 from pipelines import staging
 from pipelines.errors import UserError
+from stem_tf.workdir import write_atomically
+
+
+_LAST = ".last_version"
+"""Holds the highest number so far: one that was deleted (a roll-back) is not used again for another model."""
 
 
 def versions(directory: Path) -> list[int]:
@@ -38,7 +43,7 @@ def publishing(directory: Path) -> Iterator[tuple[int, Path]]:
     with staging.locked(str(directory / ".lock"), str(directory)):
         for leftover in directory.glob(".partial-*"):
             shutil.rmtree(leftover)
-        version = max(versions(directory), default=0) + 1
+        version = max([_last(directory), *versions(directory)]) + 1
         partial = directory / f".partial-{os.getpid()}"
         partial.mkdir()
         try:
@@ -47,7 +52,17 @@ def publishing(directory: Path) -> Iterator[tuple[int, Path]]:
                 for name in files:
                     staging.sync(os.path.join(path, name))
                 staging.sync(path)
+            write_atomically(directory / _LAST, f"{version}\n".encode())
             os.rename(partial, directory / str(version))
             staging.sync(str(directory))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _last(directory: Path) -> int:
+    """The highest number ever published; 0 where that is not known."""
+    try:
+        text = (directory / _LAST).read_text(encoding="ascii").strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return 0
+    return int(text) if text.isdigit() else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,15 @@ def test_the_next_number_after_the_highest(tmp_path: Path) -> None:
     assert versions(models) == [1, 7]
     assert publish(models) == 8
     assert (models / "8" / "assets" / "file").read_text() == "whole"
-    assert not list(models.glob(".*"))
+    assert [path.name for path in models.glob(".*")] == [".last_version"]
+
+
+def test_a_number_that_was_rolled_back_is_not_used_again(tmp_path: Path) -> None:
+    assert [publish(tmp_path), publish(tmp_path)] == [1, 2]
+    shutil.rmtree(tmp_path / "2")
+    assert publish(tmp_path) == 3
+    (tmp_path / ".last_version").write_bytes(b"\xff")
+    assert publish(tmp_path) == 4
 
 
 def test_nothing_is_published_after_an_error(tmp_path: Path) -> None:
@@ -40,7 +49,7 @@ def test_nothing_is_published_after_an_error(tmp_path: Path) -> None:
 def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".partial-1" / "variables").mkdir(parents=True)
     assert publish(tmp_path) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".last_version", "1"]
 
 
 def test_two_exports_do_not_race(tmp_path: Path) -> None:
