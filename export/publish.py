@@ -16,7 +16,6 @@ from pipelines import staging
 from pipelines.errors import UserError
 from stem_tf.workdir import write_atomically
 
-
 _LAST = ".last_version"
 """Holds the highest number so far: one that was deleted (a roll-back) is not used again for another model."""
 
