@@ -181,6 +181,7 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def __init__(self, answers: Answers, pool: _CountingPool, max_calls: int) -> None:
         self._pool, self._max_calls = pool, max_calls
+        self.stopping = False
         methods = {
             "Predict": answers.predict,
             "GetModelMetadata": answers.get_model_metadata,
@@ -195,17 +196,24 @@ class _Handlers(grpc.GenericRpcHandler):
         self._predict = f"/{PREDICTION_SERVICE}/Predict"
         # grpc looks for this attribute on the behaviour (its health service uses it too).
         self._handlers[self._predict].unary_unary.experimental_thread_pool = pool
-        self._exhausted = _handler(_exhausted, predict_pb2.PredictRequest)
+        self._exhausted = _refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
+        self._unavailable = _refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        if handler_call_details.method == self._predict and self._pool.held >= self._max_calls:
-            return self._exhausted
+        if handler_call_details.method == self._predict:
+            if self.stopping:
+                return self._unavailable
+            if self._pool.held >= self._max_calls:
+                return self._exhausted
         return self._handlers.get(handler_call_details.method)
 
 
-def _exhausted(request: Message) -> Message:
-    del request
-    raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
+def _refusal(code: grpc.StatusCode, text: str) -> grpc.RpcMethodHandler:
+    def refuse(request: predict_pb2.PredictRequest) -> Message:
+        del request
+        raise StatusError(code, text)
+
+    return _handler(refuse, predict_pb2.PredictRequest)
 
 
 def _handler(answer: Callable[[Any], Message], request_class: type[Message]) -> grpc.RpcMethodHandler:
@@ -262,7 +270,8 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        self._grpc.add_generic_rpc_handlers((_Handlers(Answers(name, versions), self._pool, max_calls),))
+        self._handlers = _Handlers(Answers(name, versions), self._pool, max_calls)
+        self._grpc.add_generic_rpc_handlers((self._handlers,))
         self._health = health.HealthServicer()
         self._is_serving = False
         self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -280,10 +289,13 @@ class Server:
             self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def drain(self, grace_seconds: float) -> bool:
-        """Health says NOT_SERVING, no call is accepted, calls in flight end. False if some had to be cancelled."""
+        """Health says NOT_SERVING, Predict UNAVAILABLE, calls in flight end. False if some had to be cancelled.
+
+        The port closes last. gRPC's own graceful stop would close it first: calls that had arrived but were not yet
+        read would be CANCELLED, which no client retries, and whoever watches health would hold it for the whole time.
+        """
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(grace_seconds)
-        # Not grpc's own event: somebody watching health would hold it for the whole grace period.
+        self._handlers.stopping = True
         end = time.monotonic() + grace_seconds
         while self._pool.held and time.monotonic() < end:
             time.sleep(0.01)

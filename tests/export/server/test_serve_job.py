@@ -72,9 +72,10 @@ def test_serves_new_versions_and_drains_on_sigterm(publish: Any, tmp_path: Path,
             assert line_of(process) == "ranker: stopping; calls in flight have 30 s"
             assert next(health).status == health_pb2.HealthCheckResponse.NOT_SERVING
             with pytest.raises(grpc.RpcError) as caught:
-                while not slow.done():  # until the server has got from its health to its port
+                while not slow.done():  # until the server has got from health to Predict
                     stub.Predict(request_for(user=[1], item=[0]), timeout=5)
             assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert caught.value.details() == "the server is stopping"
             assert slow.result().outputs["turn"].int64_val == [500_000]
         assert process.wait(timeout=20) == 0
         assert process.stderr is not None and process.stderr.read() == ""

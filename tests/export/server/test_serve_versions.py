@@ -31,6 +31,13 @@ def ask(request_for: RequestFor) -> Callable[..., float]:
     return click
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.001)
+
+
 def error_of(running: Any, version: int) -> tuple[int, str]:
     request = get_model_status_pb2.GetModelStatusRequest()
     request.model_spec.name = "ranker"
@@ -85,18 +92,17 @@ def test_calls_in_flight_end_on_the_version_they_began_on(
     running = start_server(tmp_path)
     running.versions.poll()
     slow = running.prediction.Predict.future(request_for("slow", turns=np.int64(300_000)), timeout=60)
-    while not running.server._pool.held:
-        time.sleep(0.001)
-    time.sleep(0.05)
-    publish(tmp_path, 2, 2.0)
-    running.versions.poll()
-    assert ask(running) == 2
-    if not slow.done():
+    wait_for(lambda: running.versions._calls[running.versions._current] == 1)
+    with running.versions.use("ranker", None) as held:
+        publish(tmp_path, 2, 2.0)
+        running.versions.poll()
+        assert ask(running) == 2
         assert running.states() == [(2, "AVAILABLE"), (1, "UNLOADING")]
-    response = slow.result()
-    assert response.model_spec.version.value == 1 and response.outputs["turn"].int64_val == [300_000]
-    while running.states() != [(2, "AVAILABLE"), (1, "END")]:
-        time.sleep(0.01)
+        response = slow.result()
+        assert response.model_spec.version.value == 1 and response.outputs["turn"].int64_val == [300_000]
+        assert held.predict(request_for(user=[1], item=[0])).outputs["click"].float_val == [1]
+        assert running.states() == [(2, "AVAILABLE"), (1, "UNLOADING")]
+    assert running.states() == [(2, "AVAILABLE"), (1, "END")]
 
 
 def test_half_a_version_never_serves_and_serves_when_it_is_whole(
