@@ -58,7 +58,6 @@ def from_model(model: Published, user: str, items: str, csv: CsvOptions | None =
       JobError: the model fails.
     """
     features = features_of(model.schema)
-    call = model.signature("rank")
     sources = {f.name: (f.column, f.separator) for f in model.schema.features}
     columns = _items(items, features, sources, csv)
     try:
@@ -67,7 +66,8 @@ def from_model(model: Published, user: str, items: str, csv: CsvOptions | None =
         raise UserError(str(error)) from None
     if not count:
         raise UserError("--items: there are no items")
-    return _as_columns(columns), {task: scores[0] for task, scores in call(arrays).items()}
+    scores = model.signature("rank")(arrays)
+    return _as_columns(columns), {task: scores[task][0] for task in model.tasks}
 
 
 def from_server(target: str, name: str, user: str, items: str, csv: CsvOptions | None = None) -> tuple[Items, Scores]:
