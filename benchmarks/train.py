@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             "data.batch_size=4096",
             f"train.precision={_PRECISION.value}",
             "train.epochs=1",
-            "train.checkpoint_every=50",
+            "train.checkpoint_every=100",
             "optimizer.tables=sparse",
         ]
         config = configs.load(_write_config(directory), overrides)
