@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -41,9 +40,20 @@ def _write(path: Path, rows: int) -> None:
     pq.write_table(pa.table(columns), path, row_group_size=100_000)
 
 
-def _run(log: Path, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-    command = [*_PYTHON, *arguments, f"--schema={log.parent}/schema.yaml", f"--output={log.parent}/out"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload]
+def _run(log: Path, *arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    command = [*_after(before), *arguments, f"--schema={log.parent}/schema.yaml", f"--output={log.parent}/out"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def _after(statements: str) -> list[str]:
+    """The job's command, started by a Python that first runs ``statements``.
+
+    A preexec_fn would run in a fork of this process, whose gRPC threads (other tests') do not survive one.
+    """
+    if not statements:
+        return _PYTHON
+    code = f"import os, resource, signal, sys; {statements}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    return [sys.executable, "-c", code, *_PYTHON[1:]]
 
 
 def test_reports_what_was_written(log: Path) -> None:
@@ -107,7 +117,9 @@ def test_wrong_flags_are_one_line(log: Path, arguments: list[str], why: str) -> 
 
 def _start(log: Path, *arguments: str) -> subprocess.Popen[str]:
     """A conversion of many units in two processes, once it has begun to write."""
-    command = [*_PYTHON, str(log), f"--schema={log.parent}/schema.yaml", f"--output={log.parent}/out", "--split=random"]
+    # Where the tests run in the background, Ctrl-C is ignored, and children inherit that.
+    job = _after("signal.signal(signal.SIGINT, signal.SIG_DFL)")
+    command = [*job, str(log), f"--schema={log.parent}/schema.yaml", f"--output={log.parent}/out", "--split=random"]
     process = subprocess.Popen([*command, "--processes=2", *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(log.parent.glob(".out.partial-*/scratch/counts-*")):
@@ -169,11 +181,11 @@ def test_a_killed_worker_is_named(log: Path) -> None:
 def test_no_space_left(log: Path, processes: int) -> None:
     _write(log, 600_000)  # two units
 
-    def limit() -> None:  # a file size limit fails writes as a full disk does
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    done = _run(log, str(log), "--split=random", f"--processes={processes}", preexec_fn=limit)
+    # A file size limit fails writes as a full disk does.
+    limit = (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))"
+    )
+    done = _run(log, str(log), "--split=random", f"--processes={processes}", before=limit)
     assert done.returncode == 1
     assert done.stderr == f"error: no space left for {log.parent}/out (File too large); nothing was kept\n"
     assert sorted(os.listdir(log.parent)) == ["log.parquet", "schema.yaml"]
