@@ -96,7 +96,7 @@ class TableOptimizer(Protocol):
 
 
 class _TableAdam(tf.Module):
-    def __init__(self, table: tf.Variable, l2: float) -> None:
+    def __init__(self, table: tf.Variable, l2: float | tf.Tensor) -> None:
         super().__init__(name="table_adam")
         self.table, self.l2 = table, l2
         self.m, self.v = _slot(table, "m"), _slot(table, "v")

@@ -78,12 +78,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     unknown = [key for key in values if key not in KEYS]
     if unknown:
         raise UserError(f"{path}: the config has no key '{unknown[0]}'{did_you_mean(unknown[0], KEYS)}")
+    given = {}
     for override in overrides:
         key, _, text = override.partition("=")
         if key not in KEYS:
             raise UserError(f"--config.{key}: the config has no such key{_suggestion(key)}")
-        values[key] = _parse(key, text)
-    return checked(values)
+        given[key] = _parse(key, text)
+    if "model.name" in given:
+        # Another model on the experiment's data: what the experiment says to a model of its own is not meant for it.
+        values = {key: value for key, value in values.items() if _applies(key, given["model.name"])}
+    return checked(values | given)
 
 
 def checked(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -105,6 +109,65 @@ def flat(config: Any) -> dict[str, Any]:
     return {path: values[path] for path in KEYS}
 
 
+def check_names(config: Any, tasks: Sequence[str], features: Sequence[str]) -> None:
+    """Refuses tasks and features that a config names and its data has not.
+
+    Raises:
+      UserError: such a name, or a task without a number of experts.
+    """
+    for path, key in KEYS.items():
+        value = plain(flat(config)[path])
+        if key.by == "task" and isinstance(value, dict):
+            named = [*value, *(name for name in value.values() if isinstance(name, str))]
+            for name in named:
+                if name not in tasks:
+                    raise UserError(
+                        f"config.{path}: no task '{name}'{did_you_mean(name, tasks)} Tasks: {', '.join(tasks)}"
+                    )
+            missing = [task for task in tasks if task not in value]
+            if missing and path == "model.task_experts":
+                raise UserError(f"config.{path} says nothing of the task '{missing[0]}'")
+    for name in task_features(config) or ():
+        if name not in features:
+            raise UserError(
+                f"config.model.task_features: no feature '{name}'{did_you_mean(name, features)} "
+                f"Features: {', '.join(features)}"
+            )
+
+
+def task_features(config: Any) -> tuple[str, ...] | None:
+    """The names in ``config.model.task_features``, or None where it is a word (all, none, user, item, schema)."""
+    text = config.model.task_features
+    return None if text in ("schema", "all", "none", "user", "item") else tuple(text.replace(" ", "").split(","))
+
+
+def depth(config: Any) -> int:
+    """How many levels of experts the model of ``config`` has."""
+    return _depth(config.model.name, config.model.layers)
+
+
+def _depth(model: str, layers: int) -> int:
+    return layers or (2 if model in ("ple", "ml_mmoe") else 1)
+
+
+def network_keys(model: str) -> list[str]:
+    """Names of the keys of ``config.model`` that are arguments of that model's network."""
+    of_the_model = {"name", "dim", "init_std", "task_features", "embedding_dropout"}
+    names = [path.removeprefix("model.") for path in KEYS if path.startswith("model.") and _applies(path, model)]
+    return [name for name in names if name not in of_the_model]
+
+
+def of_task(value: Any, task: str, default: Any) -> Any:
+    """A task's value of a key that may be given by task; ``default`` for tasks that a mapping does not name."""
+    return value.get(task, default) if isinstance(value, Mapping | ml_collections.ConfigDict) else value
+
+
+def _applies(path: str, model: str) -> bool:
+    """Whether a key does anything for a model of this name."""
+    only_if = KEYS[path].only_if
+    return only_if is None or only_if[0] != "model.name" or model in only_if[1]
+
+
 def _find(name: str) -> Path:
     path = Path(name)
     if path.suffix == ".py":
@@ -122,11 +185,17 @@ def _find(name: str) -> Path:
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping | ml_collections.ConfigDict):
-            values |= _flat(value, f"{prefix}{key}.")
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping | ml_collections.ConfigDict) and path not in KEYS:
+            values |= _flat(value, f"{path}.")
         else:
-            values[f"{prefix}{key}"] = value
+            values[path] = plain(value)
     return values
+
+
+def plain(value: Any) -> Any:
+    """A mapping as a dict, whichever kind of mapping it is."""
+    return dict(value.items()) if isinstance(value, Mapping | ml_collections.ConfigDict) else value
 
 
 def _suggestion(key: str) -> str:
@@ -140,7 +209,13 @@ def _suggestion(key: str) -> str:
 
 def _parse(path: str, text: str) -> Any:
     """The value of ``--config.<path>=<text>``."""
-    default = KEYS[path].default
+    key = KEYS[path]
+    if key.by and ":" in text:
+        try:
+            return _mapping(text, key.default)
+        except (ValueError, SyntaxError):
+            raise UserError(f"--config.{path} should be {_kind(key)}, but is '{text}'") from None
+    default = key.default
     if isinstance(default, str):
         return text
     if isinstance(default, bool):
@@ -151,32 +226,67 @@ def _parse(path: str, text: str) -> Any:
         raise UserError(f"--config.{path} should be true or false, but is '{text}'")
     try:
         if isinstance(default, tuple):
-            text = text.strip().removeprefix("(").removeprefix("[").removesuffix(")").removesuffix("]").strip(" ,")
-            return ast.literal_eval(f"({text},)") if text else ()
+            read = ast.literal_eval(text.strip() or "()")
+            return read if isinstance(read, tuple | list) else (read,)
         return float(text) if isinstance(default, float) else ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        raise UserError(f"--config.{path} should be {_kind(default)}, but is '{text}'") from None
+        raise UserError(f"--config.{path} should be {_kind(key)}, but is '{text}'") from None
 
 
-def _kind(default: Any) -> str:
+def _mapping(text: str, default: Any) -> dict[str, Any]:
+    """``{"click": 2, ...}`` of ``click:2,like:1``, or of a Python literal."""
+    if text.strip().startswith("{"):
+        return dict(ast.literal_eval(text))
+    pairs = [part.rpartition(":") for part in text.split(",")]
+    return {
+        name.strip(): value.strip() if isinstance(default, str) else ast.literal_eval(value) for name, _, value in pairs
+    }
+
+
+def _kind(key: Key) -> str:
+    default = key.default
     if isinstance(default, tuple):
-        return "whole numbers, as in 256,128"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[type(default)]
+        kind = "whole numbers, as in 256,128"
+    else:
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[type(default)]
+    if key.by_level:
+        kind += " (or a tuple of them, one a level)"
+    if key.by:
+        example = {str: f"{key.by}:{key.by}"}.get(type(default), f"{key.by}:{default}")
+        kind = f"{example},..." if isinstance(default, str) else f"{kind}, or {example},..."
+    return kind
 
 
 def _typed(path: str, key: Key, value: Any) -> Any:
     """``value`` as the default's type: a whole number may stand for a number, a list for a tuple."""
-    default = key.default
+    try:
+        if key.by and isinstance(plain(value), dict):
+            return {str(name): _typed_level(key, v) for name, v in plain(value).items()}
+        if key.by and isinstance(key.default, str) and value:
+            raise TypeError
+        return _typed_level(key, value)
+    except TypeError:
+        raise UserError(f"config.{path} should be {_kind(key)}, but is {value!r}") from None
+
+
+def _typed_level(key: Key, value: Any) -> Any:
+    inner = (int, float) if isinstance(key.default, int | float) else (list, tuple)
+    if key.by_level and isinstance(value, list | tuple) and value and all(isinstance(v, inner) for v in value):
+        return tuple(_typed_one(key.default, v) for v in value)
+    return _typed_one(key.default, value)
+
+
+def _typed_one(default: Any, value: Any) -> Any:
     if isinstance(default, tuple):
-        whole = isinstance(value, list | tuple) and all(type(v) is int for v in value)
-        fits, value = whole, tuple(value) if whole else value
-    elif isinstance(default, float):
-        fits = type(value) in (int, float)
-        value = float(value) if fits else value
-    else:
-        fits = type(value) is type(default)
-    if not fits:
-        raise UserError(f"config.{path} should be {_kind(default)}, but is {value!r}")
+        if not isinstance(value, list | tuple) or any(type(v) is not int for v in value):
+            raise TypeError
+        return tuple(value)
+    if isinstance(default, float):
+        if type(value) not in (int, float):
+            raise TypeError
+        return float(value)
+    if type(value) is not type(default):
+        raise TypeError
     return value
 
 
@@ -186,7 +296,9 @@ def _check_range(path: str, key: Key, value: Any) -> None:
             f"config.{path} should be one of {', '.join(key.choices)}, but is '{value}'"
             f"{did_you_mean(value, key.choices)}"
         )
-    for number in value if isinstance(value, tuple) else (value,):
+    if isinstance(key.default, str):
+        return
+    for number in _numbers(value):
         for bound, fits, words in (
             (key.low, lambda low, n: n >= low, "at least"),
             (key.above, lambda above, n: n > above, "more than"),
@@ -195,6 +307,13 @@ def _check_range(path: str, key: Key, value: Any) -> None:
         ):
             if bound is not None and not fits(bound, number):  # NaN fits no bound
                 raise UserError(f"config.{path} should be {words} {bound:g}, but is {number}")
+
+
+def _numbers(value: Any) -> list[Any]:
+    """All numbers of a value, however deep in mappings and tuples."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [n for v in value for n in _numbers(v)] if isinstance(value, tuple) else [value]
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
@@ -208,14 +327,30 @@ def _check_together(values: Mapping[str, Any]) -> None:
                 )
     if values["optimizer.schedule"] != "constant" and values["optimizer.decay_steps"] == 0:
         raise UserError(f"config.optimizer.decay_steps should be given for the schedule {values['optimizer.schedule']}")
-    if values["model.task_experts"] + values["model.shared_experts"] == 0:
-        raise UserError("config.model.task_experts and config.model.shared_experts are both 0: there are no experts")
-    if not values["model.expert_units"]:
-        raise UserError("config.model.expert_units should name at least one layer, but is ()")
-    if values["model.released_stacking"] and values["model.layers"] == 1:
-        raise UserError("config.model.released_stacking would do nothing with one layer; set config.model.layers")
+    _check_levels(values)
     kind, colon, task = values["train.monitor"].partition(":")
     if kind not in ("auc", "loss") or (colon and not task):
         raise UserError(
             f"config.train.monitor should be auc, loss, auc:<task> or loss:<task>, but is '{values['train.monitor']}'"
         )
+
+
+def _check_levels(values: Mapping[str, Any]) -> None:
+    """Numbers and widths of experts fit the number of levels."""
+    name = values["model.name"]
+    levels = _depth(name, values["model.layers"])
+    units = values["model.expert_units"]
+    if not units or any(isinstance(u, tuple) and not u for u in units):
+        raise UserError("config.model.expert_units should name at least one layer, but is ()")
+    for path in ("model.experts", "model.task_experts", "model.shared_experts", "model.expert_units"):
+        value = values[path]
+        for given in value.values() if isinstance(value, dict) else (value,):
+            by_level = isinstance(given, tuple) and (path != "model.expert_units" or isinstance(given[0], tuple))
+            if by_level and len(given) != levels:
+                raise UserError(f"config.{path}={given} names {len(given)} levels, but {name} has {levels}")
+    if not sum(_numbers((values["model.task_experts"], values["model.shared_experts"]))):
+        raise UserError("config.model.task_experts and config.model.shared_experts are both 0: there are no experts")
+    if values["model.released_stacking"] and levels == 1:
+        raise UserError("config.model.released_stacking would do nothing with one layer; set config.model.layers")
+    if values["model.expert"] == "fwfm" and len(units[0] if isinstance(units[0], tuple) else units) > 1:
+        raise UserError(f"config.model.expert_units should be one width for experts of kind fwfm, but is {units}")

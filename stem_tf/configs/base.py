@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ml_collections
 
@@ -19,6 +19,8 @@ class Key:
     Attributes:
       default: the value where an experiment says nothing.
       help: what the key does.
+      by: ``task`` or ``table``: a mapping from their names to values may stand instead of one value.
+      by_level: a tuple of values, one a level, may stand instead of one value.
       choices: the values allowed, or () for a range.
       low, high: bounds of a number, or of each number of a tuple; both are allowed themselves.
       above, below: like ``low`` and ``high``, themselves not allowed.
@@ -28,6 +30,8 @@ class Key:
     default: Any
     help: str
     choices: tuple[str, ...] = ()
+    by: Literal["", "task", "table"] = ""
+    by_level: bool = False
     low: float | None = None
     high: float | None = None
     above: float | None = None
@@ -36,6 +40,38 @@ class Key:
 
 
 _DECAYING = ("cosine", "exponential")
+
+MODELS: dict[str, str] = {
+    "single_task": "a network and a table for each task, nothing shared",
+    "shared_bottom": "one bottom, a tower for each task; hard parameter sharing",
+    "asymmetric_sharing": "a bottom for each task; receivers also read their giver's",
+    "customized_sharing": "a shared bottom and one for each task",
+    "cross_stitch": "a bottom for each task, stitched after each layer",
+    "sluice": "Cross-Stitch on subspaces, towers read all layers",
+    "omoe": "mixture of experts with one gate for all tasks",
+    "mmoe": "mixture of experts with a gate for each task",
+    "ml_mmoe": "levels of experts, all gates read the input",
+    "me_mmoe": "MMoE with a table for each expert",
+    "cgc": "experts of each task and shared ones; one level of PLE",
+    "ple": "levels of CGC, progressively separated",
+    "me_ple": "PLE with a table for each task and a shared one",
+    "esmm": "each task's probability is a product along its chain",
+    "aitm": "each task attends to what the one before it learned",
+    "stem_net": "STEM-Net",
+}
+"""The models by name: those of the STEM paper and of the PLE paper."""
+
+_MMOES = ("omoe", "mmoe", "ml_mmoe", "me_mmoe")
+_PLES = ("cgc", "ple", "me_ple")
+_CHAINS = ("esmm", "aitm")
+_GATED = (*_MMOES, *_PLES, "stem_net")
+_LAYERED = ("ml_mmoe", "ple", "me_ple", "stem_net")
+_EXPERT = tuple(name for name in MODELS if name not in ("cross_stitch", "sluice", "esmm"))
+
+
+def _only(*models: str) -> tuple[str, tuple[str, ...]]:
+    return ("model.name", models)
+
 
 KEYS: dict[str, Key] = {
     "experiment": Key("experiment", "name of the experiment; --workdir is runs/<experiment> unless given"),
@@ -47,24 +83,96 @@ KEYS: dict[str, Key] = {
     ),
     "data.batch_size": Key(4096, "rows a step, over all replicas; evaluation uses the same", low=1),
     "data.on_corrupt": Key("fail", "a damaged record ends the job, or is skipped and counted", ("fail", "skip")),
-    # STEM-Net.
+    # The model. Network: keyword arguments of its class, and Parts.
+    "model.name": Key("stem_net", f"which model: {', '.join(MODELS)}", tuple(MODELS)),
     "model.dim": Key(16, "width of an embedding, for features whose schema names none", low=1),
-    "model.task_experts": Key(1, "K1, experts of each task", low=0),
-    "model.shared_experts": Key(1, "K2, shared experts", low=0),
-    "model.expert_units": Key((512, 512, 512), "widths of an expert's layers", low=1),
-    "model.gate_units": Key((128, 64), "hidden widths of a gate; () is the paper's linear gate", low=1),
+    "model.init_std": Key(1e-4, "tables start from N(0, init_std^2)", low=0),
+    "model.task_features": Key(
+        "schema",
+        "features with tables of their own for each task: all, none, user, item, names a,b, or as the schema says",
+        only_if=_only("stem_net", "me_ple"),
+    ),
+    "model.embedding_dropout": Key(0.0, "rate on the embeddings", low=0, below=1),
+    "model.layers": Key(
+        0, "levels of experts; 0 is the model's own: 2 for ple and ml_mmoe, else 1", low=0, only_if=_only(*_LAYERED)
+    ),
+    "model.experts": Key(8, "E, experts (of each level)", by_level=True, low=1, only_if=_only(*_MMOES)),
+    "model.task_experts": Key(
+        1, "K1, experts of each task (and level)", by="task", by_level=True, low=0, only_if=_only(*_PLES, "stem_net")
+    ),
+    "model.shared_experts": Key(
+        1, "K2, shared experts (of each level)", by_level=True, low=0, only_if=_only(*_PLES, "stem_net")
+    ),
+    "model.expert": Key(
+        "mlp",
+        "what an expert of the first level is; the bottom, for models without experts",
+        ("mlp", "fwfm", "nfwfm", "dcn"),
+        only_if=_only(*_EXPERT),
+    ),
+    "model.expert_units": Key(
+        (512, 512, 512),
+        "widths of an expert's layers (of each level)",
+        by_level=True,
+        low=1,
+        only_if=_only(*(name for name in MODELS if name != "esmm")),
+    ),
+    "model.cross_layers": Key(2, "cross layers of an expert", low=1, only_if=("model.expert", ("dcn",))),
+    "model.gate_units": Key(
+        (128, 64), "hidden widths of a gate; () is the papers' linear gate", low=1, only_if=_only(*_GATED)
+    ),
+    "model.gate_bias": Key(True, "bias in gates; the papers' equations have none", only_if=_only(*_GATED)),
     "model.gate_input": Key(
-        "task+shared", "what a task's gate reads: h_t + h_S, h_t or h_S", ("task+shared", "task", "shared")
+        "task+shared",
+        "what a task's gate reads: h_t + h_S, h_t or h_S",
+        ("task+shared", "task", "shared"),
+        only_if=_only("stem_net"),
     ),
-    "model.stop_gradient": Key(True, "keep a task's loss from other tasks' experts and tables"),
-    "model.layers": Key(1, "STEM layers one upon the other", low=1),
+    "model.stop_gradient": Key(
+        True, "keep a task's loss from other tasks' experts and tables", only_if=_only("stem_net")
+    ),
     "model.released_stacking": Key(
-        False, "stack layers as the authors' release does, whose shared gate leaks gradients"
+        False,
+        "levels as in the authors' release: STEM-Net's shared gate leaks gradients, PLE's sees shared experts only",
+        only_if=_only("stem_net", "ple", "me_ple"),
     ),
+    "model.follows": Key(
+        "", "chain of tasks, each with the one it follows: buy:cart,cart:click", by="task", only_if=_only(*_CHAINS)
+    ),
+    "model.calibrator": Key(
+        0.0, "weight of the loss where a task's probability exceeds its predecessor's", low=0, only_if=_only("aitm")
+    ),
+    "model.gives": Key(
+        "", "receivers, each with its giver: like:click", by="task", only_if=_only("asymmetric_sharing")
+    ),
+    "model.fusion": Key(
+        "concat",
+        "how a receiver joins its bottom and its giver's",
+        ("concat", "sum", "mean"),
+        only_if=_only("asymmetric_sharing"),
+    ),
+    "model.orthogonality": Key(0.0, "weight that keeps a task's subspaces apart", low=0, only_if=_only("sluice")),
     "model.tower_units": Key((128, 64), "hidden widths of a task's tower", low=1),
     "model.dropout": Key(0.0, "rate after every hidden layer", low=0, below=1),
     "model.batch_norm": Key(False, "batch normalisation in experts, gates and towers"),
-    "model.init_std": Key(1e-4, "tables start from N(0, init_std^2)", low=0),
+    # Losses.
+    "loss.weights": Key(1.0, "of the tasks, times the schema's", by="task", low=0),
+    "loss.weighting": Key(
+        "static",
+        "of the tasks in training: static, decaying (PLE Eq. 10) or uncertainty (Kendall et al.)",
+        ("static", "decaying", "uncertainty"),
+    ),
+    "loss.gamma": Key(
+        1.0,
+        "factor on a task's weight every epoch or step",
+        by="task",
+        above=0,
+        only_if=("loss.weighting", ("decaying",)),
+    ),
+    "loss.gamma_per": Key(
+        "epoch", "how often gamma acts", ("epoch", "step"), only_if=("loss.weighting", ("decaying",))
+    ),
+    "loss.label_smoothing": Key(0.0, "e: binary labels become y (1 - e) + e / 2", by="task", low=0, below=1),
+    "loss.positive_weight": Key(1.0, "weight of a binary task's positive rows", by="task", above=0),
     # Optimizer: Adam.
     "optimizer.learning_rate": Key(1e-3, "its peak", above=0),
     "optimizer.schedule": Key("constant", "of the learning rate after the warm-up", ("constant", *_DECAYING)),
@@ -86,7 +194,13 @@ KEYS: dict[str, Key] = {
         0.0, "of the peak, where the cosine ends", low=0, high=1, only_if=("optimizer.schedule", ("cosine",))
     ),
     "optimizer.clip_norm": Key(10.0, "global norm to which gradients are scaled down; 0 never does", low=0),
-    "optimizer.l2": Key(1e-6, "pulls tables to 0 by l2 / 2 * ||table||^2; sparse: only the batch's rows", low=0),
+    "optimizer.l2": Key(
+        1e-6,
+        "pulls tables to 0 by l2 / 2 * ||table||^2 (sparse: only the batch's rows), or by table: shared:1e-5,task:1e-6",
+        by="table",
+        low=0,
+    ),
+    "optimizer.network_l2": Key(0.0, "the same of the network's weights", low=0),
     "optimizer.tables": Key(
         "sparse", "Adam of the tables: dense moves every row, sparse the batch's", ("dense", "sparse")
     ),
@@ -121,7 +235,8 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
         for group in groups:
             node = node.setdefault(group, {})
         node[name] = value
-    return ml_collections.ConfigDict(tree).lock()
+    # Not type-safe: a mapping may stand for a number. stem_tf.configs.checked() sees to the types.
+    return ml_collections.ConfigDict(tree, type_safe=False).lock()
 
 
 def describe() -> str:

@@ -156,8 +156,8 @@ class Embeddings(tf.keras.layers.Layer):
       features: the schema's features.
       num_ids: rows of each feature that is looked up by id.
       dim: D of features that name no width of their own.
-      specific: names of the tables beside ``shared``.
-      specific_features: names of the features that have those tables.
+      tables: names of the tables that the network reads; without ``shared`` among them every feature has all.
+      specific: names of the features that have all ``tables``; the others have the shared one only.
       init_std: see :class:`PackedTable`.
     """
 
@@ -166,20 +166,20 @@ class Embeddings(tf.keras.layers.Layer):
         features: Sequence[Feature],
         num_ids: Mapping[str, int],
         dim: int,
-        specific: Sequence[str],
-        specific_features: Sequence[str],
+        tables: Sequence[str],
+        specific: Collection[str],
         init_std: float = 1e-4,
         **kwargs: object,
     ) -> None:
         super().__init__(dtype="float32", autocast=False, **kwargs)
-        self.tables = (*specific, SHARED)
+        self.tables = tuple(tables)
         groups: dict[tuple[int, tuple[str, ...]], list[Feature]] = {}
         for feature in features:
-            tables = self.tables if feature.name in specific_features else (SHARED,)
-            groups.setdefault((feature.dim or dim, tables), []).append(feature)
+            own = self.tables if SHARED not in self.tables or feature.name in specific else (SHARED,)
+            groups.setdefault((feature.dim or dim, own), []).append(feature)
         self.groups = [
-            PackedTable(members, num_ids, width, tables, init_std, name=f"packed_{i}")
-            for i, ((width, tables), members) in enumerate(groups.items())
+            PackedTable(members, num_ids, width, own, init_std, name=f"packed_{i}")
+            for i, ((width, own), members) in enumerate(groups.items())
         ]
 
     def read(self, inputs: Mapping[str, tf.Tensor]) -> list[Rows | None]:
@@ -194,7 +194,8 @@ class Embeddings(tf.keras.layers.Layer):
         rows = self.read(inputs) if rows is None else rows
         parts = [group(inputs, r) for group, r in zip(self.groups, rows, strict=True)]
         return {
-            name: tf.concat([part.get(name, part[SHARED]) for part in parts if part], axis=1) for name in self.tables
+            name: tf.concat([part[name if name in part else SHARED] for part in parts if part], axis=1)
+            for name in self.tables
         }
 
     def columns(self, features: Collection[str]) -> list[int]:

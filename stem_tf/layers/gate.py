@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
 
 from stem_tf.layers.mlp import MLP
+from stem_tf.layers.sides import Sides
+
+_observers: list[list[tuple[Gate, tf.Tensor]]] = []
+
+
+@contextlib.contextmanager
+def observe() -> Iterator[list[tuple[Gate, tf.Tensor]]]:
+    """Collects (gate, its weights ``[B, E]``) of every gate that is called inside, in a graph as well as eagerly."""
+    seen: list[tuple[Gate, tf.Tensor]] = []
+    _observers.append(seen)
+    try:
+        yield seen
+    finally:
+        _observers.remove(seen)
 
 
 class Gate(tf.keras.layers.Layer):
-    """``softmax(MLP(x))`` over E experts (STEM Eq. 5). Shapes: ``[B, D]`` -> ``[B, E]``, float32 under any precision
-    policy.
+    """``softmax(MLP(x))`` over E experts (STEM Eq. 5, PLE Eq. 3). Shapes: ``[B, D]`` -> ``[B, E]``, float32 under any
+    precision policy.
 
     Args:
-      experts: E.
-      units: hidden widths; the STEM paper's Eq. 5 has none, its settings and its release [128, 64].
+      reader: who reads the mixture, a task or ``shared``.
+      experts: E names, in the order of the mixture.
+      units: hidden widths; the papers' equations have none, the STEM paper's settings and its release [128, 64].
+      bias: in its linear layers; PLE Eq. 3 and STEM Eq. 5 have none, the release has.
+      level: which of the model's levels it belongs to, from 0.
       dropout, batch_norm: as in :class:`MLP`.
     """
 
     def __init__(
-        self, experts: int, units: Sequence[int] = (), dropout: float = 0.0, batch_norm: bool = False, **kwargs: object
+        self,
+        reader: str,
+        experts: Sequence[str],
+        units: Sequence[int] = (),
+        bias: bool = True,
+        level: int = 0,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
-        self.mlp = MLP(units, out=experts, dropout=dropout, batch_norm=batch_norm, out_dtype="float32")
+        self.reader, self.experts, self.level = reader, tuple(experts), level
+        self.mlp = MLP(units, out=len(experts), dropout=dropout, batch_norm=batch_norm, bias=bias, out_dtype="float32")
 
-    def call(self, x: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
-        return tf.nn.softmax(self.mlp(x, training=training, seed=seed))
+    def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
+        weights = tf.nn.softmax(self.mlp(x, training=training, seed=seed))
+        for seen in _observers:
+            seen.append((self, weights))
+        return weights
 
 
 def mixture(weights: tf.Tensor, groups: Sequence[tf.Tensor]) -> tf.Tensor:

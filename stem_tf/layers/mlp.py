@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -21,11 +22,13 @@ class Linear(tf.keras.layers.Layer):
     Args:
       units: H.
       count: K, or None for a single one without the leading axis.
+      bias: False leaves b out.
     """
 
-    def __init__(self, units: int, count: int | None = None, **kwargs: object) -> None:
+    def __init__(self, units: int, count: int | None = None, bias: bool = True, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.units, self.count = units, count
+        self.units, self.count, self.use_bias = units, count, bias
+        self.bias: Any = 0.0
 
     def build(self, shape: tf.TensorShape) -> None:
         width = shape[-1]
@@ -33,7 +36,8 @@ class Linear(tf.keras.layers.Layer):
         # Glorot's fans of one matrix: the leading axis of a batched kernel is no fan.
         xavier = normal((2.0 / (width + self.units)) ** 0.5)
         self.kernel = self.add_weight("kernel", (*lead, width, self.units), initializer=xavier)
-        self.bias = self.add_weight("bias", (*lead, 1, self.units) if lead else (self.units,), initializer="zeros")
+        if self.use_bias:
+            self.bias = self.add_weight("bias", (*lead, 1, self.units) if lead else (self.units,), initializer="zeros")
         super().build(shape)
 
     def call(self, x: tf.Tensor | Sides) -> tf.Tensor:
@@ -67,6 +71,7 @@ class MLP(tf.keras.layers.Layer):
       count: K, or None.
       dropout: rate after every hidden layer.
       batch_norm: normalises every hidden layer before its activation.
+      bias: False leaves the biases of all layers out.
       out_dtype: dtype of the last linear layer; ``float32`` keeps scores exact under mixed bfloat16.
     """
 
@@ -77,6 +82,7 @@ class MLP(tf.keras.layers.Layer):
         count: int | None = None,
         dropout: float = 0.0,
         batch_norm: bool = False,
+        bias: bool = True,
         out_dtype: str | None = None,
         **kwargs: object,
     ) -> None:
@@ -85,9 +91,9 @@ class MLP(tf.keras.layers.Layer):
             raise ValueError("an MLP needs at least one of units and out; received units=[] and out=None")
         self.dropout, self.batch_norm = dropout, batch_norm
         self.hidden = len(units)
-        self.linears = [Linear(n, count) for n in units]
+        self.linears = [Linear(n, count, bias) for n in units]
         if out is not None:
-            self.linears.append(Linear(out, count, dtype=out_dtype))
+            self.linears.append(Linear(out, count, bias, dtype=out_dtype))
         # One set of statistics per expert and unit: every axis but the batch's.
         axes = -1 if count is None else [0, 2]
         self.norms = [tf.keras.layers.BatchNormalization(axis=axes) for _ in units if batch_norm]

@@ -27,3 +27,18 @@ class Sides(NamedTuple):
     def __add__(self, other: Sides) -> Sides:  # type: ignore[override]
         """The sum of two embeddings of the same features, as h_t + h_S in a gate."""
         return self._replace(once=self.once + other.once, each=self.each + other.each)
+
+    def __truediv__(self, number: float) -> Sides:
+        return self._replace(once=self.once / number, each=self.each / number)
+
+    def joined(self) -> tf.Tensor:
+        """``[B * N, D]``, for what is not linear in its input."""
+        requests, rows = tf.shape(self.once)[0], tf.shape(self.each)[0]
+        once = tf.repeat(self.once, rows // tf.maximum(requests, 1), axis=0)
+        order = tf.argsort(tf.concat([self.once_columns, self.each_columns], axis=0))
+        return tf.gather(tf.concat([once, self.each], axis=1), order, axis=1)
+
+
+def joined(x: tf.Tensor | Sides) -> tf.Tensor:
+    """``x`` as one tensor."""
+    return x.joined() if isinstance(x, Sides) else x

@@ -10,11 +10,16 @@ from typing import Any
 
 import tensorflow as tf
 
+from pipelines.errors import UserError
 from pipelines.manifest import Manifest
+from pipelines.schema import Schema
+from stem_tf import configs
 from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
-from stem_tf.models.base import RankingModel
-from stem_tf.models.stem_net import STEMConfig, STEMNet, task_table
+from stem_tf.losses import Weighting
+from stem_tf.models.base import RankingModel, Training
+from stem_tf.models.network import Network, Parts
+from stem_tf.models.stem_net import STEMNet
 from stem_tf.optimizers import Schedule
 
 
@@ -29,54 +34,99 @@ def precision(policy: str) -> Iterator[None]:
         tf.keras.mixed_precision.set_global_policy(before)
 
 
+NETWORKS: dict[str, type[Network]] = {
+    "stem_net": STEMNet,
+}
+
+
 def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingModel:
     """The model of ``config.model`` for the features and tasks of ``manifest``, compiled for training.
 
-    Call it inside the scope of the strategy that is to train it. Keys read: ``seed``, ``model``, ``optimizer``,
-    ``train.precision`` and ``train.steps_per_execution``. ``training=False`` leaves out the optimizers and their slots,
-    which are twice the tables.
+    Call it inside the scope of the strategy that is to train it. Keys read: ``seed``, ``model``, ``loss``,
+    ``optimizer``, ``train.precision`` and ``train.steps_per_execution``. ``training=False`` leaves out the optimizers
+    and their slots, which are twice the tables.
+
+    Raises:
+      UserError: a task or feature that the config names and the data has not, or a model that does not fit the data.
     """
     schema, options = manifest.schema, config.model
+    configs.check_names(config, schema.task_names, [feature.name for feature in schema.features])
     constants = {f.name: manifest.constants(f.name) for f in schema.features if f.kind == "numeric"}
     num_ids = {
         f.name: manifest.num_ids(f.name)
         for f in schema.features
         if f.kind in ("categorical", "multivalent") or f.bucketised
     }
-    names = {field.name for field in dataclasses.fields(STEMConfig)}
-    hyper: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in options.items() if key in names
-    }
-
     random.seed(config.seed)  # of the initial weights: see stem_tf.layers.initializers
-    embeddings = Embeddings(
-        schema.features,
-        num_ids,
-        options.dim,
-        specific=[task_table(task) for task in schema.task_names],
-        specific_features=[feature.name for feature in schema.task_features],
-        init_std=options.init_std,
-    )
     with precision(config.train.precision):
-        network = STEMNet(schema.task_names, STEMConfig(**hyper))
-    model = RankingModel(schema.tasks, InputTransform(schema.features, constants), embeddings, network)
+        network = build_network(config, schema)
+    embeddings = Embeddings(
+        schema.features, num_ids, options.dim, network.tables, _specific(config, schema), options.init_std
+    )
+    inputs = InputTransform(schema.features, constants)
+    model = RankingModel(schema.tasks, inputs, embeddings, network, options.embedding_dropout)
     model.build_weights()
     if training:
-        optimizer = config.optimizer
-        model.prepare_training(
-            Schedule(
-                optimizer.learning_rate,
-                optimizer.schedule,
-                warmup_steps=optimizer.warmup_steps,
-                decay_steps=optimizer.decay_steps,
-                decay_rate=optimizer.decay_rate,
-                final_fraction=optimizer.final_fraction,
-            ),
-            table_optimizer=optimizer.tables,
-            l2=optimizer.l2,
-            clip_norm=optimizer.clip_norm,
-            seed=config.seed,
-        )
+        model.prepare_training(_training(config, schema))
     # The model trains itself in train_step: Keras is given no optimizer and no loss.
     model.compile(optimizer=[], steps_per_execution=config.train.steps_per_execution)
     return model
+
+
+def build_network(config: Any, schema: Schema) -> Network:
+    """The network of ``config.model``: its class with the keys that this model has."""
+    options, name = config.model, config.model.name
+    parts = {field.name: options[field.name] for field in dataclasses.fields(Parts) if field.name != "fields"}
+    widths = {feature.dim or options.dim for feature in schema.features}
+    if options.expert in ("fwfm", "nfwfm") and len(widths) > 1:
+        raise UserError(
+            f"config.model.expert={options.expert} multiplies embeddings of pairs of features, which should be of one "
+            f"width, but the schema's are {', '.join(map(str, sorted(widths)))}"
+        )
+    hyper = {key: configs.plain(options[key]) for key in configs.network_keys(name) if key not in parts}
+    if "layers" in hyper:
+        hyper["layers"] = configs.depth(config)
+    return NETWORKS[name](schema.task_names, Parts(**parts, fields=len(schema.features)), **hyper)
+
+
+def _specific(config: Any, schema: Schema) -> list[str]:
+    """The F of STEM-Net-(F): names of the features that have a table for each task."""
+    chosen: Any = configs.task_features(config) or config.model.task_features
+    if chosen != "schema":
+        schema = dataclasses.replace(schema, task_tables=chosen)
+    return [feature.name for feature in schema.task_features]
+
+
+def _training(config: Any, schema: Schema) -> Training:
+    optimizer, loss = config.optimizer, config.loss
+
+    def by_task(value: Any, default: float) -> dict[str, float]:
+        return {task: configs.of_task(value, task, default) for task in schema.task_names}
+
+    weights = by_task(loss.weights, 1.0)
+    weighting = Weighting(
+        schema.tasks,
+        [task.weight * weights[task.name] for task in schema.tasks],
+        loss.weighting,
+        list(by_task(loss.gamma, 1.0).values()),
+        loss.gamma_per,
+    )
+    schedule = Schedule(
+        optimizer.learning_rate,
+        optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        decay_steps=optimizer.decay_steps,
+        decay_rate=optimizer.decay_rate,
+        final_fraction=optimizer.final_fraction,
+    )
+    return Training(
+        schedule,
+        tables=optimizer.tables,
+        l2=configs.plain(optimizer.l2),
+        network_l2=optimizer.network_l2,
+        clip_norm=optimizer.clip_norm,
+        seed=config.seed,
+        weighting=weighting,
+        label_smoothing=by_task(loss.label_smoothing, 0.0),
+        positive_weight=by_task(loss.positive_weight, 1.0),
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
@@ -11,10 +13,46 @@ import tensorflow_recommenders as tfrs
 from pipelines.schema import Task
 from stem_tf.layers.embedding import Embeddings, Rows
 from stem_tf.layers.inputs import InputTransform
-from stem_tf.losses import TaskLoss, score
+from stem_tf.layers.mlp import dropout
+from stem_tf.layers.seeds import seeds
+from stem_tf.losses import TaskLoss, Weighting, score
+from stem_tf.models.network import Network
 from stem_tf.optimizers import TABLE_OPTIMIZERS, Adam, Rate, Schedule, gather_rows
 
 Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained.
+
+    Attributes:
+      schedule: learning rate by step, for network and tables.
+      tables: a key of :data:`stem_tf.optimizers.TABLE_OPTIMIZERS`.
+      l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``; one number, or by table: its
+        name, or what stands before the colon in it (``task``, ``expert``).
+      network_l2: the same for the network's weights.
+      clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
+      seed: keys the dropout masks, with the step.
+      weighting: adds up the tasks' losses; by the schema's weights when None.
+      label_smoothing, positive_weight: of :class:`TaskLoss`, by task.
+    """
+
+    schedule: Schedule
+    tables: str = "sparse"
+    l2: float | Mapping[str, float] = 0.0
+    network_l2: float = 0.0
+    clip_norm: float = 0.0
+    seed: int = 0
+    weighting: Weighting | None = None
+    label_smoothing: Mapping[str, float] = field(default_factory=dict)
+    positive_weight: Mapping[str, float] = field(default_factory=dict)
+
+    def l2_of(self, table: str) -> float:
+        """Of one table."""
+        if not isinstance(self.l2, Mapping):
+            return self.l2
+        return self.l2.get(table, self.l2.get(table.partition(":")[0], 0.0))
 
 
 class RankingModel(tfrs.Model):
@@ -25,6 +63,7 @@ class RankingModel(tfrs.Model):
 
         rows = embeddings.read(inputs)
         loss = sum_t weight_t * sum_i in space_t loss_t(i) / |space_t|          (PLE Eq. 8 and 9; 0 for an empty space)
+               + the network's own penalty, where it has one
         network, rows <- Adam(gradient clipped to a global norm)
 
     What it does not do: it has no ``compile`` with Keras losses or optimizers, and no ``add_loss``.
@@ -33,20 +72,28 @@ class RankingModel(tfrs.Model):
       tasks: of the schema, in its order.
       inputs: numeric transforms.
       embeddings: packed tables.
-      network: Keras layer ``({table: [B, D]}, training, seed) -> {task: [B]}``.
+      network: of flat embeddings.
+      embedding_dropout: rate on the flat embeddings in training.
     """
 
     def __init__(
-        self, tasks: tuple[Task, ...], inputs: InputTransform, embeddings: Embeddings, network: tf.keras.layers.Layer
+        self,
+        tasks: tuple[Task, ...],
+        inputs: InputTransform,
+        embeddings: Embeddings,
+        network: Network,
+        embedding_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         # Every replica reports the losses of the global batch; by default Keras would add them up.
         self.distribute_reduction_method = "first"
         self.tasks = tasks
         self.inputs, self.embeddings, self.network = inputs, embeddings, network
-        self.task_losses = {task.name: TaskLoss(task) for task in tasks}
+        self.embedding_dropout = embedding_dropout
+        self.loss_mean = tf.keras.metrics.Mean(name="loss")
         self.loss_means = {task.name: tf.keras.metrics.Mean(name=f"loss_{task.name}") for task in tasks}
         self.global_step = _counter("global_step", 0, tf.int64)
+        self.epoch = _counter("epoch", 0, tf.int64)
         self.first_bad_step = _counter("first_bad_step", -1, tf.int64)
         self.first_bad_task = _counter("first_bad_task", -1, tf.int32)
 
@@ -54,23 +101,40 @@ class RankingModel(tfrs.Model):
         """Creates the network's weights without a batch; call inside the strategy's scope."""
         self.network({name: tf.zeros([1, self.embeddings.flat_width]) for name in self.embeddings.tables})
 
-    def prepare_training(
-        self, schedule: Schedule, table_optimizer: str, l2: float, clip_norm: float, seed: int
-    ) -> None:
-        """Creates the optimizers' slots and compiles; call inside the strategy's scope after the weights exist.
-
-        Args:
-          schedule: learning rate by step, for network and tables.
-          table_optimizer: a key of :data:`stem_tf.optimizers.TABLE_OPTIMIZERS`.
-          l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``.
-          clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
-          seed: keys the dropout masks, with the step.
-        """
-        self.schedule, self.l2, self.clip_norm, self.seed = schedule, l2, clip_norm, seed
-        self.network_optimizer = Adam([*self.embeddings.trainable_variables, *self.network.trainable_variables])
+    def prepare_training(self, training: Training) -> None:
+        """Creates losses and the optimizers' slots; call inside the strategy's scope after the weights exist."""
+        self.training_options, self.schedule = training, training.schedule
+        smoothing, positive = training.label_smoothing, training.positive_weight
+        self.task_losses = {
+            task.name: TaskLoss(task, smoothing.get(task.name, 0.0), positive.get(task.name, 1.0))
+            for task in self.tasks
+        }
+        self.weighting = training.weighting or Weighting(self.tasks, [task.weight for task in self.tasks])
+        self.network_optimizer = Adam(
+            [
+                *self.embeddings.trainable_variables,
+                *self.network.trainable_variables,
+                *self.weighting.trainable_variables,
+            ]
+        )
         self.table_optimizers = [
-            TABLE_OPTIMIZERS[table_optimizer](group.table, l2) for group in self.embeddings.groups if group.rows
+            TABLE_OPTIMIZERS[training.tables](group.table, self._l2(group.tables))
+            for group in self.embeddings.groups
+            if group.rows
         ]
+        self._l2_of_variables = [
+            *(self._l2(group.tables) for group in self.embeddings.groups for _ in group.trainable_variables),
+            *[training.network_l2 for _ in self.network.trainable_variables],
+            *[0.0 for _ in self.weighting.trainable_variables],
+        ]
+
+    def _l2(self, tables: tuple[str, ...]) -> float | tf.Tensor:
+        """L2 of a group with these tables: one number, or one a column ``[W]``."""
+        by_table = [self.training_options.l2_of(table) for table in tables]
+        if len(set(by_table)) == 1:
+            return by_table[0]
+        width = next(group.width for group in self.embeddings.groups if group.tables == tables)
+        return tf.repeat(tf.constant(by_table), width // len(tables))
 
     @property
     def weight_parts(self) -> dict[str, tf.keras.layers.Layer]:
@@ -79,7 +143,7 @@ class RankingModel(tfrs.Model):
 
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:
-        return list(self.loss_means.values())
+        return [self.loss_mean, *self.loss_means.values()]
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
         """Outputs by task, ``[B]`` float32: logits, or values for regressions."""
@@ -89,12 +153,32 @@ class RankingModel(tfrs.Model):
     def forward(
         self, inputs: Mapping[str, tf.Tensor], rows: list[Rows | None], training: bool, seed: tf.Tensor | None = None
     ) -> dict[str, tf.Tensor]:
-        return self.network(self.embeddings(inputs, rows), training=training, seed=seed)
+        embedded = self.embeddings(inputs, rows)
+        if training and self.embedding_dropout:
+            network_seed, *table_seeds = itertools.islice(seeds(seed), 1 + len(embedded))
+            embedded = {
+                table: dropout(h, self.embedding_dropout, table_seed)
+                for (table, h), table_seed in zip(embedded.items(), table_seeds, strict=True)
+            }
+            seed = network_seed
+        return self.network(embedded, training=training, seed=seed)
 
     def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
-        """The weighted sum of the tasks' mean losses over a batch; what :class:`tfrs.Model` asks of a model."""
-        losses = self.mean_losses(inputs, self(inputs["features"], training=training), _spaces(inputs["weights"]))
-        return tf.add_n([task.weight * loss for task, loss in zip(self.tasks, tf.unstack(losses), strict=True)])
+        """The loss of a batch, L2 apart; what :class:`tfrs.Model` asks of a model."""
+        outputs, spaces = self(inputs["features"], training=training), _spaces(inputs["weights"])
+        return self._total(inputs, outputs, self.mean_losses(inputs, outputs, spaces), spaces)
+
+    def _total(
+        self,
+        batch: Batch,
+        outputs: dict[str, tf.Tensor],
+        losses: tf.Tensor,
+        spaces: Mapping[str, tf.Tensor],
+        share: float = 1.0,
+    ) -> tf.Tensor:
+        """What is differentiated; ``share`` is this replica's of what no row has a part in."""
+        total = self.weighting(losses, self.global_step, self.epoch, share)
+        return total + self.network.penalty(outputs, batch["weights"], spaces, share)
 
     def mean_losses(self, batch: Batch, outputs: Mapping[str, tf.Tensor], spaces: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Losses by task ``[T]``; ``spaces`` are the sizes of the tasks' spaces over all replicas."""
@@ -112,11 +196,10 @@ class RankingModel(tfrs.Model):
     def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
         context = tf.distribute.get_replica_context()
         step = tf.identity(self.global_step)
-        seed = tf.stack([tf.cast(step, tf.int32), self.seed])
+        seed = tf.stack([tf.cast(step, tf.int32), self.training_options.seed])
         if context.num_replicas_in_sync > 1:
             seed = tf.random.experimental.stateless_fold_in(seed, context.replica_id_in_sync_group)
         spaces = context.all_reduce(tf.distribute.ReduceOp.SUM, _spaces(data["weights"]))
-        task_weights = tf.constant([task.weight for task in self.tasks])
 
         inputs = self.inputs(data["features"])
         rows = self.embeddings.read(inputs)
@@ -126,23 +209,23 @@ class RankingModel(tfrs.Model):
             tape.watch([r.values for r in read])
             outputs = self.forward(inputs, rows, training=True, seed=seed)
             losses = self.mean_losses(data, outputs, spaces)
-            loss = tf.reduce_sum(task_weights * losses)
+            loss = self._total(data, outputs, losses, spaces, 1.0 / context.num_replicas_in_sync)
         gradients, row_gradients = tape.gradient(
             loss, [variables, [r.values for r in read]], unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        gradients, losses = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients, losses])
+        gradients, losses, loss = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients, losses, loss])
 
-        regularised = len(self.embeddings.trainable_variables)
         gradients = [
-            g + self.l2 * v if i < regularised else g for i, (g, v) in enumerate(zip(gradients, variables, strict=True))
+            g if isinstance(l2, float) and not l2 else g + l2 * v
+            for g, v, l2 in zip(gradients, variables, self._l2_of_variables, strict=True)
         ]
         table_gradients = [
             optimizer.gradient(*gather_rows(r.ids, tf.convert_to_tensor(g), r.inverse.shape[0]))
             for optimizer, r, g in zip(self.table_optimizers, read, row_gradients, strict=True)
         ]
         norm = tf.linalg.global_norm([*gradients, *(g.values for g in table_gradients)])
-        if self.clip_norm:
-            scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
+        if clip_norm := self.training_options.clip_norm:
+            scale = clip_norm / tf.maximum(norm, clip_norm)
             gradients = [g * scale for g in gradients]
             table_gradients = [g._replace(values=g.values * scale) for g in table_gradients]
 
@@ -152,7 +235,7 @@ class RankingModel(tfrs.Model):
             optimizer.apply(gradient, rate)
         self._note_bad(step, losses, norm)
         self.global_step.assign_add(1)
-        return self._log(losses)
+        return self._log(loss, losses)
 
     def _note_bad(self, step: tf.Tensor, losses: tf.Tensor, norm: tf.Tensor) -> None:
         """Keeps the first step whose loss or gradient norm is not finite, and the task (-1: only the gradient is)."""
@@ -162,16 +245,17 @@ class RankingModel(tfrs.Model):
         self.first_bad_task.assign(tf.where(first, task, self.first_bad_task))
         self.first_bad_step.assign(tf.where(first, step, self.first_bad_step))
 
-    def _log(self, losses: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Means over the epoch so far of the tasks' losses and of their weighted sum."""
-        by_task = dict(zip(self.loss_means, tf.unstack(losses), strict=True))
-        for name, loss in by_task.items():
-            self.loss_means[name].update_state(loss)
-        means = {name: mean.result() for name, mean in self.loss_means.items()}
-        return {
-            "loss": tf.add_n([task.weight * means[task.name] for task in self.tasks]),
-            **{f"loss/{name}": mean for name, mean in means.items()},
-        }
+    def _log(self, loss: tf.Tensor, losses: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Means over the epoch so far of the loss and of the tasks' own; weights that change, as they are."""
+        self.loss_mean.update_state(loss)
+        for mean, task_loss in zip(self.loss_means.values(), tf.unstack(losses), strict=True):
+            mean.update_state(task_loss)
+        logs = {"loss": self.loss_mean.result()}
+        logs |= {f"loss/{name}": mean.result() for name, mean in self.loss_means.items()}
+        if self.weighting.kind != "static":
+            weights = tf.unstack(self.weighting.weights(self.global_step, self.epoch))
+            logs |= {f"weight/{task.name}": weight for task, weight in zip(self.tasks, weights, strict=True)}
+        return logs
 
     @tf.autograph.experimental.do_not_convert
     def predict_step(self, data: Batch) -> dict[str, Any]:

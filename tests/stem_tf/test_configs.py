@@ -53,7 +53,7 @@ def test_overrides_take_the_type_of_the_default() -> None:
         ("model.dim=True", "config.model.dim should be a whole number, but is True"),
         ("model.expert_units=8,a", "should be whole numbers, as in 256,128"),
         ("model.expert_units=", "config.model.expert_units should name at least one layer"),
-        ("optimizer.l2=small", "--config.optimizer.l2 should be a number, but is 'small'"),
+        ("optimizer.l2=small", "--config.optimizer.l2 should be a number, or table:1e-06,..., but is 'small'"),
         ("model.dropout=1", "config.model.dropout should be less than 1, but is 1"),
         ("model.dropout=nan", "config.model.dropout should be at least 0, but is nan"),
         ("optimizer.learning_rate=0", "should be more than 0"),
@@ -90,7 +90,7 @@ def test_experiments_by_name_or_path(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("def get_config():\n    return {'model': {'dim': 5}, 'seed': 7}\n")
     config = configs.load(str(mine))
-    assert (config.model.dim, config.seed, config.model.layers) == (5, 7, 1)
+    assert (config.model.dim, config.seed, config.model.layers) == (5, 7, 0)
 
     mine.write_text("def get_config():\n    return {'model': {'dmi': 5}}\n")
     with pytest.raises(UserError, match=r"mine.py: the config has no key 'model.dmi'; did you mean 'model.dim'\?"):

@@ -22,7 +22,7 @@ IMAGE = Feature("image", "dense", "item", "image", "float32", length=2)
 
 
 def test_packed_row_holds_every_table() -> None:
-    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a"], ["user", "item"])
+    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a", SHARED], ["user", "item"])
     (group,) = embeddings.groups
     group.table.assign(tf.reshape(tf.range(28.0), [7, 4]))  # row r: [4r, 4r+1 | 4r+2, 4r+3]
     h = embeddings({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
@@ -31,7 +31,7 @@ def test_packed_row_holds_every_table() -> None:
 
 
 def test_one_read_of_distinct_rows() -> None:
-    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a"], ["user", "item"])
+    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a", SHARED], ["user", "item"])
     (rows,) = embeddings.read({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
     assert rows is not None
     np.testing.assert_array_equal(rows.ids, [1, 6, 3, 4])
@@ -39,7 +39,7 @@ def test_one_read_of_distinct_rows() -> None:
 
 
 def test_a_feature_outside_f_stands_with_its_shared_embedding() -> None:
-    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a"], ["user"])
+    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a", SHARED], ["user"])
     assert [group.width for group in embeddings.groups] == [4, 2]
     h = embeddings({"user": tf.constant([1]), "item": tf.constant([2])})
     np.testing.assert_array_equal(h["task:a"][:, 2:], h[SHARED][:, 2:])
@@ -48,7 +48,7 @@ def test_a_feature_outside_f_stands_with_its_shared_embedding() -> None:
 
 def test_features_of_several_widths() -> None:
     wide = Feature("wide", "categorical", "user", "wide", "int64", dim=5)
-    embeddings = Embeddings((USER, wide), {"user": 4, "wide": 3}, 2, ["task:a"], ["user", "wide"])
+    embeddings = Embeddings((USER, wide), {"user": 4, "wide": 3}, 2, ["task:a", SHARED], ["user", "wide"])
     h = embeddings({"user": tf.constant([1]), "wide": tf.constant([2])})
     assert {table: tuple(e.shape) for table, e in h.items()} == {"task:a": (1, 7), SHARED: (1, 7)}
 
@@ -56,14 +56,14 @@ def test_features_of_several_widths() -> None:
 @pytest.mark.parametrize(("pooling", "expected"), [("sum", [[3.0], [5.0], [0.0]]), ("mean", [[1.5], [5.0], [0.0]])])
 def test_multivalent_pooling_skips_padding(pooling: str, expected: list) -> None:
     tags = Feature("tags", "multivalent", "item", "tags", "string", max_length=2, pooling=pooling)  # type: ignore[arg-type]
-    embeddings = Embeddings((tags,), {"tags": 4}, 1, [], [])
+    embeddings = Embeddings((tags,), {"tags": 4}, 1, [SHARED], [])
     embeddings.groups[0].table.assign([[100.0], [1.0], [2.0], [5.0]])
     h = embeddings({"tags": tf.constant([[1, 2], [3, 0], [0, 0]])})
     np.testing.assert_allclose(h[SHARED], expected)
 
 
 def test_numeric_and_dense_features_are_values_times_learned_vectors() -> None:
-    embeddings = Embeddings((LENGTH, IMAGE, USER), {"user": 3}, 2, ["task:a"], ["length", "image", "user"])
+    embeddings = Embeddings((LENGTH, IMAGE, USER), {"user": 3}, 2, ["task:a", SHARED], ["length", "image", "user"])
     (group,) = embeddings.groups
     group.numeric_kernel.assign([[1.0, 2.0, 3.0, 4.0]])
     group.dense_kernels[0].assign([[1.0, 0.0, 2.0, 0.0], [0.0, 1.0, 0.0, 2.0]])
@@ -102,7 +102,7 @@ def test_a_missing_dense_vector_is_zero() -> None:
 def test_transforms_stay_float32_under_bfloat16() -> None:
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        layers = InputTransform((LENGTH,), {"length": Constants()}), Embeddings((LENGTH,), {}, 2, [], [])
+        layers = InputTransform((LENGTH,), {"length": Constants()}), Embeddings((LENGTH,), {}, 2, [SHARED], [])
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     assert layers[1](layers[0]({"length": tf.constant([1.0])}))[SHARED].dtype == tf.float32
@@ -144,7 +144,7 @@ def test_xavier_of_a_batched_kernel_is_that_of_one_matrix() -> None:
 
 
 def test_gate_is_a_distribution() -> None:
-    weights = Gate(4, [3])(tf.random.Generator.from_seed(0).normal([6, 5]))
+    weights = Gate("a", ["a", "b 1", "b 2", "shared"], [3])(tf.random.Generator.from_seed(0).normal([6, 5]))
     np.testing.assert_allclose(tf.reduce_sum(weights, axis=1), np.ones(6), rtol=1e-6)
 
 
@@ -156,7 +156,7 @@ def test_mixture_by_hand() -> None:
 
 def test_a_side_alone_is_its_columns_of_the_whole() -> None:
     features = (LENGTH, ITEM, TAGS, IMAGE, USER)
-    embeddings = Embeddings(features, {"user": 4, "item": 3, "tags": 5}, 2, ["task:a"], ["user", "length"])
+    embeddings = Embeddings(features, {"user": 4, "item": 3, "tags": 5}, 2, ["task:a", SHARED], ["user", "length"])
     inputs = {
         "user": tf.constant([1, 3]),
         "item": tf.constant([2, 0]),

@@ -12,8 +12,9 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
-from stem_tf.models.base import RankingModel
-from stem_tf.models.stem_net import STEMConfig, STEMNet
+from stem_tf.models.base import RankingModel, Training
+from stem_tf.models.network import Parts
+from stem_tf.models.stem_net import STEMNet
 from stem_tf.optimizers import DenseTableAdam, Rate, Schedule, SparseTableAdam
 
 FEATURES = tuple(Feature(name, "categorical", "user", name, "int64") for name in ("user", "item"))
@@ -69,11 +70,11 @@ def test_unknown_schedule() -> None:
 
 def model(tables: str, clip_norm: float = 0.0, l2: float = 1e-3, schedule: Schedule | None = None) -> RankingModel:
     random.seed(0)
-    embeddings = Embeddings(FEATURES, {"user": 20, "item": 30}, 3, ["task:click", "task:time"], ["user"], init_std=0.1)
-    network = STEMNet(["click", "time"], STEMConfig(1, 1, (8,), (4,), tower_units=(4,)))
+    network = STEMNet(["click", "time"], Parts(expert_units=(8,), gate_units=(4,), tower_units=(4,)))
+    embeddings = Embeddings(FEATURES, {"user": 20, "item": 30}, 3, network.tables, ["user"], init_std=0.1)
     made = RankingModel(TASKS, InputTransform(FEATURES, {}), embeddings, network)
     made.build_weights()
-    made.prepare_training(schedule or Schedule(0.01), tables, l2, clip_norm, seed=0)
+    made.prepare_training(Training(schedule or Schedule(0.01), tables, l2, clip_norm=clip_norm))
     return made
 
 

@@ -1,8 +1,9 @@
-"""STEM-Net against exact numbers of the authors' released PyTorch code (tests/data/parity)."""
+"""The models against exact numbers of the STEM authors' released PyTorch code (tests/data/parity)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import MLP
-from stem_tf.models.base import RankingModel
-from stem_tf.models.stem_net import STEMConfig, STEMNet, task_table
+from stem_tf.models.base import RankingModel, Training
+from stem_tf.models.network import Network, Parts
+from stem_tf.models.stem_net import STEMNet
 from stem_tf.optimizers import Schedule
 
 PARITY = Path(__file__).parent.parent / "data" / "parity"
+
+
+Pairs = list[tuple[tf.Variable, np.ndarray]]
 
 
 class Reference:
@@ -28,25 +33,19 @@ class Reference:
         self.data = np.load(PARITY / f"{name}.npz")
         meta = self.meta = json.loads(str(self.data["meta"]))
         fields = [f"f{i}" for i in range(len(meta["vocabs"]))]
-        names = [f"t{i}" for i in range(meta["tasks"])]
-        self.tables = [*map(task_table, names), "shared"]
+        names = self.names = [f"t{i}" for i in range(meta["tasks"])]
         features = tuple(Feature(f, "categorical", "context", f, "int64") for f in fields)
-        embeddings = Embeddings(
-            features, dict(zip(fields, meta["vocabs"], strict=True)), meta["dim"], self.tables[:-1], fields
+        parts = Parts(
+            expert_units=tuple(meta["experts"]), gate_units=tuple(meta["gates"]), tower_units=tuple(meta["towers"])
         )
-        config = STEMConfig(
-            task_experts=meta["k1"],
-            shared_experts=meta["k2"],
-            expert_units=tuple(meta["experts"]),
-            gate_units=tuple(meta["gates"]),
-            tower_units=tuple(meta["towers"]),
-            layers=meta["layers"],
-            released_stacking=True,
-        )
+        make, self._network_pairs = MODELS[meta["model"]]
+        network = make(names, parts, meta)
+        vocabularies = dict(zip(fields, meta["vocabs"], strict=True))
+        embeddings = Embeddings(features, vocabularies, meta["dim"], network.tables, fields)
         tasks = tuple(Task(name, Label(name)) for name in names)
-        self.model = RankingModel(tasks, InputTransform(features, {}), embeddings, STEMNet(names, config))
+        self.model = RankingModel(tasks, InputTransform(features, {}), embeddings, network)
         self.model.build_weights()
-        self.model.prepare_training(Schedule(meta["lr"]), "dense", meta["reg"], meta["clip"], seed=0)
+        self.model.prepare_training(Training(Schedule(meta["lr"]), "dense", meta["reg"], clip_norm=meta["clip"]))
         self.batch = {
             "features": {f: tf.constant(self.data["ids"][:, i], tf.int32) for i, f in enumerate(fields)},
             "labels": {n: tf.constant(self.data["labels"][:, i]) for i, n in enumerate(names)},
@@ -54,7 +53,7 @@ class Reference:
         }
         self.load("w0")
 
-    def mlp(self, mlp: MLP, which: str, *torch_names: str) -> list[tuple[tf.Variable, np.ndarray]]:
+    def mlp(self, mlp: MLP, which: str, *torch_names: str) -> Pairs:
         """Variables of ``mlp`` beside the reference's values; several torch MLPs are the experts of one group."""
         pairs = []
         for i, layer in enumerate(mlp.linears):
@@ -64,26 +63,15 @@ class Reference:
             pairs.append((layer.bias, np.stack(biases).reshape(layer.bias.shape)))
         return pairs
 
-    def pairs(self, which: str) -> list[tuple[tf.Variable, np.ndarray]]:
+    def pairs(self, which: str) -> Pairs:
         """Every variable of the model beside the reference's array ``which`` (w0, g0, w5) for it."""
-        model, tasks = self.model, range(self.meta["tasks"])
         rows = [
             self.data[f"{which}/embedding_layer.embedding_layer.embedding_layers.f{i}.weight"]
             for i in range(len(self.meta["vocabs"]))
         ]
-        pairs = [(model.embeddings.groups[0].table, np.concatenate(rows))]
-        for number, layer in enumerate(model.network.stem_layers):
-            prefix = f"stem_layers.{number}"
-            for t in tasks:
-                experts = [f"{prefix}.specific_experts.{t}.{k}" for k in range(self.meta["k1"])]
-                pairs += self.mlp(layer.experts[self.tables[t]], which, *experts)
-            pairs += self.mlp(
-                layer.experts["shared"], which, *(f"{prefix}.shared_experts.{k}" for k in range(self.meta["k2"]))
-            )
-            for t, table in enumerate(self.tables):
-                if table in layer.gates:
-                    pairs += self.mlp(layer.gates[table].mlp, which, f"{prefix}.gate.{t}")
-        for t, tower in enumerate(model.network.towers.values()):
+        pairs = [(self.model.embeddings.groups[0].table, np.concatenate(rows))]
+        pairs += self._network_pairs(self, self.model.network, which)
+        for t, tower in enumerate(self.model.network.towers.values()):
             pairs += self.mlp(tower, which, f"tower.{t}")
         return pairs
 
@@ -96,7 +84,33 @@ class Reference:
         return np.stack([scores[task.name] for task in self.model.tasks], axis=1)
 
 
-@pytest.fixture(params=["STEM", "STEM_L2"])
+def stem_net(reference: Reference, network: STEMNet, which: str) -> Pairs:
+    pairs: Pairs = []
+    for number, layer in enumerate(network.stem_layers):
+        prefix = f"stem_layers.{number}"
+        for t, table in enumerate(network.tables[:-1]):
+            experts = [f"{prefix}.specific_experts.{t}.{k}" for k in range(reference.meta["k1"])]
+            pairs += reference.mlp(layer.experts[table], which, *experts)
+        experts = [f"{prefix}.shared_experts.{k}" for k in range(reference.meta["k2"])]
+        pairs += reference.mlp(layer.experts["shared"], which, *experts)
+        for t, table in enumerate(network.tables):
+            if table in layer.gates:
+                pairs += reference.mlp(layer.gates[table].mlp, which, f"{prefix}.gate.{t}")
+    return pairs
+
+
+MODELS: dict[str, tuple[Callable[..., Network], Callable[..., Pairs]]] = {
+    "STEM": (
+        lambda names, parts, meta: STEMNet(
+            names, parts, meta["k1"], meta["k2"], layers=meta["layers"], released_stacking=True
+        ),
+        stem_net,
+    ),
+}
+"""By the model's name in the files: how to make its network, and its weights, towers apart, beside the reference's."""
+
+
+@pytest.fixture(params=sorted(path.stem for path in PARITY.glob("*.npz")))
 def reference(request: Any) -> Reference:
     return Reference(request.param)
 

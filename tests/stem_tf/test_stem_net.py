@@ -11,21 +11,17 @@ import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED
 from stem_tf.models import precision
-from stem_tf.models.stem_net import STEMConfig, STEMNet, task_table
+from stem_tf.models.network import Parts, task_table
+from stem_tf.models.stem_net import STEMNet
 
 TASKS = ("a", "b", "c")
 TABLES = (*map(task_table, TASKS), SHARED)
 
 
-def small(**options: Any) -> STEMConfig:
-    defaults: dict[str, Any] = {
-        "task_experts": 2,
-        "shared_experts": 3,
-        "expert_units": (6, 5),
-        "gate_units": (4,),
-        "tower_units": (4,),
-    }
-    return STEMConfig(**defaults | options)
+def small(tasks: tuple[str, ...] = TASKS, parts: dict[str, Any] | None = None, **options: Any) -> STEMNet:
+    """Two experts a task and three shared ones; ``parts`` and ``options`` change what they name."""
+    made = Parts(**{"expert_units": (6, 5), "gate_units": (4,), "tower_units": (4,)} | (parts or {}))
+    return STEMNet(tasks, made, **{"task_experts": 2, "shared_experts": 3} | options)
 
 
 def embedded(width: int = 5, batch: int = 7) -> dict[str, tf.Tensor]:
@@ -45,8 +41,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("gate_input", ["task+shared", "task", "shared"])
 def test_equations_3_to_6(gate_input: str) -> None:
     """One expert a group, linear gates (Eq. 5 as printed), computed with numpy."""
-    config = STEMConfig(1, 1, expert_units=(3,), gate_units=(), gate_input=gate_input, tower_units=())  # type: ignore[arg-type]
-    net = STEMNet(TASKS, config)
+    net = STEMNet(TASKS, Parts(expert_units=(3,), gate_units=(), tower_units=()), gate_input=gate_input)  # type: ignore[arg-type]
     h = embedded()
     outputs = net(h)
     layer = net.stem_layers[0]
@@ -90,7 +85,7 @@ def reach(net: STEMNet, task: str) -> tuple[dict[str, float], dict[str, float]]:
 @pytest.mark.parametrize("gate_input", ["task+shared", "task", "shared"])
 def test_a_task_trains_nothing_of_another(task: str, layers: int, gate_input: str) -> None:
     # Linear towers: a small tower whose ReLUs are all off would let nothing through.
-    for by_table in reach(STEMNet(TASKS, small(layers=layers, gate_input=gate_input, tower_units=())), task):
+    for by_table in reach(small(parts={"tower_units": ()}, layers=layers, gate_input=gate_input), task):
         for table, gradient in by_table.items():
             if table in (task_table(task), SHARED):
                 assert gradient > 0.0, table
@@ -99,12 +94,12 @@ def test_a_task_trains_nothing_of_another(task: str, layers: int, gate_input: st
 
 
 def test_released_stacking_leaks() -> None:
-    tables, _ = reach(STEMNet(TASKS, small(layers=2, released_stacking=True)), "a")
+    tables, _ = reach(small(layers=2, released_stacking=True), "a")
     assert tables["task:b"] > 0.0
 
 
 def test_without_stop_gradient_everything_is_reached() -> None:
-    for by_table in reach(STEMNet(TASKS, small(stop_gradient=False)), "a"):
+    for by_table in reach(small(stop_gradient=False), "a"):
         assert all(gradient > 0.0 for gradient in by_table.values())
 
 
@@ -112,14 +107,14 @@ def test_stop_gradient_changes_no_value() -> None:
     h, nets = embedded(), []
     for stop in (True, False):
         random.seed(3)
-        nets.append(STEMNet(TASKS, small(stop_gradient=stop))(h))
+        nets.append(small(stop_gradient=stop)(h))
     for task in TASKS:
         np.testing.assert_array_equal(nets[0][task], nets[1][task])
 
 
 def test_each_expert_enters_a_mixture_once() -> None:
     """With every expert's output at 1, a convex mixture is 1: nothing is counted twice or left out."""
-    net = STEMNet(TASKS, small(tower_units=()))
+    net = small(parts={"tower_units": ()})
     h = embedded()
     net(h)
     layer = net.stem_layers[0]
@@ -131,19 +126,19 @@ def test_each_expert_enters_a_mixture_once() -> None:
 
 
 def test_no_dead_shared_gate_in_the_last_layer() -> None:
-    net = STEMNet(TASKS, small(layers=2))
+    net = small(layers=2)
     assert SHARED in net.stem_layers[0].gates
     assert SHARED not in net.stem_layers[1].gates
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(0, 2), (2, 0), (1, 1)])
 def test_groups_without_experts(k1: int, k2: int) -> None:
-    outputs = STEMNet(TASKS, small(task_experts=k1, shared_experts=k2, layers=2))(embedded())
+    outputs = small(task_experts=k1, shared_experts=k2, layers=2)(embedded())
     assert all(np.isfinite(output).all() for output in outputs.values())
 
 
 def test_weight_count() -> None:
-    net = STEMNet(TASKS, small())
+    net = small()
     net(embedded(width=8))
     expert = 8 * 6 + 6 + 6 * 5 + 5
     gate = 8 * 4 + 4 + 4 * 9 + 9
@@ -152,7 +147,7 @@ def test_weight_count() -> None:
 
 
 def test_dropout_depends_on_the_seed_alone() -> None:
-    net, h = STEMNet(TASKS, small(dropout=0.5)), embedded()
+    net, h = small(parts={"dropout": 0.5}), embedded()
     plain = net(h)["a"]
     first, again, other = (net(h, training=True, seed=tf.constant([s, 0]))["a"] for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
@@ -161,7 +156,7 @@ def test_dropout_depends_on_the_seed_alone() -> None:
 
 
 def test_batch_norm_has_statistics_of_each_expert() -> None:
-    net, h = STEMNet(TASKS, small(batch_norm=True)), embedded(batch=64)
+    net, h = small(parts={"batch_norm": True}), embedded(batch=64)
     net(h, training=True)
     norm = net.stem_layers[0].experts["task:a"].norms[0]
     assert norm.moving_mean.shape == (2, 1, 6)
@@ -170,7 +165,7 @@ def test_batch_norm_has_statistics_of_each_expert() -> None:
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32() -> None:
     with precision("mixed_bfloat16"):
-        net = STEMNet(TASKS, small())
+        net = small()
     outputs = net(embedded())
     assert {v.dtype for v in net.variables} == {tf.float32}
     assert net.stem_layers[0](embedded())["task:a"].dtype == tf.bfloat16

@@ -1,0 +1,148 @@
+"""Experts other than the MLP: factorisation machines with field weights, and the cross network.
+
+All are K side by side: ``[B, D]``, or one input each ``[K, B, D]``, -> ``[K, B, H]``. They read the fields that a flat
+embedding is made of, so they stand at a model's first level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from stem_tf.layers.initializers import normal
+from stem_tf.layers.mlp import MLP, Linear
+from stem_tf.layers.sides import Sides, joined
+
+
+class PairWeights(tf.keras.layers.Layer):
+    """Weights r of the pairs of fields ``[K, P, H]``, P = F (F - 1) / 2, from N(0, 2 / (P + H))."""
+
+    def __init__(self, fields: int, count: int, units: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.pairs = np.array(list(combinations(range(fields), 2)), np.int32).reshape(-1, 2)
+        pairs = len(self.pairs)
+        self.kernel = self.add_weight(
+            "kernel", (count, pairs, units), initializer=normal((2.0 / (pairs + units)) ** 0.5)
+        )
+
+
+class FwFM(tf.keras.layers.Layer):
+    """H field-weighted factorisation machines an expert (Pan et al., WWW 2018, with FeLV linear terms)::
+
+        y_h = b_h + sum_i <w_ih, v_i> + sum_{i<j} r_ijh <v_i, v_j>
+
+    Args:
+      fields: F; D = F * d.
+      units: H.
+      count: K.
+    """
+
+    def __init__(self, fields: int, units: int, count: int, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.fields = fields
+        self.linear = Linear(units, count)
+        self.weights_of_pairs = PairWeights(fields, count, units)
+
+    def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
+        v = by_field(joined(x), self.fields)
+        products = tf.matmul(v, v, transpose_b=True)
+        rows = tf.concat([tf.shape(products)[:-2], [self.fields**2]], axis=0)
+        first, second = self.weights_of_pairs.pairs.T
+        pairs = tf.gather(tf.reshape(products, rows), first * self.fields + second, axis=-1)
+        return self.linear(x) + tf.matmul(pairs, tf.cast(self.weights_of_pairs.kernel, pairs.dtype))
+
+
+class NFwFM(tf.keras.layers.Layer):
+    """Neural FM (He and Chua, SIGIR 2017) with field-weighted pairs, the STEM paper's production expert::
+
+        y = MLP(sum_{i<j} r_ij (v_i * v_j)), elementwise, r learned per pair
+
+    Args:
+      fields: F; D = F * d.
+      units: widths of the MLP.
+      count: K.
+      dropout, batch_norm: as in :class:`~stem_tf.layers.mlp.MLP`.
+    """
+
+    def __init__(
+        self,
+        fields: int,
+        units: Sequence[int],
+        count: int,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.fields, self.count = fields, count
+        self.weights_of_pairs = PairWeights(fields, count, 1)
+        self.mlp = MLP(units, count=count, dropout=dropout, batch_norm=batch_norm)
+
+    def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
+        v = by_field(joined(x), self.fields)
+        if v.shape.rank == 3:
+            v = v[tf.newaxis]
+        # sum_{i<j} r_ij v_i v_j = sum_i v_i (R v)_i with r above R's diagonal: one product instead of F^2 / 2.
+        weights = self.weights_of_pairs
+        place = tf.constant(weights.pairs)
+        above = tf.stack(
+            [tf.scatter_nd(place, kernel[:, 0], [self.fields] * 2) for kernel in tf.unstack(weights.kernel)]
+        )
+        pooled = tf.reduce_sum(v * tf.matmul(tf.cast(above, v.dtype)[:, tf.newaxis], v), axis=-2)
+        return self.mlp(pooled, training=training, seed=seed)
+
+
+class DCN(tf.keras.layers.Layer):
+    """Cross layers below an MLP (DCN-V2, Wang et al., WWW 2021, stacked; cross layers of TensorFlow Recommenders)::
+
+        x_{l+1} = x_0 * (W_l x_l + b_l) + x_l        y = MLP(x_L)
+
+    Args:
+      layers: L.
+      units: widths of the MLP.
+      count: K.
+      dropout, batch_norm: as in :class:`~stem_tf.layers.mlp.MLP`.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        units: Sequence[int],
+        count: int,
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.count, self.depth = count, layers
+        self.mlp = MLP(units, count=count, dropout=dropout, batch_norm=batch_norm)
+
+    def build(self, shape: tf.TensorShape) -> None:
+        xavier = shape[-1] ** -0.5
+
+        def cross() -> Any:
+            return tfrs.layers.dcn.Cross(kernel_initializer=normal(xavier))
+
+        self.crosses = [[cross() for _ in range(self.depth)] for _ in range(self.count)]
+        super().build(shape)
+
+    def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
+        x = joined(x)
+        inputs = tf.unstack(x) if x.shape.rank == 3 else [x] * self.count
+        crossed = []
+        for x_0, layers in zip(inputs, self.crosses, strict=True):
+            x_l = x_0
+            for cross in layers:
+                x_l = cross(x_0, x_l)
+            crossed.append(x_l)
+        return self.mlp(tf.stack(crossed), training=training, seed=seed)
+
+
+def by_field(x: tf.Tensor, fields: int) -> tf.Tensor:
+    """``[..., F * d]`` -> ``[..., F, d]``."""
+    return tf.reshape(x, tf.concat([tf.shape(x)[:-1], [fields, x.shape[-1] // fields]], axis=0))
