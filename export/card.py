@@ -23,8 +23,8 @@ def text(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]
     parts = [
         f"# {tree['model']}, version {tree['version']}",
         f"Predicts {_list(schema.task_names)} from raw values: vocabularies and transforms are inside the model. "
-        f"STEM-Net, experiment `{run['experiment']}`, trained on `{data['name']}` "
-        f"({data['rows']['train']:,} rows); weights of {_age(run)}.",
+        f"Model `{run['config']['model.name']}`, experiment `{run['experiment']}`, trained on `{data['name']}` "
+        f"({data['rows']['train']:,} rows); weights of {report.age(run['epoch'], run['step'])}.",
         "## Inputs\n\n" + _inputs(schema, rows),
         "Missing values are sent as the empty value. Missing, unseen and rare values score alike: as rare ones did in "
         "training. In a bag, empty values are padding, and the values beyond its length are ignored.",
@@ -174,10 +174,6 @@ def _origin(tree: Mapping[str, Any]) -> str:
         "- everything else, the whole config too: manifest.json and schema.yaml beside this file",
     ]
     return "\n".join(lines)
-
-
-def _age(run: Mapping[str, Any]) -> str:
-    return f"epoch {run['epoch']}" if not run["step"] else f"epoch {run['epoch'] + 1}, step {run['step']:,}"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -24,9 +24,8 @@ from export import vocabulary_asset
 from pipelines.casts import EMPTY_INT
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
-from stem_tf.layers.sides import Sides
 from stem_tf.losses import score
-from stem_tf.models.base import RankingModel
+from stem_tf.models.base import Predictor
 
 Tensors = Mapping[str, tf.Tensor]
 
@@ -72,7 +71,7 @@ class ServingModule(tf.Module):
       vocabularies: path of the asset of every categorical and multivalent feature, by name.
     """
 
-    def __init__(self, schema: Schema, model: RankingModel, vocabularies: Mapping[str, Path]) -> None:
+    def __init__(self, schema: Schema, model: Predictor, vocabularies: Mapping[str, Path]) -> None:
         super().__init__(name="serving")
         self.weights = [weight for part in model.weight_parts.values() for weight in part.weights]
         self.tables = {
@@ -139,12 +138,7 @@ class ServingModule(tf.Module):
         requests, candidates = tf.shape(raw[once[0]])[0], tf.shape(raw[each[0]])[1]
         flat = {name: tf.reshape(raw[name], [requests * candidates, *_tail(raw[name])]) for name in each}
         inputs = model.inputs(self._numbers({name: raw[name] for name in once} | flat))
-        by_side = [model.embeddings({name: inputs[name] for name in side}) for side in (once, each)]
-        columns = [tf.constant(model.embeddings.columns(side), tf.int32) for side in (once, each)]
-        outputs = model.network(
-            {table: Sides(by_side[0][table], by_side[1][table], *columns) for table in model.embeddings.tables},
-            training=False,
-        )
+        outputs = model.rank(inputs, once, each)
         return {name: tf.reshape(s, [requests, candidates]) for name, s in self._scores(outputs).items()}
 
     def _scores(self, outputs: Tensors) -> dict[str, tf.Tensor]:

@@ -41,8 +41,7 @@ from stem_tf.quiet import quieten_tensorflow
 from stem_tf.workdir import Workdir
 
 if TYPE_CHECKING:
-    from stem_tf.checkpoints import RunState
-    from stem_tf.models.base import RankingModel
+    from stem_tf.trained import Trained
 
 FORMAT = 1
 CHECKED_ROWS = 100_000
@@ -76,10 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
     # The graph is the same everywhere, and on a CPU float32 products are float32: a GPU would round them to TF32.
     tf.config.set_visible_devices([], "GPU")
-    from stem_tf import checkpoints
-
-    path = checkpoints.find(workdir, _CHECKPOINT.value)
-    directory, tree = export(workdir, config, manifest, path, output, _NAME.value)
+    directory, tree = export(workdir, config, manifest, _CHECKPOINT.value, output, _NAME.value)
     _say(workdir, directory, tree)
 
 
@@ -94,15 +90,12 @@ def export(
     """
     import tensorflow as tf
 
-    from stem_tf import checkpoints, models
+    from stem_tf import trained
 
-    model = models.build(config, manifest, training=False)
-    state = checkpoints.restore_weights(model, checkpoint)
+    found = trained.load(workdir, config, manifest, checkpoint)
     try:
         with publish.publishing(output) as (version, directory), tempfile.TemporaryDirectory() as scratch:
-            tree = _Export(workdir, config, manifest, name, version, checkpoint, state).build(
-                model, directory, Path(scratch)
-            )
+            tree = _Export(workdir, config, manifest, name, version, found).build(directory, Path(scratch))
     except tf.errors.OpError as error:
         raise JobError(f"{output}: the export could not be written ({error.message})") from error
     return output / str(version), tree
@@ -139,8 +132,7 @@ class _Export:
       manifest: of its data.
       name: of the model.
       version: the version's number.
-      checkpoint: path of the exported checkpoint.
-      state: of the run at that checkpoint.
+      trained: what is exported.
     """
 
     def __init__(
@@ -150,17 +142,16 @@ class _Export:
         manifest: Manifest,
         name: str,
         version: int,
-        checkpoint: str,
-        state: RunState,
+        trained: Trained,
     ) -> None:
         self.workdir, self.config, self.manifest = workdir, config, manifest
-        self.name, self.version, self.checkpoint, self.state = name, version, checkpoint, state
+        self.name, self.version, self.trained = name, version, trained
 
     @property
     def schema(self) -> Schema:
         return self.manifest.schema
 
-    def build(self, model: RankingModel, directory: Path, scratch: Path) -> dict[str, Any]:
+    def build(self, directory: Path, scratch: Path) -> dict[str, Any]:
         """Fills ``directory`` with everything a version holds; returns its manifest.
 
         Raises:
@@ -169,7 +160,7 @@ class _Export:
         from export import graph, warmup
 
         vocabularies = self._write_vocabularies(scratch)
-        module = graph.ServingModule(self.schema, model, vocabularies)
+        module = graph.ServingModule(self.schema, self.trained.model, vocabularies)
         module.save(directory)
         signatures = ["serving_default", "rank", "examples"]
         if graph.why_no_rank(self.schema):
@@ -179,7 +170,7 @@ class _Export:
         rows = self._sample(max(warmup.CANDIDATES))
         warmup.write(extra / warmup.FILENAME, self.name, self.schema, rows, signatures)
         (directory / "schema.yaml").write_text(schemas.dumps(self.schema), encoding="utf-8")
-        outcome = self._check(model, directory, scratch)
+        outcome = self._check(directory, scratch)
         tree = self._manifest(vocabularies, signatures, graph.why_no_rank(self.schema), outcome)
         (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
         files = sorted(path for path in directory.rglob("*") if path.is_file())
@@ -211,12 +202,12 @@ class _Export:
             batch = next(file.iter_batches(rows, columns=columns))
         return check.request(_features(self.schema), batch)
 
-    def _check(self, model: RankingModel, directory: Path, scratch: Path) -> dict[str, Any]:
+    def _check(self, directory: Path, scratch: Path) -> dict[str, Any]:
         """Compares the saved model with the trainer in a fresh process: rows, worst differences, tolerance."""
         from stem_tf import predictions
 
         trained = predictions.predict(
-            model, self.manifest, "validation", self.config.data, desc="predict", limit=CHECKED_ROWS
+            self.trained.model, self.manifest, "validation", self.config.data, desc="predict", limit=CHECKED_ROWS
         )
         predictions.evaluate(trained, self.manifest)  # refuses scores that are not numbers
         columns = {f"score_{task}": pa.array(scores) for task, scores in trained.scores.items()}
@@ -255,9 +246,9 @@ class _Export:
             "run": {
                 "workdir": str(self.workdir.path.resolve()),
                 "experiment": self.config.experiment,
-                "checkpoint": self.checkpoint,
-                "epoch": self.state.epoch,
-                "step": self.state.step,
+                "checkpoint": self.trained.checkpoint,
+                "epoch": self.trained.epoch,
+                "step": self.trained.step,
                 "config": configs.flat(self.config),
             },
             "data": {
@@ -291,7 +282,7 @@ class _Export:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
             return None
-        same = (found.get("epoch"), found.get("step")) == (self.state.epoch, self.state.step)
+        same = (found.get("epoch"), found.get("step")) == (self.trained.epoch, self.trained.step)
         return {key: found[key] for key in ("rows", "mean_auc", "tasks")} if same else None
 
 

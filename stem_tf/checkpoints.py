@@ -10,16 +10,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import tensorflow as tf
 
 from pipelines.errors import JobError, UserError
 from stem_tf.models.base import RankingModel
-from stem_tf.workdir import Workdir
+
+
+class Best(TypedDict):
+    """Of one task: its best epoch, that epoch's score, and how many epochs since then were not better."""
+
+    best_epoch: int
+    best_score: float | None
+    without_gain: int
 
 
 @dataclass
@@ -32,6 +39,7 @@ class RunState:
       best_epoch: the best one so far (counted from 0), or -1.
       best_score: its score.
       without_gain: epochs in a row that were not better.
+      by_task: the same three by task, where each task has best weights of its own.
       stopped: why training has ended, or "".
       losses: the epoch's mean losses so far, as the last step reported them.
       samples, seconds: rows trained on and the time that took, without each process's first execution.
@@ -42,6 +50,7 @@ class RunState:
     best_epoch: int = -1
     best_score: float | None = None
     without_gain: int = 0
+    by_task: dict[str, Best] = field(default_factory=dict)
     stopped: str = ""
     losses: dict[str, float] = field(default_factory=dict)
     samples: int = 0
@@ -78,6 +87,7 @@ class Checkpoints:
     ) -> None:
         saved = tf.train.Checkpoint(**model.weight_parts) if weights_only else model
         self._model, self._checkpoint = model, tf.train.Checkpoint(model=saved, state=_Json(state))
+        self._directory = directory
         for leftover in directory.glob("*_temp"):  # of a job that was killed while it wrote
             shutil.rmtree(leftover)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(directory), max_to_keep=keep)
@@ -88,11 +98,24 @@ class Checkpoints:
         Raises:
           JobError: the loss is no longer finite (nothing is written), or writing failed.
         """
+        return self._written(self._manager.save)
+
+    def save_as(self, name: str) -> None:
+        """Writes the checkpoint ``name``, which stays until :meth:`keep_only`; raises as :meth:`save`."""
+        self._written(lambda: self._checkpoint.write(str(self._directory / name)))
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Deletes the checkpoints of :meth:`save_as` that are not among ``names``."""
+        for path in self._directory.glob("epoch-*"):
+            if path.name.partition(".")[0] not in names:
+                path.unlink(missing_ok=True)
+
+    def _written(self, write: Callable[[], Any]) -> str:
         check_finite(self._model)
         try:
-            return str(self._manager.save())
+            return str(write())
         except tf.errors.OpError as error:
-            raise JobError(f"{self._manager.directory}: a checkpoint could not be written ({error.message})") from error
+            raise JobError(f"{self._directory}: a checkpoint could not be written ({error.message})") from error
 
     def restore(self) -> str | None:
         """Restores model and state from the last checkpoint; returns its path, or None where there is none."""
@@ -110,22 +133,6 @@ def latest(directory: Path) -> str | None:
         found = None
     paths = list(found.all_model_checkpoint_paths) if found else []
     return next((path for path in reversed(paths) if tf.io.gfile.exists(f"{path}.index")), None)
-
-
-def find(workdir: Workdir, name: str) -> str:
-    """The path of a run's checkpoint: ``best``, ``latest``, or a path itself (with or without ``.index``).
-
-    Raises:
-      UserError: the run has no such checkpoint yet.
-    """
-    directories = {"best": workdir.best, "latest": workdir.checkpoints}
-    if name not in directories:
-        return name.removesuffix(".index")
-    path = latest(directories[name])
-    if path is None:
-        hint = ", or take --checkpoint=latest" if latest(workdir.checkpoints) else ""
-        raise UserError(f"{workdir.path} has no {name} checkpoint yet: go on with stem-train{hint}")
-    return path
 
 
 def restore_weights(model: RankingModel, path: str) -> RunState:

@@ -52,13 +52,11 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--split={split} has no rows in {manifest.data_dir}")
 
     quieten_tensorflow()
-    from stem_tf import checkpoints, models, predictions, trainer, trivial
+    from stem_tf import predictions, trained, trainer, trivial
 
-    path = checkpoints.find(workdir, _CHECKPOINT.value)
     trainer.use_memory_as_needed()
-    model = models.build(config, manifest)
-    state = checkpoints.restore_weights(model, path)
-    predicted = predictions.predict(model, manifest, split, config.data, desc=f"evaluate {split}")
+    found = trained.load(workdir, config, manifest, _CHECKPOINT.value)
+    predicted = predictions.predict(found.model, manifest, split, config.data, desc=f"evaluate {split}")
     results = predictions.evaluate(predicted, manifest)
     cache = workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz"
     answers = trivial.load(cache, manifest, config.data)
@@ -67,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
         column: compare(manifest.schema.tasks, predicted, answers.scores(key, predicted))
         for key, column in keys.items()
     }
-    print(f"{split} of {manifest.data_dir}, {len(predicted.row_id):,} rows; {path} ({_age(state, path)})")
+    age = report.age(found.epoch, found.step)
+    print(f"{split} of {manifest.data_dir}, {len(predicted.row_id):,} rows; {found.checkpoint} ({age})")
     print(table(manifest, results, by_key))
 
     output = Path(_OUTPUT.value or workdir.path / "evaluation")
@@ -80,9 +79,9 @@ def main(argv: Sequence[str]) -> None:
     tree = {
         "split": split,
         "rows": len(predicted.row_id),
-        "checkpoint": path,
-        "epoch": state.epoch,
-        "step": state.step,  # of an epoch that was not finished; 0 after one that was
+        "checkpoint": found.checkpoint,
+        "epoch": found.epoch,
+        "step": found.step,  # of an epoch that was not finished; 0 after one that was
         "mean_auc": mean,
         "mean_auc_without": list(without),
         "tasks": tasks,
@@ -207,10 +206,6 @@ def _raw_values(directory: Path, column: str, row_ids: np.ndarray) -> pa.Chunked
     if not np.array_equal(known[order[place]], row_ids):
         raise UserError(f"{directory} does not hold the rows of the records; convert the log again")
     return raw[column].take(pa.array(order[place]))
-
-
-def _age(state: Any, path: str) -> str:
-    return f"epoch {state.epoch}" if not state.step else f"epoch {state.epoch + 1}, step {state.step:,}"
 
 
 def run() -> None:

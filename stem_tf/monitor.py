@@ -37,6 +37,29 @@ class Monitor:
         return old is None or (new > old if self.kind == "auc" else new < old)
 
 
+def of_tasks(name: str, manifest: Manifest) -> dict[str, Monitor]:
+    """What "better" means for each task by itself: its AUC (``name`` auc) where it has one, else its loss.
+
+    A task without validation rows follows the monitor of all.
+
+    Raises:
+      UserError: ``name`` is of one task.
+    """
+    kind, _, only = name.partition(":")
+    if only:
+        raise UserError(
+            f"config.train.monitor={name} is of one task, but best weights are kept for each: set it to {kind}"
+        )
+    together = monitor(name, manifest)
+    result = {}
+    for task in manifest.schema.task_names:
+        if kind == "auc" and together.kind == "auc" and task in together.weights:
+            result[task] = Monitor("auc", {task: 1.0})
+        else:
+            result[task] = Monitor("loss", {task: 1.0}) if manifest.task_rows("validation", task) else together
+    return result
+
+
 def task_loss(metrics: Mapping[str, float]) -> float:
     """A task's mean loss: logloss, or MSE of a regression."""
     return metrics["logloss"] if "logloss" in metrics else metrics["mse"]

@@ -14,7 +14,7 @@ from pipelines.errors import JobError
 from pipelines.manifest import Manifest
 from stem_tf import metrics
 from stem_tf.callbacks import Predicting, Signals
-from stem_tf.models.base import RankingModel
+from stem_tf.models.base import Predictor
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Predictions:
 
 
 def predict(
-    model: RankingModel,
+    model: Predictor,
     manifest: Manifest,
     split: str,
     data: Any,
@@ -96,7 +96,7 @@ def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:
     return metrics.evaluate(types, predictions.labels, predictions.scores, predictions.weights, predictions.group)
 
 
-def single_gpu(model: RankingModel) -> str | None:
+def single_gpu(model: Predictor) -> str | None:
     """The device to prefetch batches to: the only GPU of a model outside any distribution strategy."""
     gpus = tf.config.list_logical_devices("GPU")
     distributed = isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy)

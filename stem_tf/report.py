@@ -32,6 +32,13 @@ def number(value: float | None, digits: int = 4) -> str:
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
+def age(epoch: int | Mapping[str, int], step: int) -> str:
+    """How far weights are trained: ``epoch 3``, ``epoch 4, step 120``, or each task's own epoch."""
+    if isinstance(epoch, Mapping):
+        return "each task's best epoch: " + ", ".join(f"{task} {number}" for task, number in epoch.items())
+    return f"epoch {epoch}" if not step else f"epoch {epoch + 1}, step {step:,}"
+
+
 def finite(tree: Any) -> Any:
     """NaN as None throughout, for JSON."""
     if isinstance(tree, Mapping):

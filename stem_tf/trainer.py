@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,10 +11,10 @@ import tensorflow as tf
 from pipelines import input as inputs
 from pipelines.errors import UserError
 from pipelines.manifest import Manifest
-from stem_tf import callbacks, models, monitor, predictions, report
+from stem_tf import callbacks, configs, models, monitor, predictions, report
 from stem_tf.checkpoints import Checkpoints, RunState, check_finite
 from stem_tf.models.base import RankingModel
-from stem_tf.workdir import Workdir
+from stem_tf.workdir import Workdir, write_json
 
 
 def use_memory_as_needed() -> None:
@@ -60,6 +60,7 @@ class Trainer:
     def __init__(self, config: Any, manifest: Manifest, workdir: Workdir, say: Callable[[str], None] = print) -> None:
         self.config, self.manifest, self.workdir, self.say = config, manifest, workdir, say
         self.monitor = monitor.monitor(config.train.monitor, manifest)
+        self.monitors = monitor.of_tasks(config.train.monitor, manifest) if configs.best_by_task(config) else {}
         data = config.data
         self._reading: dict[str, Any] = {
             "batch_size": data.batch_size,
@@ -122,6 +123,7 @@ class Trainer:
         state, config = self.state, self.config
         if state.step >= self.steps:
             return
+        self.model.epoch.assign(state.epoch)
         dataset = inputs.dataset(
             self.manifest,
             "train",
@@ -178,22 +180,54 @@ class Trainer:
         )
         results = predictions.evaluate(predicted, self.manifest)
         score = self.monitor.value(results)
-        better = self.monitor.better(score, state.best_score)
         self._logger.validation(epoch, self.global_step, {"score": score} | by_metric(results))
 
         state.epoch, state.step = epoch + 1, 0
+        better = self.monitor.better(score, state.best_score)
         if better:
             state.best_epoch, state.best_score, state.without_gain = epoch, score, 0
-            self._best.save()
         else:
             state.without_gain += 1
-            if config.patience and state.without_gain >= config.patience:
-                epochs = "epochs" if state.without_gain > 1 else "epoch"
-                state.stopped = f"{state.without_gain} {epochs} without a better score"
+        if self.monitors:
+            improved = self._note_tasks(epoch, results)
+            without_gain = min(best["without_gain"] for best in state.by_task.values())
+        else:
+            improved, without_gain = [], state.without_gain
+            if better:
+                self._best.save()
+        if config.patience and without_gain >= config.patience:
+            epochs, each = "epochs" if without_gain > 1 else "epoch", " for any task" if self.monitors else ""
+            state.stopped = f"{without_gain} {epochs} without a better score{each}"
         self.checkpoints.save()
-        self._say_epoch(epoch, results, score, better)
+        self._say_epoch(epoch, results, score, "best" if better else "", improved)
 
-    def _say_epoch(self, epoch: int, results: monitor.Results, score: float, better: bool) -> None:
+    def _note_tasks(self, epoch: int, results: monitor.Results) -> list[str]:
+        """Keeps the weights where they are the best so far of some task; returns the names of those tasks.
+
+        A task whose patience has ended keeps the weights that it has: it would have stopped if it had trained alone.
+        """
+        by_task, patience = self.state.by_task, self.config.train.patience
+        improved = []
+        for task, watched in self.monitors.items():
+            best = by_task.setdefault(task, {"best_epoch": -1, "best_score": None, "without_gain": 0})
+            if patience and best["without_gain"] >= patience:
+                continue
+            score = watched.value(results)
+            if watched.better(score, best["best_score"]):
+                by_task[task] = {"best_epoch": epoch, "best_score": score, "without_gain": 0}
+                improved.append(task)
+            else:
+                best["without_gain"] += 1
+        names = {task: f"epoch-{best['best_epoch'] + 1}" for task, best in by_task.items()}
+        if improved:
+            self._best.save_as(f"epoch-{epoch + 1}")
+            write_json(self.workdir.best_by_task, names)
+            self._best.keep_only(set(names.values()))
+        return improved
+
+    def _say_epoch(
+        self, epoch: int, results: monitor.Results, score: float, better: str, improved: Sequence[str]
+    ) -> None:
         """A line of the table of epochs; its heading before the first one that this process finishes."""
         columns = {task if "auc" in metrics else f"{task} MSE": metrics for task, metrics in results.items()}
         cells = {
@@ -207,7 +241,8 @@ class Trainer:
             self.say("  ".join(f"{name:>7}" for name in cells))
             self._said_heading = True
         line = "  ".join(f"{cell:>{max(len(name), 7)}}" for name, cell in cells.items())
-        self.say(f"{line}{'  best' if better else ''}")
+        best = f"best of {', '.join(improved)}" if improved else "" if self.monitors else better
+        self.say(f"{line}  {best}".rstrip())
 
 
 def by_metric(results: monitor.Results) -> dict[str, float]:

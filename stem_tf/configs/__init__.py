@@ -150,6 +150,11 @@ def _depth(model: str, layers: int) -> int:
     return layers or (2 if model in ("ple", "ml_mmoe") else 1)
 
 
+def best_by_task(config: Any) -> bool:
+    """Whether each task has best weights of its own; the default where tasks share nothing."""
+    return config.train.best == "by_task" or (config.train.best == "auto" and config.model.name == "single_task")
+
+
 def network_keys(model: str) -> list[str]:
     """Names of the keys of ``config.model`` that are arguments of that model's network."""
     of_the_model = {"name", "dim", "init_std", "task_features", "embedding_dropout"}

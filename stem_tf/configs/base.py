@@ -208,6 +208,11 @@ KEYS: dict[str, Key] = {
     "train.epochs": Key(8, "at most; may be raised when a run goes on", low=1),
     "train.patience": Key(1, "stop after so many epochs in a row without a better score; 0 never stops early", low=0),
     "train.monitor": Key("auc", "what 'better' means on validation: auc, loss, auc:<task> or loss:<task>"),
+    "train.best": Key(
+        "auto",
+        "best weights: together, of one epoch; by_task, of each task's own; auto: by_task for single_task alone",
+        ("auto", "together", "by_task"),
+    ),
     "train.checkpoint_every": Key(1000, "steps between checkpoints inside an epoch; 0: at its end only", low=0),
     "train.log_every": Key(100, "steps between lines of metrics.jsonl and points in TensorBoard", low=1),
     "train.steps_per_execution": Key(1, "steps between returns to Python; checkpoints and logs wait for them", low=1),

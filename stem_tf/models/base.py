@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from stem_tf.layers.embedding import Embeddings, Rows
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import dropout
 from stem_tf.layers.seeds import seeds
+from stem_tf.layers.sides import Sides
 from stem_tf.losses import TaskLoss, Weighting, score
 from stem_tf.models.network import Network
 from stem_tf.optimizers import TABLE_OPTIMIZERS, Adam, Rate, Schedule, gather_rows
@@ -55,7 +56,41 @@ class Training:
         return self.l2.get(table, self.l2.get(table.partition(":")[0], 0.0))
 
 
-class RankingModel(tfrs.Model):
+class Predictor(tfrs.Model):
+    """``{feature: tensor}`` in, ``{task: output}`` out: what evaluation and export need of a trained model.
+
+    Attributes:
+      tasks: of the schema, in its order.
+      inputs: numeric transforms.
+    """
+
+    tasks: tuple[Task, ...]
+    inputs: InputTransform
+
+    @property
+    def weight_parts(self) -> dict[str, tf.keras.layers.Layer]:
+        """What predictions depend on, without optimizer state: what a best-weights checkpoint holds."""
+        raise NotImplementedError
+
+    def rank(self, inputs: Mapping[str, tf.Tensor], once: Sequence[str], each: Sequence[str]) -> dict[str, tf.Tensor]:
+        """Outputs by task ``[B * N]`` of N candidates for each of B requests.
+
+        Args:
+          inputs: transformed; ``[B, ...]`` of the features ``once``, ``[B * N, ...]`` of the features ``each``.
+          once: names of user and context features, looked up and multiplied by weights once a request.
+          each: names of item features.
+        """
+        raise NotImplementedError
+
+    @tf.autograph.experimental.do_not_convert
+    def predict_step(self, data: Batch) -> dict[str, Any]:
+        """Scores by task ``[B]`` float32 beside the batch's labels, weights and keys."""
+        outputs = self(data["features"])
+        kept = {key: value for key, value in data.items() if key != "features"}
+        return {**kept, "scores": {task.name: score(task, outputs[task.name]) for task in self.tasks}}
+
+
+class RankingModel(Predictor):
     """``{feature: tensor}`` in, ``{task: output}`` out; one training step for every model of the papers.
 
     A step reads the rows that the batch needs from the packed tables, runs the network on them, and gives the rows'
@@ -138,7 +173,6 @@ class RankingModel(tfrs.Model):
 
     @property
     def weight_parts(self) -> dict[str, tf.keras.layers.Layer]:
-        """What predictions depend on, without optimizer state: what a best-weights checkpoint holds."""
         return {"embeddings": self.embeddings, "network": self.network}
 
     @property
@@ -162,6 +196,14 @@ class RankingModel(tfrs.Model):
             }
             seed = network_seed
         return self.network(embedded, training=training, seed=seed)
+
+    def rank(self, inputs: Mapping[str, tf.Tensor], once: Sequence[str], each: Sequence[str]) -> dict[str, tf.Tensor]:
+        by_side = [self.embeddings({name: inputs[name] for name in side}) for side in (once, each)]
+        columns = [tf.constant(self.embeddings.columns(side), tf.int32) for side in (once, each)]
+        return self.network(
+            {table: Sides(by_side[0][table], by_side[1][table], *columns) for table in self.embeddings.tables},
+            training=False,
+        )
 
     def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
         """The loss of a batch, L2 apart; what :class:`tfrs.Model` asks of a model."""
@@ -256,13 +298,6 @@ class RankingModel(tfrs.Model):
             weights = tf.unstack(self.weighting.weights(self.global_step, self.epoch))
             logs |= {f"weight/{task.name}": weight for task, weight in zip(self.tasks, weights, strict=True)}
         return logs
-
-    @tf.autograph.experimental.do_not_convert
-    def predict_step(self, data: Batch) -> dict[str, Any]:
-        """Scores by task ``[B]`` float32 beside the batch's labels, weights and keys."""
-        outputs = self(data["features"])
-        kept = {key: value for key, value in data.items() if key != "features"}
-        return {**kept, "scores": {task.name: score(task, outputs[task.name]) for task in self.tasks}}
 
 
 def _spaces(weights: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -84,7 +84,7 @@ class Parts:
     def units(self, level: int = 0) -> tuple[int, ...]:
         """Widths of the layers of an expert of a level."""
         units = self.expert_units[level] if isinstance(self.expert_units[0], tuple) else self.expert_units
-        return units  # type: ignore[return-value]
+        return units
 
     def experts(self, count: int, level: int = 0) -> tf.keras.layers.Layer:
         """``count`` = K experts: ``[B, D]`` or ``[K, B, D]`` -> ``[K, B, H]``."""
@@ -105,8 +105,10 @@ class Parts:
 
     def towers(self, tasks: Sequence[str]) -> dict[str, MLP]:
         """``[B, H]`` -> ``[B, 1]`` float32, one a task."""
-        hyper = {"dropout": self.dropout, "batch_norm": self.batch_norm}
-        return {task: MLP(self.tower_units, 1, out_dtype="float32", **hyper) for task in tasks}
+        return {
+            task: MLP(self.tower_units, 1, dropout=self.dropout, batch_norm=self.batch_norm, out_dtype="float32")
+            for task in tasks
+        }
 
 
 def count_of(counts: Counts, level: int = 0, task: str | None = None) -> int:

@@ -16,7 +16,7 @@ import pytest
 from export import saved_model
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
-from stem_tf import checkpoints, configs, models
+from stem_tf import configs, trained
 from stem_tf.models.base import RankingModel
 from stem_tf.trainer import Trainer
 from stem_tf.workdir import Workdir
@@ -57,17 +57,16 @@ class Run(NamedTuple):
     workdir: Workdir
     config: Any
     manifest: Manifest
-    checkpoint: str
 
     def model(self) -> RankingModel:
         """The trained model."""
-        model = models.build(self.config, self.manifest, training=False)
-        checkpoints.restore_weights(model, self.checkpoint)
+        model = trained.load(self.workdir, self.config, self.manifest, "best").model
+        assert isinstance(model, RankingModel)
         return model
 
     def export(self, output: Path) -> tuple[Path, dict[str, Any]]:
         """Publishes it under ``output``; the version's directory and manifest."""
-        return saved_model.export(self.workdir, self.config, self.manifest, self.checkpoint, output, "nasty")
+        return saved_model.export(self.workdir, self.config, self.manifest, "best", output, "nasty")
 
 
 def log(rows: int = ROWS) -> pa.Table:
@@ -159,7 +158,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
         with workdir.locked():
             workdir.prepare(config, manifest)
             Trainer(config, manifest, workdir, say=lambda line: None).run()
-        return Run(workdir, config, manifest, checkpoints.find(workdir, "best"))
+        return Run(workdir, config, manifest)
 
     return train
 

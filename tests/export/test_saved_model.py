@@ -191,7 +191,7 @@ def test_the_job_says_what_it_did(
     )
     assert job.returncode == 0 and not job.stderr, job.stderr
     lines = job.stdout.splitlines()
-    assert lines[0] == f"a b version 5: {reserved.checkpoint}"
+    assert lines[0] == f"a b version 5: {reserved.workdir.best}/ckpt-1"
     assert lines[1].startswith("checked in a fresh process on ") and "serving_default" in lines[1]
     assert lines[2].startswith("no signature 'rank': the schema has no item features")
     assert lines[-1] == f"next: stem-serve --model_base_path={output} --model_name='a b'"

@@ -1,0 +1,75 @@
+"""A run's model at several moments: each task's score comes from the weights of the epoch that was its best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from stem_tf.models.base import Predictor, RankingModel
+from stem_tf.models.network import task_table
+
+
+class Snapshots(Predictor):
+    """Tasks learn at different speeds: one set of weights serves each of them at its own best epoch.
+
+    Args:
+      members: models with the weights of one epoch each, and the tasks that they score.
+    """
+
+    def __init__(self, members: Sequence[tuple[RankingModel, Sequence[str]]]) -> None:
+        super().__init__()
+        self.members = [model for model, _ in members]
+        self.tasks_of = [tuple(tasks) for _, tasks in members]
+        self.tasks, self.inputs = self.members[0].tasks, self.members[0].inputs
+
+    @property
+    def weight_parts(self) -> dict[str, tf.keras.layers.Layer]:
+        return {
+            f"{name}_{i}": part for i, member in enumerate(self.members) for name, part in member.weight_parts.items()
+        }
+
+    def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        return self._chosen([member(features, training=training) for member in self.members])
+
+    def rank(self, inputs: Mapping[str, tf.Tensor], once: Sequence[str], each: Sequence[str]) -> dict[str, tf.Tensor]:
+        return self._chosen([member.rank(inputs, once, each) for member in self.members])
+
+    def _chosen(self, outputs: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+        of_task = {task: by_task[task] for by_task, tasks in zip(outputs, self.tasks_of, strict=True) for task in tasks}
+        return {task.name: of_task[task.name] for task in self.tasks}
+
+
+def shares_nothing(model: RankingModel) -> bool:
+    """Whether every weight belongs to one task alone, as in Single-Task."""
+    owned = {
+        weight.ref()
+        for task in model.tasks
+        for layer in model.network.own_layers(task.name)
+        for weight in layer.weights
+    }
+    tables = {task_table(task.name) for task in model.tasks}
+    return set(model.embeddings.tables) <= tables and owned == {weight.ref() for weight in model.network.weights}
+
+
+def own_weights(model: RankingModel, task: str) -> list[tuple[tf.Variable, slice]]:
+    """The weights that are ``task``'s alone, each with the columns of its last axis that are."""
+    weights = []
+    for group in model.embeddings.groups:
+        first = group.tables.index(task_table(task)) * group.dim
+        weights += [(weight, slice(first, first + group.dim)) for weight in group.weights]
+    return weights + [(weight, slice(None)) for layer in model.network.own_layers(task) for weight in layer.weights]
+
+
+def take(model: RankingModel, task: str) -> list[NDArray]:
+    """Values of :func:`own_weights`."""
+    return [weight.numpy()[..., columns] for weight, columns in own_weights(model, task)]
+
+
+def put(model: RankingModel, task: str, values: Sequence[NDArray]) -> None:
+    """Writes what :func:`take` took."""
+    for (weight, columns), value in zip(own_weights(model, task), values, strict=True):
+        whole = weight.numpy()
+        whole[..., columns] = value
+        weight.assign(whole)
