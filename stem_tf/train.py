@@ -84,7 +84,7 @@ def _say_start(trainer: Trainer) -> None:
     tables, network = trainer.parameters()
     tasks = manifest.schema.task_names
     print(
-        f"{config.experiment}: STEM-Net, {len(tasks)} {'tasks' if len(tasks) > 1 else 'task'}, "
+        f"{config.experiment}: {config.model.name}, {len(tasks)} {'tasks' if len(tasks) > 1 else 'task'}, "
         f"{tables + network:,} parameters ({tables:,} in tables, {network:,} in the network)"
     )
     print(
@@ -114,6 +114,10 @@ def _say_end(trainer: Trainer) -> None:
             "experiment": trainer.config.experiment,
             "monitor": trainer.config.train.monitor,
             "best": best,
+            "best_by_task": {
+                task: {"epoch": own["best_epoch"] + 1, "score": own["best_score"]}
+                for task, own in state.by_task.items()
+            },
             "epochs": state.epoch,
             "steps": trainer.global_step,
             "stopped": stopped,
@@ -123,7 +127,13 @@ def _say_end(trainer: Trainer) -> None:
     )
     kind = "mean AUC" if trainer.monitor.kind == "auc" else "loss"
     rate = f"; {speed:,.0f} samples/s" if speed else ""
-    print(f"best epoch {best['epoch']}: validation {kind} {report.number(best['score'])}. Stopped: {stopped}{rate}")
+    if state.by_task:
+        own = ", ".join(
+            f"{task} {o['best_epoch'] + 1} ({report.number(o['best_score'])})" for task, o in state.by_task.items()
+        )
+        print(f"best epoch of each task: {own}. Stopped: {stopped}{rate}")
+    else:
+        print(f"best epoch {best['epoch']}: validation {kind} {report.number(best['score'])}. Stopped: {stopped}{rate}")
     written = [workdir.best, workdir.checkpoints, workdir.report]
     picture = workdir.path / "learning_curves.png"
     if report.learning_curves(records, {task.name: task.type for task in manifest.schema.tasks}, picture):

@@ -1,0 +1,117 @@
+"""Best weights of each task: kept, found again, and scored as one model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines import manifest as manifests
+from pipelines.errors import JobError, UserError
+from stem_tf import configs, predictions, trained
+from stem_tf.checkpoints import restore_weights
+from stem_tf.models.snapshots import Snapshots
+from stem_tf.monitor import Monitor, Results
+from stem_tf.trainer import Trainer
+from stem_tf.workdir import Workdir
+
+
+def run(path: Path, settings: dict[str, Any]) -> Trainer:
+    config = configs.checked(settings)
+    manifest, workdir = manifests.load(config.data.dir), Workdir(path)
+    with workdir.locked():
+        workdir.prepare(config, manifest)
+        trainer = Trainer(config, manifest, workdir, say=lambda line: None)
+        trainer.run()
+    return trainer
+
+
+def scores(trainer: Trainer, found: trained.Trained) -> dict[str, np.ndarray]:
+    data = trainer.config.data
+    return predictions.predict(found.model, trainer.manifest, "test", data, desc="test").scores
+
+
+class Scripted(Monitor):
+    """Scores that are said in advance, epoch by epoch."""
+
+    def __init__(self, *scores: float) -> None:
+        super().__init__("auc", {})
+        object.__setattr__(self, "scores", iter(scores))
+
+    def value(self, results: Results) -> float:
+        return float(next(self.scores))  # type: ignore[attr-defined]
+
+
+def weights_of(trainer: Trainer) -> list[tf.Variable]:
+    return [weight for part in trainer.model.weight_parts.values() for weight in part.weights]
+
+
+@pytest.mark.parametrize("model", ["stem_net", "single_task"])
+def test_each_task_has_the_weights_of_its_own_best_epoch(
+    tmp_path: Path, tiny_settings: dict[str, Any], model: str
+) -> None:
+    settings = tiny_settings | {"model.name": model, "train.best": "by_task", "train.epochs": 4, "train.patience": 3}
+    config = configs.checked(settings)
+    manifest, workdir = manifests.load(config.data.dir), Workdir(tmp_path / "run")
+    weights: list[list[np.ndarray]] = []
+    with workdir.locked():
+        workdir.prepare(config, manifest)
+        trainer = Trainer(config, manifest, workdir, say=lambda line: None)
+        trainer.monitors = {"click": Scripted(0.9, 0.8, 0.7, 0.6), "watched": Scripted(0.9, 0.8, 0.95, 0.8)}
+        save = trainer.checkpoints.save
+
+        def save_and_note() -> str:
+            weights.append([weight.numpy() for weight in weights_of(trainer)])
+            return save()
+
+        trainer.checkpoints.save = save_and_note  # type: ignore[method-assign]
+        trainer.run()
+    assert {task: best["best_epoch"] for task, best in trainer.state.by_task.items()} == {"click": 0, "watched": 2}
+    assert sorted(path.name for path in workdir.best.glob("*.index")) == ["epoch-1.index", "epoch-3.index"]
+
+    found = trained.load(workdir, config, manifest, "best")
+    assert found.epoch == {"click": 1, "watched": 3} and found.step == 0
+    assert isinstance(found.model, Snapshots) == (model == "stem_net")
+    together = scores(trainer, found)
+    for epoch, task in ((0, "click"), (2, "watched")):
+        for weight, value in zip(weights_of(trainer), weights[epoch], strict=True):
+            weight.assign(value)
+        alone = predictions.predict(trainer.model, manifest, "test", config.data, desc="test").scores
+        np.testing.assert_array_equal(together[task], alone[task])
+        if epoch == 0:
+            assert np.abs(together["watched"] - alone["watched"]).max() > 0.0
+
+
+def test_a_task_whose_patience_has_ended_keeps_its_weights_while_others_go_on(
+    tmp_path: Path, tiny_settings: dict[str, Any]
+) -> None:
+    trainer = run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.epochs": 12, "train.patience": 1})
+    states = trainer.state.by_task.values()
+    assert all(best["without_gain"] <= 1 for best in states)
+    if trainer.state.epoch < 12:
+        assert trainer.state.stopped == "1 epoch without a better score for any task"
+    finished = Trainer(trainer.config, trainer.manifest, trainer.workdir)
+    assert finished.state.by_task == trainer.state.by_task
+
+
+def test_one_task_cannot_watch_over_all(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="config.train.monitor=auc:click is of one task, .*: set it to auc"):
+        run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.monitor": "auc:click"})
+
+
+def test_a_damaged_choice_is_named(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
+    trainer = run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.epochs": 1})
+    path = trainer.workdir.best_by_task
+    assert json.loads(path.read_text()) == {"click": "epoch-1", "watched": "epoch-1"}
+    path.write_text('{"click": "epoch-1"}')
+    with pytest.raises(JobError, match=r"tasks.json is damaged \('watched'\); take --checkpoint=latest"):
+        trained.load(trainer.workdir, trainer.config, trainer.manifest, "best")
+    latest = trained.load(trainer.workdir, trainer.config, trainer.manifest, "latest")
+    assert latest.epoch == 1
+    with pytest.raises(UserError, match="there is no such checkpoint"):
+        restore_weights(latest.model, str(tmp_path / "none"))  # type: ignore[arg-type]
+    assert isinstance(latest.model, tf.keras.Model)
