@@ -21,7 +21,6 @@ from pipelines import cli
 from pipelines import manifest as manifests
 from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import Manifest
-from pipelines.schema import Task
 from stem_tf import metrics, report
 from stem_tf.quiet import quieten_tensorflow
 from stem_tf.workdir import Workdir, replace_file, write_json
@@ -62,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     answers = trivial.load(cache, manifest, config.data)
     keys = {key: column for key, column in (("group", manifest.schema.group), ("item", manifest.schema.item)) if column}
     by_key = {
-        column: compare(manifest.schema.tasks, predicted, answers.scores(key, predicted))
+        column: trivial.compare(manifest.schema.tasks, predicted, answers.scores(key, predicted))
         for key, column in keys.items()
     }
     age = report.age(found.epoch, found.step)
@@ -92,17 +91,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"written to {output}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
-
-
-def compare(tasks: Sequence[Task], predicted: Predictions, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """By task, the AUC of a binary task or the MSE of a regression that ``scores`` would reach."""
-    result = {}
-    for task in tasks:
-        if task.name in scores:
-            metric = metrics.auc if task.type == "binary" else metrics.mse
-            name = task.name
-            result[name] = metric(predicted.labels[name], scores[name], predicted.weights[name])
-    return result
 
 
 def table(manifest: Manifest, results: metrics.Results, by_key: Mapping[str, Mapping[str, float]]) -> str:

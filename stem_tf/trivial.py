@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from pipelines import input as inputs
 from pipelines.manifest import Manifest
+from pipelines.schema import Task
+from stem_tf import metrics
 from stem_tf.metrics import smoothed_means
 from stem_tf.predictions import Predictions
 from stem_tf.workdir import replace_file
@@ -69,6 +71,17 @@ def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
     with replace_file(cache) as beside, open(beside, "wb") as file:
         np.savez(file, **fitted)
     return TrivialAnswers(fitted)
+
+
+def compare(tasks: Sequence[Task], predicted: Predictions, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """By task, the AUC of a binary task or the MSE of a regression that ``scores`` would reach."""
+    result = {}
+    for task in tasks:
+        if task.name in scores:
+            metric = metrics.auc if task.type == "binary" else metrics.mse
+            name = task.name
+            result[name] = metric(predicted.labels[name], scores[name], predicted.weights[name])
+    return result
 
 
 def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:

@@ -113,5 +113,5 @@ def test_a_damaged_choice_is_named(tmp_path: Path, tiny_settings: dict[str, Any]
     latest = trained.load(trainer.workdir, trainer.config, trainer.manifest, "latest")
     assert latest.epoch == 1
     with pytest.raises(UserError, match="there is no such checkpoint"):
-        restore_weights(latest.model, str(tmp_path / "none"))  # type: ignore[arg-type]
+        restore_weights(latest.model, str(tmp_path / "none"))
     assert isinstance(latest.model, tf.keras.Model)
