@@ -18,7 +18,9 @@ from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.losses import Weighting
 from stem_tf.models.base import RankingModel, Training
+from stem_tf.models.mmoe import MEMMoE, MLMMoE, MMoE, OMoE
 from stem_tf.models.network import Network, Parts
+from stem_tf.models.ple import CGC, MEPLE, PLE
 from stem_tf.models.stem_net import STEMNet
 from stem_tf.optimizers import Schedule
 
@@ -35,6 +37,13 @@ def precision(policy: str) -> Iterator[None]:
 
 
 NETWORKS: dict[str, type[Network]] = {
+    "omoe": OMoE,
+    "mmoe": MMoE,
+    "ml_mmoe": MLMMoE,
+    "me_mmoe": MEMMoE,
+    "cgc": CGC,
+    "ple": PLE,
+    "me_ple": MEPLE,
     "stem_net": STEMNet,
 }
 
