@@ -83,6 +83,7 @@ setup(
             "stem-convert=pipelines.convert:run",
             "stem-train=stem_tf.train:run",
             "stem-evaluate=stem_tf.evaluate:run",
+            "stem-inspect=stem_tf.inspection:run",
             "stem-export=export.saved_model:run",
             "stem-predict=export.predict:run",
             "stem-serve=export.serve:run",

@@ -1,0 +1,84 @@
+"""What a model is made of, as text: tables, experts, gates and towers, their parameters and products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from stem_tf import report
+from stem_tf.layers.embedding import SHARED
+from stem_tf.layers.gate import Gate
+from stem_tf.models.base import RankingModel
+
+
+def summary(model: RankingModel) -> str:
+    """Tables with rows, width and bytes; the network's parameters by part and owner; multiply-adds a row."""
+    return "\n\n".join([_tables(model), _network(model)])
+
+
+def _tables(model: RankingModel) -> str:
+    cells, total, total_bytes = [], 0, 0
+    for group in model.embeddings.groups:
+        for feature in group.order:
+            looked_up = feature in (*group.single, *group.bags)
+            rows = _ids(group, feature.name) if looked_up else feature.length or 1
+            size = rows * group.width * 4
+            total, total_bytes = total + rows, total_bytes + size
+            tables = str(len(group.tables))
+            cells.append([feature.name, feature.kind, f"{rows:,}", tables, str(group.dim), _bytes(size), ""])
+    cells.append(["all", "", f"{total:,}", "", "", _bytes(total_bytes), ""])
+    names = ", ".join(model.embeddings.tables)
+    return f"tables: {names}\n" + report.table(["feature", "kind", "rows", "tables", "width", "bytes", ""], cells)
+
+
+def _ids(group: Any, feature: str) -> int:
+    """Rows of a feature in a packed table."""
+    following = [offset for offset in group.offsets.values() if offset > group.offsets[feature]]
+    return int(min(following, default=group.rows) - group.offsets[feature])
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _network(model: RankingModel) -> str:
+    network = model.network
+    owner = {
+        weight.ref(): task.name
+        for task in model.tasks
+        for layer in network.own_layers(task.name)
+        for weight in layer.weights
+    }
+    gates = {weight.ref() for layer in network.submodules if isinstance(layer, Gate) for weight in layer.weights}
+    towers = {weight.ref() for tower in network.towers.values() for weight in tower.weights}
+    counts: dict[str, list[int]] = {name: [0, 0, 0] for name in (*(task.name for task in model.tasks), SHARED)}
+    for weight in network.weights:
+        part = 1 if weight.ref() in gates else 2 if weight.ref() in towers else 0
+        counts[owner.get(weight.ref(), SHARED)][part] += int(tf.size(weight))
+    lines = [[name, *map("{:,}".format, parts), f"{sum(parts):,}", ""] for name, parts in counts.items()]
+    sums = [sum(column) for column in zip(*counts.values(), strict=True)]
+    lines.append(["all", *map("{:,}".format, sums), f"{sum(sums):,}", ""])
+    head = ["parameters of", "experts", "gates", "towers", "all", ""]
+    return f"{report.table(head, lines)}\n{multiply_adds(model):,} multiply-adds a row in matrix products"
+
+
+def multiply_adds(model: RankingModel) -> int:
+    """Of the matrix products that the network does for one row, as TensorFlow's profiler counts them."""
+    profiler = tf.compat.v1.profiler
+    h = {table: tf.TensorSpec([1, model.embeddings.flat_width]) for table in model.embeddings.tables}
+    graph = tf.function(lambda h: model.network(h)).get_concrete_function(h).graph
+    counting = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
+    counting.with_empty_output().with_accounted_types(["MatMul", "BatchMatMulV2"])
+    return int(profiler.profile(graph, options=counting.build()).total_float_ops) // 2
+
+
+def gate_names(gates: Sequence[Gate]) -> list[str]:
+    """A name for each gate: who reads it, and its level where there are several."""
+    levels = {gate.level for gate in gates}
+    return [gate.reader if len(levels) == 1 else f"{gate.reader}, level {gate.level + 1}" for gate in gates]
