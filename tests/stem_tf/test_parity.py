@@ -16,7 +16,9 @@ from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import MLP
 from stem_tf.models.base import RankingModel, Training
+from stem_tf.models.mmoe import MMoE, OMoE
 from stem_tf.models.network import Network, Parts
+from stem_tf.models.ple import PLE
 from stem_tf.models.stem_net import STEMNet
 from stem_tf.optimizers import Schedule
 
@@ -99,7 +101,45 @@ def stem_net(reference: Reference, network: STEMNet, which: str) -> Pairs:
     return pairs
 
 
+def omoe(reference: Reference, network: OMoE, which: str) -> Pairs:
+    experts = [f"omoe_layer.experts.{k}" for k in range(reference.meta["mmoe_experts"])]
+    pairs = reference.mlp(network.experts, which, *experts)
+    return pairs + reference.mlp(network.gate.mlp, which, "omoe_layer.gate")
+
+
+def mmoe(reference: Reference, network: MMoE, which: str) -> Pairs:
+    experts = [f"mmoe_layer.experts.{k}" for k in range(reference.meta["mmoe_experts"])]
+    pairs = reference.mlp(network.experts, which, *experts)
+    for t, gate in enumerate(network.gates.values()):
+        pairs += reference.mlp(gate.mlp, which, f"mmoe_layer.gate.{t}")
+    return pairs
+
+
+def ple(reference: Reference, network: PLE, which: str) -> Pairs:
+    """The last level's shared gate, which nothing reads, is in the files alone."""
+    pairs: Pairs = []
+    for number, level in enumerate(network.levels):
+        prefix = f"cgc_layers.{number}"
+        for t, path in enumerate(network.paths[:-1]):
+            experts = [f"{prefix}.specific_experts.{t}.{k}" for k in range(reference.meta["k1"])]
+            pairs += reference.mlp(level.experts[path], which, *experts)
+        experts = [f"{prefix}.shared_experts.{k}" for k in range(reference.meta["k2"])]
+        pairs += reference.mlp(level.experts["shared"], which, *experts)
+        for t, path in enumerate(network.paths):
+            if path in level.gates:
+                pairs += reference.mlp(level.gates[path].mlp, which, f"{prefix}.gate.{t}")
+    return pairs
+
+
 MODELS: dict[str, tuple[Callable[..., Network], Callable[..., Pairs]]] = {
+    "OMoE": (lambda names, parts, meta: OMoE(names, parts, meta["mmoe_experts"]), omoe),
+    "MMoE": (lambda names, parts, meta: MMoE(names, parts, meta["mmoe_experts"]), mmoe),
+    "PLE": (
+        lambda names, parts, meta: PLE(
+            names, parts, meta["k1"], meta["k2"], layers=meta["layers"], released_stacking=True
+        ),
+        ple,
+    ),
     "STEM": (
         lambda names, parts, meta: STEMNet(
             names, parts, meta["k1"], meta["k2"], layers=meta["layers"], released_stacking=True
