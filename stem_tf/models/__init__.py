@@ -18,10 +18,13 @@ from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.losses import Weighting
 from stem_tf.models.base import RankingModel, Training
+from stem_tf.models.chains import AITM, ESMM
 from stem_tf.models.mmoe import MEMMoE, MLMMoE, MMoE, OMoE
 from stem_tf.models.network import Network, Parts
 from stem_tf.models.ple import CGC, MEPLE, PLE
+from stem_tf.models.sharing import AsymmetricSharing, CustomizedSharing, SharedBottom, SingleTask
 from stem_tf.models.stem_net import STEMNet
+from stem_tf.models.stitch import CrossStitch, Sluice
 from stem_tf.optimizers import Schedule
 
 
@@ -37,6 +40,12 @@ def precision(policy: str) -> Iterator[None]:
 
 
 NETWORKS: dict[str, type[Network]] = {
+    "single_task": SingleTask,
+    "shared_bottom": SharedBottom,
+    "asymmetric_sharing": AsymmetricSharing,
+    "customized_sharing": CustomizedSharing,
+    "cross_stitch": CrossStitch,
+    "sluice": Sluice,
     "omoe": OMoE,
     "mmoe": MMoE,
     "ml_mmoe": MLMMoE,
@@ -44,6 +53,8 @@ NETWORKS: dict[str, type[Network]] = {
     "cgc": CGC,
     "ple": PLE,
     "me_ple": MEPLE,
+    "esmm": ESMM,
+    "aitm": AITM,
     "stem_net": STEMNet,
 }
 
@@ -95,6 +106,13 @@ def build_network(config: Any, schema: Schema) -> Network:
     hyper = {key: configs.plain(options[key]) for key in configs.network_keys(name) if key not in parts}
     if "layers" in hyper:
         hyper["layers"] = configs.depth(config)
+    regressions = [task.name for task in schema.tasks if task.type != "binary"]
+    if regressions and (name == "esmm" or hyper.get("calibrator")):
+        cause = "name=esmm" if name == "esmm" else f"calibrator={hyper['calibrator']}"
+        raise UserError(
+            f"config.model.{cause} takes each task's output for a probability: all tasks should be binary, but "
+            f"{', '.join(regressions)} should be predicted as a value"
+        )
     return NETWORKS[name](schema.task_names, Parts(**parts, fields=len(schema.features)), **hyper)
 
 
