@@ -87,6 +87,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     if "model.name" in given:
         # Another model on the experiment's data: what the experiment says to a model of its own is not meant for it.
         values = {key: value for key, value in values.items() if _applies(key, given["model.name"])}
+        units = values.get("model.expert_units", ())
+        if any(isinstance(u, tuple | list) for u in units) and not _applies("model.layers", given["model.name"]):
+            values["model.expert_units"] = tuple(width for level in units for width in level)  # levels become layers
     return checked(values | given)
 
 
@@ -328,7 +331,7 @@ def _check_together(values: Mapping[str, Any]) -> None:
             if values[other] not in allowed:
                 raise UserError(
                     f"config.{path}={values[path]} would do nothing with config.{other}={values[other]}; "
-                    f"set that to {' or '.join(map(str, allowed))}, or leave this at {key.default}"
+                    f"set that to {' or '.join(map(str, allowed))}, or leave this at {key.default or 'nothing'}"
                 )
     if values["optimizer.schedule"] != "constant" and values["optimizer.decay_steps"] == 0:
         raise UserError(f"config.optimizer.decay_steps should be given for the schedule {values['optimizer.schedule']}")
