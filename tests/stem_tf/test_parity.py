@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
-from stem_tf.layers.mlp import MLP
+from stem_tf.layers.mlp import MLP, Linear
 from stem_tf.models.base import RankingModel, Training
+from stem_tf.models.chains import AITM, ESMM
 from stem_tf.models.mmoe import MMoE, OMoE
 from stem_tf.models.network import Network, Parts
 from stem_tf.models.ple import PLE
+from stem_tf.models.sharing import SharedBottom
 from stem_tf.models.stem_net import STEMNet
 from stem_tf.optimizers import Schedule
 
@@ -65,6 +68,11 @@ class Reference:
             pairs.append((layer.bias, np.stack(biases).reshape(layer.bias.shape)))
         return pairs
 
+    def linear(self, linear: Linear, which: str, torch_name: str) -> Pairs:
+        """Variables of ``linear`` beside the reference's values."""
+        weight, bias = (self.data[f"{which}/{torch_name}.{part}"] for part in ("weight", "bias"))
+        return [(linear.kernel, weight.T), (linear.bias, bias)]
+
     def pairs(self, which: str) -> Pairs:
         """Every variable of the model beside the reference's array ``which`` (w0, g0, w5) for it."""
         rows = [
@@ -73,7 +81,9 @@ class Reference:
         ]
         pairs = [(self.model.embeddings.groups[0].table, np.concatenate(rows))]
         pairs += self._network_pairs(self, self.model.network, which)
-        for t, tower in enumerate(self.model.network.towers.values()):
+        towers = list(self.model.network.towers.values())
+        # The released ESMM's tower 0 is that of the conversion, its tower 1 that of the click before it.
+        for t, tower in enumerate(towers[::-1] if self.meta["model"] == "ESMM" else towers):
             pairs += self.mlp(tower, which, f"tower.{t}")
         return pairs
 
@@ -131,7 +141,28 @@ def ple(reference: Reference, network: PLE, which: str) -> Pairs:
     return pairs
 
 
+def shared_bottom(reference: Reference, network: SharedBottom, which: str) -> Pairs:
+    return reference.mlp(network.bottom, which, "bottom")
+
+
+def aitm(reference: Reference, network: AITM, which: str) -> Pairs:
+    pairs: Pairs = []
+    for t, bottom in enumerate(network.bottoms.values()):
+        pairs += reference.mlp(bottom, which, f"bottom.{t}")
+    for t, info in enumerate(network.infos.values()):
+        pairs += reference.linear(info, which, f"g.{t}")
+    for name in ("h1", "h2", "h3"):
+        pairs += reference.linear(getattr(network, name), which, name)
+    return pairs
+
+
+def in_order(names: list[str]) -> dict[str, str]:
+    """Each task follows the one before it."""
+    return {task: previous for previous, task in itertools.pairwise(names)}
+
+
 MODELS: dict[str, tuple[Callable[..., Network], Callable[..., Pairs]]] = {
+    "SharedBottom": (lambda names, parts, meta: SharedBottom(names, parts), shared_bottom),
     "OMoE": (lambda names, parts, meta: OMoE(names, parts, meta["mmoe_experts"]), omoe),
     "MMoE": (lambda names, parts, meta: MMoE(names, parts, meta["mmoe_experts"]), mmoe),
     "PLE": (
@@ -146,6 +177,8 @@ MODELS: dict[str, tuple[Callable[..., Network], Callable[..., Pairs]]] = {
         ),
         stem_net,
     ),
+    "ESMM": (lambda names, parts, meta: ESMM(names, parts, in_order(names)), lambda reference, network, which: []),
+    "AITM": (lambda names, parts, meta: AITM(names, parts, in_order(names)), aitm),
 }
 """By the model's name in the files: how to make its network, and its weights, towers apart, beside the reference's."""
 
