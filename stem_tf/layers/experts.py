@@ -19,22 +19,12 @@ from stem_tf.layers.mlp import MLP, Linear
 from stem_tf.layers.sides import Sides, joined
 
 
-class PairWeights(tf.keras.layers.Layer):
-    """Weights r of the pairs of fields ``[K, P, H]``, P = F (F - 1) / 2, from N(0, 2 / (P + H))."""
-
-    def __init__(self, fields: int, count: int, units: int, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.pairs = np.array(list(combinations(range(fields), 2)), np.int32).reshape(-1, 2)
-        pairs = len(self.pairs)
-        self.kernel = self.add_weight(
-            "kernel", (count, pairs, units), initializer=normal((2.0 / (pairs + units)) ** 0.5)
-        )
-
-
 class FwFM(tf.keras.layers.Layer):
     """H field-weighted factorisation machines an expert (Pan et al., WWW 2018, with FeLV linear terms)::
 
         y_h = b_h + sum_i <w_ih, v_i> + sum_{i<j} r_ijh <v_i, v_j>
+
+    Weights: w and b are a :class:`~stem_tf.layers.mlp.Linear`; r ``[K, F (F - 1) / 2, H]``, Xavier-normal.
 
     Args:
       fields: F; D = F * d.
@@ -46,21 +36,28 @@ class FwFM(tf.keras.layers.Layer):
         super().__init__(**kwargs)
         self.fields = fields
         self.linear = Linear(units, count)
-        self.weights_of_pairs = PairWeights(fields, count, units)
+        self.pairs = pairs_of(fields)
+        xavier = normal((2.0 / (len(self.pairs) + units)) ** 0.5)
+        self.kernel = self.add_weight("pairs", (count, len(self.pairs), units), initializer=xavier)
 
     def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         v = by_field(joined(x), self.fields)
         products = tf.matmul(v, v, transpose_b=True)
-        rows = tf.concat([tf.shape(products)[:-2], [self.fields**2]], axis=0)
-        first, second = self.weights_of_pairs.pairs.T
-        pairs = tf.gather(tf.reshape(products, rows), first * self.fields + second, axis=-1)
-        return self.linear(x) + tf.matmul(pairs, tf.cast(self.weights_of_pairs.kernel, pairs.dtype))
+        flat = tf.reshape(products, tf.concat([tf.shape(products)[:-2], [self.fields**2]], axis=0))
+        first, second = self.pairs.T
+        pairs = tf.gather(flat, first * self.fields + second, axis=-1)
+        return self.linear(x) + tf.matmul(pairs, self.kernel)
 
 
 class NFwFM(tf.keras.layers.Layer):
     """Neural FM (He and Chua, SIGIR 2017) with field-weighted pairs, the STEM paper's production expert::
 
         y = MLP(sum_{i<j} r_ij (v_i * v_j)), elementwise, r learned per pair
+
+    It has no linear terms, and products of embeddings start at the square of ``model.init_std``: with the default 1e-4
+    it learns later than with 0.01.
+
+    Weights: r ``[K, F (F - 1) / 2]``, from N(0, 2 / (F (F - 1) / 2 + 1)); the MLP reads ``[K, B, d]``.
 
     Args:
       fields: F; D = F * d.
@@ -80,7 +77,9 @@ class NFwFM(tf.keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.fields, self.count = fields, count
-        self.weights_of_pairs = PairWeights(fields, count, 1)
+        self.pairs = pairs_of(fields)
+        xavier = normal((2.0 / (len(self.pairs) + 1)) ** 0.5)
+        self.kernel = self.add_weight("pairs", (count, len(self.pairs)), initializer=xavier)
         self.mlp = MLP(units, count=count, dropout=dropout, batch_norm=batch_norm)
 
     def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
@@ -88,12 +87,9 @@ class NFwFM(tf.keras.layers.Layer):
         if v.shape.rank == 3:
             v = v[tf.newaxis]
         # sum_{i<j} r_ij v_i v_j = sum_i v_i (R v)_i with r above R's diagonal: one product instead of F^2 / 2.
-        weights = self.weights_of_pairs
-        place = tf.constant(weights.pairs)
-        above = tf.stack(
-            [tf.scatter_nd(place, kernel[:, 0], [self.fields] * 2) for kernel in tf.unstack(weights.kernel)]
-        )
-        pooled = tf.reduce_sum(v * tf.matmul(tf.cast(above, v.dtype)[:, tf.newaxis], v), axis=-2)
+        above = tf.scatter_nd(self.pairs, tf.transpose(self.kernel), [self.fields, self.fields, self.count])
+        above = tf.transpose(above, [2, 0, 1])[:, tf.newaxis]
+        pooled = tf.reduce_sum(v * tf.matmul(above, v), axis=-2)
         return self.mlp(pooled, training=training, seed=seed)
 
 
@@ -101,6 +97,8 @@ class DCN(tf.keras.layers.Layer):
     """Cross layers below an MLP (DCN-V2, Wang et al., WWW 2021, stacked; cross layers of TensorFlow Recommenders)::
 
         x_{l+1} = x_0 * (W_l x_l + b_l) + x_l        y = MLP(x_L)
+
+    TensorFlow Recommenders' layers compute W x in float32 under every precision policy.
 
     Args:
       layers: L.
@@ -126,7 +124,8 @@ class DCN(tf.keras.layers.Layer):
         xavier = shape[-1] ** -0.5
 
         def cross() -> Any:
-            return tfrs.layers.dcn.Cross(kernel_initializer=normal(xavier))
+            # Built after the network's precision policy has been left: it is this layer's.
+            return tfrs.layers.dcn.Cross(kernel_initializer=normal(xavier), dtype=self.dtype_policy)
 
         self.crosses = [[cross() for _ in range(self.depth)] for _ in range(self.count)]
         super().build(shape)
@@ -146,3 +145,8 @@ class DCN(tf.keras.layers.Layer):
 def by_field(x: tf.Tensor, fields: int) -> tf.Tensor:
     """``[..., F * d]`` -> ``[..., F, d]``."""
     return tf.reshape(x, tf.concat([tf.shape(x)[:-1], [fields, x.shape[-1] // fields]], axis=0))
+
+
+def pairs_of(fields: int) -> np.ndarray:
+    """``[F (F - 1) / 2, 2]`` int32: the pairs i < j of fields."""
+    return np.array(list(combinations(range(fields), 2)), np.int32).reshape(-1, 2)

@@ -153,9 +153,8 @@ class PLE(Network):
     def own_layers(self, task: str) -> list[tf.keras.layers.Layer]:
         path = task_table(task)
         # Other tasks' losses come through a shared gate over the task's experts, and from these to the gates below.
-        reached = [
-            j for j, level in enumerate(self.levels) if path in level.experts and path in level.selected.get(SHARED, ())
-        ]
+        open_gates = [level.selected.get(SHARED, ()) for level in self.levels]
+        reached = [j for j, level in enumerate(self.levels) if path in level.experts and path in open_gates[j]]
         top = max(reached, default=-1)
         own = [level.experts[path] for level in self.levels[top + 1 :] if path in level.experts]
         return [*own, *(level.gates[path] for level in self.levels[max(top, 0) :]), self.towers[task]]
