@@ -161,7 +161,7 @@ class Cleaner:
     def columns(self) -> list[str]:
         """The columns of the log that are read."""
         names = dict.fromkeys(feature.column for feature in self.schema.features)
-        names |= dict.fromkeys(column for task in self.schema.tasks for column in task.label.columns)
+        names |= dict.fromkeys(column for task in self.schema.tasks for column in task.columns)
         names |= dict.fromkeys(filter(None, (self.schema.group, self.schema.item)))
         if isinstance(self.split, HashSplit | TimeSplit):
             names[self.split.column] = None
@@ -193,7 +193,7 @@ class Cleaner:
                 numerics[feature.name] = _numeric(array, feature, bad)
             else:
                 vectors[feature.name] = _dense(array, feature, bad)
-        labels = {task.name: _label(chunk, task, bad) for task in self.schema.tasks}
+        labels = _labels(chunk, self.schema.tasks, bad)
         keys = {
             role: self._key(chunk, column, bad)
             for role, column in (("group", self.schema.group), ("item", self.schema.item))
@@ -316,21 +316,46 @@ def _dense(array: pa.Array, feature: Feature, bad: _BadRows) -> np.ndarray:
     return vectors
 
 
-def _label(chunk: Chunk, task: Task, bad: _BadRows) -> np.ndarray:
+def _labels(chunk: Chunk, tasks: tuple[Task, ...], bad: _BadRows) -> dict[str, np.ndarray]:
+    """By task, float32 [n]; NaN outside its space."""
+    by_name = {task.name: task for task in tasks}
+    made: dict[str, np.ndarray] = {}
+
+    def make(task: Task) -> np.ndarray:
+        if task.name not in made:
+            made[task.name] = _label(chunk, task, space(task), bad)
+        return made[task.name]
+
+    def space(task: Task) -> np.ndarray:
+        if task.space is None:
+            return np.ones(len(chunk.rows), bool)
+        if task.space.task is not None:
+            return make(by_name[task.space.task]) == 1
+        column = str(task.space.column)
+        shown = f"the space of task '{task.name}', column '{column}', is {{}}"
+        values, missing = _number(chunk.columns[column], column, shown, bad)
+        wrong = ~missing & (values != 0) & (values != 1)
+        bad.add(wrong, column, "space not 0 or 1", f"{shown}; 1 and true are inside, 0, false and null outside")
+        return ~missing & (values == 1)
+
+    return {task.name: make(task) for task in tasks}
+
+
+def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: _BadRows) -> np.ndarray:
     label, column = task.label, task.label.column
     shown = f"label '{column}' is {{}}"
     if label.equals is not None:
         values, missing = _equals(chunk.columns[column], label.equals, column, bad)
     else:
         values, missing = _number(chunk.columns[column], column, shown, bad)
-    _check_label(missing, task, column, f"{shown}; task '{task.name}' needs a value", bad)
+    _check_label(missing & space, task, column, f"{shown}; task '{task.name}' needs a value", bad)
     if label.divide_by is not None:
         denominator, absent = _number(
             chunk.columns[label.divide_by], label.divide_by, f"denominator '{label.divide_by}' is {{}}", bad
         )
         absent |= denominator == 0
         detail = f"denominator '{label.divide_by}' is {{}}; task '{task.name}' divides by it"
-        _check_label(absent & ~missing, task, label.divide_by, detail, bad)
+        _check_label(absent & ~missing & space, task, label.divide_by, detail, bad)
         missing |= absent
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             values = values / denominator
@@ -339,13 +364,16 @@ def _label(chunk: Chunk, task: Task, bad: _BadRows) -> np.ndarray:
             values = np.clip(values, *label.clip)
         floats = values.astype(np.float32)
     inside = ~missing
+    ratio = f" divided by '{label.divide_by}'" if label.divide_by else ""
     if task.type == "binary":
-        ratio = f" divided by '{label.divide_by}'" if label.divide_by else ""
         wrong = inside & (floats != 0) & (floats != 1)
         bad.add(wrong, column, "binary label not 0 or 1", f"{shown}{ratio}; a binary label is 0 or 1")
     else:
         bad.add(inside & ~np.isfinite(floats), column, "label not finite", f"{shown}, which is not finite in float32")
-    return np.where(inside, floats, np.float32("nan"))
+    if task.output == "sigmoid":
+        detail = f"{shown}{ratio}; with output: sigmoid a label is in [0, 1] (clip: [0, 1], or output: linear)"
+        bad.add(inside & ((floats < 0) | (floats > 1)), column, "label outside [0, 1]", detail)
+    return np.where(inside & space, floats, np.float32("nan"))
 
 
 def _check_label(missing: np.ndarray, task: Task, column: str, detail: str, bad: _BadRows) -> None:

@@ -32,6 +32,9 @@ def validate(schema: Schema, log_columns: Mapping[str, pa.DataType], source: str
         for column in task.label.columns:
             why = _label_problem(task, _plain(log_columns[column]))
             _refuse(why, schema, f"tasks.{task.name}.label", column, source)
+        if task.space and task.space.column and not _is_number(kind := _plain(log_columns[task.space.column])):
+            why = f"holds {kind}; a space is a column of bools, or of 0 and 1"
+            _refuse(why, schema, f"tasks.{task.name}.space", task.space.column, source)
     for key, name in (("group", schema.group), ("item", schema.item)):
         if name is not None and not (_is_int(kind := _plain(log_columns[name])) or casts.is_text(kind)):
             _refuse(f"holds {kind}; a key is int64 or string{_cast(name, 'int64')}", schema, key, name, source)
@@ -59,6 +62,8 @@ def _uses(schema: Schema) -> Iterator[tuple[str, str]]:
         yield f"tasks.{task.name}.label.column", task.label.column
         if task.label.divide_by is not None:
             yield f"tasks.{task.name}.label.divide_by", task.label.divide_by
+        if task.space is not None and task.space.column is not None:
+            yield f"tasks.{task.name}.space.column", task.space.column
     for key, column in (("group", schema.group), ("item", schema.item)):
         if column is not None:
             yield key, column

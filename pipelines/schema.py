@@ -16,7 +16,11 @@ The schema travels with the converted data, with every run and with every export
     tasks:
       click: {label: {column: is_click}}
       income: {weight: 0.5, label: {column: income_50k, equals: "50000+."}}
-      completion: {type: regression, label: {column: play_ms, divide_by: duration_ms, clip: [0, 1], missing: outside}}
+      buy: {label: {column: is_buy}, space: {task: click}}     # only rows where click is 1; or {column: is_shown}
+      completion:
+        type: regression
+        output: sigmoid                                         # or linear
+        label: {column: play_ms, divide_by: duration_ms, clip: [0, 1], missing: outside}
 """
 
 from __future__ import annotations
@@ -108,13 +112,43 @@ class Label:
 
 
 @dataclass(frozen=True)
+class Space:
+    """A task's sample space beyond missing labels (delta of PLE Eq. 9): one of the two.
+
+    Attributes:
+      column: rows where this column of the log is 1 or true; a null is outside.
+      task: rows where the label of this other, binary task is 1; rows outside its space are outside this one too.
+    """
+
+    column: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
 class Task:
-    """One kind of feedback to predict; ``weight`` multiplies its loss."""
+    """One kind of feedback to predict.
+
+    Attributes:
+      name: key of its label in a batch and of its score in a response.
+      label: where it comes from.
+      type: ``binary`` or ``regression``.
+      weight: multiplies its loss.
+      output: what the model's output becomes as a regression's score: ``linear``, itself, or ``sigmoid``, for labels in
+        [0, 1].
+      space: rows that the task is about; all of them when None.
+    """
 
     name: str
     label: Label
     type: Literal["binary", "regression"] = "binary"
     weight: float = 1.0
+    output: Literal["linear", "sigmoid"] = "linear"
+    space: Space | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the log that say what the task's labels are."""
+        return self.label.columns + ((self.space.column,) if self.space and self.space.column else ())
 
 
 @dataclass(frozen=True)
@@ -214,19 +248,19 @@ def loads(text: str, source: str = "schema") -> Schema:
     tasks = {name: _task(name, node) for name, node in _named(fields["tasks"], "task").items()}
     if all(task.weight == 0 for task in tasks.values()):
         fields["tasks"].fail("every task has weight 0: nothing would be learned")
-    users = {column: task.name for task in tasks.values() for column in task.label.columns}
+    _check_spaces(tasks, fields["tasks"])
+    users = {column: f"space of task {task.name!r}" for task in tasks.values() for column in task.columns}
+    users |= {column: f"label of task {task.name!r}" for task in tasks.values() for column in task.label.columns}
     for name, feature in features.items():
         if feature.column in users and not feature.allow_label_column:
             fields["features"].child(name).fail(
-                f"column {feature.column!r} is used by the label of task {users[feature.column]!r}, so the feature may "
+                f"column {feature.column!r} is used by the {users[feature.column]}, so the feature may "
                 "give the label away; drop it, or set allow_label_column: true if it is known before the label"
             )
     for key in ("group", "item"):
         if key in fields and fields[key].text() in users:
             column = fields[key].value
-            fields[key].fail(
-                f"column {column!r} is used by the label of task {users[column]!r}; it cannot name rows too"
-            )
+            fields[key].fail(f"column {column!r} is used by the {users[column]}; it cannot name rows too")
     return Schema(
         name=fields["name"].text(),
         features=tuple(features.values()),
@@ -384,10 +418,46 @@ def _clip(node: Node) -> tuple[float, float]:
 
 
 def _task(name: str, node: Node) -> Task:
-    fields = node.record({"label": "as in label: {column: is_click}"}, ("type", "weight"), "a task")
+    optional = ("type", "weight", "output", "space")
+    fields = node.record({"label": "as in label: {column: is_click}"}, optional, "a task")
     task_type: Any = fields["type"].choice(("binary", "regression")) if "type" in fields else "binary"
     weight = fields["weight"].number(0) if "weight" in fields else 1.0
-    return Task(name=name, label=_label(fields["label"], task_type), type=task_type, weight=weight)
+    label = _label(fields["label"], task_type)
+    output: Any = "linear"
+    if "output" in fields:
+        if task_type == "binary":
+            fields["output"].fail("does not apply to a binary task, whose score is a probability; remove it")
+        output = fields["output"].choice(("linear", "sigmoid"))
+    if output == "sigmoid" and label.clip and not 0 <= label.clip[0] < label.clip[1] <= 1:
+        fields["label"].child("clip").fail(
+            f"{list(label.clip)} is not inside [0, 1], where scores of output: sigmoid lie; clip to [0, 1], or "
+            "write output: linear"
+        )
+    return Task(name, label, task_type, weight, output, _space(fields["space"]) if "space" in fields else None)
+
+
+def _space(node: Node) -> Space:
+    fields = node.record({}, ("column", "task"), "a space")
+    if len(fields) != 1:
+        node.fail("should hold one of column: is_shown and task: click")
+    return Space(**{key: child.text() for key, child in fields.items()})
+
+
+def _check_spaces(tasks: Mapping[str, Task], node: Node) -> None:
+    """Spaces are of other, binary tasks, and end somewhere."""
+    for name, task in tasks.items():
+        seen = [name]
+        while task.space is not None and (other := task.space.task) is not None:
+            place = node.child(seen[-1]).child("space").child("task")
+            if other not in tasks:
+                place.fail(f"{other!r} is not a task{yaml_reader.hint(other, tasks)}")
+            if tasks[other].type != "binary":
+                place.fail(f"{other!r} is a regression; only the label of a binary task can be 1")
+            if other in seen:
+                chain = " -> ".join([*seen[seen.index(other) :], other])
+                place.fail(f"the space of a task cannot depend on itself ({chain})")
+            seen.append(other)
+            task = tasks[other]
 
 
 def _task_tables(node: Node, features: Mapping[str, Feature]) -> Any:
@@ -443,4 +513,5 @@ def _feature_fields(feature: Feature) -> dict[str, Any]:
 
 
 def _task_fields(task: Task) -> dict[str, Any]:
-    return {**_changed(task, ("name", "label")), "label": _changed(task.label, ())}
+    fields = {**_changed(task, ("name", "label", "space")), "label": _changed(task.label, ())}
+    return fields if task.space is None else {**fields, "space": _changed(task.space, ())}

@@ -47,7 +47,7 @@ class TaskLoss(tfrs.tasks.Ranking):
 def score(task: Task, output: tf.Tensor) -> tf.Tensor:
     """A task's score from the network's output: a probability for a binary task; for a regression the value itself,
     or its sigmoid where the schema says so."""
-    return tf.sigmoid(output) if task.type == "binary" or getattr(task, "output", "linear") == "sigmoid" else output
+    return tf.sigmoid(output) if task.type == "binary" or task.output == "sigmoid" else output
 
 
 class Weighting(tf.Module):

@@ -331,7 +331,7 @@ def _check_together(values: Mapping[str, Any]) -> None:
             if values[other] not in allowed:
                 raise UserError(
                     f"config.{path}={values[path]} would do nothing with config.{other}={values[other]}; "
-                    f"set that to {' or '.join(map(str, allowed))}, or leave this at {key.default or 'nothing'}"
+                    f"set that to {' or '.join(map(str, allowed))}, or leave this at {key.default if key.default != '' else 'nothing'}"
                 )
     if values["optimizer.schedule"] != "constant" and values["optimizer.decay_steps"] == 0:
         raise UserError(f"config.optimizer.decay_steps should be given for the schedule {values['optimizer.schedule']}")

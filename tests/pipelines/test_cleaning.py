@@ -1,5 +1,6 @@
 """From columns of the log to rows: types, missing values, labels, and what is wrong with bad rows."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from pipelines.cleaning import Cleaner, Rows
 from pipelines.errors import UserError
-from pipelines.schema import Feature, Label, Schema, Task
+from pipelines.schema import Feature, Label, Schema, Space, Task
 from pipelines.source import Chunk
 from pipelines.split import HashSplit, RandomSplit, TimeSplit
 
@@ -216,3 +217,46 @@ def test_split_columns_need_values() -> None:
         _clean(None, {"t": pa.array([b"5", b"soon"])}, split=time)
     with pytest.raises(UserError, match="row 1,001: the key column 't' is null"):
         _clean(None, {"t": pa.array([5, None])}, split=HashSplit("t", (0.8, 0.1, 0.1), 0))
+
+
+def _spaces(columns: Mapping[str, list], *tasks: Task) -> dict[str, list]:
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    schema = Schema("s", (), tasks)
+    chunk = Chunk("log.parquet", np.arange(len(next(iter(arrays.values())))), arrays, 0)
+    rows, _ = Cleaner(schema, _EVERYTHING_TRAIN, False).clean(chunk, chunk.rows, 0)
+    return {name: [None if np.isnan(v) else v for v in labels] for name, labels in rows.labels.items()}
+
+
+CLICK = Task("click", Label("c", missing="outside"))
+
+
+def test_a_space_is_where_another_label_is_1() -> None:
+    buy = Task("buy", Label("b"), space=Space(task="click"))
+    pay = Task("pay", Label("p"), "regression", space=Space(task="buy"))
+    # A null label outside the space is no error; rows outside click's own space are outside buy's.
+    columns: dict[str, list] = {"c": [1, 0, None, 1], "b": [1, None, 1, 0], "p": [2.5, 1.0, None, None]}
+    expected = {"pay": [2.5, None, None, None], "click": [1, 0, None, 1], "buy": [1, None, None, 0]}
+    got = _spaces(columns, pay, CLICK, buy)
+    assert got == expected and list(got) == ["pay", "click", "buy"]
+
+
+@pytest.mark.parametrize("mask", [[True, False, None], [1, 0, None], [1.0, 0.0, float("nan")], [b"1", b"0", b""]])
+def test_a_space_is_a_column(mask: list) -> None:
+    task = Task("t", Label("y"), space=Space(column="m"))
+    assert _spaces({"y": [0, 1, None], "m": mask}, task) == {"t": [0, None, None]}
+
+
+def test_what_a_space_cannot_hold() -> None:
+    task = Task("t", Label("y"), space=Space(column="m"))
+    message = "the space of task 't', column 'm', is 2; 1 and true are inside, 0, false and null outside"
+    with pytest.raises(UserError, match=message):
+        _spaces({"y": [0, 1], "m": [1, 2]}, task)
+    with pytest.raises(UserError, match="label 'y' is null; task 't' needs a value"):
+        _spaces({"y": [None, 1], "m": [1, 0]}, task)
+
+
+def test_sigmoid_labels_are_shares() -> None:
+    task = Task("t", Label("y"), "regression", output="sigmoid")
+    assert _labels(task, y=[0.0, 0.25, 1.0]) == [0.0, 0.25, 1.0]
+    with pytest.raises(UserError, match=r"label 'y' is 1.5; with output: sigmoid a label is in \[0, 1\] \(clip"):
+        _labels(task, y=[1.5])

@@ -374,3 +374,26 @@ def test_logs_that_cannot_be_converted(tmp_path: Path) -> None:
     log = _write(tmp_path / "out/log.parquet", table)
     with pytest.raises(UserError, match="a file of the log lies in the output directory"):
         _convert(log, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_spaces_reach_the_counts_and_rates(tmp_path: Path, kind: str) -> None:
+    """Rates of the manifest are those of the rows inside; a mask column is read though nothing else uses it."""
+    table = pa.table(
+        {"user": [1, 2, 3, 4, 5], "click": [1, 1, 0, 1, 0], "shown": [1, 1, 1, 0, 0], "buy": [1, 0, 1, 1, 0]}
+    )
+    log = tmp_path / f"log.{kind}"
+    (pq.write_table if kind == "parquet" else pyarrow.csv.write_csv)(table, log)
+    text = """
+name: spaces
+features:
+  user: {kind: categorical, side: user, dtype: int64}
+tasks:
+  click: {label: {column: click}, space: {column: shown}}
+  buy: {label: {column: buy}, space: {task: click}}
+"""
+    made = _convert(
+        log, tmp_path / "data", schema=schema.loads(text), split="random", split_column=None, fractions=(1.0, 0.0, 0.0)
+    )
+    assert (made.task_rows("train", "click"), made.task_rate("train", "click")) == (3, pytest.approx(2 / 3))
+    assert (made.task_rows("train", "buy"), made.task_rate("train", "buy")) == (2, 0.5)

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines import schema
 from pipelines.errors import UserError
-from pipelines.schema import Feature, Label, Schema, Task
+from pipelines.schema import Feature, Label, Schema, Space, Task
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 
@@ -34,6 +34,8 @@ tasks:
   rich: {weight: 0.5, label: {column: income, equals: "50000+.", missing: outside}}
   kind3: {label: {column: kind, equals: 3}}
   watched: {type: regression, weight: 1e-3, label: {column: play, divide_by: ms, clip: [0, 1], missing: outside}}
+  buy: {label: {column: is_buy}, space: {task: click}}
+  share: {type: regression, output: sigmoid, label: {column: shared, clip: [0, 1]}, space: {column: shown}}
 """
 
 # The smallest schema; tests change one line of it.
@@ -72,9 +74,14 @@ def test_every_key_arrives_in_the_dataclass() -> None:
             Task("rich", Label("income", equals="50000+.", missing="outside"), weight=0.5),
             Task("kind3", Label("kind", equals=3)),
             Task("watched", Label("play", divide_by="ms", clip=(0.0, 1.0), missing="outside"), "regression", 0.001),
+            Task("buy", Label("is_buy"), space=Space(task="click")),
+            Task(
+                "share", Label("shared", clip=(0.0, 1.0)), "regression", output="sigmoid", space=Space(column="shown")
+            ),
         ),
     )
-    assert read.task_names == ("click", "rich", "kind3", "watched")
+    assert read.task_names == ("click", "rich", "kind3", "watched", "buy", "share")
+    assert read.tasks[-1].columns == ("shared", "shown")
     assert [feature.name for feature in read.task_features] == ["user", "tags"]
     assert read.feature("price").bucketised and not read.feature("ms").bucketised
 
@@ -193,7 +200,7 @@ UNREADABLE = [
     (USER, "user: {kind: multivalent, side: user, dtype: string, max_length: 3, pooling: max}", "features.user.pooling: 'max' (text) is not allowed; allowed: mean, sum"),
     (USER, "user: {kind: dense, side: user}", "features.user: the key 'length' is missing (how many elements the vector has)"),
     (USER, "user: {kind: dense, side: user, length: -4}", "features.user.length: should be a whole number of at least 1; got -4"),
-    (CLICK, "click: {lable: {column: is_click}}", "tasks.click: unknown key 'lable' of a task; did you mean 'label'? Allowed: label, type, weight"),
+    (CLICK, "click: {lable: {column: is_click}}", "tasks.click: unknown key 'lable' of a task; did you mean 'label'? Allowed: label, type, weight, output, space"),
     (CLICK, "click: {}", "tasks.click: the key 'label' is missing (as in label: {column: is_click})"),
     (CLICK, "click: {label: is_click}", "tasks.click.label: should be a mapping with the keys column, equals, divide_by, clip, missing; got 'is_click' (text)"),
     (CLICK, "click: {label: {equals: 1}}", "tasks.click.label: the key 'column' is missing (of the log)"),
@@ -222,6 +229,14 @@ UNREADABLE = [
     ("name: small", "name: small\ntask_tables: [vid, vid]", "task_tables[1]: 'vid' is listed twice; keep one"),
     (USER, "user: {kind: categorical, side: user, dtype: int64, column: is_click}", "features.user: column 'is_click' is used by the label of task 'click'" + GIVES_AWAY),
     (USER, "user: {kind: numeric, side: user, column: total}", "features.user: column 'total' is used by the label of task 'watched'" + GIVES_AWAY),
+    (CLICK, "click: {output: linear, label: {column: is_click}}", "tasks.click.output: does not apply to a binary task, whose score is a probability; remove it"),
+    (CLICK, "click: {label: {column: is_click}, space: {}}", "tasks.click.space: should hold one of column: is_shown and task: click"),
+    (CLICK, "click: {label: {column: is_click}, space: {task: clck}}", "tasks.click.space.task: 'clck' is not a task; did you mean 'click'? Allowed: click, watched"),
+    (CLICK, "click: {label: {column: is_click}, space: {task: watched}}", "tasks.click.space.task: 'watched' is a regression; only the label of a binary task can be 1"),
+    (CLICK, "click: {label: {column: is_click}, space: {task: click}}", "tasks.click.space.task: the space of a task cannot depend on itself (click -> click)"),
+    (CLICK, "click: {label: {column: is_click}, space: {task: b}}\n  b: {label: {column: b}, space: {task: click}}", "tasks.b.space.task: the space of a task cannot depend on itself (click -> b -> click)"),
+    (CLICK, "click: {label: {column: is_click}, space: {column: user}}", "features.user: column 'user' is used by the space of task 'click'" + GIVES_AWAY),
+    ("divide_by: total}", "divide_by: total, clip: [0, 2]}, output: sigmoid", "tasks.watched.label.clip: [0.0, 2.0] is not inside [0, 1], where scores of output: sigmoid lie; clip to [0, 1], or write output: linear"),
     ("name: small", "name: small\ngroup: is_click", "group: column 'is_click' is used by the label of task 'click'; it cannot name rows too"),
     ("name: small", "name: small\nitem: total", "item: column 'total' is used by the label of task 'watched'; it cannot name rows too"),
 ]

@@ -63,6 +63,17 @@ def test_overrides_take_the_type_of_the_default() -> None:
         ("optimizer.decay_steps=9", "would do nothing with config.optimizer.schedule=constant"),
         ("optimizer.schedule=cosine", "config.optimizer.decay_steps should be given for the schedule cosine"),
         ("model.released_stacking=1", "would do nothing with one layer"),
+        ("model.name=stem", "aitm, stem_net, but is 'stem'; did you mean 'stem_net'?"),
+        ("model.experts=4", "=4 would do nothing with config.model.name=stem_net; set that to omoe or mmoe"),
+        ("model.follows=a:b", "set that to esmm or aitm, or leave this at nothing"),
+        ("model.gives=like", "config.model.gives should be task:task,..., but is 'like'"),
+        ("model.cross_layers=3", "would do nothing with config.model.expert=mlp"),
+        ("model.expert=fwfm", "should be one width for experts of kind fwfm, but is (256, 128)"),
+        ("model.shared_experts=1,2", "config.model.shared_experts=(1, 2) names 2 levels, but stem_net has 1"),
+        ("model.task_experts=income:1,never_married:-1", "config.model.task_experts should be at least 0, but is -1"),
+        ("model.task_experts=income:x", "or task:1,..., but is 'income:x'"),
+        ("loss.gamma=0.9", "would do nothing with config.loss.weighting=static"),
+        ("loss.label_smoothing=income:1", "config.loss.label_smoothing should be less than 1, but is 1"),
         ("train.monitor=auc:", "should be auc, loss, auc:<task> or loss:<task>, but is 'auc:'"),
         ("train.monitor=mse", "should be auc, loss, auc:<task> or loss:<task>"),
     ],
@@ -82,7 +93,7 @@ def test_no_experts_at_all() -> None:
 
 
 def test_experiments_by_name_or_path(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did you mean 'kuairand_sample'.*Shipped: census_income"):
+    with pytest.raises(UserError, match="did you mean 'kuairand_sample'.*Shipped: ali_ccp, census_income"):
         configs.load("kuairand_smaple")
     with pytest.raises(UserError, match="there is no such file"):
         configs.load(str(tmp_path / "mine.py"))
