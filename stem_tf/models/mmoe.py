@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -100,7 +101,7 @@ class MMoE(GatePerTask):
       experts: E.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, experts: Counts = 8, **kwargs: object) -> None:
+    def __init__(self, tasks: Sequence[str], parts: Parts, experts: Counts = 8, **kwargs: Any) -> None:
         super().__init__(tasks, parts, count_of(experts), **kwargs)
         self.experts = parts.experts(count_of(experts))
 

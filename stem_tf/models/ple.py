@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -190,7 +191,7 @@ class CGC(PLE):
         parts: Parts,
         task_experts: Counts = 1,
         shared_experts: Counts = 1,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         super().__init__(tasks, parts, task_experts, shared_experts, layers=1, **kwargs)
 
