@@ -115,6 +115,20 @@ def to_float64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return (_null_where(floats, empty) if pc.any(empty).as_py() else floats), bad
 
 
+def to_bools(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """bool [n] of bools or the numbers 0 and 1, as text also true and false in any case; bad are all other values."""
+    array = _plain(array)
+    undecodable = np.zeros(len(array), bool)
+    if is_text(array.type):
+        text, undecodable = to_text(array)
+        words = pc.utf8_lower(pc.utf8_trim_whitespace(text))
+        array = pc.if_else(pc.equal(words, "true"), "1", pc.if_else(pc.equal(words, "false"), "0", words))
+    numbers, bad = to_float64(array)
+    known = to_numpy(pc.is_in(numbers, pa.array([0.0, 1.0, None], pa.float64())))
+    bad |= undecodable | ~known
+    return _null_where(pc.equal(numbers, 1), pa.array(bad)), bad
+
+
 def to_lists(array: pa.Array, dtype: str, separator: str | None) -> tuple[Lists, np.ndarray]:
     """Lists [n] of a list column, or of text whose values ``separator`` parts; bad are rows with a bad value."""
     array = _plain(array)

@@ -114,8 +114,8 @@ class _BadRows:
     def good(self) -> np.ndarray:
         return np.flatnonzero(~self._mask)
 
-    def add(self, bad: np.ndarray, column: str, reason: str, detail: str) -> None:
-        """Marks rows bad. ``detail`` is the message, ``{}`` standing for the value in the log."""
+    def add(self, bad: np.ndarray, column: str, reason: str, detail: str, values: np.ndarray | None = None) -> None:
+        """Marks rows bad. ``detail`` is the message, ``{}`` standing for the value in ``values``, or in the log."""
         new = bad & ~self._mask
         if not new.any():
             return
@@ -123,7 +123,8 @@ class _BadRows:
         self.counts[column, reason] += int(new.sum())
         place = int(np.flatnonzero(new)[0])
         if not self._drop and (self._first is None or place < self._first[0]):
-            self._first = (place, detail.replace("{}", _shown(self._chunk.columns[column][place])))
+            value = self._chunk.columns[column][place] if values is None else pa.scalar(values[place])
+            self._first = (place, detail.replace("{}", _shown(value)))
 
     def raise_first(self) -> None:
         if self._first is not None:
@@ -333,25 +334,25 @@ def _labels(chunk: Chunk, tasks: tuple[Task, ...], bad: _BadRows) -> dict[str, n
             return make(by_name[task.space.task]) == 1
         column = str(task.space.column)
         shown = f"the space of task '{task.name}', column '{column}', is {{}}"
-        values, missing = _number(chunk.columns[column], column, shown, bad)
-        wrong = ~missing & (values != 0) & (values != 1)
+        values, wrong = casts.to_bools(chunk.columns[column])
         bad.add(wrong, column, "space not 0 or 1", f"{shown}; 1 and true are inside, 0, false and null outside")
-        return ~missing & (values == 1)
+        return casts.to_numpy(values.fill_null(False))
 
     return {task.name: make(task) for task in tasks}
 
 
 def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: _BadRows) -> np.ndarray:
+    """float32 [n]; what the log holds outside the space, bool [n], is no label and never bad."""
     label, column = task.label, task.label.column
     shown = f"label '{column}' is {{}}"
     if label.equals is not None:
-        values, missing = _equals(chunk.columns[column], label.equals, column, bad)
+        values, missing = _equals(chunk.columns[column], label.equals, column, space, bad)
     else:
-        values, missing = _number(chunk.columns[column], column, shown, bad)
+        values, missing = _number(chunk.columns[column], column, shown, space, bad)
     _check_label(missing & space, task, column, f"{shown}; task '{task.name}' needs a value", bad)
     if label.divide_by is not None:
         denominator, absent = _number(
-            chunk.columns[label.divide_by], label.divide_by, f"denominator '{label.divide_by}' is {{}}", bad
+            chunk.columns[label.divide_by], label.divide_by, f"denominator '{label.divide_by}' is {{}}", space, bad
         )
         absent |= denominator == 0
         detail = f"denominator '{label.divide_by}' is {{}}; task '{task.name}' divides by it"
@@ -363,17 +364,20 @@ def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: _BadRows) -> np.nda
         if label.clip is not None:
             values = np.clip(values, *label.clip)
         floats = values.astype(np.float32)
-    inside = ~missing
-    ratio = f" divided by '{label.divide_by}'" if label.divide_by else ""
+    inside = space & ~missing
     if task.type == "binary":
+        ratio = f" divided by '{label.divide_by}'" if label.divide_by else ""
         wrong = inside & (floats != 0) & (floats != 1)
         bad.add(wrong, column, "binary label not 0 or 1", f"{shown}{ratio}; a binary label is 0 or 1")
     else:
         bad.add(inside & ~np.isfinite(floats), column, "label not finite", f"{shown}, which is not finite in float32")
     if task.output == "sigmoid":
-        detail = f"{shown}{ratio}; with output: sigmoid a label is in [0, 1] (clip: [0, 1], or output: linear)"
-        bad.add(inside & ((floats < 0) | (floats > 1)), column, "label outside [0, 1]", detail)
-    return np.where(inside & space, floats, np.float32("nan"))
+        detail = (
+            f"label {' / '.join(map(repr, label.columns))} is {{}}; task '{task.name}' has output: sigmoid, whose "
+            "labels lie in [0, 1]: write clip: [0, 1] in its label, or output: linear"
+        )
+        bad.add(inside & ((floats < 0) | (floats > 1)), column, "label outside [0, 1]", detail, values)
+    return np.where(inside, floats, np.float32("nan"))
 
 
 def _check_label(missing: np.ndarray, task: Task, column: str, detail: str, bad: _BadRows) -> None:
@@ -382,23 +386,27 @@ def _check_label(missing: np.ndarray, task: Task, column: str, detail: str, bad:
         bad.add(missing, column, "missing label", detail + advice)
 
 
-def _equals(array: pa.Array, value: str | int, column: str, bad: _BadRows) -> tuple[np.ndarray, np.ndarray]:
+def _equals(
+    array: pa.Array, value: str | int, column: str, space: np.ndarray, bad: _BadRows
+) -> tuple[np.ndarray, np.ndarray]:
     """(float64 [n] of 0 and 1, bool [n] missing)."""
     if isinstance(value, str):
         values, wrong = casts.to_text(array)
-        bad.add(wrong, column, "not UTF-8", f"label '{column}' is {{}}, which is not UTF-8 text")
+        bad.add(wrong & space, column, "not UTF-8", f"label '{column}' is {{}}, which is not UTF-8 text")
         missing = casts.to_numpy(array.is_null()).copy()  # "" is a value like others here
     else:
         values, wrong = casts.to_int64(array)
-        bad.add(wrong, column, "not an int64", f"label '{column}' is {{}}, which is not an int64")
+        bad.add(wrong & space, column, "not an int64", f"label '{column}' is {{}}, which is not an int64")
         missing = casts.to_numpy(values.is_null()) & ~wrong
     hits = casts.to_numpy(pc.equal(values, value).fill_null(value == ""))
     return hits.astype(np.float64), missing
 
 
-def _number(array: pa.Array, column: str, shown: str, bad: _BadRows) -> tuple[np.ndarray, np.ndarray]:
+def _number(
+    array: pa.Array, column: str, shown: str, space: np.ndarray, bad: _BadRows
+) -> tuple[np.ndarray, np.ndarray]:
     """(float64 [n] with 0 for missing, bool [n] missing)."""
     values, wrong = casts.to_float64(array)
-    bad.add(wrong, column, "not a number", f"{shown}, which is not a number")
+    bad.add(wrong & space, column, "not a number", f"{shown}, which is not a number")
     missing = casts.to_numpy(values.is_null()) & ~wrong
     return casts.to_numpy(values.fill_null(0.0)), missing

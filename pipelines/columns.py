@@ -33,7 +33,7 @@ def validate(schema: Schema, log_columns: Mapping[str, pa.DataType], source: str
             why = _label_problem(task, _plain(log_columns[column]))
             _refuse(why, schema, f"tasks.{task.name}.label", column, source)
         if task.space and task.space.column and not _is_number(kind := _plain(log_columns[task.space.column])):
-            why = f"holds {kind}; a space is a column of bools, or of 0 and 1"
+            why = f"holds {kind}; a space is a column of bools, or of 0 and 1{_cast(task.space.column, 'bool')}"
             _refuse(why, schema, f"tasks.{task.name}.space", task.space.column, source)
     for key, name in (("group", schema.group), ("item", schema.item)):
         if name is not None and not (_is_int(kind := _plain(log_columns[name])) or casts.is_text(kind)):

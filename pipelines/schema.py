@@ -433,7 +433,13 @@ def _task(name: str, node: Node) -> Task:
             f"{list(label.clip)} is not inside [0, 1], where scores of output: sigmoid lie; clip to [0, 1], or "
             "write output: linear"
         )
-    return Task(name, label, task_type, weight, output, _space(fields["space"]) if "space" in fields else None)
+    space = _space(fields["space"]) if "space" in fields else None
+    if space is not None and space.column == label.column:
+        fields["space"].child("column").fail(
+            f"{space.column!r} is the label's own column, which is always 1 in that space; name another, or leave "
+            "space out"
+        )
+    return Task(name, label, task_type, weight, output, space)
 
 
 def _space(node: Node) -> Space:

@@ -220,6 +220,7 @@ def test_split_columns_need_values() -> None:
 
 
 def _spaces(columns: Mapping[str, list], *tasks: Task) -> dict[str, list]:
+    """By task, the labels; None outside its space."""
     arrays = {name: pa.array(values) for name, values in columns.items()}
     schema = Schema("s", (), tasks)
     chunk = Chunk("log.parquet", np.arange(len(next(iter(arrays.values())))), arrays, 0)
@@ -240,23 +241,76 @@ def test_a_space_is_where_another_label_is_1() -> None:
     assert got == expected and list(got) == ["pay", "click", "buy"]
 
 
-@pytest.mark.parametrize("mask", [[True, False, None], [1, 0, None], [1.0, 0.0, float("nan")], [b"1", b"0", b""]])
+# As people, pyarrow and pandas write them; the last are integers beside a missing one.
+_CSV_MASKS = [[b"1", b"0", b""], [b"true", b"false", b""], [b"True", b" FALSE ", None], [b"1.0", b"0.0", b"nan"]]
+
+
+@pytest.mark.parametrize("mask", [[True, False, None], [1, 0, None], [1.0, 0.0, float("nan")], *_CSV_MASKS])
 def test_a_space_is_a_column(mask: list) -> None:
     task = Task("t", Label("y"), space=Space(column="m"))
     assert _spaces({"y": [0, 1, None], "m": mask}, task) == {"t": [0, None, None]}
 
 
-def test_what_a_space_cannot_hold() -> None:
+@pytest.mark.parametrize(
+    ("mask", "shown"),
+    [
+        ([1, 2], "2"),
+        ([0.0, 0.5], "0.5"),
+        ([1.0, np.inf], "inf"),
+        ([b"true", b"yes"], "'yes'"),
+        ([b"1", b"\xff"], "b'.*'"),
+    ],
+)
+def test_what_a_space_cannot_hold(mask: list, shown: str) -> None:
     task = Task("t", Label("y"), space=Space(column="m"))
-    message = "the space of task 't', column 'm', is 2; 1 and true are inside, 0, false and null outside"
+    message = f"row 1: the space of task 't', column 'm', is {shown}; 1 and true are inside, 0, false and null outside"
     with pytest.raises(UserError, match=message):
-        _spaces({"y": [0, 1], "m": [1, 2]}, task)
+        _spaces({"y": [0, 1], "m": mask}, task)
+    rows, bad = _clean(None, {"y": pa.array([0, 1]), "m": pa.array(mask)}, task=task, drop=True)
+    assert (len(rows.row_ids), bad) == (1, {("m", "space not 0 or 1"): 1})
+
+
+def test_a_label_is_missing_inside_its_space() -> None:
+    task = Task("t", Label("y"), space=Space(column="m"))
     with pytest.raises(UserError, match="label 'y' is null; task 't' needs a value"):
         _spaces({"y": [None, 1], "m": [1, 0]}, task)
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "outside"),
+    [
+        (Label("y"), "binary", -1),
+        (Label("y"), "binary", b"n/a"),
+        (Label("y", equals=1), "binary", b"n/a"),
+        (Label("y", equals="1"), "binary", b"\xff"),
+        (Label("y"), "regression", np.inf),
+        (Label("y", divide_by="d"), "regression", 1),
+    ],
+)
+def test_outside_its_space_a_label_may_be_anything(label: Label, kind: str, outside: Any) -> None:
+    """Logs put -1 or n/a where there was nothing to observe; rows with it still serve the other tasks."""
+    inside = b"1" if isinstance(outside, bytes) else 1
+    columns = {"m": [1, 0, None], "y": [inside, outside, outside], "d": [1, 0, None]}
+    task = Task("t", label, kind, space=Space(column="m"))  # type: ignore[arg-type]
+    assert _spaces(columns, task) == {"t": [1, None, None]}
+    with pytest.raises(UserError, match="row 1: "):
+        _spaces({**columns, "m": [1, 1, 1]}, task)
 
 
 def test_sigmoid_labels_are_shares() -> None:
     task = Task("t", Label("y"), "regression", output="sigmoid")
     assert _labels(task, y=[0.0, 0.25, 1.0]) == [0.0, 0.25, 1.0]
-    with pytest.raises(UserError, match=r"label 'y' is 1.5; with output: sigmoid a label is in \[0, 1\] \(clip"):
-        _labels(task, y=[1.5])
+    ratio = Label("y", divide_by="d", missing="outside")
+    clipped = Task("t", Label("y", clip=(0.0, 1.0)), "regression", output="sigmoid")
+    assert _labels(clipped, y=[-3.0, 0.5, 7.0]) == [0, 0.5, 1]
+    masked = Task("t", Label("y"), "regression", output="sigmoid", space=Space(column="m"))
+    assert _labels(masked, y=[0.5, 7.0], m=[1, 0]) == [0.5, None]
+    advice = (
+        r"; task 't' has output: sigmoid, whose labels lie in \[0, 1\]: write clip: \[0, 1\] in its label, or output"
+    )
+    for value in (1.5, -0.25):
+        with pytest.raises(UserError, match=f"row 1,001: label 'y' is {value}{advice}: linear"):
+            _labels(task, y=[0.5, value])
+    # The value that is refused is the ratio, not what the log holds; 3 / 0 is outside the space.
+    with pytest.raises(UserError, match=f"row 1,002: label 'y' / 'd' is 1.5{advice}"):
+        _labels(Task("t", ratio, "regression", output="sigmoid"), y=[1, 3, 3], d=[2, 0, 2])

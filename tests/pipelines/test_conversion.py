@@ -376,24 +376,69 @@ def test_logs_that_cannot_be_converted(tmp_path: Path) -> None:
         _convert(log, tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_spaces_reach_the_counts_and_rates(tmp_path: Path, kind: str) -> None:
-    """Rates of the manifest are those of the rows inside; a mask column is read though nothing else uses it."""
-    table = pa.table(
-        {"user": [1, 2, 3, 4, 5], "click": [1, 1, 0, 1, 0], "shown": [1, 1, 1, 0, 0], "buy": [1, 0, 1, 1, 0]}
-    )
-    log = tmp_path / f"log.{kind}"
-    (pq.write_table if kind == "parquet" else pyarrow.csv.write_csv)(table, log)
-    text = """
+_SPACES = """
 name: spaces
 features:
   user: {kind: categorical, side: user, dtype: int64}
 tasks:
+  pay: {type: regression, output: sigmoid, label: {column: pay}, space: {task: buy}}
   click: {label: {column: click}, space: {column: shown}}
   buy: {label: {column: buy}, space: {task: click}}
+  like: {label: {column: like, missing: outside}, space: {column: shown}}
 """
-    made = _convert(
-        log, tmp_path / "data", schema=schema.loads(text), split="random", split_column=None, fractions=(1.0, 0.0, 0.0)
-    )
-    assert (made.task_rows("train", "click"), made.task_rate("train", "click")) == (3, pytest.approx(2 / 3))
-    assert (made.task_rows("train", "buy"), made.task_rate("train", "buy")) == (2, 0.5)
+# row    user   shown  click  buy    pay    like
+_SPACED = [
+    (1, True, 1, 1, 0.5, 1),
+    (1, True, 1, 0, None, None),
+    (2, True, 0, 1, 9.0, 0),  # bought without a click: outside buy, so outside pay
+    (2, False, 1, 1, 0.5, 1),
+    (3, None, None, None, None, None),
+    (3, True, 1, 1, 0.25, 0),
+    (1, True, 1, 1, 1.0, None),  # validation
+    (2, False, None, None, None, None),
+    (1, True, 0, None, None, 1),  # test
+    (2, None, -1, -1, -1.0, -1),
+]
+_INSIDE: dict[str, list] = {
+    "pay": [0.5, None, None, None, None, 0.25, 1.0, None, None, None],
+    "click": [1, 1, 0, None, None, 1, 1, None, 0, None],
+    "buy": [1, 0, None, None, None, 1, 1, None, None, None],
+    "like": [1, None, 0, None, None, 0, None, None, 1, None],
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_labels_are_nan_outside_their_spaces(tmp_path: Path, kind: str) -> None:
+    names = ["user", "shown", "click", "buy", "pay", "like"]
+    table = pa.table(dict(zip(names, map(list, zip(*_SPACED, strict=True)), strict=True)))
+    table = table.append_column("time", pa.array(range(10)))
+    log = tmp_path / f"log.{kind}"
+    (pq.write_table if kind == "parquet" else pyarrow.csv.write_csv)(table, log)
+    done = _convert(log, tmp_path / "out", schema=schema.loads(_SPACES), validation_from="6", test_from="8")
+    for split, first, end in [("train", 0, 6), ("validation", 6, 8), ("test", 8, 10)]:
+        rows = sorted(_rows(done, split), key=lambda row: row["key:row_id"])
+        order = np.argsort(_block_column(done, split, "key:row_id", "<i8"))
+        for task, labels in _INSIDE.items():
+            expected = np.array(labels[first:end], np.float32)
+            np.testing.assert_array_equal(np.array([row[f"label:{task}"][0] for row in rows], np.float32), expected)
+            np.testing.assert_array_equal(_block_column(done, split, f"label:{task}", "<f4")[order], expected)
+    counts = {s: {n: dataclasses.astuple(c) for n, c in split.tasks.items()} for s, split in done.splits.items()}
+    assert counts == {
+        "train": {"pay": (2, 0.375), "click": (4, 0.75), "buy": (3, 2 / 3), "like": (3, 1 / 3)},
+        "validation": {"pay": (1, 1.0), "click": (1, 1.0), "buy": (1, 1.0), "like": (0, None)},
+        "test": {"pay": (0, None), "click": (1, 0.0), "buy": (0, None), "like": (1, 1.0)},
+    }
+    assert done.schema == schema.loads(_SPACES)
+
+
+def test_sigmoid_labels_beyond_1_stop_the_conversion(tmp_path: Path) -> None:
+    log = _write(tmp_path / "log.parquet", _log())
+    settings: dict[str, Any] = {
+        "schema": schema.loads(_SCHEMA.replace("clip: [0, 1], missing: outside}", "missing: outside}, output: sigmoid"))
+    }
+    why = "label 'seen' / 'length' is [0-9.]+; task 'done' has output: sigmoid, .* write clip: .0, 1. in its label, or"
+    with pytest.raises(UserError, match=why):
+        _convert(log, tmp_path / "out", **settings)
+    done = _convert(log, tmp_path / "out", drop_bad_rows=True, **settings)
+    assert [(dropped.column, dropped.reason) for dropped in done.dropped] == [("seen", "label outside [0, 1]")]
+    assert all(not row["label:done"][0] > 1 for row in _rows(done, "train"))

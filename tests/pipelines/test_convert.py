@@ -69,6 +69,19 @@ def test_reports_what_was_written(log: Path) -> None:
     assert again.stderr == f"error: {log.parent}/out exists already; --overwrite replaces it\n"
 
 
+def test_rates_are_those_inside_a_space(log: Path) -> None:
+    columns = {"user": [1] * 4, "click": [1, 0, 1, None], "shown": [True, True, True, False]}
+    pq.write_table(pa.table(columns), log)
+    text = _SCHEMA.replace(
+        "click}}", "click}, space: {column: shown}}\n  buy: {label: {column: click}, space: {task: click}}"
+    )
+    (log.parent / "schema.yaml").write_text(text)
+    done = _run(log, f"--train={log}")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[:3] for line in done.stdout.splitlines()[1:4]]
+    assert lines == [["click", "0.6667", "3"], ["buy", "1.0000", "2"], ["rows", "4", "0"]]
+
+
 def test_empty_splits_are_warned_about(log: Path) -> None:
     done = _run(log, f"--train={log}")
     assert done.returncode == 0

@@ -94,6 +94,20 @@ def test_dumps_is_read_back_as_the_same_schema() -> None:
         "\n  user: {kind: categorical, side: user, column: uid, dtype: int64, dim: 8, min_count: 2, missing: error}\n"
         in text
     )
+    assert "\n  buy: {label: {column: is_buy}, space: {task: click}}\n" in text
+    assert "\n  share: {type: regression, output: sigmoid, label: {" in text
+
+
+def test_a_mask_known_beforehand_may_be_a_feature() -> None:
+    masked = SMALL.replace(CLICK, "click: {label: {column: is_click}, space: {column: user}}")
+    read = schema.loads(masked.replace("side: user", "side: user, allow_label_column: true"))
+    assert read.feature("user").column == "user" and read.tasks[0].space == Space(column="user")
+
+
+def test_sigmoid_needs_no_clip() -> None:
+    """A log may hold shares already; conversion checks that it does."""
+    read = schema.loads(SMALL.replace("type: regression", "type: regression, output: sigmoid"))
+    assert (read.tasks[1].output, read.tasks[1].label.clip) == ("sigmoid", None)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +250,15 @@ UNREADABLE = [
     (CLICK, "click: {label: {column: is_click}, space: {task: click}}", "tasks.click.space.task: the space of a task cannot depend on itself (click -> click)"),
     (CLICK, "click: {label: {column: is_click}, space: {task: b}}\n  b: {label: {column: b}, space: {task: click}}", "tasks.b.space.task: the space of a task cannot depend on itself (click -> b -> click)"),
     (CLICK, "click: {label: {column: is_click}, space: {column: user}}", "features.user: column 'user' is used by the space of task 'click'" + GIVES_AWAY),
+    (CLICK, "click: {label: {column: is_click}, space: click}", "tasks.click.space: should be a mapping with the keys column, task; got 'click' (text)"),
+    (CLICK, "click: {label: {column: is_click}, space: {colunm: shown}}", "tasks.click.space: unknown key 'colunm' of a space; did you mean 'column'? Allowed: column, task"),
+    (CLICK, "click: {label: {column: is_click}, space: {column: shown, task: watched}}", "tasks.click.space: should hold one of column: is_shown and task: click"),
+    (CLICK, "click: {label: {column: is_click}, space: {column: true}}", "tasks.click.space.column: should be text (put it in quotes); got true (a bool)"),
+    (CLICK, "click: {label: {column: is_click}, space: {column: is_click}}", "tasks.click.space.column: 'is_click' is the label's own column, which is always 1 in that space; name another, or leave space out"),
+    (CLICK, CLICK + "\n  a: {label: {column: a}, space: {task: b}}\n  b: {label: {column: b}, space: {task: c}}\n  c: {label: {column: c}, space: {task: b}}", "tasks.c.space.task: the space of a task cannot depend on itself (b -> c -> b)"),
+    ("tasks:\n  " + CLICK, "group: shown\ntasks:\n  click: {label: {column: is_click}, space: {column: shown}}", "group: column 'shown' is used by the space of task 'click'; it cannot name rows too"),
+    (WATCHED, WATCHED + ", output: tanh", "tasks.watched.output: 'tanh' (text) is not allowed; allowed: linear, sigmoid"),
+    ("divide_by: total}", "divide_by: total, clip: [-0.1, 1]}, output: sigmoid", "tasks.watched.label.clip: [-0.1, 1.0] is not inside [0, 1], where scores of output: sigmoid lie; clip to [0, 1], or write output: linear"),
     ("divide_by: total}", "divide_by: total, clip: [0, 2]}, output: sigmoid", "tasks.watched.label.clip: [0.0, 2.0] is not inside [0, 1], where scores of output: sigmoid lie; clip to [0, 1], or write output: linear"),
     ("name: small", "name: small\ngroup: is_click", "group: column 'is_click' is used by the label of task 'click'; it cannot name rows too"),
     ("name: small", "name: small\nitem: total", "item: column 'total' is used by the label of task 'watched'; it cannot name rows too"),
@@ -341,6 +364,7 @@ LOG = {
 INT, STRING, LIST = pa.int64(), pa.string(), pa.list_(pa.int64())
 MULTI = "kind: multivalent, side: user, dtype: %s, max_length: 3"
 CATEGORY = "kind: categorical, side: user, dtype: int64"
+MASKED = "click: {label: {column: is_click}, space: {column: shown}}"
 # fmt: off
 # (text of SMALL, what stands there instead, changed columns, the message behind "schema small: ")
 MISFITS = [
@@ -371,6 +395,8 @@ MISFITS = [
     ("column: is_click", "column: is_click, equals: '1'", {"is_click": INT}, "tasks.click.label: column 'is_click' of log.parquet holds int64, never the text '1'; write equals: 1"),
     ("column: is_click", "column: is_click, equals: 'yes'", {}, "tasks.click.label: column 'is_click' of log.parquet holds bool, never the text 'yes'"),
     ("column: is_click", "column: is_click, equals: 1", {"is_click": STRING}, "tasks.click.label: column 'is_click' of log.parquet holds string, never the number 1; write equals: \"1\""),
+    (CLICK, MASKED, {"shown": STRING}, "tasks.click.space: column 'shown' of log.parquet holds string; a space is a column of bools, or of 0 and 1. Cast it when the log is written (pyarrow: table['shown'].cast('bool'))"),
+    (CLICK, MASKED, {"show": pa.bool_()}, "tasks.click.space.column: 'shown' is not in log.parquet; did you mean 'show'? Columns: user, vid, is_click, play, total, show"),
     ("name: small", "name: small\ngroup: session", {"session": pa.float32()}, "group: column 'session' of log.parquet holds float; a key is int64 or string. Cast it when the log is written (pyarrow: table['session'].cast('int64'))"),
 ]
 # fmt: on
@@ -407,9 +433,17 @@ def test_columns_that_fit(feature: str, kind: pa.DataType) -> None:
     schema.loads(SMALL.replace(CATEGORY, feature)).validate_columns({**LOG, "user": kind})
 
 
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.int8(), pa.float64(), pa.dictionary(pa.int8(), pa.int64())])
+def test_spaces_that_fit(kind: pa.DataType) -> None:
+    schema.loads(SMALL.replace(CLICK, MASKED)).validate_columns({**LOG, "shown": kind})
+
+
 def test_columns_of_csv_are_text() -> None:
     columns = dict.fromkeys(LOG, pa.binary())
     schema.loads(SMALL).validate_columns(columns, "log.csv", text=True)
+    schema.loads(SMALL.replace(CLICK, MASKED)).validate_columns(columns | {"shown": pa.binary()}, text=True)
+    with pytest.raises(UserError, match="tasks.click.space.column: 'shown' is not in log.csv"):
+        schema.loads(SMALL.replace(CLICK, MASKED)).validate_columns(columns, "log.csv", text=True)
     schema.loads(SMALL.replace(CATEGORY, MULTI % "int64" + ", separator: ','")).validate_columns(columns, text=True)
     for feature, message in [
         (MULTI % "int64", "is CSV text: a multivalent feature needs the separator of its values"),
