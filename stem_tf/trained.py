@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
+
 from pipelines.errors import JobError, UserError
 from pipelines.manifest import Manifest
-from stem_tf import models
+from stem_tf import configs, models
 from stem_tf.checkpoints import latest, restore_weights
 from stem_tf.models import snapshots
 from stem_tf.models.base import Predictor, RankingModel
@@ -39,8 +41,8 @@ def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> 
       UserError: there is no such checkpoint (yet).
       JobError: it is damaged, or of another model.
     """
-    if checkpoint in ("best", str(workdir.best_by_task)) and workdir.best_by_task.exists():
-        return _by_task(workdir, config, manifest)
+    if checkpoint in ("best", str(workdir.best_epochs)) and workdir.best_epochs.exists():
+        return _of_tasks(workdir, config, manifest)
     directories = {"best": workdir.best, "latest": workdir.checkpoints}
     path = checkpoint.removesuffix(".index")
     if checkpoint in directories:
@@ -54,32 +56,34 @@ def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> 
     return Trained(model, path, state.epoch, state.step)
 
 
-def _by_task(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
+def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
+    """The best weights of a run whose tasks have best epochs of their own."""
     try:
-        chosen = json.loads(workdir.best_by_task.read_text(encoding="utf-8"))
+        chosen = json.loads(workdir.best_epochs.read_text(encoding="utf-8"))
         tasks_of: dict[str, list[str]] = {}
         for task in manifest.schema.task_names:
-            tasks_of.setdefault(chosen[task], []).append(task)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-        raise JobError(f"{workdir.best_by_task} is damaged ({error}); take --checkpoint=latest") from None
-    members: list[tuple[RankingModel, list[str]]] = []
+            tasks_of.setdefault(chosen["tasks"][task], []).append(task)
+        rest = chosen["rest"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise JobError(f"{workdir.best_epochs} is damaged ({error}); take --checkpoint=latest") from None
     epochs: dict[str, int] = {}
-    own: dict[str, Any] = {}
-    for name, tasks in tasks_of.items():
+    if configs.best(config) == "own":
         model = models.build(config, manifest, training=False)
-        state = restore_weights(model, str(workdir.best / name))
-        epochs |= dict.fromkeys(tasks, state.epoch)
-        if snapshots.shares_nothing(model):
+        own: dict[str, list[NDArray]] = {}
+        for name, tasks in tasks_of.items():
+            epoch = restore_weights(model, str(workdir.best / name)).epoch
+            epochs |= dict.fromkeys(tasks, epoch)
             own |= {task: snapshots.take(model, task) for task in tasks}
-            members = [(model, [])]  # any will do: all its weights are replaced
-        else:
-            members.append((model, tasks))
-    if own:
+        restore_weights(model, str(workdir.best / rest))
         for task, values in own.items():
-            snapshots.put(members[0][0], task, values)
-        return Trained(members[0][0], str(workdir.best_by_task), epochs, 0)
+            snapshots.put(model, task, values)
+        return Trained(model, str(workdir.best_epochs), epochs, 0)
+    members: list[tuple[RankingModel, list[str]]] = []
+    for name, tasks in tasks_of.items():
+        members.append((models.build(config, manifest, training=False), tasks))
+        epochs |= dict.fromkeys(tasks, restore_weights(members[-1][0], str(workdir.best / name)).epoch)
     if len(members) == 1:
-        return Trained(members[0][0], str(workdir.best_by_task), epochs, 0)
+        return Trained(members[0][0], str(workdir.best_epochs), epochs, 0)
     joined = snapshots.Snapshots(members)
     joined.compile(optimizer=[], steps_per_execution=config.train.steps_per_execution)
-    return Trained(joined, str(workdir.best_by_task), epochs, 0)
+    return Trained(joined, str(workdir.best_epochs), epochs, 0)

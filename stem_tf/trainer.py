@@ -60,7 +60,7 @@ class Trainer:
     def __init__(self, config: Any, manifest: Manifest, workdir: Workdir, say: Callable[[str], None] = print) -> None:
         self.config, self.manifest, self.workdir, self.say = config, manifest, workdir, say
         self.monitor = monitor.monitor(config.train.monitor, manifest)
-        self.monitors = monitor.of_tasks(config.train.monitor, manifest) if configs.best_by_task(config) else {}
+        self.monitors = monitor.of_tasks(config.train.monitor, manifest) if configs.best(config) != "together" else {}
         data = config.data
         self._reading: dict[str, Any] = {
             "batch_size": data.batch_size,
@@ -189,7 +189,7 @@ class Trainer:
         else:
             state.without_gain += 1
         if self.monitors:
-            improved = self._note_tasks(epoch, results)
+            improved = self._note_tasks(epoch, results, better)
             without_gain = min(best["without_gain"] for best in state.by_task.values())
         else:
             improved, without_gain = [], state.without_gain
@@ -201,7 +201,7 @@ class Trainer:
         self.checkpoints.save()
         self._say_epoch(epoch, results, score, "best" if better else "", improved)
 
-    def _note_tasks(self, epoch: int, results: monitor.Results) -> list[str]:
+    def _note_tasks(self, epoch: int, results: monitor.Results, better: bool) -> list[str]:
         """Keeps the weights where they are the best so far of some task; returns the names of those tasks.
 
         A task whose patience has ended keeps the weights that it has: it would have stopped if it had trained alone.
@@ -218,11 +218,13 @@ class Trainer:
                 improved.append(task)
             else:
                 best["without_gain"] += 1
-        names = {task: f"epoch-{best['best_epoch'] + 1}" for task, best in by_task.items()}
-        if improved:
+        own = configs.best(self.config) == "own"
+        if improved or (own and better):
             self._best.save_as(f"epoch-{epoch + 1}")
-            write_json(self.workdir.best_by_task, names)
-            self._best.keep_only(set(names.values()))
+            names = {task: f"epoch-{best['best_epoch'] + 1}" for task, best in by_task.items()}
+            rest = f"epoch-{self.state.best_epoch + 1}" if own else None
+            write_json(self.workdir.best_epochs, {"tasks": names, "rest": rest})
+            self._best.keep_only({*names.values(), *filter(None, [rest])})
         return improved
 
     def _say_epoch(

@@ -3,7 +3,7 @@
 config.json      the config, complete
 schema.yaml, manifest.json, vocabulary/     what the run was trained on
 checkpoints/     of the whole training state, the last ones
-best/            weights of the best epoch, or of each task's (tasks.json says whose is which)
+best/            weights of the best epoch, or of each task's (epochs.json says whose is which)
 metrics.jsonl    one JSON object a line: training losses, validation metrics
 tensorboard/     the same for TensorBoard
 report.json, learning_curves.png            at the end
@@ -38,7 +38,7 @@ class Workdir:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
-        self.best_by_task = self.best / "tasks.json"
+        self.best_epochs = self.best / "epochs.json"
         self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -14,6 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from stem_tf import configs
+from stem_tf.configs.base import MODELS
+
 
 @pytest.fixture(scope="session")
 def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
@@ -51,18 +54,41 @@ tasks:
   watched: {type: regression, weight: 0.5, label: {column: share, missing: outside}}
 """
 
+CHAIN_TASKS = """
+tasks:
+  click: {label: {column: clicked}}
+  cart: {label: {column: carted}}
+  buy: {label: {column: bought}, space: {task: click}}
+"""
+
+ZOO: dict[str, dict[str, object]] = {
+    **{name: {} for name in MODELS},
+    "aitm": {"model.follows": {"cart": "click", "buy": "cart"}, "model.calibrator": 0.6},
+    "esmm": {"model.follows": {"cart": "click", "buy": "cart"}},
+    "asymmetric_sharing": {"model.gives": {"buy": "click"}},
+    "sluice": {"model.orthogonality": 0.1},
+    "ml_mmoe": {"model.expert_units": ((8,), (6,)), "model.experts": (3, 2)},
+    "ple": {"model.expert_units": ((8,), (6,)), "model.task_experts": {"click": 2, "cart": (1, 2), "buy": 1}},
+    "stem_net, two layers": {"model.layers": 2, "model.shared_experts": (2, 1)},
+    "stem_net, F": {"model.task_features": "user,item", "model.gate_bias": False, "model.gate_units": ()},
+    "stem_net of nfwfm": {"model.expert": "nfwfm"},
+    "mmoe of dcn": {"model.expert": "dcn"},
+    "shared_bottom of fwfm": {"model.expert": "fwfm"},
+}
+"""Every model, and what it needs or may have; its name is the first word."""
+
 
 @pytest.fixture(scope="session")
 def convert_tiny(
     tmp_path_factory: pytest.TempPathFactory, run_job: Callable[..., subprocess.CompletedProcess[str]]
-) -> Callable[[int], Path]:
+) -> Callable[..., Path]:
     """``convert_tiny(seed)``: 1,500 rows of a generated log, converted by the real job; the data directory.
 
     Users differ in how often they click, items in how long they are watched; a third of the rows has no ``watched``.
     """
 
     @functools.cache
-    def convert(seed: int) -> Path:
+    def convert(seed: int, tasks: str = "") -> Path:
         random = np.random.default_rng(seed)
         rows = 1500
         user, item = random.integers(40, size=rows), random.integers(100, size=rows)
@@ -74,13 +100,16 @@ def convert_tiny(
                 "tags": ["|".join(f"t{number % k}" for k in (3, 5)) for number in item],
                 "length": (item % 7 * 1000.0),
                 "clicked": (random.random(rows) < user / 40).astype(np.int64),
+                "carted": (random.random(rows) < item / 100).astype(np.int64),
+                "bought": (random.random(rows) < 0.3).astype(np.int64),
                 "share": pa.array(share, mask=random.random(rows) < 1 / 3),
                 "time": np.arange(rows),
             }
         )
         directory = tmp_path_factory.mktemp("tiny")
         pq.write_table(log, directory / "log.parquet")
-        (directory / "tiny.yaml").write_text(TINY_SCHEMA, encoding="utf-8")
+        text = TINY_SCHEMA.partition("\ntasks:")[0] + tasks if tasks else TINY_SCHEMA
+        (directory / "tiny.yaml").write_text(text, encoding="utf-8")
         job = run_job(
             "pipelines.convert",
             str(directory / "log.parquet"),
@@ -98,9 +127,25 @@ def convert_tiny(
 
 
 @pytest.fixture(scope="session")
-def tiny_data(convert_tiny: Callable[[int], Path]) -> Path:
+def tiny_data(convert_tiny: Callable[..., Path]) -> Path:
     """The data directory of ``convert_tiny(0)``: 1,200 train, 150 validation and 150 test rows."""
     return convert_tiny(0)
+
+
+@pytest.fixture(scope="session")
+def chain_data(convert_tiny: Callable[..., Path]) -> Path:
+    """The same rows with three binary tasks: click, cart and, where click is 1, buy."""
+    return convert_tiny(0, CHAIN_TASKS)
+
+
+@pytest.fixture(params=ZOO)
+def zoo_settings(
+    request: pytest.FixtureRequest, tiny_settings: dict[str, object], chain_data: Path
+) -> dict[str, object]:
+    """Config keys that train a small model of every kind on ``chain_data``."""
+    name = request.param.replace(",", " ").split()[0]
+    settings = configs.applying(tiny_settings, name)
+    return settings | {"data.dir": str(chain_data), "model.name": name, "model.init_std": 0.3} | ZOO[request.param]
 
 
 @pytest.fixture(scope="session")

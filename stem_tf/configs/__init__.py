@@ -86,7 +86,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
         given[key] = _parse(key, text)
     if "model.name" in given:
         # Another model on the experiment's data: what the experiment says to a model of its own is not meant for it.
-        values = {key: value for key, value in values.items() if _applies(key, given["model.name"])}
+        values = applying(values, given["model.name"])
         units = values.get("model.expert_units", ())
         if any(isinstance(u, tuple | list) for u in units) and not _applies("model.layers", given["model.name"]):
             values["model.expert_units"] = tuple(width for level in units for width in level)  # levels become layers
@@ -153,9 +153,11 @@ def _depth(model: str, layers: int) -> int:
     return layers or (2 if model in ("ple", "ml_mmoe") else 1)
 
 
-def best_by_task(config: Any) -> bool:
-    """Whether each task has best weights of its own; the default where tasks share nothing."""
-    return config.train.best == "by_task" or (config.train.best == "auto" and config.model.name == "single_task")
+def best(config: Any) -> str:
+    """Which best weights a run keeps: together, own or by_task."""
+    if config.train.best == "auto":
+        return "own" if config.model.name == "single_task" else "together"
+    return str(config.train.best)
 
 
 def network_keys(model: str) -> list[str]:
@@ -168,6 +170,11 @@ def network_keys(model: str) -> list[str]:
 def of_task(value: Any, task: str, default: Any) -> Any:
     """A task's value of a key that may be given by task; ``default`` for tasks that a mapping does not name."""
     return value.get(task, default) if isinstance(value, Mapping | ml_collections.ConfigDict) else value
+
+
+def applying(values: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Those of ``{"model.dim": 8, ...}`` that do anything for a model of this name."""
+    return {path: value for path, value in values.items() if _applies(path, model)}
 
 
 def _applies(path: str, model: str) -> bool:
@@ -329,9 +336,10 @@ def _check_together(values: Mapping[str, Any]) -> None:
         if key.only_if is not None and values[path] != key.default:
             other, allowed = key.only_if
             if values[other] not in allowed:
+                default = "nothing" if key.default == "" else key.default
                 raise UserError(
                     f"config.{path}={values[path]} would do nothing with config.{other}={values[other]}; "
-                    f"set that to {' or '.join(map(str, allowed))}, or leave this at {key.default if key.default != '' else 'nothing'}"
+                    f"set that to {' or '.join(map(str, allowed))}, or leave this at {default}"
                 )
     if values["optimizer.schedule"] != "constant" and values["optimizer.decay_steps"] == 0:
         raise UserError(f"config.optimizer.decay_steps should be given for the schedule {values['optimizer.schedule']}")

@@ -41,24 +41,13 @@ class Snapshots(Predictor):
         return {task.name: of_task[task.name] for task in self.tasks}
 
 
-def shares_nothing(model: RankingModel) -> bool:
-    """Whether every weight belongs to one task alone, as in Single-Task."""
-    owned = {
-        weight.ref()
-        for task in model.tasks
-        for layer in model.network.own_layers(task.name)
-        for weight in layer.weights
-    }
-    tables = {task_table(task.name) for task in model.tasks}
-    return set(model.embeddings.tables) <= tables and owned == {weight.ref() for weight in model.network.weights}
-
-
 def own_weights(model: RankingModel, task: str) -> list[tuple[tf.Variable, slice]]:
     """The weights that are ``task``'s alone, each with the columns of its last axis that are."""
     weights = []
     for group in model.embeddings.groups:
-        first = group.tables.index(task_table(task)) * group.dim
-        weights += [(weight, slice(first, first + group.dim)) for weight in group.weights]
+        if task_table(task) in group.tables:
+            first = group.tables.index(task_table(task)) * group.dim
+            weights += [(weight, slice(first, first + group.dim)) for weight in group.weights]
     return weights + [(weight, slice(None)) for layer in model.network.own_layers(task) for weight in layer.weights]
 
 

@@ -50,17 +50,23 @@ def weights_of(trainer: Trainer) -> list[tf.Variable]:
     return [weight for part in trainer.model.weight_parts.values() for weight in part.weights]
 
 
-@pytest.mark.parametrize("model", ["stem_net", "single_task"])
+@pytest.mark.parametrize(("model", "best"), [("stem_net", "by_task"), ("stem_net", "own"), ("single_task", "auto")])
 def test_each_task_has_the_weights_of_its_own_best_epoch(
-    tmp_path: Path, tiny_settings: dict[str, Any], model: str
+    tmp_path: Path, tiny_settings: dict[str, Any], model: str, best: str
 ) -> None:
-    settings = tiny_settings | {"model.name": model, "train.best": "by_task", "train.epochs": 4, "train.patience": 3}
+    settings = configs.applying(tiny_settings, model) | {
+        "model.name": model,
+        "train.best": best,
+        "train.epochs": 4,
+        "train.patience": 3,
+    }
     config = configs.checked(settings)
     manifest, workdir = manifests.load(config.data.dir), Workdir(tmp_path / "run")
     weights: list[list[np.ndarray]] = []
     with workdir.locked():
         workdir.prepare(config, manifest)
         trainer = Trainer(config, manifest, workdir, say=lambda line: None)
+        trainer.monitor = Scripted(0.8, 0.9, 0.7, 0.6)
         trainer.monitors = {"click": Scripted(0.9, 0.8, 0.7, 0.6), "watched": Scripted(0.9, 0.8, 0.95, 0.8)}
         save = trainer.checkpoints.save
 
@@ -71,11 +77,15 @@ def test_each_task_has_the_weights_of_its_own_best_epoch(
         trainer.checkpoints.save = save_and_note  # type: ignore[method-assign]
         trainer.run()
     assert {task: best["best_epoch"] for task, best in trainer.state.by_task.items()} == {"click": 0, "watched": 2}
-    assert sorted(path.name for path in workdir.best.glob("*.index")) == ["epoch-1.index", "epoch-3.index"]
+    kept = {"epoch-1", "epoch-3"} | ({"epoch-2"} if best != "by_task" else set())
+    assert {path.stem for path in workdir.best.glob("*.index")} == kept
 
     found = trained.load(workdir, config, manifest, "best")
     assert found.epoch == {"click": 1, "watched": 3} and found.step == 0
-    assert isinstance(found.model, Snapshots) == (model == "stem_net")
+    assert isinstance(found.model, Snapshots) == (best == "by_task")
+    if (model, best) == ("stem_net", "own"):
+        trained_weights(found.model, trainer, weights)
+        return
     together = scores(trainer, found)
     for epoch, task in ((0, "click"), (2, "watched")):
         for weight, value in zip(weights_of(trainer), weights[epoch], strict=True):
@@ -84,6 +94,25 @@ def test_each_task_has_the_weights_of_its_own_best_epoch(
         np.testing.assert_array_equal(together[task], alone[task])
         if epoch == 0:
             assert np.abs(together["watched"] - alone["watched"]).max() > 0.0
+
+
+def trained_weights(model: Any, trainer: Trainer, weights: list[list[np.ndarray]]) -> None:
+    """click's own weights are the first epoch's, watched's the third's, all others the second's."""
+    owner = {
+        weight.name: epoch
+        for epoch, task in ((0, "click"), (2, "watched"))
+        for layer in model.network.own_layers(task)
+        for weight in layer.weights
+    }
+    found = [weight for part in model.weight_parts.values() for weight in part.weights]
+    for i, weight in enumerate(found):
+        if weight.name.endswith(("table:0", "numeric:0")):
+            width = weight.shape[1] // 3
+            for place, epoch in enumerate((0, 2, 1)):  # task:click, task:watched, shared
+                columns = slice(place * width, (place + 1) * width)
+                np.testing.assert_array_equal(weight[:, columns], weights[epoch][i][:, columns])
+        else:
+            np.testing.assert_array_equal(weight, weights[owner.get(weight.name, 1)][i])
 
 
 def test_a_task_whose_patience_has_ended_keeps_its_weights_while_others_go_on(
@@ -105,10 +134,10 @@ def test_one_task_cannot_watch_over_all(tmp_path: Path, tiny_settings: dict[str,
 
 def test_a_damaged_choice_is_named(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
     trainer = run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.epochs": 1})
-    path = trainer.workdir.best_by_task
-    assert json.loads(path.read_text()) == {"click": "epoch-1", "watched": "epoch-1"}
-    path.write_text('{"click": "epoch-1"}')
-    with pytest.raises(JobError, match=r"tasks.json is damaged \('watched'\); take --checkpoint=latest"):
+    path = trainer.workdir.best_epochs
+    assert json.loads(path.read_text()) == {"tasks": {"click": "epoch-1", "watched": "epoch-1"}, "rest": None}
+    path.write_text('{"tasks": {"click": "epoch-1"}, "rest": null}')
+    with pytest.raises(JobError, match=r"epochs.json is damaged \('watched'\); take --checkpoint=latest"):
         trained.load(trainer.workdir, trainer.config, trainer.manifest, "best")
     latest = trained.load(trainer.workdir, trainer.config, trainer.manifest, "latest")
     assert latest.epoch == 1
