@@ -43,7 +43,7 @@ class FwFM(tf.keras.layers.Layer):
     def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         v = by_field(joined(x), self.fields)
         products = tf.matmul(v, v, transpose_b=True)
-        flat = tf.reshape(products, tf.concat([tf.shape(products)[:-2], [self.fields**2]], axis=0))
+        flat = tf.reshape(products, [*v.shape[:-3], -1, self.fields**2])
         first, second = self.pairs.T
         pairs = tf.gather(flat, first * self.fields + second, axis=-1)
         return self.linear(x) + tf.matmul(pairs, self.kernel)
@@ -84,12 +84,13 @@ class NFwFM(tf.keras.layers.Layer):
 
     def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         v = by_field(joined(x), self.fields)
-        if v.shape.rank == 3:
-            v = v[tf.newaxis]
-        # sum_{i<j} r_ij v_i v_j = sum_i v_i (R v)_i with r above R's diagonal: one product instead of F^2 / 2.
+        columns = tf.reshape(tf.linalg.matrix_transpose(v), [*v.shape[:-3], -1, self.fields])
+        # sum_{i<j} r_ij v_i v_j = sum_j v_j (v R)_j with r above R's diagonal: one product instead of F^2 / 2. Columns
+        # as rows of one matrix: for B = 1, TensorFlow 2.16 on a CPU multiplies [K, 1, F, F] by [1, B, F, d] wrongly and
+        # writes outside its memory (tensorflow/tensorflow#117700).
         above = tf.scatter_nd(self.pairs, tf.transpose(self.kernel), [self.fields, self.fields, self.count])
-        above = tf.transpose(above, [2, 0, 1])[:, tf.newaxis]
-        pooled = tf.reduce_sum(v * tf.matmul(above, v), axis=-2)
+        pooled = tf.reduce_sum(columns * tf.matmul(columns, tf.transpose(above, [2, 0, 1])), axis=-1)
+        pooled = tf.reshape(pooled, [self.count, -1, v.shape[-1]])
         return self.mlp(pooled, training=training, seed=seed)
 
 
@@ -143,8 +144,8 @@ class DCN(tf.keras.layers.Layer):
 
 
 def by_field(x: tf.Tensor, fields: int) -> tf.Tensor:
-    """``[..., F * d]`` -> ``[..., F, d]``."""
-    return tf.reshape(x, tf.concat([tf.shape(x)[:-1], [fields, x.shape[-1] // fields]], axis=0))
+    """``[B, F * d]`` -> ``[B, F, d]``, or ``[K, B, F * d]`` -> ``[K, B, F, d]``."""
+    return tf.reshape(x, [*x.shape[:-2], -1, fields, x.shape[-1] // fields])
 
 
 def pairs_of(fields: int) -> np.ndarray:

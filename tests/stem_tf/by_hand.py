@@ -33,10 +33,10 @@ def embedded_sides(tables: Sequence[str], width: int = 6) -> tuple[dict[str, Sid
     return apart, joined
 
 
-def randomise(network: tf.keras.layers.Layer) -> None:
+def randomise(layer: tf.keras.layers.Layer) -> None:
     """Weights far from their start, biases too."""
     generator = tf.random.Generator.from_seed(2)
-    for weight in network.trainable_variables:
+    for weight in layer.trainable_variables:
         weight.assign(generator.normal(weight.shape, stddev=0.5))
 
 

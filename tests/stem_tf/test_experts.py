@@ -16,6 +16,7 @@ from stem_tf.layers.experts import DCN, FwFM, NFwFM
 from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
 from stem_tf.models.network import Parts
+from tests.stem_tf.by_hand import mlp, randomise
 
 FIELDS, WIDTH, BATCH, COUNT = 4, 3, 6, 2
 KINDS = ("fwfm", "nfwfm", "dcn")
@@ -27,8 +28,8 @@ def made(kind: str, count: int = COUNT) -> Any:
     return Parts(expert=kind, expert_units=units, cross_layers=2, fields=FIELDS).experts(count)  # type: ignore[arg-type]
 
 
-def flat(count: int | None = None) -> tf.Tensor:
-    shape = [BATCH, FIELDS * WIDTH]
+def flat(count: int | None = None, batch: int = BATCH) -> tf.Tensor:
+    shape = [batch, FIELDS * WIDTH]
     return tf.random.Generator.from_seed(1).normal(shape if count is None else [count, *shape])
 
 
@@ -42,13 +43,6 @@ def sides(requests: int = 2) -> tuple[Sides, np.ndarray]:
     whole = np.empty([requests * BATCH, FIELDS * WIDTH], np.float32)
     whole[:, once_columns], whole[:, each_columns] = np.repeat(once, BATCH, axis=0), each
     return Sides(once, each, tf.constant(once_columns), tf.constant(each_columns)), whole
-
-
-def mlp(x: np.ndarray, layers: Any, k: int) -> np.ndarray:
-    """The k-th of ``layers``' MLPs: ReLU after every layer."""
-    for linear in layers.linears:
-        x = np.maximum(x @ linear.kernel.numpy()[k] + linear.bias.numpy()[k], 0.0)
-    return x
 
 
 def by_hand(kind: str, group: Any, x: np.ndarray, k: int) -> np.ndarray:
@@ -69,21 +63,15 @@ def by_hand(kind: str, group: Any, x: np.ndarray, k: int) -> np.ndarray:
     return mlp(x_l, group.mlp, k)
 
 
-def randomise(group: Any) -> None:
-    """Weights far from their start: biases too."""
-    generator = tf.random.Generator.from_seed(2)
-    for weight in group.trainable_variables:
-        weight.assign(generator.normal(weight.shape))
-
-
+@pytest.mark.parametrize("batch", [1, BATCH])
 @pytest.mark.parametrize("own_inputs", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equations(kind: str, own_inputs: bool) -> None:
-    group, x = made(kind), flat(COUNT if own_inputs else None)
+def test_equations(kind: str, own_inputs: bool, batch: int) -> None:
+    group, x = made(kind), flat(COUNT if own_inputs else None, batch)
     group(x)
     randomise(group)
     y = group(x)
-    assert y.shape == (COUNT, BATCH, 5)
+    assert y.shape == (COUNT, batch, 5)
     for k in range(COUNT):
         expected = by_hand(kind, group, (x[k] if own_inputs else x).numpy(), k)
         np.testing.assert_allclose(y[k], expected, rtol=1e-4, atol=1e-4)
