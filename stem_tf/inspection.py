@@ -100,7 +100,7 @@ def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) 
 
     gates: list[Gate] = []
 
-    @tf.function
+    @tf.function(autograph=False)
     def sums(batch: Mapping[str, Any]) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Of each gate's weights, and of their squares; rows that only pad the batch left out."""
         with observe() as seen:

@@ -72,7 +72,7 @@ def multiply_adds(model: RankingModel) -> int:
     """Of the matrix products that the network does for one row, as TensorFlow's profiler counts them."""
     profiler = tf.compat.v1.profiler
     h = {table: tf.TensorSpec([1, model.embeddings.flat_width]) for table in model.embeddings.tables}
-    graph = tf.function(lambda h: model.network(h)).get_concrete_function(h).graph
+    graph = tf.function(model.network.call, autograph=False).get_concrete_function(h).graph
     counting = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
     counting.with_empty_output().with_accounted_types(["MatMul", "BatchMatMulV2"])
     return int(profiler.profile(graph, options=counting.build()).total_float_ops) // 2

@@ -210,8 +210,8 @@ KEYS: dict[str, Key] = {
     "train.monitor": Key("auc", "what 'better' means on validation: auc, loss, auc:<task> or loss:<task>"),
     "train.best": Key(
         "auto",
-        "best weights: together, of one epoch; own, of each task's best epoch its own layers and tables, the rest of the "
-        "best of all; by_task, all of each task's, a set for each; auto: own for single_task, else together",
+        "best weights: together, of one epoch; own, of each task's best epoch its own layers and tables, the rest of"
+        " the best of all; by_task, all of each task's, a set for each; auto: own for single_task, else together",
         ("auto", "together", "own", "by_task"),
     ),
     "train.checkpoint_every": Key(1000, "steps between checkpoints inside an epoch; 0: at its end only", low=0),

@@ -1,0 +1,90 @@
+"""Looking inside a model: sizes counted by hand, and gates averaged over real rows only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines import input as inputs
+from pipelines import manifest as manifests
+from stem_tf import configs, models
+from stem_tf.layers.gate import observe
+from stem_tf.summary import multiply_adds, summary
+
+RunJob = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def build(settings: dict[str, Any]) -> models.RankingModel:
+    config = configs.checked(settings)
+    return models.build(config, manifests.load(config.data.dir), training=False)
+
+
+def test_parameters_and_multiply_adds_by_hand(tiny_settings: dict[str, Any]) -> None:
+    """D = 4 fields x 4; an expert 16 x 8, a gate 16 x 3, a tower 8 x 4 x 1; two tasks."""
+    model = build(tiny_settings)
+    expert, gate, tower = 16 * 8, 16 * 3, 8 * 4 + 4
+    assert multiply_adds(model) == 3 * expert + 2 * gate + 2 * tower
+    lines = {line.split()[0]: line.split()[1:] for line in summary(model).splitlines() if line}
+    assert lines["click"] == lines["watched"] == ["136", "51", "41", "228"]
+    assert lines["shared"] == ["136", "0", "0", "136"]
+    assert lines["tables:"] == ["task:click,", "task:watched,", "shared"]
+    rows = int(lines["user"][1])
+    assert lines["user"][4:] == [f"{rows * 3 * 4 * 4 / 1000:.0f}", "kB"]
+
+
+def test_every_model_has_a_summary(zoo_settings: dict[str, Any]) -> None:
+    model = build(zoo_settings)
+    last = summary(model).splitlines()[-2].split()
+    assert last[0] == "all" and int(last[-1].replace(",", "")) == sum(int(tf.size(w)) for w in model.network.weights)
+
+
+@pytest.mark.parametrize("best", ["together", "by_task"])
+def test_gates_of_a_run(tmp_path: Path, tiny_settings: dict[str, Any], run_job: RunJob, best: str) -> None:
+    settings = {key: value for key, value in tiny_settings.items() if key != "experiment"} | {"train.best": best}
+    words = [f"--config.{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
+    run = tmp_path / "run"
+    job = run_job("stem_tf.train", "--config=stem_net", *words, f"--workdir={run}")
+    assert job.returncode == 0, job.stderr
+    job = run_job("stem_tf.inspection", f"--workdir={run}", "--split=validation")
+    assert job.returncode == 0, job.stderr
+    assert "gates on validation, 150 rows: mean weight of each expert ± standard deviation" in job.stdout
+    found = json.loads((run / "inspection" / "gates-validation.json").read_text())["gates"]
+    assert list(found) == ["click", "watched"]
+    assert (run / "inspection" / "gates-validation.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard" / "gates").glob("events*"))
+    if best == "by_task":
+        return
+    # 150 rows in batches of 64: the last one is padded with 42 rows that must not count.
+    from stem_tf import trained
+    from stem_tf.workdir import Workdir
+
+    workdir = Workdir(run)
+    config = workdir.config()
+    manifest = manifests.load(config.data.dir)
+    model = trained.load(workdir, config, manifest, "best").model
+    batch = next(iter(inputs.dataset(manifest, "validation", training=False, batch_size=150, layout="blocks")))
+    with observe() as seen:
+        model(batch["features"])
+    for gate, weights in seen:
+        assert found[gate.reader]["experts"] == ["click", "watched", "shared"]
+        np.testing.assert_allclose(found[gate.reader]["mean"], np.mean(weights, axis=0), rtol=1e-5)
+        np.testing.assert_allclose(found[gate.reader]["std"], np.std(weights, axis=0), rtol=1e-3, atol=1e-6)
+
+
+def test_a_model_without_gates(tmp_path: Path, tiny_settings: dict[str, Any], run_job: RunJob) -> None:
+    settings = configs.applying(tiny_settings, "shared_bottom") | {"train.epochs": 1}
+    words = [f"--config.{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
+    run = tmp_path / "run"
+    job = run_job("stem_tf.train", "--config=stem_net", "--config.model.name=shared_bottom", *words, f"--workdir={run}")
+    assert job.returncode == 0, job.stderr
+    job = run_job("stem_tf.inspection", f"--workdir={run}")
+    assert job.returncode == 0 and job.stdout.endswith("shared_bottom has no gates\n"), job.stderr
+    job = run_job("stem_tf.inspection", f"--workdir={run}", "--split=tset")
+    assert job.returncode == 2 and "--split=tset: no such split; did you mean 'test'?" in job.stderr
