@@ -4,9 +4,9 @@
     python -m benchmarks.zoo --data=census --output=runs/zoo --models=stem_net,mmoe --seeds=0
 
 ``kuairand`` is the bundled sample with its five binary tasks and its four features, ``census`` Census-Income with the
-halves of examples/census_halves.py. Every model trains as the shipped experiment of the data set does, with the
-settings in ``SETTINGS`` changed: the same for all models. A run that is done is not trained again: the same command
-goes on where it was stopped.
+halves of examples/census_halves.py. Every model trains as the shipped experiment of the data set does, with the same
+settings, which were chosen for STEM-Net. A run that is done is not trained again: the same command goes on where it was
+stopped.
 
 --what=speed prints samples/s of each model's training step beside STEM-Net's, in turns, input and logs left out.
 """
@@ -55,17 +55,21 @@ CHAINS = {
 
 GIVES = {"kuairand": "like:click,comment:click,profile_enter:click", "census": "income:never_married"}
 
-SETTINGS: dict[str, list[str]] = {"kuairand": [], "census": []}
+_EXPERIMENT = {"kuairand": "kuairand_sample", "census": "census_income"}
 
 
-def settings(data: str, model: str, directory: str) -> list[str]:
-    """Overrides of the data set's shipped experiment."""
-    result = [f"data.dir={directory}", f"model.name={model}", *SETTINGS[data]]
+def config_of(model: str, manifest: Manifest, seed: int = 0) -> Any:
+    """The data set's shipped experiment with another model; MMoEs get as many experts as STEM-Net has, T + 1."""
+    overrides = [f"data.dir={manifest.data_dir}", f"model.name={model}", f"seed={seed}"]
+    if model in ("omoe", "mmoe", "ml_mmoe", "me_mmoe"):
+        overrides.append(f"model.experts={len(manifest.schema.tasks) + 1}")
     if model in ("esmm", "aitm"):
-        result.append(f"model.follows={CHAINS[data]}")
+        overrides.append(f"model.follows={CHAINS[_DATA.value]}")
     if model == "asymmetric_sharing":
-        result.append(f"model.gives={GIVES[data]}")
-    return [*result, *_SET.value]
+        overrides.append(f"model.gives={GIVES[_DATA.value]}")
+    if model == "sluice" and _DATA.value == "census":
+        overrides.append("model.expert_units=256,256")  # its layers have to be of one width
+    return configs.load(_EXPERIMENT[_DATA.value], [*overrides, *_SET.value])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     data = converted(_DATA.value, output)
     manifest = manifests.load(str(data))
     if _WHAT.value == "speed":
-        _speed(manifest, data, output)
+        _speed(manifest, output)
         return
     results: dict[str, list[dict[str, Any]]] = {}
     for model in _MODELS.value:
@@ -124,8 +128,7 @@ def _run(model: str, seed: int, manifest: Manifest, output: Path) -> dict[str, A
     """Trains one model with one seed and evaluates it on test, or reads what an earlier call found."""
     workdir = Workdir(output / f"{_DATA.value}-{model}-{seed}")
     done = workdir.path / "zoo.json"
-    experiment = {"kuairand": "kuairand_sample", "census": "census_income"}[_DATA.value]
-    config = configs.load(experiment, [*settings(_DATA.value, model, manifest.data_dir), f"seed={seed}"])
+    config = config_of(model, manifest, seed)
     values = json.loads(json.dumps(configs.flat(config)))
     if done.exists() and (found := json.loads(done.read_text()))["config"] == values:
         return dict(found)
@@ -189,17 +192,15 @@ def _table(manifest: Manifest, results: Mapping[str, list[dict[str, Any]]]) -> s
     return report.table(["test AUC", *tasks, "mean", "parameters", ""], lines)
 
 
-def _speed(manifest: Manifest, data: Path, output: Path) -> None:
+def _speed(manifest: Manifest, output: Path) -> None:
     """Samples/s of each model's step on one batch that is there already; turns of each model beside STEM-Net's."""
     import tensorflow as tf
 
     from pipelines import input as inputs
     from stem_tf import models
 
-    experiment = {"kuairand": "kuairand_sample", "census": "census_income"}[_DATA.value]
-
     def turn(model: str) -> Callable[[], float]:
-        config = configs.load(experiment, settings(_DATA.value, model, str(data)))
+        config = config_of(model, manifest)
         built = models.build(config, manifest)
         reading: dict[str, Any] = {"batch_size": config.data.batch_size, "layout": "blocks", "on_corrupt": "fail"}
         batch = next(iter(inputs.dataset(manifest, "train", training=True, seed=0, epoch=0, start_step=0, **reading)))

@@ -16,12 +16,13 @@ from pipelines import input as inputs
 from pipelines import manifest as manifests
 from stem_tf import configs, models
 from stem_tf.layers.gate import observe
+from stem_tf.models.base import RankingModel
 from stem_tf.summary import multiply_adds, summary
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def build(settings: dict[str, Any]) -> models.RankingModel:
+def build(settings: dict[str, Any]) -> RankingModel:
     config = configs.checked(settings)
     return models.build(config, manifests.load(config.data.dir), training=False)
 
