@@ -30,7 +30,8 @@ class Rate(NamedTuple):
     def at(learning_rate: tf.Tensor, step: tf.Tensor) -> Rate:
         """``step`` t counts from 1."""
         t = tf.cast(step, tf.float32)
-        return Rate(learning_rate / (1.0 - BETA_1**t), 1.0 - BETA_2**t)
+        # Not 1 - b^t: in float32 1 - b2 alone would be off by 2e-5 of itself.
+        return Rate(learning_rate / -tf.math.expm1(t * math.log(BETA_1)), -tf.math.expm1(t * math.log(BETA_2)))
 
 
 def _moments(m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from pipelines.errors import UserError
+from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
 from stem_tf import configs
@@ -87,7 +87,7 @@ def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingM
     model = RankingModel(schema.tasks, inputs, embeddings, network, options.embedding_dropout)
     model.build_weights()
     if training:
-        model.prepare_training(_training(config, schema))
+        model.prepare_training(_training(config, schema, network.tables))
     # The model trains itself in train_step: Keras is given no optimizer and no loss.
     model.compile(optimizer=[], steps_per_execution=config.train.steps_per_execution)
     return model
@@ -103,6 +103,8 @@ def build_network(config: Any, schema: Schema) -> Network:
             f"config.model.expert={options.expert} multiplies embeddings of pairs of features, which should be of one "
             f"width, but the schema's are {', '.join(map(str, sorted(widths)))}"
         )
+    if options.expert in ("fwfm", "nfwfm") and len(schema.features) < 2:
+        raise UserError(f"config.model.expert={options.expert} needs pairs of features, but the schema has one feature")
     hyper = {key: configs.plain(options[key]) for key in configs.network_keys(name) if key not in parts}
     if "layers" in hyper:
         hyper["layers"] = configs.depth(config)
@@ -124,8 +126,21 @@ def _specific(config: Any, schema: Schema) -> list[str]:
     return [feature.name for feature in schema.task_features]
 
 
-def _training(config: Any, schema: Schema) -> Training:
+def _training(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
     optimizer, loss = config.optimizer, config.loss
+    l2 = configs.plain(optimizer.l2)
+    known = [*tables, *dict.fromkeys(table.partition(":")[0] for table in tables if ":" in table)]
+    for name in l2 if isinstance(l2, dict) else ():
+        if name not in known:
+            raise UserError(
+                f"config.optimizer.l2: {config.model.name} has no table '{name}'{did_you_mean(name, known)} "
+                f"Tables: {', '.join(known)}"
+            )
+    for path in ("label_smoothing", "positive_weight"):
+        value = configs.plain(loss[path])
+        for task in schema.tasks:
+            if task.type == "regression" and isinstance(value, dict) and task.name in value:
+                raise UserError(f"config.loss.{path} would do nothing for '{task.name}', a regression: leave it out")
 
     def by_task(value: Any, default: float) -> dict[str, float]:
         return {task: configs.of_task(value, task, default) for task in schema.task_names}
@@ -149,7 +164,7 @@ def _training(config: Any, schema: Schema) -> Training:
     return Training(
         schedule,
         tables=optimizer.tables,
-        l2=configs.plain(optimizer.l2),
+        l2=l2,
         network_l2=optimizer.network_l2,
         clip_norm=optimizer.clip_norm,
         seed=config.seed,
