@@ -4,48 +4,90 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
 
 from export import check, graph, vocabulary_asset
 from pipelines import manifest as manifests
 from pipelines import vocabulary
+from pipelines.manifest import Manifest
 from stem_tf import configs, models, predictions
+from stem_tf.losses import score
+from stem_tf.models.base import Predictor
+from stem_tf.models.snapshots import Snapshots
+
+Serve = Callable[[Manifest, Predictor, int], None]
 
 
-def test_scores_over_grpc_are_the_trainers(
-    zoo_settings: dict[str, Any], tmp_path: Path, start_server: Callable[..., Any], request_for: Callable[..., Any]
-) -> None:
+@pytest.fixture
+def check_served(tmp_path: Path, start_server: Callable[..., Any], request_for: Callable[..., Any]) -> Serve:
+    """Saves a model, asks the server for scores of the test split's raw rows, and compares them with the trainer's."""
+
+    def check_served(manifest: Manifest, model: Predictor, batch_size: int) -> None:
+        features = manifest.schema.features
+        data = SimpleNamespace(batch_size=batch_size, layout="blocks", on_corrupt="fail")
+        trained = predictions.predict(model, manifest, "test", data, desc="test")
+        vocabularies = {}
+        for name in manifest.vocabularies:
+            vocabularies[name] = tmp_path / f"{name}.vocabulary"
+            vocabulary_asset.write(vocabulary.load(manifest.vocabulary_path(name))["value"], vocabularies[name])
+        base = tmp_path / "models"
+        base.mkdir()
+        graph.ServingModule(manifest.schema, model, vocabularies).save(base / "1")
+        server = start_server(base)
+        server.versions.poll()
+
+        table = pq.read_table(Path(manifest.data_dir) / "raw" / "test").sort_by("row_id").combine_chunks()
+        fields = [
+            {key: getattr(feature, key) for key in ("name", "kind", "column", "dtype", "separator", "length")}
+            for feature in features
+        ]
+        raw = check.request(fields, table.to_batches()[0])
+        order = np.argsort(trained.row_id)
+        rows = server.predict(request_for("serving_default", **raw))
+        items = [feature.name for feature in features if feature.side == "item"]
+        # One request: the first row's user, with the items of all rows as candidates. Beside it, rows with that user.
+        one = {name: x[np.newaxis] if name in items else x[:1] for name, x in raw.items()}
+        ranked = server.predict(request_for("rank", **one))
+        crossed = {name: x if name in items else np.repeat(x[:1], len(x), axis=0) for name, x in raw.items()}
+        expected = server.predict(request_for("serving_default", **crossed))
+        for task in manifest.schema.task_names:
+            np.testing.assert_allclose(rows[task], trained.scores[task][order], atol=1e-6)
+            np.testing.assert_allclose(ranked[task][0], expected[task], atol=2e-6)
+
+    return check_served
+
+
+def test_scores_over_grpc_are_the_trainers(zoo_settings: dict[str, Any], check_served: Serve) -> None:
     config = configs.checked(zoo_settings)
     manifest = manifests.load(config.data.dir)
-    model, features = models.build(config, manifest, training=False), manifest.schema.features
-    trained = predictions.predict(model, manifest, "test", config.data, desc="test")
+    check_served(manifest, models.build(config, manifest, training=False), config.data.batch_size)
 
-    vocabularies = {}
-    for name in manifest.vocabularies:
-        vocabularies[name] = tmp_path / f"{name}.vocabulary"
-        vocabulary_asset.write(vocabulary.load(manifest.vocabulary_path(name))["value"], vocabularies[name])
-    base = tmp_path / "models"
-    base.mkdir()
-    graph.ServingModule(manifest.schema, model, vocabularies).save(base / "1")
-    server = start_server(base)
-    server.versions.poll()
 
-    table = pq.read_table(Path(manifest.data_dir) / "raw" / "test").sort_by("row_id").combine_chunks()
-    fields = [
-        {key: getattr(feature, key) for key in ("name", "kind", "column", "dtype", "separator", "length")}
-        for feature in features
-    ]
-    raw = check.request(fields, table.to_batches()[0])
-    order = np.argsort(trained.row_id)
-    rows = server.predict(request_for("serving_default", **raw))
-    items = [feature.name for feature in features if feature.side == "item"]
-    # One request for the first row's user, with the items of all rows as its candidates; and rows with that user.
-    ranked = server.predict(request_for("rank", **{n: x[np.newaxis] if n in items else x[:1] for n, x in raw.items()}))
-    crossed = {n: x if n in items else np.repeat(x[:1], len(x), axis=0) for n, x in raw.items()}
-    expected = server.predict(request_for("serving_default", **crossed))
-    for task in manifest.schema.task_names:
-        np.testing.assert_allclose(rows[task], trained.scores[task][order], atol=1e-6)
-        np.testing.assert_allclose(ranked[task][0], expected[task], atol=2e-6)
+SHARE = """
+tasks:
+  click: {label: {column: clicked}}
+  watched: {type: regression, output: sigmoid, label: {column: share, missing: outside}}
+"""
+
+
+def test_weights_of_several_epochs_and_a_sigmoid_regression(
+    tiny_settings: dict[str, Any], convert_tiny: Callable[..., Path], check_served: Serve
+) -> None:
+    manifest = manifests.load(str(convert_tiny(0, SHARE)))
+    settings = tiny_settings | {"data.dir": manifest.data_dir, "model.init_std": 0.3}
+    first, second = (
+        models.build(configs.checked(settings | {"seed": seed}), manifest, training=False) for seed in (0, 1)
+    )
+    both = Snapshots([(second, ["watched"]), (first, ["click"])])
+    both.compile(optimizer=[])
+    check_served(manifest, both, 64)
+    features = {"user": tf.constant([3]), "item": tf.constant([4]), "tags": tf.constant([[2, 0, 0]])}
+    outputs = both(features | {"length": tf.constant([5.0])})
+    assert list(outputs) == ["click", "watched"]
+    assert 0.0 < float(score(manifest.schema.tasks[1], outputs["watched"])[0]) < 1.0
