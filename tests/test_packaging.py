@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ["stem-describe", "stem-convert", "stem-train", "stem-evaluate", "stem-export", "stem-serve"]
+SCRIPTS = ["stem-describe", "stem-convert", "stem-train", "stem-evaluate", "stem-inspect", "stem-export", "stem-serve"]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
