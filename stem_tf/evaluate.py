@@ -19,7 +19,7 @@ from absl import flags
 
 from pipelines import cli
 from pipelines import manifest as manifests
-from pipelines.errors import UserError, did_you_mean
+from pipelines.errors import UserError
 from pipelines.manifest import Manifest
 from stem_tf import metrics, report
 from stem_tf.quiet import quieten_tensorflow
@@ -41,14 +41,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     workdir, split = Workdir(_WORKDIR.value), _SPLIT.value
     config = workdir.config()
-    manifest = manifests.load(_DATA.value or config.data.dir)
-    workdir.check_data(manifest)
-    if split not in manifest.splits:
-        raise UserError(
-            f"--split={split}: no such split{did_you_mean(split, manifest.splits)} Splits: {', '.join(manifest.splits)}"
-        )
-    if not manifest.rows(split):
-        raise UserError(f"--split={split} has no rows in {manifest.data_dir}")
+    manifest = workdir.data(config, _DATA.value, split)
 
     quieten_tensorflow()
     from stem_tf import predictions, trained, trainer, trivial

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from pipelines import cli
 from pipelines import manifest as manifests
-from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import Manifest
 from stem_tf import report
 from stem_tf.quiet import quieten_tensorflow
@@ -38,14 +37,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     workdir, split = Workdir(_WORKDIR.value), _SPLIT.value
     config = workdir.config()
-    manifest = manifests.load(_DATA.value or config.data.dir)
-    workdir.check_data(manifest)
-    if split not in manifest.splits:
-        raise UserError(
-            f"--split={split}: no such split{did_you_mean(split, manifest.splits)} Splits: {', '.join(manifest.splits)}"
-        )
-    if not manifest.rows(split):
-        raise UserError(f"--split={split} has no rows in {manifest.data_dir}")
+    manifest = workdir.data(config, _DATA.value, split)
 
     quieten_tensorflow()
     from stem_tf import summary, trained, trainer
@@ -154,13 +146,9 @@ def picture(gates: Mapping[str, Mapping[str, Any]], path: Path) -> bool:
     Returns:
       False where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = report.plotting()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     columns = min(len(gates), 3)
     rows = -(-len(gates) // columns)
     size = (4.2 * columns, 3.0 * rows)

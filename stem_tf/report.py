@@ -46,6 +46,18 @@ def finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
+def plotting() -> Any:
+    """matplotlib.pyplot for files, without a display; None where it is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, str], path: Path) -> bool:
     """Draws losses and AUC by epoch, a panel a task.
 
@@ -57,13 +69,9 @@ def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, st
     Returns:
       False where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    pyplot = plotting()
+    if pyplot is None:
         return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     train = {record["epoch"]: record for record in records if record["kind"] == "train"}  # an epoch's last line
     validation = {record["epoch"]: record for record in records if record["kind"] == "validation"}
     columns = min(len(tasks), 3)

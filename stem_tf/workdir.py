@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import manifest as manifests
-from pipelines.errors import JobError, UserError
+from pipelines.errors import JobError, UserError, did_you_mean
 from pipelines.manifest import Manifest
 from stem_tf import configs
 from stem_tf.configs import base
@@ -99,6 +99,26 @@ class Workdir:
                 "give the directory of that conversion (--config.data.dir, or --data of stem-evaluate), or train in "
                 "another --workdir"
             )
+
+    def data(self, config: Any, moved_to: str | None, split: str) -> Manifest:
+        """The manifest of the run's data, of which ``split`` is to be read.
+
+        Args:
+          config: of the run.
+          moved_to: where the data are now, or None.
+          split: its name.
+
+        Raises:
+          UserError: other data, no such split, or no rows in it.
+        """
+        manifest = manifests.load(moved_to or config.data.dir)
+        self.check_data(manifest)
+        if split not in manifest.splits:
+            known = manifest.splits
+            raise UserError(f"--split={split}: no such split{did_you_mean(split, known)} Splits: {', '.join(known)}")
+        if not manifest.rows(split):
+            raise UserError(f"--split={split} has no rows in {manifest.data_dir}")
+        return manifest
 
     def config(self) -> Any:
         """The run's config.

@@ -9,19 +9,13 @@ Inputs are one dense vector of 512 numbers, which each model multiplies by a lea
 
 import ml_collections
 
-from stem_tf.configs import base
+from stem_tf.configs import ali_ccp
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = base.get_config()
+    config = ali_ccp.get_config()
     config.experiment = "synthetic"
     config.data.dir = "data/synthetic"
-    config.model.name = "ple"
-    config.model.layers = 2
-    config.model.expert_units = ((256,), (128,))
-    config.model.gate_units = ()
-    config.model.gate_bias = False
-    config.model.tower_units = (64,)
     config.model.dim = 256
     config.train.monitor = "loss"
     return config
