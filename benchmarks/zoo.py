@@ -5,8 +5,8 @@
 
 ``kuairand`` is the bundled sample with its five binary tasks and its four features, ``census`` Census-Income with the
 halves of examples/census_halves.py. Every model trains as the shipped experiment of the data set does, with the same
-settings, which were chosen for STEM-Net. A run that is done is not trained again: the same command goes on where it was
-stopped.
+settings, which were chosen for STEM-Net, and stops once for all tasks (Single-Task once for each). A run that is done
+is not trained again: the same command goes on where it was stopped.
 
 --what=speed prints samples/s of each model's training step beside STEM-Net's, in turns, input and logs left out.
 """
@@ -60,7 +60,7 @@ _EXPERIMENT = {"kuairand": "kuairand_sample", "census": "census_income"}
 
 def config_of(model: str, manifest: Manifest, seed: int = 0) -> Any:
     """The data set's shipped experiment with another model; MMoEs get as many experts as STEM-Net has, T + 1."""
-    overrides = [f"data.dir={manifest.data_dir}", f"model.name={model}", f"seed={seed}"]
+    overrides = [f"data.dir={manifest.data_dir}", f"model.name={model}", f"seed={seed}", "train.best=auto"]
     if model in ("omoe", "mmoe", "ml_mmoe", "me_mmoe"):
         overrides.append(f"model.experts={len(manifest.schema.tasks) + 1}")
     if model in ("esmm", "aitm"):
