@@ -23,6 +23,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 5e-4
     config.train.epochs = 20
     config.train.patience = 3
-    config.train.best = "own"  # like is best after seven epochs, long_view after three
     config.train.log_every = 10
     return config
