@@ -97,11 +97,12 @@ def _tasks(tree: Mapping[str, Any], schema: Schema) -> list[list[str]]:
 
 
 def _is(task: Task) -> str:
-    label = task.label
+    label, space = task.label, task.space
     column = f"`{label.column}`" + (f" / `{label.divide_by}`" if label.divide_by else "")
+    rows = "" if space is None else f", given that `{space.task or space.column}` is 1"
     if task.type == "binary":
-        return f"the probability of {column}" + ("" if label.equals is None else f" = {label.equals!r}")
-    return f"the value of {column}" + (f", clipped to {list(label.clip)}" if label.clip else "")
+        return f"the probability of {column}" + ("" if label.equals is None else f" = {label.equals!r}") + rows
+    return f"the value of {column}" + (f", clipped to {list(label.clip)}" if label.clip else "") + rows
 
 
 def _metrics_note(tree: Mapping[str, Any]) -> str:

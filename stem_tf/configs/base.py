@@ -5,7 +5,8 @@ An experiment is a Python file with ``get_config()`` that starts from :func:`get
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ KEYS: dict[str, Key] = {
     "data.batch_size": Key(4096, "rows a step, over all replicas; evaluation uses the same", low=1),
     "data.on_corrupt": Key("fail", "a damaged record ends the job, or is skipped and counted", ("fail", "skip")),
     # The model. Network: keyword arguments of its class, and Parts.
-    "model.name": Key("stem_net", f"which model: {', '.join(MODELS)}", tuple(MODELS)),
+    "model.name": Key("stem_net", "which model; they are listed below", tuple(MODELS)),
     "model.dim": Key(16, "width of an embedding, for features whose schema names none", low=1),
     "model.init_std": Key(1e-4, "tables start from N(0, init_std^2)", low=0),
     "model.task_features": Key(
@@ -196,7 +197,7 @@ KEYS: dict[str, Key] = {
     "optimizer.clip_norm": Key(10.0, "global norm to which gradients are scaled down; 0 never does", low=0),
     "optimizer.l2": Key(
         1e-6,
-        "pulls tables to 0 by l2 / 2 * ||table||^2 (sparse: only the batch's rows), or by table: shared:1e-5,task:1e-6",
+        "pulls tables to 0 by l2 / 2 * ||table||^2; sparse: only the batch's rows",
         by="table",
         low=0,
     ),
@@ -246,10 +247,30 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def describe() -> str:
-    """All keys with their defaults, as ``--help`` prints them."""
-    shown = {path: f"{path}={_shown(key.default)}" for path, key in KEYS.items()}
-    width = max(map(len, shown.values()))
-    return "\n".join(f"  {text:<{width}}  {KEYS[path].help}" for path, text in shown.items())
+    """All keys with their defaults and the models by name, as ``--help`` prints them."""
+    keys = [(f"{path}={_shown(key.default)}", _help(key)) for path, key in KEYS.items()]
+    return "\n".join([*_columns(keys), "\nModels, --config.model.name=NAME:", *_columns(list(MODELS.items()))])
+
+
+def _help(key: Key) -> str:
+    words = [key.help]
+    if key.by and key.default != "":
+        words.append(f"one value, or by {key.by}: NAME:VALUE,NAME:VALUE")
+    if key.only_if is not None:
+        other, allowed = key.only_if
+        few = len(allowed) < len(MODELS) / 2
+        words.append(f"only for {'' if other == 'model.name' else f'{other}='}{', '.join(allowed)}" if few else "")
+    return "; ".join(filter(None, words))
+
+
+def _columns(rows: Sequence[tuple[str, str]], wide: int = 118) -> list[str]:
+    """Two columns as lines of text, the second one wrapped."""
+    width = max(len(first) for first, _ in rows)
+    lines = []
+    for first, second in rows:
+        start, *rest = textwrap.wrap(second, wide - width - 4)
+        lines += [f"  {first:<{width}}  {start}", *(f"{'':{width + 4}}{line}" for line in rest)]
+    return lines
 
 
 def _shown(value: Any) -> str:
