@@ -23,7 +23,8 @@ class SingleTask(Network):
         h_a --> [bottom a] --> tower a --> y_a
         h_b --> [bottom b] --> tower b --> y_b
 
-    Task t's loss trains table, bottom and tower t, nothing else: as many models as tasks, which only share the batch.
+    Task t's loss trains table, bottom and tower t, nothing else: as many models as tasks, which share the batch and the
+    global norm of clipping.
 
     Shapes: ``{"task:<name>": [B, D]}`` float32 -> ``{task: [B]}`` float32; bottoms ``[1, B, H]``. There is no shared
     table.
