@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             f"train.precision={_PRECISION.value}",
             "train.epochs=1",
             "train.checkpoint_every=100",
-            "optimizer.tables=sparse",
+            "optimizer.tables=deferred",
         ]
         config = configs.load(_write_config(directory), overrides)
         manifest = manifests.load(data)

@@ -86,7 +86,8 @@ class Checkpoints:
         self, directory: Path, model: RankingModel, state: RunState, *, weights_only: bool = False, keep: int = 2
     ) -> None:
         saved = tf.train.Checkpoint(**model.weight_parts) if weights_only else model
-        self._model, self._checkpoint = model, tf.train.Checkpoint(model=saved, state=_Json(state))
+        self._model, self._weights_only = model, weights_only
+        self._checkpoint = tf.train.Checkpoint(model=saved, state=_Json(state))
         self._directory = directory
         for leftover in directory.glob("*_temp"):  # of a job that was killed while it wrote
             shutil.rmtree(leftover)
@@ -112,6 +113,8 @@ class Checkpoints:
 
     def _written(self, write: Callable[[], Any]) -> str:
         check_finite(self._model)
+        if self._weights_only:
+            self._model.catch_up()
         try:
             return str(write())
         except tf.errors.OpError as error:
@@ -135,8 +138,18 @@ def latest(directory: Path) -> str | None:
     return next((path for path in reversed(paths) if tf.io.gfile.exists(f"{path}.index")), None)
 
 
+def is_behind(path: str) -> bool:
+    """Whether a checkpoint holds tables with their slots: their rows may have steps to make up for."""
+    try:
+        return any("/table_optimizers/" in name for name, _ in tf.train.list_variables(path))
+    except (tf.errors.OpError, ValueError):  # missing or damaged: reading it says so
+        return False
+
+
 def restore_weights(model: RankingModel, path: str) -> RunState:
     """Restores what predictions depend on from either kind of checkpoint; returns the state of its run.
+
+    A model built for training is brought up to date with its slots, and then loses them.
 
     Raises:
       UserError: there is no such checkpoint.
@@ -145,7 +158,12 @@ def restore_weights(model: RankingModel, path: str) -> RunState:
     if not tf.io.gfile.exists(f"{path}.index"):
         raise UserError(f"{path}: there is no such checkpoint (no {path}.index)")
     state = RunState()
-    _read(tf.train.Checkpoint(model=tf.train.Checkpoint(**model.weight_parts), state=_Json(state)).read, path)
+    parts: dict[str, Any] = dict(model.weight_parts)
+    if model.table_optimizers:
+        parts |= {"table_optimizers": model.table_optimizers, "global_step": model.global_step}
+    _read(tf.train.Checkpoint(model=tf.train.Checkpoint(**parts), state=_Json(state)).read, path)
+    model.catch_up()
+    model.table_optimizers = []
     return state
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipelines.errors import JobError, UserError
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
-from stem_tf.checkpoints import latest, restore_weights
+from stem_tf.checkpoints import is_behind, latest, restore_weights
 from stem_tf.models import snapshots
 from stem_tf.models.base import Predictor, RankingModel
 from stem_tf.workdir import Workdir
@@ -51,7 +51,7 @@ def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> 
             hint = ", or take --checkpoint=latest" if latest(workdir.checkpoints) else ""
             raise UserError(f"{workdir.path} has no {checkpoint} checkpoint yet: go on with stem-train{hint}")
         path = found
-    model = models.build(config, manifest, training=False)
+    model = models.build(config, manifest, training=config.optimizer.tables == "deferred" and is_behind(path))
     state = restore_weights(model, path)
     return Trained(model, path, state.epoch, state.step)
 

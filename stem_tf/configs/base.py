@@ -197,13 +197,22 @@ KEYS: dict[str, Key] = {
     "optimizer.clip_norm": Key(10.0, "global norm to which gradients are scaled down; 0 never does", low=0),
     "optimizer.l2": Key(
         1e-6,
-        "pulls tables to 0 by l2 / 2 * ||table||^2; sparse: only the batch's rows",
+        "pulls tables to 0 by l2 / 2 * ||table||^2; lazy and adagrad: only the batch's rows",
         by="table",
         low=0,
     ),
     "optimizer.network_l2": Key(0.0, "the same of the network's weights", low=0),
     "optimizer.tables": Key(
-        "sparse", "Adam of the tables: dense moves every row, sparse the batch's", ("dense", "sparse")
+        "deferred",
+        "how tables are trained: dense, Adam moves every row; deferred, the same result for the work of the batch's"
+        " rows, which make up for missed steps when read; lazy, Adam moves the batch's rows only; adagrad, row-wise",
+        ("deferred", "dense", "lazy", "adagrad"),
+    ),
+    "optimizer.slots": Key(
+        "float32",
+        "moments of the tables: float32; bfloat16, half the memory; rowwise, one second moment an embedding",
+        ("float32", "bfloat16", "rowwise"),
+        only_if=("optimizer.tables", ("deferred", "lazy")),
     ),
     # Training.
     "train.epochs": Key(8, "at most; may be raised when a run goes on", low=1),
@@ -220,6 +229,12 @@ KEYS: dict[str, Key] = {
     "train.steps_per_execution": Key(1, "steps between returns to Python; checkpoints and logs wait for them", low=1),
     "train.precision": Key(
         "float32", "of experts, gates and towers; tables, losses, scores: float32", ("float32", "mixed_bfloat16")
+    ),
+    "train.xla": Key(
+        "auto",
+        "compile with XLA: network, the layers; step, the whole step; auto: off on a CPU; on a GPU step, or network for"
+        " batches above 32,768 and several replicas",
+        ("auto", "off", "network", "step"),
     ),
     "train.strategy": Key(
         "none", "mirrored: all GPUs of the machine, each with its share of the batch", ("none", "mirrored")

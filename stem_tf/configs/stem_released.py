@@ -3,7 +3,7 @@
     stem-train --config=stem_released --config.data.dir=DATA --workdir=RUN
 
 Batch 4096, lr 1e-3, clip 10, L2 1e-6, tables from N(0, 1e-4), a stop after the first epoch whose mean AUC is not
-better. Every step moves every row: with tables of many millions of rows --config.optimizer.tables=sparse is faster.
+better. Every step moves every row: with tables of many millions of rows --config.optimizer.tables=deferred is faster.
 """
 
 import ml_collections

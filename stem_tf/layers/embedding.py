@@ -15,7 +15,7 @@ One gather a batch reads every field and every table of a group.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
@@ -25,24 +25,37 @@ from stem_tf.layers.initializers import normal
 SHARED = "shared"
 
 
-class Rows(NamedTuple):
-    """What one batch reads of one packed table.
-
-    Attributes:
-      ids: distinct rows ``[U]``, int32 or int64.
-      values: their weights ``[U, W]``, float32: what the loss is differentiated by.
-      inverse: ``[B * P]`` int32, the place in ``ids`` of each of the batch's P positions.
-    """
-
-    ids: tf.Tensor
-    values: tf.Tensor
-    inverse: tf.Tensor
-
-
 def deduplicate(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Distinct values ``[U]`` of ``ids`` ``[N]`` by first appearance, and each id's place among them ``[N]`` int32."""
     unique = tf.unique(ids)
     return unique.y, unique.idx
+
+
+def deduplicate_static(ids: tf.Tensor, padding: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """:func:`deduplicate` in the static shapes that XLA needs: N distinct values, ascending, ``padding`` behind them.
+
+    ``padding`` is larger than every id. tf.unique sends a GPU's ids to the host and back, and leaves it idle meanwhile.
+    """
+    order = tf.argsort(ids, stable=True)
+    ordered = tf.gather(ids, order)
+    first = tf.concat([tf.zeros([1], tf.int32), tf.cast(ordered[1:] != ordered[:-1], tf.int32)], axis=0)
+    place = _prefix_sum(first)
+    size = ids.shape[0]
+    distinct = tf.minimum(tf.math.unsorted_segment_min(ordered, place, size), tf.constant(padding, ids.dtype))
+    return distinct, tf.scatter_nd(order[:, tf.newaxis], place, [size])
+
+
+def _prefix_sum(values: tf.Tensor) -> tf.Tensor:
+    """Inclusive prefix sum of int32 ``[N]``, N static, by products with a triangular matrix.
+
+    XLA's own on a GPU takes most of a millisecond for 32,768 values; these are exact below 2^24.
+    """
+    side = 1 << (max(values.shape[0] - 1, 1).bit_length() + 1) // 2
+    square = tf.reshape(tf.pad(tf.cast(values, tf.float32), [[0, side * side - values.shape[0]]]), [side, side])
+    triangle = tf.linalg.band_part(tf.ones([side, side]), 0, -1)  # [i, j] is 1 for i <= j
+    within = tf.matmul(square, triangle)
+    before = tf.matmul(within[tf.newaxis, :, -1], triangle)[0] - within[:, -1]
+    return tf.cast(tf.reshape(within + before[:, tf.newaxis], [-1])[: values.shape[0]], tf.int32)
 
 
 class PackedTable(tf.keras.layers.Layer):
@@ -80,7 +93,7 @@ class PackedTable(tf.keras.layers.Layer):
             rows += num_ids[feature.name]
         self.rows = rows
         self.index_dtype = tf.int32 if rows < 2**31 else tf.int64
-        # Not among trainable_variables: the loss is differentiated by Rows.values, a TableOptimizer writes the rows.
+        # Not among trainable_variables: the loss is differentiated by what is looked up, a TableOptimizer writes rows.
         self.table: Any = (
             self.add_weight("table", (rows, self.width), initializer=normal(init_std), trainable=False)
             if rows
@@ -95,28 +108,31 @@ class PackedTable(tf.keras.layers.Layer):
             self.add_weight(f"dense_{f.name}", (f.length, self.width), initializer=normal(init_std)) for f in self.dense
         ]
 
-    def read(self, inputs: Mapping[str, tf.Tensor]) -> Rows | None:
-        """The distinct rows that a batch of transformed inputs needs; None where it looks nothing up."""
+    def ids(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor | None:
+        """``[B * P]``: the rows that a batch of transformed inputs reads at P positions each; None for no rows."""
         positions = []
         for feature in _present((*self.single, *self.bags), inputs):
             ids = inputs[feature.name] if feature in self.bags else inputs[feature.name][:, tf.newaxis]
             positions.append(tf.cast(ids, self.index_dtype) + tf.constant(self.offsets[feature.name], self.index_dtype))
         if not positions:
             return None
-        distinct, inverse = deduplicate(tf.reshape(tf.concat(positions, axis=1), [-1]))
-        return Rows(distinct, tf.nn.embedding_lookup(self.table, distinct), inverse)
+        return tf.reshape(tf.concat(positions, axis=1), [-1])
 
-    def call(self, inputs: Mapping[str, tf.Tensor], rows: Rows | None) -> dict[str, tf.Tensor]:
+    def look_up(self, ids: tf.Tensor | None) -> tf.Tensor | None:
+        """The table's rows ``[B * P, W]``."""
+        return None if ids is None else tf.nn.embedding_lookup(self.table, ids)
+
+    def call(self, inputs: Mapping[str, tf.Tensor], looked_up: tf.Tensor | None) -> dict[str, tf.Tensor]:
         """Embeddings by table, ``[B, F * D]`` each, fields side by side: single-valued, multivalent, numeric, dense.
 
         Of features that ``inputs`` lacks there is nothing in the result; ``{}`` where it lacks all.
         """
         fields = []
-        if rows is not None:
+        if looked_up is not None:
             single, present = _present(self.single, inputs), _present(self.bags, inputs)
             lengths = [len(single), *(inputs[f.name].shape[1] for f in present)]
-            looked_up = tf.reshape(tf.gather(rows.values, rows.inverse), [-1, sum(lengths), self.width])
-            singles, *bags = tf.split(looked_up, lengths, axis=1)
+            by_row = tf.reshape(looked_up, [-1, sum(lengths), self.width])
+            singles, *bags = tf.split(by_row, lengths, axis=1)
             fields += [singles] if single else []
             fields += [self._pool(f, inputs[f.name], bag) for f, bag in zip(present, bags, strict=True)]
         if numeric := _present(self.numeric, inputs):
@@ -182,17 +198,20 @@ class Embeddings(tf.keras.layers.Layer):
             for i, ((width, own), members) in enumerate(groups.items())
         ]
 
-    def read(self, inputs: Mapping[str, tf.Tensor]) -> list[Rows | None]:
-        """The rows that the batch needs, one entry a group."""
-        return [group.read(inputs) for group in self.groups]
+    def ids(self, inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor | None]:
+        """The rows that the batch reads, one entry a group; see :meth:`PackedTable.ids`."""
+        return [group.ids(inputs) for group in self.groups]
 
-    def call(self, inputs: Mapping[str, tf.Tensor], rows: Sequence[Rows | None] | None = None) -> dict[str, tf.Tensor]:
-        """Flat embeddings by table name: ``[B, sum of widths]``, float32. ``rows`` are read here when not given.
+    def call(
+        self, inputs: Mapping[str, tf.Tensor], looked_up: Sequence[tf.Tensor | None] | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Flat embeddings by table name: ``[B, sum of widths]``, float32. Rows are looked up here when not given.
 
         ``inputs`` may hold some of the features only: the result has the :meth:`columns` of those.
         """
-        rows = self.read(inputs) if rows is None else rows
-        parts = [group(inputs, r) for group, r in zip(self.groups, rows, strict=True)]
+        if looked_up is None:
+            looked_up = [group.look_up(ids) for group, ids in zip(self.groups, self.ids(inputs), strict=True)]
+        parts = [group(inputs, rows) for group, rows in zip(self.groups, looked_up, strict=True)]
         return {
             name: tf.concat([part[name if name in part else SHARED] for part in parts if part], axis=1)
             for name in self.tables

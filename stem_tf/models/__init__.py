@@ -126,6 +126,18 @@ def _specific(config: Any, schema: Schema) -> list[str]:
     return [feature.name for feature in schema.task_features]
 
 
+def _xla(config: Any) -> str:
+    """What of a step is compiled; ``auto`` is what measurements say."""
+    chosen, replicas = str(config.train.xla), tf.distribute.get_strategy().num_replicas_in_sync
+    if chosen == "step" and replicas > 1:
+        raise UserError(f"config.train.xla=step compiles the step of one replica, not of {replicas}; network does")
+    if chosen != "auto":
+        return chosen
+    if not tf.config.list_logical_devices("GPU"):
+        return "off"
+    return "step" if replicas == 1 and config.data.batch_size <= 32_768 else "network"
+
+
 def _training(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
     optimizer, loss = config.optimizer, config.loss
     l2 = configs.plain(optimizer.l2)
@@ -164,10 +176,12 @@ def _training(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
     return Training(
         schedule,
         tables=optimizer.tables,
+        slots=optimizer.slots,
         l2=l2,
         network_l2=optimizer.network_l2,
         clip_norm=optimizer.clip_norm,
         seed=config.seed,
+        xla=_xla(config),
         weighting=weighting,
         label_smoothing=by_task(loss.label_smoothing, 0.0),
         positive_weight=by_task(loss.positive_weight, 1.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +11,16 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from pipelines.schema import Task
-from stem_tf.layers.embedding import Embeddings, Rows
+from stem_tf.layers.embedding import Embeddings, deduplicate, deduplicate_static
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import dropout
 from stem_tf.layers.seeds import seeds
 from stem_tf.layers.sides import Sides
 from stem_tf.losses import TaskLoss, Weighting, score
 from stem_tf.models.network import Network
-from stem_tf.optimizers import TABLE_OPTIMIZERS, Adam, Rate, Schedule, gather_rows
+from stem_tf.optimizers import Adam, Rate, Schedule
+from stem_tf.quiet import start_xla
+from stem_tf.table_optimizers import TABLE_OPTIMIZERS, TableOptimizer, gather_rows
 
 Batch = Mapping[str, Any]
 
@@ -29,22 +31,27 @@ class Training:
 
     Attributes:
       schedule: learning rate by step, for network and tables.
-      tables: a key of :data:`stem_tf.optimizers.TABLE_OPTIMIZERS`.
+      tables: a key of :data:`stem_tf.table_optimizers.TABLE_OPTIMIZERS`.
       l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``; one number, or by table: its
         name, or what stands before the colon in it (``task``, ``expert``).
       network_l2: the same for the network's weights.
       clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
       seed: keys the dropout masks, with the step.
+      slots: how the tables' moments are kept, one of :data:`stem_tf.table_optimizers.SLOTS`.
+      xla: what is compiled: ``off`` nothing; ``network`` the network, forward and backward; ``step`` the whole step, in
+        static shapes, for a single replica.
       weighting: adds up the tasks' losses; by the schema's weights when None.
       label_smoothing, positive_weight: of :class:`TaskLoss`, by task.
     """
 
     schedule: Schedule
-    tables: str = "sparse"
+    tables: str = "deferred"
     l2: float | Mapping[str, float] = 0.0
     network_l2: float = 0.0
     clip_norm: float = 0.0
     seed: int = 0
+    slots: str = "float32"
+    xla: str = "off"
     weighting: Weighting | None = None
     label_smoothing: Mapping[str, float] = field(default_factory=dict)
     positive_weight: Mapping[str, float] = field(default_factory=dict)
@@ -96,7 +103,7 @@ class RankingModel(Predictor):
     A step reads the rows that the batch needs from the packed tables, runs the network on them, and gives the rows'
     gradient back to the tables' own optimizer::
 
-        rows = embeddings.read(inputs)
+        rows = table_optimizers.read(distinct ids)
         loss = sum_t weight_t * sum_i in space_t loss_t(i) / |space_t|          (PLE Eq. 8 and 9; 0 for an empty space)
                + the network's own penalty, where it has one
         network, rows <- Adam(gradient clipped to a global norm)
@@ -125,6 +132,7 @@ class RankingModel(Predictor):
         self.tasks = tasks
         self.inputs, self.embeddings, self.network = inputs, embeddings, network
         self.embedding_dropout = embedding_dropout
+        self.table_optimizers: list[TableOptimizer] = []
         self.loss_mean = tf.keras.metrics.Mean(name="loss")
         self.loss_means = {task.name: tf.keras.metrics.Mean(name=f"loss_{task.name}") for task in tasks}
         self.global_step = _counter("global_step", 0, tf.int64)
@@ -145,23 +153,33 @@ class RankingModel(Predictor):
             for task in self.tasks
         }
         self.weighting = training.weighting or Weighting(self.tasks, [task.weight for task in self.tasks])
+        groups = [group for group in self.embeddings.groups if group.rows]
         self.network_optimizer = Adam(
             [
                 *self.embeddings.trainable_variables,
                 *self.network.trainable_variables,
                 *self.weighting.trainable_variables,
-            ]
+            ],
+            [
+                *(self._l2(group.tables) for group in self.embeddings.groups for _ in group.trainable_variables),
+                *[training.network_l2 for _ in self.network.trainable_variables],
+                *[0.0 for _ in self.weighting.trainable_variables],
+            ],
         )
         self.table_optimizers = [
-            TABLE_OPTIMIZERS[training.tables](group.table, self._l2(group.tables))
-            for group in self.embeddings.groups
-            if group.rows
+            TABLE_OPTIMIZERS[training.tables](
+                group, self._l2(group.tables), training.schedule, training.slots, training.seed
+            )
+            for group in groups
         ]
-        self._l2_of_variables = [
-            *(self._l2(group.tables) for group in self.embeddings.groups for _ in group.trainable_variables),
-            *[training.network_l2 for _ in self.network.trainable_variables],
-            *[0.0 for _ in self.weighting.trainable_variables],
-        ]
+        if training.xla != "off":
+            start_xla()
+
+        def compiled(name: str, part: Callable[..., Any]) -> Callable[..., Any]:
+            return tf.function(part, jit_compile=True, autograph=False) if training.xla == name else part
+
+        self._network_program = compiled("network", self.differentiate)
+        self._step_program = compiled("step", self._update)
 
     def _l2(self, tables: tuple[str, ...]) -> float | tf.Tensor:
         """L2 of a group with these tables: one number, or one a column ``[W]``."""
@@ -182,12 +200,38 @@ class RankingModel(Predictor):
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
         """Outputs by task, ``[B]`` float32: logits, or values for regressions."""
         inputs = self.inputs(features)
-        return self.forward(inputs, self.embeddings.read(inputs), training)
+        return self.forward(inputs, self._look_up(inputs), training)
+
+    def _look_up(self, inputs: Mapping[str, tf.Tensor]) -> list[tf.Tensor | None] | None:
+        """What the batch reads of the tables, where it is not simply what stands there: rows that are behind."""
+        if not any(optimizer.defers for optimizer in self.table_optimizers):
+            return None
+        optimizers = iter(self.table_optimizers)
+        looked_up: list[tf.Tensor | None] = []
+        for group, ids in zip(self.embeddings.groups, self.embeddings.ids(inputs), strict=True):
+            if not group.rows:
+                looked_up.append(None)
+                continue
+            optimizer = next(optimizers)
+            distinct, inverse = deduplicate(ids)
+            w = optimizer.read(distinct, self.global_step, inverse.shape[0]).w
+            looked_up.append(tf.gather(tf.reshape(w, [-1, group.width]), inverse))
+        return looked_up
+
+    def catch_up(self) -> None:
+        """Brings every row of every table up to date: before weights are kept or exported without the slots."""
+        for optimizer in self.table_optimizers:
+            optimizer.catch_up(self.global_step)
 
     def forward(
-        self, inputs: Mapping[str, tf.Tensor], rows: list[Rows | None], training: bool, seed: tf.Tensor | None = None
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        looked_up: Sequence[tf.Tensor | None] | None,
+        training: bool,
+        seed: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        embedded = self.embeddings(inputs, rows)
+        """Outputs by task of transformed inputs and what they look up (of the tables as they stand, where None)."""
+        embedded = self.embeddings(inputs, looked_up)
         if training and self.embedding_dropout:
             network_seed, *table_seeds = itertools.islice(seeds(seed), 1 + len(embedded))
             embedded = {
@@ -242,42 +286,92 @@ class RankingModel(Predictor):
         if context.num_replicas_in_sync > 1:
             seed = tf.random.experimental.stateless_fold_in(seed, context.replica_id_in_sync_group)
         spaces = context.all_reduce(tf.distribute.ReduceOp.SUM, _spaces(data["weights"]))
-
-        inputs = self.inputs(data["features"])
-        rows = self.embeddings.read(inputs)
-        read = [r for r in rows if r is not None]
-        variables = self.network_optimizer.variables_
-        with tf.GradientTape() as tape:
-            tape.watch([r.values for r in read])
-            outputs = self.forward(inputs, rows, training=True, seed=seed)
-            losses = self.mean_losses(data, outputs, spaces)
-            loss = self._total(data, outputs, losses, spaces, 1.0 / context.num_replicas_in_sync)
-        gradients, row_gradients = tape.gradient(
-            loss, [variables, [r.values for r in read]], unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
-        gradients, losses, loss = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradients, losses, loss])
-
-        gradients = [
-            g if isinstance(l2, float) and not l2 else g + l2 * v
-            for g, v, l2 in zip(gradients, variables, self._l2_of_variables, strict=True)
-        ]
-        table_gradients = [
-            optimizer.gradient(*gather_rows(r.ids, tf.convert_to_tensor(g), r.inverse.shape[0]))
-            for optimizer, r, g in zip(self.table_optimizers, read, row_gradients, strict=True)
-        ]
-        norm = tf.linalg.global_norm([*gradients, *(g.values for g in table_gradients)])
-        if clip_norm := self.training_options.clip_norm:
-            scale = clip_norm / tf.maximum(norm, clip_norm)
-            gradients = [g * scale for g in gradients]
-            table_gradients = [g._replace(values=g.values * scale) for g in table_gradients]
-
-        rate = Rate.at(self.schedule(step), step + 1)
-        self.network_optimizer.apply(gradients, rate)
-        for optimizer, gradient in zip(self.table_optimizers, table_gradients, strict=True):
-            optimizer.apply(gradient, rate)
+        batch = {"inputs": self.inputs(data["features"]), "labels": data["labels"], "weights": data["weights"]}
+        losses, loss, norm = self._step_program(batch, spaces, step, seed)
         self._note_bad(step, losses, norm)
         self.global_step.assign_add(1)
         return self._log(loss, losses)
+
+    def _update(
+        self, batch: Batch, spaces: Mapping[str, tf.Tensor], step: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """One step of network and tables; returns the tasks' losses ``[T]``, the loss and the gradient's norm."""
+        context = tf.distribute.get_replica_context()
+        replicas = context.num_replicas_in_sync
+        ids = self.embeddings.ids(batch["inputs"])
+        groups = [group for group in self.embeddings.groups if group.rows]
+        tables = list(zip(groups, self.table_optimizers, filter(lambda i: i is not None, ids), strict=True))
+        if self.training_options.xla == "step":
+            found = [deduplicate_static(i, group.rows) for group, _, i in tables]
+        else:
+            found = [deduplicate(i) for _, _, i in tables]
+        states = [
+            optimizer.read(distinct, step, inverse.shape[0])
+            for (_, optimizer, _), (distinct, inverse) in zip(tables, found, strict=True)
+        ]
+        read = iter(
+            tf.gather(tf.reshape(state.w, [-1, group.width]), inverse)
+            for (group, _, _), state, (_, inverse) in zip(tables, states, found, strict=True)
+        )
+        looked_up = [next(read) if group.rows else None for group in self.embeddings.groups]
+        gradient, by_position, losses, loss = self._network_program(batch, looked_up, spaces, seed, 1.0 / replicas)
+        by_row = [
+            tf.math.unsorted_segment_sum(g, inverse, tf.shape(distinct)[0])
+            for g, (distinct, inverse) in zip(by_position, found, strict=True)
+        ]
+        if replicas > 1:
+            gradient, losses, loss = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradient, losses, loss])
+            for i, ((_, optimizer, _), (distinct, inverse)) in enumerate(zip(tables, found, strict=True)):
+                union, by_row[i] = gather_rows(distinct, by_row[i], inverse.shape[0])
+                states[i] = optimizer.read(union, step, replicas * inverse.shape[0])
+
+        gradient = self.network_optimizer.regularised(gradient)
+        table_gradients = [
+            optimizer.gradient(state, g)
+            for optimizer, state, g in zip(self.table_optimizers, states, by_row, strict=True)
+        ]
+        norm = tf.linalg.global_norm([gradient, *(g.values for g in table_gradients)])
+        if clip_norm := self.training_options.clip_norm:
+            scale = clip_norm / tf.maximum(norm, clip_norm)
+            gradient = gradient * scale
+            table_gradients = [g._replace(values=g.values * scale) for g in table_gradients]
+
+        rate = Rate.at(self.schedule(step), step + 1)
+        self.network_optimizer.apply(gradient, rate)
+        for optimizer, table_gradient in zip(self.table_optimizers, table_gradients, strict=True):
+            optimizer.apply(table_gradient, rate, step + 1)
+        return losses, loss, norm
+
+    def differentiate(
+        self,
+        batch: Batch,
+        looked_up: Sequence[tf.Tensor | None],
+        spaces: Mapping[str, tf.Tensor],
+        seed: tf.Tensor,
+        share: float,
+    ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        """Forward and backward, L2 apart.
+
+        Args:
+          batch: with transformed ``inputs`` in place of features.
+          looked_up: by group ``[B * P, W]``, None where there is no table.
+          spaces: sizes of the tasks' spaces over all replicas.
+          seed: of dropout, ``[2]``.
+          share: this replica's of what no row has a part in.
+
+        Returns:
+          Gradient of the network's variables ``[N]``, gradients of what was looked up, losses by task ``[T]``, loss.
+        """
+        variables, read = self.network_optimizer.variables_, [rows for rows in looked_up if rows is not None]
+        with tf.GradientTape() as tape:
+            tape.watch(read)
+            outputs = self.forward(batch["inputs"], looked_up, training=True, seed=seed)
+            losses = self.mean_losses(batch, outputs, spaces)
+            loss = self._total(batch, outputs, losses, spaces, share)
+        gradients, by_position = tape.gradient(
+            loss, [variables, read], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return self.network_optimizer.flatten(gradients), by_position, losses, loss
 
     def _note_bad(self, step: tf.Tensor, losses: tf.Tensor, norm: tf.Tensor) -> None:
         """Keeps the first step whose loss or gradient norm is not finite, and the task (-1: only the gradient is)."""

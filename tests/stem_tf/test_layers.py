@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from pipelines.manifest import Constants
 from pipelines.schema import Feature
-from stem_tf.layers.embedding import SHARED, Embeddings, deduplicate
+from stem_tf.layers.embedding import SHARED, Embeddings, deduplicate, deduplicate_static
 from stem_tf.layers.gate import Gate, mixture
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import MLP
@@ -30,12 +30,11 @@ def test_packed_row_holds_every_table() -> None:
     np.testing.assert_array_equal(h[SHARED], [[6, 7, 26, 27], [14, 15, 18, 19], [6, 7, 18, 19]])
 
 
-def test_one_read_of_distinct_rows() -> None:
+def test_ids_are_places_in_the_packed_table() -> None:
     embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a", SHARED], ["user", "item"])
-    (rows,) = embeddings.read({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
-    assert rows is not None
-    np.testing.assert_array_equal(rows.ids, [1, 6, 3, 4])
-    np.testing.assert_array_equal(rows.inverse, [0, 1, 2, 3, 0, 3])
+    (ids,) = embeddings.ids({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
+    assert ids is not None
+    np.testing.assert_array_equal(ids, [1, 6, 3, 4, 1, 4])
 
 
 def test_a_feature_outside_f_stands_with_its_shared_embedding() -> None:
@@ -77,6 +76,17 @@ def test_deduplicate() -> None:
     ids, place = deduplicate(tf.constant([5, 2, 5, 9, 2]))
     np.testing.assert_array_equal(ids, [5, 2, 9])
     np.testing.assert_array_equal(place, [0, 1, 0, 2, 1])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 17, 1000])
+def test_deduplicate_in_static_shapes(size: int, compiled: bool) -> None:
+    given = np.random.default_rng(size).integers(0, size, size).astype(np.int32)
+    function = tf.function(lambda x: deduplicate_static(x, size), jit_compile=compiled, autograph=False)
+    ids, place = (x.numpy() for x in function(tf.constant(given)))
+    expected = np.unique(given)
+    np.testing.assert_array_equal(ids, np.append(expected, np.full(size - len(expected), size)))
+    np.testing.assert_array_equal(ids[place], given)
 
 
 def test_numeric_transforms_in_order_and_missing_values() -> None:

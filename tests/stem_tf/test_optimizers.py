@@ -15,40 +15,10 @@ from stem_tf.layers.inputs import InputTransform
 from stem_tf.models.base import RankingModel, Training
 from stem_tf.models.network import Parts
 from stem_tf.models.stem_net import STEMNet
-from stem_tf.optimizers import DenseTableAdam, Rate, Schedule, SparseTableAdam
+from stem_tf.optimizers import Schedule
 
 FEATURES = tuple(Feature(name, "categorical", "user", name, "int64") for name in ("user", "item"))
 TASKS = (Task("click", Label("click")), Task("time", Label("time"), type="regression", weight=0.5))
-
-
-def adam(w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, lr: float, t: int) -> None:
-    """Torch's Adam, in place."""
-    m[:] = 0.9 * m + 0.1 * g
-    v[:] = 0.999 * v + 0.001 * g * g
-    w -= lr * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-def test_table_adam(sparse: bool) -> None:
-    """Dense: every row moves, also by momentum and L2 alone. Sparse: only the rows that are read do."""
-    rng = np.random.default_rng(0)
-    w = rng.normal(size=(5, 3))
-    table = tf.Variable(w, dtype=tf.float32)
-    optimizer = (SparseTableAdam if sparse else DenseTableAdam)(table, l2=0.1)
-    m, v = np.zeros_like(w), np.zeros_like(w)
-    for t, ids in enumerate([[3, 1], [0, 3], [4, 2]], start=1):
-        g = rng.normal(size=(2, 3))
-        gradient = optimizer.gradient(tf.constant(ids), tf.constant(g, tf.float32))
-        optimizer.apply(gradient, Rate.at(tf.constant(0.01), tf.constant(t)))
-        full = 0.1 * w
-        full[ids] += g
-        if sparse:
-            part = [w[ids], m[ids], v[ids]]
-            adam(part[0], full[ids], part[1], part[2], 0.01, t)
-            w[ids], m[ids], v[ids] = part
-        else:
-            adam(w, full, m, v, 0.01, t)
-    np.testing.assert_allclose(table, w, atol=1e-6)
 
 
 def test_schedules() -> None:
@@ -108,7 +78,9 @@ def train(strategy: tf.distribute.Strategy, tables: str, steps_per_execution: in
     return losses, weights
 
 
-@pytest.mark.parametrize(("tables", "steps_per_execution"), [("dense", 1), ("sparse", 4)])
+@pytest.mark.parametrize(
+    ("tables", "steps_per_execution"), [("dense", 1), ("deferred", 4), ("lazy", 1), ("adagrad", 1)]
+)
 def test_two_replicas_train_as_one(tables: str, steps_per_execution: int) -> None:
     losses, weights = train(tf.distribute.get_strategy(), tables, 1)
     # Not the default collectives, which test_trainer has: a process keeps the shapes of the first model that used them.
@@ -121,14 +93,14 @@ def test_two_replicas_train_as_one(tables: str, steps_per_execution: int) -> Non
         np.testing.assert_allclose(two, one, atol=2e-5)
 
 
-@pytest.mark.parametrize("tables", ["dense", "sparse"])
+@pytest.mark.parametrize("tables", ["dense", "deferred", "lazy"])
 def test_clipping_scales_network_and_tables_together(tables: str) -> None:
     """Adam does not see a common scale, so the slots are looked at: m after one step is .1 of the clipped gradient."""
     norms = []
     for clip in (0.0, 0.01):
         made = model(tables, clip_norm=clip)
         made.train_step(tf.nest.map_structure(tf.constant, batches(1, 16)))
-        slots = [*made.network_optimizer.m, *(optimizer.m for optimizer in made.table_optimizers)]
+        slots = [made.network_optimizer.m, *(optimizer.slots[0] for optimizer in made.table_optimizers)]
         norms.append(float(tf.linalg.global_norm([tf.convert_to_tensor(m) for m in slots])) / 0.1)
     assert norms[0] > 0.01
     assert norms[1] == pytest.approx(0.01, rel=1e-5)
@@ -139,7 +111,7 @@ def test_repeated_rows_count_once_in_the_norm() -> None:
     one = {"user": [3], "item": [4]}
     norms = []
     for copies in (1, 6):
-        made = model("sparse", clip_norm=1e9, l2=0.0)
+        made = model("lazy", clip_norm=1e9, l2=0.0)
         tf.nest.map_structure(lambda v: v.assign(tf.ones_like(v) * 0.1), list(made.network.trainable_variables))
         batch = {
             "features": {name: tf.constant(ids * copies) for name, ids in one.items()},
@@ -147,14 +119,14 @@ def test_repeated_rows_count_once_in_the_norm() -> None:
             "weights": {"click": tf.ones(copies), "time": tf.ones(copies)},
         }
         made.train_step(batch)
-        norms.append([optimizer.m.numpy().copy() for optimizer in made.table_optimizers])
+        norms.append([optimizer.slots[0].numpy().copy() for optimizer in made.table_optimizers])
     for single, repeated in zip(*norms, strict=True):
         assert np.abs(single).max() > 0.0
         np.testing.assert_allclose(repeated, single, atol=1e-6)
 
 
 def test_a_task_without_rows_has_loss_0() -> None:
-    made = model("sparse")
+    made = model("lazy")
     batch = tf.nest.map_structure(tf.constant, batches(1, 16))
     batch["weights"]["time"] = tf.zeros(16)
     logs = made.train_step(batch)
@@ -163,7 +135,7 @@ def test_a_task_without_rows_has_loss_0() -> None:
 
 
 def test_each_loss_is_the_mean_over_its_own_space() -> None:
-    made = model("sparse")
+    made = model("lazy")
     batch = tf.nest.map_structure(tf.constant, batches(1, 16))
     outputs = made(batch["features"])
     logs = made.train_step(batch)
@@ -178,7 +150,7 @@ def test_each_loss_is_the_mean_over_its_own_space() -> None:
 
 
 def test_the_first_bad_step_and_its_task_are_kept() -> None:
-    made = model("sparse")
+    made = model("lazy")
     batch = tf.nest.map_structure(tf.constant, batches(1, 16))
     made.train_step(batch)
     good, batch["labels"]["time"] = batch["labels"]["time"], tf.fill([16], np.float32(np.nan))

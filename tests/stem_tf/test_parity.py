@@ -203,18 +203,19 @@ def test_predictions_and_loss(reference: Reference) -> None:
 def test_gradients(reference: Reference) -> None:
     model, data = reference.model, reference.data
     inputs = model.inputs(reference.batch["features"])
-    (rows,) = model.embeddings.read(inputs)
-    assert rows is not None
+    (ids,), (group,), (optimizer,) = model.embeddings.ids(inputs), model.embeddings.groups, model.table_optimizers
+    looked_up = group.look_up(ids)
+    assert ids is not None and looked_up is not None
     variables = model.network_optimizer.variables_
     with tf.GradientTape() as tape:
-        tape.watch(rows.values)
-        outputs = model.forward(inputs, [rows], training=True)
+        tape.watch(looked_up)
+        outputs = model.forward(inputs, [looked_up], training=True)
         spaces = {task.name: tf.constant(float(len(data["labels"]))) for task in model.tasks}
         loss = tf.reduce_sum(model.mean_losses(reference.batch, outputs, spaces))
-    gradients, row_gradient = tape.gradient(loss, [variables, rows.values])
-    table = model.table_optimizers[0].gradient(rows.ids, tf.convert_to_tensor(row_gradient)).values
+    gradients, by_position = tape.gradient(loss, [variables, looked_up])
+    table = optimizer.gradient(optimizer.read(ids, model.global_step), by_position).values
     by_variable = {v.ref(): g for v, g in zip(variables, gradients, strict=True)}
-    by_variable[model.embeddings.groups[0].table.ref()] = table
+    by_variable[group.table.ref()] = tf.reshape(table, group.table.shape)
 
     expected = reference.pairs("g0")
     largest = max(np.abs(value).max() for _, value in expected)
