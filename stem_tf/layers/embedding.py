@@ -14,7 +14,7 @@ One gather a batch reads every field and every table of a group.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -31,12 +31,13 @@ class Rows(NamedTuple):
     Attributes:
       ids: distinct rows ``[U]``, int32 or int64.
       values: their weights ``[U, W]``, float32: what the loss is differentiated by.
-      inverse: ``[B * P]`` int32, the place in ``ids`` of each of the batch's P positions.
+      inverse: ``[B * P]`` int32, the place in ``ids`` of each of the batch's P positions; None where these were read
+        one by one, as a served graph does.
     """
 
     ids: tf.Tensor
     values: tf.Tensor
-    inverse: tf.Tensor
+    inverse: Any
 
 
 def deduplicate(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -54,7 +55,13 @@ class PackedTable(tf.keras.layers.Layer):
       dim: D.
       tables: names of the tables, in the order of a row's slices.
       init_std: tables start from N(0, init_std^2); the authors' release uses 1e-4.
+
+    Attributes:
+      reader: what a served graph reads rows with, in place of `table`: ``[N]`` to ``[N, W]`` float32. Scores need no
+        distinct rows, and finding them costs more than reading some twice.
     """
+
+    reader: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     def __init__(
         self,
@@ -103,7 +110,10 @@ class PackedTable(tf.keras.layers.Layer):
             positions.append(tf.cast(ids, self.index_dtype) + tf.constant(self.offsets[feature.name], self.index_dtype))
         if not positions:
             return None
-        distinct, inverse = deduplicate(tf.reshape(tf.concat(positions, axis=1), [-1]))
+        ids = tf.reshape(tf.concat(positions, axis=1), [-1])
+        if self.reader is not None:
+            return Rows(ids, self.reader(ids), None)
+        distinct, inverse = deduplicate(ids)
         return Rows(distinct, tf.nn.embedding_lookup(self.table, distinct), inverse)
 
     def call(self, inputs: Mapping[str, tf.Tensor], rows: Rows | None) -> dict[str, tf.Tensor]:
@@ -115,7 +125,8 @@ class PackedTable(tf.keras.layers.Layer):
         if rows is not None:
             single, present = _present(self.single, inputs), _present(self.bags, inputs)
             lengths = [len(single), *(inputs[f.name].shape[1] for f in present)]
-            looked_up = tf.reshape(tf.gather(rows.values, rows.inverse), [-1, sum(lengths), self.width])
+            values = rows.values if rows.inverse is None else tf.gather(rows.values, rows.inverse)
+            looked_up = tf.reshape(values, [-1, sum(lengths), self.width])
             singles, *bags = tf.split(looked_up, lengths, axis=1)
             fields += [singles] if single else []
             fields += [self._pool(f, inputs[f.name], bag) for f, bag in zip(present, bags, strict=True)]
