@@ -127,7 +127,7 @@ def cost(tables: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     lines = []
     for task, values in measured["tasks"].items():
         before, after = values["float32"], values[kind]
-        change = "-" if None in (before, after) else f"{after - before:+.4f}"
+        change = "-" if None in (before, after) else f"{after - before:+.5f}"
         lines.append([task, values["metric"].upper(), report.number(before), report.number(after), change])
     sentence = f"tables in {kind}: {sizes[0]:,.1f} MB, not {sizes[1]:,.1f} MB; on {measured['rows']:,} "
     return f"{sentence}{measured['split']} rows", ["task", "metric", "float32", kind, "change"], lines

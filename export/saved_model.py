@@ -389,13 +389,13 @@ def _say(workdir: Workdir, directory: Path, tree: dict[str, Any]) -> None:
     if checked["rows"] < checked["rows_of_split"]:
         rows = f"the first {rows} of {checked['rows_of_split']:,}"
     worst = ", ".join(f"{signature} {difference:.0e}" for signature, difference in checked["worst"].items())
-    if "cost" in tree["tables"]:
-        sentence, head, lines = card.cost(tree["tables"])
-        print(f"{sentence}\n{report.table(head, lines)}")
     weights = _megabytes((directory / "variables").iterdir())
     values = sum(entry["size"] for entry in tree["vocabularies"].values())
     print(f"{tree['model']} version {tree['version']}: {tree['run']['checkpoint']}")
     print(f"checked in a fresh process on {rows}; worst differences from the trainer: {worst}")
+    if "cost" in tree["tables"]:
+        sentence, head, lines = card.cost(tree["tables"])
+        print(f"{sentence}\n{report.table(head, lines)}")
     if tree["why_no_rank"]:
         print(f"no signature 'rank': {tree['why_no_rank']}")
     if tree["test_metrics"] is None:

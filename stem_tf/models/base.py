@@ -214,7 +214,10 @@ class RankingModel(Predictor):
         by_side = [self.embeddings({name: inputs[name] for name in side}) for side in (once, each)]
         columns = [tf.constant(self.embeddings.columns(side), tf.int32) for side in (once, each)]
         return self.network(
-            {t: Sides(by_side[0][t], by_side[1][t], *columns, share=share) for t in self.embeddings.tables},
+            {
+                table: Sides(by_side[0][table], by_side[1][table], columns[0], columns[1], share)
+                for table in self.embeddings.tables
+            },
             training=False,
         )
 
