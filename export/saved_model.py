@@ -63,7 +63,7 @@ _TABLES = flags.DEFINE_enum(
     "tables",
     "float32",
     ["float32", "bfloat16", "int8"],
-    "How embedding tables are stored: bfloat16 takes half the bytes, int8 about a quarter; what that costs is printed.",
+    "How embedding tables are stored: bfloat16 takes half the bytes, int8 about a third; what that costs is printed.",
 )
 
 
