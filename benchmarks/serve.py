@@ -1,51 +1,69 @@
 """Queries a second, latency and processor time of the embedded server: `rank` beside `serving_default`.
 
+    python -m benchmarks.serve
     python -m benchmarks.serve --model_base_path=EXPORT_DIR
 
 Starts stem-serve over EXPORT_DIR and asks it from another process over loopback: one request at a time from each of
 ``--clients`` threads, at most ``--requests`` requests and ``--seconds`` seconds a case and round, after some that are
 not counted. A request is one user with N candidates; its values are rows of the export's own warm-up requests, so they
 are in the vocabularies. ``session`` is the same request's tensors run by the same session in this process, from as many
-threads: what is left when gRPC, parsing and answering are taken away.
+threads: what is left when gRPC, parsing and answering are taken away. ``serving_default`` has the user repeated.
+
+Without EXPORT_DIR the model is made here, by the real jobs: STEM-Net with T = 2, K1 = K2 = 1, D = 16 and experts
+512-512-512, 16 int64 features of ``--ids`` values each, half of them the user's, trained for an epoch on a made-up log.
 
 CPU is processor time (user and system, all threads) a request: of the server's process, or of this one for ``session``.
-Each figure is the median of ``--repeats`` rounds, the cases taking turns.
+Each figure is the median of ``--repeats`` rounds, the cases taking turns; a ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from absl import flags
 
 from export.server.directories import version_directories
 from pipelines import cli, tfrecord
+from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError
+from stem_tf import report
 from stem_tf.quiet import quieten_tensorflow
 
-_MODEL_BASE_PATH = flags.DEFINE_string("model_base_path", None, "Directory of the export's versions.", required=True)
-_CANDIDATES = flags.DEFINE_multi_integer("candidates", [200, 1000], "N; may be repeated.")
-_CLIENTS = flags.DEFINE_multi_integer("clients", [1, 16], "Requests at a time; may be repeated.")
+_MODEL_BASE_PATH = flags.DEFINE_string(
+    "model_base_path", None, "Directory of an export's versions; made when not given."
+)
+_IDS = flags.DEFINE_integer("ids", 100_000, "Values of each feature of the model that is made.", lower_bound=1000)
+_TABLES = flags.DEFINE_enum(
+    "tables", "float32", ["float32", "bfloat16", "int8"], "How that model's tables are stored, as stem-export does it."
+)
+_CANDIDATES = flags.DEFINE_multi_integer("candidates", [50, 200, 1000], "N; may be repeated.")
+_CLIENTS = flags.DEFINE_multi_integer("clients", [1, 4, 16], "Requests at a time; may be repeated.")
 _REQUESTS = flags.DEFINE_integer("requests", 500, "Most requests of a case and round.", lower_bound=10)
-_SECONDS = flags.DEFINE_float("seconds", 5, "Most seconds of a case and round.", lower_bound=0.1)
+_SECONDS = flags.DEFINE_float("seconds", 1.5, "Most seconds of a case and round.", lower_bound=0.1)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Rounds.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 _SIGNATURES = ("serving_default", "rank")
-_UNCOUNTED = 20
+_FEATURES: dict[str, Any] = {f"{side}_{i}": side for side in ("user", "item") for i in range(8)}
+_LABELS = {"click": 0.3, "like": 0.05}
+_UNCOUNTED = 10
 
 
 class Figures(NamedTuple):
@@ -57,56 +75,74 @@ class Figures(NamedTuple):
     cpu_ms: float
 
 
+class Case(NamedTuple):
+    """What is asked."""
+
+    signature: str
+    candidates: int
+    clients: int
+
+
 def main(argv: Sequence[str]) -> None:
     del argv
     quieten_tensorflow()
+    with tempfile.TemporaryDirectory(prefix="stem-benchmark-") as directory:
+        measure(_MODEL_BASE_PATH.value or make(directory))
+
+
+def make(directory: str) -> str:
+    """Generates a log and runs the jobs on it; returns the directory of the export's versions."""
+    ids, rows = _IDS.value, _IDS.value * 21 // 20
+    random = np.random.default_rng(0)
+    # Every id once and some twice, spread over int64 so that nothing gains from small ones.
+    columns = {name: random.permutation(np.arange(rows) % ids) * 1_000_003 for name in _FEATURES}
+    columns |= {name: (random.random(rows) < rate).astype(np.int64) for name, rate in _LABELS.items()}
+    log, described, data, run, export, config = (
+        os.path.join(directory, name) for name in ("log.parquet", "schema.yaml", "data", "run", "export", "paper.py")
+    )
+    pq.write_table(pa.table(columns), log)
+    features = tuple(schemas.Feature(name, "categorical", side, name, "int64") for name, side in _FEATURES.items())
+    tasks = tuple(schemas.Task(name, schemas.Label(name)) for name in _LABELS)
+    Path(described).write_text(schemas.dumps(schemas.Schema("benchmark", features, tasks)), encoding="utf-8")
+    Path(config).write_text("from stem_tf.configs.base import get_config\n", encoding="utf-8")
+    split = ["--split=random", "--fractions=0.97,0.02,0.01", "--layouts=blocks"]
+    _job("pipelines.convert", log, f"--schema={described}", f"--output={data}", *split)
+    settings = {"data.dir": data, "data.batch_size": 4096, "train.epochs": 1, "model.init_std": 0.05}
+    keys = [f"--config.{key}={value}" for key, value in settings.items()]
+    _job("stem_tf.train", f"--config={config}", f"--workdir={run}", *keys)
+    _job("export.saved_model", f"--workdir={run}", f"--output={export}", f"--tables={_TABLES.value}")
+    return export
+
+
+def _job(module: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise JobError(f"{module} failed: {done.stderr}")
+
+
+def measure(base_path: str) -> None:
+    """Runs all cases over the newest version in ``base_path``, prints the tables and writes the JSON."""
     from export.server.servable import Servable
 
-    versions = version_directories(Path(_MODEL_BASE_PATH.value))
+    versions = version_directories(Path(base_path))
     if not versions:
-        raise UserError(f"--model_base_path={_MODEL_BASE_PATH.value} holds no version")
+        raise UserError(f"--model_base_path={base_path} holds no version")
     path = versions[max(versions)]
     requests = {(key, n): request(path, key, n) for n in _CANDIDATES.value for key in _SIGNATURES}
     servable = Servable(path, "ranker", max(versions))
     for n in _CANDIDATES.value:
         compare(servable, requests["serving_default", n], requests["rank", n])
 
-    rounds: dict[tuple[str, int, int, str], list[Figures]] = {}
-    with server(_MODEL_BASE_PATH.value) as (process, address):
+    cases = [Case(key, n, clients) for n in _CANDIDATES.value for clients in _CLIENTS.value for key in _SIGNATURES]
+    served: dict[Case, list[Figures]] = {case: [] for case in cases}
+    alone: dict[Case, list[Figures]] = {case: [] for case in cases}
+    with server(base_path) as (process, address), asking(address) as pipe:
         for _ in range(_REPEATS.value):
-            for (key, n), message in requests.items():
-                for clients in _CLIENTS.value:
-                    for where in ("server", "session"):
-                        if where == "server":
-                            figures = over_the_wire(process.pid, address, message.SerializeToString(), clients)
-                        else:
-                            figures = in_process(servable, message, clients)
-                        rounds.setdefault((key, n, clients, where), []).append(figures)
-
-    print(f"{path}, {len(os.sched_getaffinity(0))} cores, {_REPEATS.value} rounds")
-    print(f"{'':17}{'N':>6}{'bytes':>9}{'clients':>9}  {'':8}{'QPS':>8}{'p50 ms':>9}{'p99 ms':>9}{'CPU ms':>9}")
-    rows = []
-    for (key, n, clients, where), figures_of in rounds.items():
-        median = Figures(*(statistics.median(values) for values in zip(*figures_of, strict=True)))
-        size = requests[key, n].ByteSize()
-        print(
-            f"{key:17}{n:>6}{size:>9,}{clients:>9}  {where:8}"
-            f"{median.qps:>8.0f}{median.p50_ms:>9.2f}{median.p99_ms:>9.2f}{median.cpu_ms:>9.2f}"
-        )
-        rows.append(
-            {
-                "signature": key,
-                "candidates": n,
-                "request_bytes": size,
-                "clients": clients,
-                "where": where,
-                "median": median._asdict(),
-                "rounds": [figures._asdict() for figures in figures_of],
-            }
-        )
-    if _JSON.value:
-        with open(_JSON.value, "w", encoding="utf-8") as file:
-            json.dump({"model": str(path), "cores": len(os.sched_getaffinity(0)), "cases": rows}, file, indent=1)
+            for case in cases:
+                message = requests[case.signature, case.candidates]
+                served[case].append(over_the_wire(process.pid, pipe, message.SerializeToString(), case.clients))
+                alone[case].append(in_process(servable, message, case.clients))
+    tell(path, {key: message.ByteSize() for key, message in requests.items()}, served, alone)
 
 
 def request(path: Path, key: str, candidates: int) -> Any:
@@ -154,7 +190,7 @@ def compare(servable: Any, default: Any, rank: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=task)
 
 
-@contextmanager
+@contextlib.contextmanager
 def server(base_path: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     command = [sys.executable, "-m", "export.serve", f"--model_base_path={base_path}", "--port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -169,34 +205,44 @@ def server(base_path: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.communicate()
 
 
-def over_the_wire(pid: int, address: str, message: bytes, clients: int) -> Figures:
-    """The load comes from a process of its own, so that its processor time is not the server's."""
+@contextlib.contextmanager
+def asking(address: str) -> Iterator[Any]:
+    """A pipe to a process that asks: the load has one of its own, so that its processor time is not the server's."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    child = context.Process(target=ask, args=(theirs, address, message, clients, _REQUESTS.value, _SECONDS.value))
+    child = context.Process(target=ask, args=(theirs, address), daemon=True)
     child.start()
     theirs.close()
     try:
-        ours.recv()  # connected and warm
-        before = cpu_seconds(pid)
-        ours.send(None)
-        latencies, seconds = ours.recv()
-    except EOFError as error:
-        raise JobError("the process that asks has failed; its message is above") from error
-    after = cpu_seconds(pid)
-    child.join()
-    return figures_of(latencies, seconds, after - before)
+        yield ours
+    finally:
+        ours.close()
+        child.join()
 
 
-def ask(pipe: Any, address: str, message: bytes, clients: int, requests: int, seconds: float) -> None:
-    """In the client's process: sends latencies and the time that all took."""
-    with grpc.insecure_channel(address) as channel:
+def ask(pipe: Any, address: str) -> None:
+    """In that process: for every load it is sent, the latencies and the time that all took."""
+    with grpc.insecure_channel(address) as channel, contextlib.suppress(EOFError):
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")  # bytes in, bytes out
-        for _ in range(_UNCOUNTED):
-            call(message, timeout=60)
+        while True:
+            message, *limits = pipe.recv()
+            for _ in range(_UNCOUNTED):
+                call(message, timeout=60)
+            pipe.send(None)
+            pipe.recv()
+            pipe.send(load(functools.partial(call, message, timeout=60), *limits))
+
+
+def over_the_wire(pid: int, pipe: Any, message: bytes, clients: int) -> Figures:
+    try:
+        pipe.send((message, clients, _REQUESTS.value, _SECONDS.value))
+        pipe.recv()  # connected and warm
+        before = cpu_seconds(pid)
         pipe.send(None)
-        pipe.recv()
-        pipe.send(load(lambda: call(message, timeout=60), clients, requests, seconds))
+        latencies, seconds = pipe.recv()
+    except (EOFError, BrokenPipeError) as error:
+        raise JobError("the process that asks has failed; its message is above") from error
+    return figures_of(latencies, seconds, cpu_seconds(pid) - before)
 
 
 def in_process(servable: Any, message: Any, clients: int) -> Figures:
@@ -243,6 +289,61 @@ def cpu_seconds(pid: int) -> float:
     """Processor time of a process so far, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def median(figures: Sequence[Figures]) -> Figures:
+    return Figures(*(statistics.median(values) for values in zip(*figures, strict=True)))
+
+
+def ratio(ours: Sequence[Figures], others: Sequence[Figures], field: str) -> float:
+    """The median of the rounds' ratios."""
+    pairs = zip(ours, others, strict=True)
+    return statistics.median(getattr(one, field) / getattr(other, field) for one, other in pairs)
+
+
+def tell(
+    path: Path,
+    size: Mapping[tuple[str, int], int],
+    served: Mapping[Case, Sequence[Figures]],
+    alone: Mapping[Case, Sequence[Figures]],
+) -> None:
+    """Prints and writes what was measured; ``size``: bytes of a request by signature and candidates."""
+    cores = len(os.sched_getaffinity(0))
+    print(f"{path}, {cores} cores, {_REPEATS.value} rounds; server / the same session without it")
+    lines, tree = [], []
+    for case, figures in served.items():
+        one, other = median(figures), median(alone[case])
+        against = {field: ratio(figures, alone[case], field) for field in ("p50_ms", "cpu_ms")}
+        pairs = [f"{getattr(one, f):.{d}f} / {getattr(other, f):.{d}f}" for f, d in (("qps", 0), ("p50_ms", 2))]
+        pairs += [f"{getattr(one, f):.2f} / {getattr(other, f):.2f}" for f in ("p99_ms", "cpu_ms")]
+        bytes_ = size[case.signature, case.candidates]
+        ratios = [f"{value:.2f}" for value in against.values()]
+        lines.append([case.signature, f"{case.candidates}", f"{bytes_:,}", f"{case.clients}", *pairs, *ratios, ""])
+        rounds = {"server": figures, "session": alone[case]}
+        tree.append(
+            case._asdict()
+            | {"request_bytes": bytes_, "server_against_session": against}
+            | {
+                where: {"median": median(x)._asdict(), "rounds": [y._asdict() for y in x]}
+                for where, x in rounds.items()
+            }
+        )
+    head = ["signature", "N", "bytes", "clients", "QPS", "p50 ms", "p99 ms", "CPU ms", "p50 x", "CPU x", ""]
+    print(report.table(head, lines))
+
+    lines, ranked = [], []
+    for case in served:
+        if case.signature == "rank":
+            repeated = case._replace(signature="serving_default")
+            against = {"bytes": size["rank", case.candidates] / size["serving_default", case.candidates]}
+            against |= {f: ratio(served[case], served[repeated], f) for f in ("p50_ms", "cpu_ms")}
+            ratios = [f"{value:.2f}" for value in against.values()]
+            lines.append(["rank / serving_default", f"{case.candidates}", f"{case.clients}", *ratios, ""])
+            ranked.append({"candidates": case.candidates, "clients": case.clients} | against)
+    print(report.table(["server", "N", "clients", "bytes x", "p50 x", "CPU x", ""], lines))
+    if _JSON.value:
+        figures_tree = {"model": str(path), "cores": cores, "cases": tree, "rank_against_serving_default": ranked}
+        Path(_JSON.value).write_text(json.dumps(figures_tree, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

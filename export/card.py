@@ -30,6 +30,7 @@ def text(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]
         "training. In a bag, empty values are padding, and the values beyond its length are ignored.",
         "## Scores\n\n" + _table(["task", "is", "test rows", "test mean", "test metric"], _tasks(tree, schema)),
         _metrics_note(tree),
+        *([f"## Tables\n\n{_rounding(tree['tables'])}"] if "cost" in tree["tables"] else []),
         "## Calls\n\n" + _calls(tree, schema, rows),
         "## Check\n\n" + _check(tree),
         "## Where it comes from\n\n" + _origin(tree),
@@ -110,6 +111,32 @@ def _metrics_note(tree: Mapping[str, Any]) -> str:
     if metrics is None:
         return "No test metrics: the run was not evaluated with these weights (`stem-evaluate`) before it was exported."
     return f"On the {metrics['rows']:,} test rows; mean AUC {report.number(metrics['mean_auc'])}."
+
+
+def cost(tables: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """What rounded tables save and cost, for people.
+
+    Args:
+      tables: of the manifest; they are rounded.
+
+    Returns:
+      A sentence, and the head and the lines of a table of each task's metric.
+    """
+    kind, measured = tables["stored"], tables["cost"]
+    sizes = [tables[key] / 1e6 for key in ("bytes", "float32_bytes")]
+    lines = []
+    for task, values in measured["tasks"].items():
+        before, after = values["float32"], values[kind]
+        change = "-" if None in (before, after) else f"{after - before:+.5f}"
+        lines.append([task, values["metric"].upper(), report.number(before), report.number(after), change])
+    sentence = f"tables in {kind}: {sizes[0]:,.1f} MB, not {sizes[1]:,.1f} MB; on {measured['rows']:,} "
+    return f"{sentence}{measured['split']} rows", ["task", "metric", "float32", kind, "change"], lines
+
+
+def _rounding(tables: Mapping[str, Any]) -> str:
+    sentence, head, lines = cost(tables)
+    note = "The trainer's metrics before and after its tables were rounded; those above are the ones before."
+    return f"{sentence[0].upper()}{sentence[1:]}. {note}\n\n{_table(head, lines)}"
 
 
 def _calls(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]) -> str:

@@ -8,22 +8,28 @@
 
 In ``rank`` user and context features come once a request, item features once a candidate. Empty values are
 ``pipelines.casts.EMPTY_INT``, ``""`` and NaN.
+
+A vocabulary is looked up once, whatever the number of features that share it, and a packed table is gathered from once
+(in ``rank`` once for the requests and once for the candidates).
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import keyword
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export import vocabulary_asset
+from export import tables, vocabulary_asset
 from pipelines.casts import EMPTY_INT
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
+from stem_tf.layers.sides import gather_share
 from stem_tf.losses import score
 from stem_tf.models.base import Predictor
 
@@ -69,14 +75,32 @@ class ServingModule(tf.Module):
       schema: of the model's data.
       model: trained.
       vocabularies: path of the asset of every categorical and multivalent feature, by name.
+      stored: the model's packed tables as they are saved; the model's own variables when not given.
     """
 
-    def __init__(self, schema: Schema, model: Predictor, vocabularies: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        model: Predictor,
+        vocabularies: Mapping[str, Path],
+        stored: Sequence[tables.StoredTable] | None = None,
+    ) -> None:
         super().__init__(name="serving")
-        self.weights = [weight for part in model.weight_parts.values() for weight in part.weights]
-        self.tables = {
-            name: vocabulary_asset.lookup_table(path, schema.feature(name).dtype) for name, path in vocabularies.items()
-        }
+        self.stored = tables.store(model, "float32") if stored is None else list(stored)
+        replaced = {id(table.group.table) for table in self.stored}
+        weights = [weight for part in model.weight_parts.values() for weight in part.weights]
+        self.weights = [weight for weight in weights if id(weight) not in replaced]
+        self.shares: dict[str, tf.Variable] = {}
+        # A table for features that have the same vocabulary; which one is a feature's, by name.
+        self.tables: dict[str, tf.lookup.StaticHashTable] = {}
+        self._table_of: dict[str, str] = {}
+        for name, path in vocabularies.items():
+            dtype = schema.feature(name).dtype
+            with open(path, "rb") as file:
+                key = f"{dtype}_{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            if key not in self.tables:
+                self.tables[key] = vocabulary_asset.lookup_table(path, dtype)
+            self._table_of[name] = key
         # Through closures: a layer in an attribute would bring its own traced calls and counters into the SavedModel.
         self._schema, self._model = (lambda: schema), (lambda: model)
 
@@ -122,7 +146,8 @@ class ServingModule(tf.Module):
     def score(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Scores by task ``[B]`` of raw features ``[B]``, ``[B, L]``, ``[B, n]``."""
         raw = _checked(raw, [_same_size("rows", list(raw), raw, axis=0)])
-        return self._scores(self._model()(self._numbers(raw)))
+        with self._reading():
+            return self._scores(self._model()(self._numbers(raw)))
 
     def score_examples(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Scores by task ``[B]`` of serialised tf.Examples ``[B]``."""
@@ -138,23 +163,59 @@ class ServingModule(tf.Module):
         requests, candidates = tf.shape(raw[once[0]])[0], tf.shape(raw[each[0]])[1]
         flat = {name: tf.reshape(raw[name], [requests * candidates, *_tail(raw[name])]) for name in each}
         inputs = model.inputs(self._numbers({name: raw[name] for name in once} | flat))
-        outputs = model.rank(inputs, once, each)
+        with self._reading():
+            outputs = model.rank(inputs, once, each, self._share)
         return {name: tf.reshape(s, [requests, candidates]) for name, s in self._scores(outputs).items()}
 
     def _scores(self, outputs: Tensors) -> dict[str, tf.Tensor]:
         return {task.name: score(task, outputs[task.name]) for task in self._model().tasks}
 
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The model reads the stored tables, row by row, instead of its own."""
+        for table in self.stored:
+            table.group.reader = table.read
+        try:
+            yield
+        finally:
+            for table in self.stored:
+                table.group.reader = None
+
+    def _share(self, kernel: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+        """A side's rows of a first layer's weights, as a variable of their own: no request has to gather them."""
+        places = tf.get_static_value(columns)
+        weight = next(i for i, weight in enumerate(self.weights) if weight is kernel)
+        key = f"{weight}_from_{places[0]}"  # the two sides have no column in common
+        if key not in self.shares:
+            with tf.init_scope():
+                self.shares[key] = tf.Variable(gather_share(kernel, tf.constant(places)), trainable=False)
+        return self.shares[key]
+
     def _numbers(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """What the model reads: ids int32 ``[R]`` and ``[R, max_length]``, floats as they are."""
-        return {feature.name: self._number(feature, raw[feature.name]) for feature in self._schema().features}
+        ids = self._ids({name: raw[name] for name in self._table_of})
+        return {f.name: self._number(f, raw[f.name], ids.get(f.name)) for f in self._schema().features}
 
-    def _number(self, feature: Feature, x: tf.Tensor) -> tf.Tensor:
+    def _ids(self, raw: Tensors) -> dict[str, tf.Tensor]:
+        """Ids int32 of raw values of any shape, by one lookup a vocabulary."""
+        ids: dict[str, tf.Tensor] = {}
+        for key, table in self.tables.items():
+            names = [name for name in raw if self._table_of[name] == key]
+            if len(names) == 1:
+                ids[names[0]] = table.lookup(raw[names[0]])
+                continue
+            flat = table.lookup(tf.concat([tf.reshape(raw[name], [-1]) for name in names], axis=0))
+            parts = tf.split(flat, tf.stack([tf.size(raw[name]) for name in names]), num=len(names))
+            ids |= {n: tf.reshape(part, tf.shape(raw[n])) for n, part in zip(names, parts, strict=True)}
+        return ids
+
+    def _number(self, feature: Feature, x: tf.Tensor, ids: tf.Tensor | None) -> tf.Tensor:
         if feature.kind == "categorical":
-            return self.tables[feature.name].lookup(x)
+            return ids
         if feature.kind == "multivalent":
             # As conversion does it: empty values are dropped, then the first of the others kept.
             empty = x == tf.constant(EMPTY[feature.dtype], x.dtype)
-            ids = tf.where(empty, PADDING_ID, self.tables[feature.name].lookup(x))
+            ids = tf.where(empty, PADDING_ID, ids)
             return tf.ragged.boolean_mask(ids, ids != PADDING_ID).to_tensor(shape=[None, feature.max_length])
         # Values that conversion refuses count as missing: training never saw what they would become.
         known = tf.math.is_finite(x)

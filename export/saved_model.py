@@ -36,11 +36,12 @@ from pipelines.manifest import Manifest
 from pipelines.progress import Progress
 from pipelines.schema import Schema
 from pipelines.version import __version__
-from stem_tf import configs
+from stem_tf import configs, report
 from stem_tf.quiet import quieten_tensorflow
 from stem_tf.workdir import Workdir
 
 if TYPE_CHECKING:
+    from export.tables import Kind, StoredTable
     from stem_tf.trained import Trained
 
 FORMAT = 1
@@ -58,6 +59,12 @@ _OUTPUT = flags.DEFINE_string(
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or the path of a checkpoint without its suffix.")
 _DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
 _NAME = flags.DEFINE_string("name", "ranker", "The model's name, as services will ask for it.")
+_TABLES = flags.DEFINE_enum(
+    "tables",
+    "float32",
+    ["float32", "bfloat16", "int8"],
+    "How embedding tables are stored: bfloat16 takes half the bytes, int8 about a third; what that costs is printed.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -75,14 +82,29 @@ def main(argv: Sequence[str]) -> None:
 
     # The graph is the same everywhere, and on a CPU float32 products are float32: a GPU would round them to TF32.
     tf.config.set_visible_devices([], "GPU")
-    directory, tree = export(workdir, config, manifest, _CHECKPOINT.value, output, _NAME.value)
+    directory, tree = export(workdir, config, manifest, _CHECKPOINT.value, output, _NAME.value, _TABLES.value)
     _say(workdir, directory, tree)
 
 
 def export(
-    workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str, output: Path, name: str
+    workdir: Workdir,
+    config: Any,
+    manifest: Manifest,
+    checkpoint: str,
+    output: Path,
+    name: str,
+    tables: Kind = "float32",
 ) -> tuple[Path, dict[str, Any]]:
     """Publishes a checkpoint as the next version under ``output``; returns the version's directory and manifest.
+
+    Args:
+      workdir: of the run.
+      config: its config.
+      manifest: of its data.
+      checkpoint: ``best``, ``latest`` or a path.
+      output: directory of the versions.
+      name: of the model.
+      tables: how its tables are stored.
 
     Raises:
       UserError: no such checkpoint, ``output`` is no directory or in use.
@@ -95,7 +117,8 @@ def export(
     found = trained.load(workdir, config, manifest, checkpoint)
     try:
         with publish.publishing(output) as (version, directory), tempfile.TemporaryDirectory() as scratch:
-            tree = _Export(workdir, config, manifest, name, version, found).build(directory, Path(scratch))
+            job = _Export(workdir, config, manifest, name, version, found, tables)
+            tree = job.build(directory, Path(scratch))
     except tf.errors.OpError as error:
         raise JobError(f"{output}: the export could not be written ({error.message})") from error
     return output / str(version), tree
@@ -132,7 +155,8 @@ class _Export:
       manifest: of its data.
       name: of the model.
       version: the version's number.
-      trained: what is exported.
+      trained: what is exported. Its tables are given the values that are stored.
+      tables: how they are stored.
     """
 
     def __init__(
@@ -143,9 +167,10 @@ class _Export:
         name: str,
         version: int,
         trained: Trained,
+        tables: Kind,
     ) -> None:
         self.workdir, self.config, self.manifest = workdir, config, manifest
-        self.name, self.version, self.trained = name, version, trained
+        self.name, self.version, self.trained, self.tables = name, version, trained, tables
 
     @property
     def schema(self) -> Schema:
@@ -160,7 +185,8 @@ class _Export:
         from export import graph, warmup
 
         vocabularies = self._write_vocabularies(scratch)
-        module = graph.ServingModule(self.schema, self.trained.model, vocabularies)
+        stored, told = self._store()
+        module = graph.ServingModule(self.schema, self.trained.model, vocabularies, stored)
         module.save(directory)
         signatures = ["serving_default", "rank", "examples"]
         if graph.why_no_rank(self.schema):
@@ -171,13 +197,40 @@ class _Export:
         warmup.write(extra / warmup.FILENAME, self.name, self.schema, rows, signatures)
         (directory / "schema.yaml").write_text(schemas.dumps(self.schema), encoding="utf-8")
         outcome = self._check(directory, scratch)
-        tree = self._manifest(vocabularies, signatures, graph.why_no_rank(self.schema), outcome)
+        tree = self._manifest(vocabularies, told, signatures, graph.why_no_rank(self.schema), outcome)
         (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
         files = sorted(path for path in directory.rglob("*") if path.is_file())
         tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in files}
         text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
         (directory / manifests.FILENAME).write_text(f"{text}\n", encoding="utf-8")
         return dict(json.loads(text))
+
+    def _store(self) -> tuple[list[StoredTable], dict[str, Any]]:
+        """The tables as they are saved, and what the manifest says of them: size, and what rounding costs."""
+        from export import tables
+
+        told: dict[str, Any] = {"stored": self.tables, "float32_bytes": tables.exact_size(self.trained.model)}
+        rounded = self.tables != "float32"
+        split = "test" if self.manifest.rows("test") else "validation"
+        before = self._quality(split, "float32") if rounded else {}
+        stored = tables.store(self.trained.model, self.tables)
+        told["bytes"] = tables.size(stored)
+        if rounded:
+            after = self._quality(split, self.tables)
+            told["cost"] = {"split": split, "rows": self.manifest.rows(split)}
+            told["cost"]["tasks"] = {task: before[task] | after[task] for task in before}
+        return stored, told
+
+    def _quality(self, split: str, kind: str) -> dict[str, dict[str, Any]]:
+        """The trainer's AUC or MSE on a split by task, under the name ``kind``; None where there is none."""
+        from stem_tf import predictions
+
+        scored = predictions.predict(
+            self.trained.model, self.manifest, split, self.config.data, desc=f"{split}, {kind} tables"
+        )
+        results = report.finite(predictions.evaluate(scored, self.manifest))
+        metric = {task.name: "auc" if task.type == "binary" else "mse" for task in self.schema.tasks}
+        return {task: {"metric": metric[task], kind: values[metric[task]]} for task, values in results.items()}
 
     def _write_vocabularies(self, scratch: Path) -> dict[str, Path]:
         """Assets by feature name. SavedModel copies them, so they are written outside of it first."""
@@ -233,7 +286,12 @@ class _Export:
         return outcome | {"tolerance": tolerance}
 
     def _manifest(
-        self, vocabularies: dict[str, Path], signatures: list[str], why_no_rank: str, outcome: dict[str, Any]
+        self,
+        vocabularies: dict[str, Path],
+        tables: dict[str, Any],
+        signatures: list[str],
+        why_no_rank: str,
+        outcome: dict[str, Any],
     ) -> dict[str, Any]:
         manifest = self.manifest
         programs = ("tensorflow", "tf-keras", "tensorflow-recommenders", "numpy", "pyarrow")
@@ -264,6 +322,7 @@ class _Export:
                 name: {"size": manifest.vocabularies[name].size, "sha256": _sha256(path)}
                 for name, path in vocabularies.items()
             },
+            "tables": tables,
             "test_metrics": self._test_metrics(),
             "check": {
                 "split": "validation",
@@ -334,6 +393,9 @@ def _say(workdir: Workdir, directory: Path, tree: dict[str, Any]) -> None:
     values = sum(entry["size"] for entry in tree["vocabularies"].values())
     print(f"{tree['model']} version {tree['version']}: {tree['run']['checkpoint']}")
     print(f"checked in a fresh process on {rows}; worst differences from the trainer: {worst}")
+    if "cost" in tree["tables"]:
+        sentence, head, lines = card.cost(tree["tables"])
+        print(f"{sentence}\n{report.table(head, lines)}")
     if tree["why_no_rank"]:
         print(f"no signature 'rank': {tree['why_no_rank']}")
     if tree["test_metrics"] is None:

@@ -14,7 +14,7 @@ One gather a batch reads every field and every table of a group.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -67,7 +67,12 @@ class PackedTable(tf.keras.layers.Layer):
       dim: D.
       tables: names of the tables, in the order of a row's slices.
       init_std: tables start from N(0, init_std^2); the authors' release uses 1e-4.
+
+    Attributes:
+      reader: what a served graph reads rows with, in place of `table`: ``[N]`` to ``[N, W]`` float32.
     """
+
+    reader: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     def __init__(
         self,
@@ -119,8 +124,10 @@ class PackedTable(tf.keras.layers.Layer):
         return tf.reshape(tf.concat(positions, axis=1), [-1])
 
     def look_up(self, ids: tf.Tensor | None) -> tf.Tensor | None:
-        """The table's rows ``[B * P, W]``."""
-        return None if ids is None else tf.nn.embedding_lookup(self.table, ids)
+        """The table's rows ``[B * P, W]``: read one by one, which costs less than finding the distinct ones."""
+        if ids is None:
+            return None
+        return tf.nn.embedding_lookup(self.table, ids) if self.reader is None else self.reader(ids)
 
     def call(self, inputs: Mapping[str, tf.Tensor], looked_up: tf.Tensor | None) -> dict[str, tf.Tensor]:
         """Embeddings by table, ``[B, F * D]`` each, fields side by side: single-valued, multivalent, numeric, dense.

@@ -43,8 +43,8 @@ class Linear(tf.keras.layers.Layer):
     def call(self, x: tf.Tensor | Sides) -> tf.Tensor:
         if not isinstance(x, Sides):
             return tf.matmul(x, self.kernel) + self.bias
-        once = tf.matmul(x.once, tf.gather(self.kernel, x.once_columns, axis=-2)) + self.bias
-        each = tf.matmul(x.each, tf.gather(self.kernel, x.each_columns, axis=-2))
+        once = tf.matmul(x.once, x.share(self.kernel, x.once_columns)) + self.bias
+        each = tf.matmul(x.each, x.share(self.kernel, x.each_columns))
         requests, rows = tf.shape(once)[-2], tf.shape(each)[-2]
         # Not -1: a reshape cannot tell N where there are no requests.
         by_request = tf.reshape(each, [*each.shape[:-2], requests, rows // tf.maximum(requests, 1), self.units])

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
+
+Share = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""The rows of a kernel ``[..., D, H]`` at columns ``[d]`` of what it multiplies: ``[..., d, H]``."""
+
+
+def gather_share(kernel: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+    """A :data:`Share` that is looked up at every call."""
+    return tf.gather(kernel, columns, axis=-2)
 
 
 class Sides(NamedTuple):
@@ -17,12 +26,14 @@ class Sides(NamedTuple):
       once: of user and context features ``[B, D_once]``.
       each: of item features ``[B * N, D_each]``, the candidates of a request one after another.
       once_columns, each_columns: int32, the columns of the joint embedding that the two parts are; D in all.
+      share: gives a part's rows of W.
     """
 
     once: tf.Tensor
     each: tf.Tensor
     once_columns: tf.Tensor
     each_columns: tf.Tensor
+    share: Share = gather_share
 
     def __add__(self, other: Sides) -> Sides:  # type: ignore[override]
         """The sum of two embeddings of the same features, as h_t + h_S in a gate."""

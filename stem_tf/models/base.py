@@ -15,7 +15,7 @@ from stem_tf.layers.embedding import Embeddings, deduplicate, deduplicate_static
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import dropout
 from stem_tf.layers.seeds import seeds
-from stem_tf.layers.sides import Sides
+from stem_tf.layers.sides import Share, Sides, gather_share
 from stem_tf.losses import TaskLoss, Weighting, score
 from stem_tf.models.network import Network
 from stem_tf.optimizers import Adam, Rate, Schedule
@@ -79,13 +79,20 @@ class Predictor(tfrs.Model):
         """What predictions depend on, without optimizer state: what a best-weights checkpoint holds."""
         raise NotImplementedError
 
-    def rank(self, inputs: Mapping[str, tf.Tensor], once: Sequence[str], each: Sequence[str]) -> dict[str, tf.Tensor]:
+    def rank(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        once: Sequence[str],
+        each: Sequence[str],
+        share: Share = gather_share,
+    ) -> dict[str, tf.Tensor]:
         """Outputs by task ``[B * N]`` of N candidates for each of B requests.
 
         Args:
           inputs: transformed; ``[B, ...]`` of the features ``once``, ``[B * N, ...]`` of the features ``each``.
           once: names of user and context features, looked up and multiplied by weights once a request.
           each: names of item features.
+          share: gives the two sides' rows of a first layer's weights.
         """
         raise NotImplementedError
 
@@ -241,11 +248,20 @@ class RankingModel(Predictor):
             seed = network_seed
         return self.network(embedded, training=training, seed=seed)
 
-    def rank(self, inputs: Mapping[str, tf.Tensor], once: Sequence[str], each: Sequence[str]) -> dict[str, tf.Tensor]:
+    def rank(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        once: Sequence[str],
+        each: Sequence[str],
+        share: Share = gather_share,
+    ) -> dict[str, tf.Tensor]:
         by_side = [self.embeddings({name: inputs[name] for name in side}) for side in (once, each)]
         columns = [tf.constant(self.embeddings.columns(side), tf.int32) for side in (once, each)]
         return self.network(
-            {table: Sides(by_side[0][table], by_side[1][table], *columns) for table in self.embeddings.tables},
+            {
+                table: Sides(by_side[0][table], by_side[1][table], columns[0], columns[1], share)
+                for table in self.embeddings.tables
+            },
             training=False,
         )
 

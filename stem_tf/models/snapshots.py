@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from stem_tf.layers.sides import Share, gather_share
 from stem_tf.models.base import Predictor, RankingModel
 from stem_tf.models.network import task_table
 
@@ -33,8 +34,14 @@ class Snapshots(Predictor):
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
         return self._chosen([member(features, training=training) for member in self.members])
 
-    def rank(self, inputs: Mapping[str, tf.Tensor], once: Sequence[str], each: Sequence[str]) -> dict[str, tf.Tensor]:
-        return self._chosen([member.rank(inputs, once, each) for member in self.members])
+    def rank(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        once: Sequence[str],
+        each: Sequence[str],
+        share: Share = gather_share,
+    ) -> dict[str, tf.Tensor]:
+        return self._chosen([member.rank(inputs, once, each, share) for member in self.members])
 
     def _chosen(self, outputs: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         of_task = {task: by_task[task] for by_task, tasks in zip(outputs, self.tasks_of, strict=True) for task in tasks}

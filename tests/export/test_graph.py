@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from export import check, graph, vocabulary_asset
 from pipelines import schema as schemas
@@ -140,6 +144,43 @@ def ranked(requests: int, candidates: int) -> tuple[dict[str, np.ndarray], dict[
 
 def tensors(raw: dict[str, np.ndarray]) -> dict[str, tf.Tensor]:
     return {name: tf.constant(x, tf.string if x.dtype == object else None) for name, x in raw.items()}
+
+
+def test_a_signature_looks_up_once_a_vocabulary_and_gathers_once_a_table(
+    serving: tuple[graph.ServingModule, Any], tmp_path: Path
+) -> None:
+    module, model = serving
+    module.save(tmp_path / "saved")
+    saved = saved_model_pb2.SavedModel.FromString((tmp_path / "saved" / "saved_model.pb").read_bytes())
+    functions = {
+        function.signature.name.removeprefix("__inference_").rpartition("_")[0]: collections.Counter(
+            node.op for node in function.node_def
+        )
+        for function in saved.meta_graphs[0].graph_def.library.function
+    }
+    packed = sum(group.rows > 0 for group in model.embeddings.groups)
+    for name, sides in (("score", 1), ("score_examples", 1), ("rank", 2)):
+        ops = functions[name]
+        assert ops["LookupTableFindV2"] == len(module.tables) == 8
+        # User and context features have no bag of the item's width, and so on: not every side reads every table.
+        assert packed <= ops["ResourceGather"] <= sides * packed
+        # Nothing of training: no search for distinct rows, no dropout, no moments of batch norm.
+        assert not [op for op in ops if "Unique" in op or "Random" in op or "Assign" in op or "Moments" in op]
+
+
+def test_features_of_one_vocabulary_share_its_lookup(serving: tuple[graph.ServingModule, Any], tmp_path: Path) -> None:
+    schema, paths = serving[0]._schema(), {name: tmp_path / name for name in ("hour", "item", "tags")}
+    for name, values in (("hour", [5, 7]), ("item", [5, 7]), ("tags", [b"5", b"7"])):
+        vocabulary_asset.write(pa.chunked_array([values]), paths[name])
+    module = graph.ServingModule(schema, serving[1], paths)
+    assert len(module.tables) == 2
+    raw = {
+        "hour": tf.constant([7, 5, 9], tf.int64),
+        "item": tf.constant([[5], [7]], tf.int64),
+        "tags": tf.constant([b"7"]),
+    }
+    found = {name: ids.numpy().tolist() for name, ids in module._ids(raw).items()}
+    assert found == {"hour": [3, 2, 1], "item": [[2], [3]], "tags": [3]}
 
 
 def test_a_ranking_is_the_scores_of_its_rows(serving: tuple[graph.ServingModule, Any]) -> None:

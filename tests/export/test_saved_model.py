@@ -22,11 +22,11 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import check, saved_model
+from export import check, saved_model, tables
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError
-from stem_tf import configs, predictions
+from stem_tf import configs, predictions, report
 from stem_tf.workdir import Workdir
 
 Exported = tuple[Path, dict[str, Any]]
@@ -64,8 +64,16 @@ def test_a_moved_directory_scores_the_test_rows(exported: Exported, nasty_run: C
 def test_weights_are_float32_variables_and_all_that_is_saved(
     exported: Exported, nasty_run: Callable[[str], Any]
 ) -> None:
-    parts = nasty_run("float32").model().weight_parts.values()
-    expected = sorted(tuple(weight.shape) for part in parts for weight in part.weights)
+    model = nasty_run("float32").model()
+    weights = [tuple(weight.shape) for part in model.weight_parts.values() for weight in part.weights]
+    # The first layers' weights once more: the request's rows of them and the candidates', for `rank`.
+    first = [shape for shape in weights if shape[-2:-1] == (model.embeddings.flat_width,)]
+    schema = nasty_run("float32").manifest.schema
+    sides = [{f.name for f in schema.features if (f.side == "item") == item} for item in (False, True)]
+    halves = [len(model.embeddings.columns(side)) for side in sides]
+    shares = [(*shape[:-2], half, shape[-1]) for shape in first for half in halves]
+    assert len(first) == 3 + 2  # experts of both tasks and shared ones, a gate a task
+    expected = sorted([*weights, *shares])
     reader = tf.train.load_checkpoint(str(exported[0] / "variables" / "variables"))
     saved = reader.get_variable_to_shape_map()
     saved.pop("_CHECKPOINTABLE_OBJECT_GRAPH")
@@ -121,7 +129,10 @@ def test_bfloat16_runs_give_float32_scores_near_the_trainers(
     assert tree["check"]["worst"]["serving_default"] < 1e-2
     assert tree["check"]["worst"]["rank"] < tree["check"]["tolerance"] == 3e-2
     reader = tf.train.load_checkpoint(str(directory / "variables" / "variables"))
-    assert set(reader.get_variable_to_dtype_map().values()) - {tf.string} == {tf.float32}
+    types = reader.get_variable_to_dtype_map()
+    # Of the weights that `rank` reads apart, what the layers compute with; everything else as it was trained.
+    assert {types[name] for name in types if "shares" not in name} - {tf.string} == {tf.float32}
+    assert {types[name] for name in types if "shares" in name} == {tf.bfloat16}
 
 
 def test_a_model_that_does_not_reproduce_the_trainer_is_not_published(
@@ -260,3 +271,34 @@ def test_data_that_cannot_check_an_export(reserved: Any, tmp_path: Path, convert
     shutil.copy(tmp_path / "data" / manifests.FILENAME, tmp_path / "run" / manifests.FILENAME)
     with pytest.raises(UserError, match="validation split of .* has no rows"):
         saved_model._data(Workdir(tmp_path / "run"), reserved.config, str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_rounded_tables_score_as_the_trainer_with_the_same_tables(
+    nasty_run: Callable[[str], Any], tmp_path: Path, kind: tables.Kind
+) -> None:
+    run = nasty_run("float32")
+    directory, tree = saved_model.export(run.workdir, run.config, run.manifest, "best", tmp_path, "nasty", kind)
+    assert max(tree["check"]["worst"].values()) < tree["check"]["tolerance"] == 1e-5
+    told, exact = tree["tables"], run.model()
+    # Of embeddings 4 wide a scale is as large as the codes.
+    assert told["stored"] == kind and told["float32_bytes"] / told["bytes"] == pytest.approx(2.0, rel=0.3)
+    # What is in the directory is the model's tables rounded, nothing more, and what it costs is what was measured.
+    reader = tf.train.load_checkpoint(str(directory / "variables" / "variables"))
+    types = reader.get_variable_to_dtype_map()
+    shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    saved = sorted(shape for name, shape in shapes.items() if types[name] == tf.as_dtype(kind))
+    assert saved == sorted(tuple(group.table.shape) for group in tables.packed(exact))
+    assert not set(saved) & {shape for name, shape in shapes.items() if types[name] == tf.float32}
+    before = predictions.evaluate(
+        predictions.predict(exact, run.manifest, "test", run.config.data, desc=""), run.manifest
+    )
+    tables.store(exact, kind)
+    scored = predictions.predict(exact, run.manifest, "test", run.config.data, desc="")
+    after = predictions.evaluate(scored, run.manifest)
+    assert told["cost"]["rows"] == len(scored.row_id) and told["cost"]["split"] == "test"
+    for task, metric in (("click", "auc"), ("watched", "mse")):
+        expected = {"metric": metric, "float32": before[task][metric], kind: after[task][metric]}
+        assert told["cost"]["tasks"][task] == pytest.approx(expected)
+    card = (directory / "card.md").read_text()
+    assert f"Tables in {kind}: " in card and f"| click | AUC | {report.number(before['click']['auc'])} |" in card
