@@ -130,7 +130,7 @@ class Fit:
 
 
 def fit(job: Job, unit: Unit) -> Fit:
-    """Pass 1 over a unit. Checks every row; counts and fits on those of train, and leaves rows and counts in scratch."""
+    """Pass 1 over a unit: checks every row, counts and fits on those of train, leaves rows and counts in scratch."""
     schema = job.cleaner.schema
     result = Fit(
         segments=0,
@@ -278,7 +278,7 @@ def encode(job: Job, unit: Unit, segments: int, keep_raw: bool) -> Encoded:
 
 
 def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writers) -> tuple[np.ndarray, np.ndarray]:
-    """Writes the encoded rows of a segment by split; returns row_id, int64 [n], and split, uint8 [n], of all of them."""
+    """Writes the rows of a segment, encoded, by split; returns row_id, int64 [n], and split, uint8 [n], of all."""
     path = job.segment_path(unit.index, number)
     with pa.memory_map(path) as file:
         batch = _with_ids(job, pa.ipc.open_file(file).get_batch(0))

@@ -14,7 +14,8 @@ _AWKWARD = ["new\nline", "tab\t", '"quote"', "comma,", "naïve 日本 🎉", " "
 
 def _counts(values: list, dtype: str) -> pa.Table:
     counts = ValueCounts(dtype)
-    array = pa.array([*values, "uncounted" if dtype == "string" else 77], pa.int64() if dtype == "int64" else pa.string())
+    kind, other = (pa.int64(), 77) if dtype == "int64" else (pa.string(), "uncounted")
+    array = pa.array([*values, other], kind)
     counts.add_encoded(vocabulary.encode(array), np.arange(len(array)) < len(values))
     return counts.table()
 
