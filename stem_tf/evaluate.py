@@ -7,6 +7,7 @@ Prints a table; writes metrics as JSON and predictions as Parquet.
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from absl import flags
 
@@ -35,6 +38,8 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "Where to write <split>.json and <split>.parquet; RUN/evaluation by default."
 )
 _DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
+
+_ROW_GROUP = 1 << 20
 
 
 def main(argv: Sequence[str]) -> None:
@@ -163,30 +168,36 @@ def write_predictions(path: Path, manifest: Manifest, split: str, predicted: Pre
 
     The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
     """
-    columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id)}
-    group = manifest.schema.group
-    if group is not None:
-        raw = Path(manifest.data_dir) / "raw" / split
-        if raw.is_dir():
-            columns[group] = _raw_values(raw, group, predicted.row_id)
-        else:
-            columns[f"{group}_key"] = pa.array(predicted.group)
-    for task in manifest.schema.task_names:
-        columns[f"label_{task}"] = pa.array(predicted.labels[task], mask=predicted.weights[task] == 0)
-        columns[f"score_{task}"] = pa.array(predicted.scores[task])
-    with replace_file(path) as beside:
-        pq.write_table(pa.table(columns), beside)
+    group, raw = manifest.schema.group, Path(manifest.data_dir) / "raw" / split
+    raw_rows = ds.dataset(raw, format="parquet") if group is not None and raw.is_dir() else None
+
+    def part(rows: slice) -> pa.Table:
+        columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id[rows])}
+        if group is not None and raw_rows is not None:
+            columns[group] = _raw_values(raw_rows, group, predicted.row_id[rows])
+        elif predicted.group is not None:
+            columns[f"{group}_key"] = pa.array(predicted.group[rows])
+        for task in manifest.schema.task_names:
+            columns[f"label_{task}"] = pa.array(predicted.labels[task][rows], from_pandas=True)  # NaN is null
+            columns[f"score_{task}"] = pa.array(predicted.scores[task][rows])
+        return pa.table(columns)
+
+    parts = (part(slice(start, start + _ROW_GROUP)) for start in range(0, len(predicted.row_id), _ROW_GROUP))
+    first = next(parts)
+    with replace_file(path) as beside, pq.ParquetWriter(beside, first.schema) as writer:
+        for table in itertools.chain([first], parts):
+            writer.write_table(table)
 
 
-def _raw_values(directory: Path, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
-    """The raw values of ``column`` for these rows."""
-    raw = pq.read_table(directory, columns=["row_id", column])
-    known = raw["row_id"].to_numpy()
-    order = np.argsort(known, kind="stable")
-    place = np.minimum(np.searchsorted(known, row_ids, sorter=order), len(known) - 1)
-    if not np.array_equal(known[order[place]], row_ids):
-        raise UserError(f"{directory} does not hold the rows of the records; convert the log again")
-    return raw[column].take(pa.array(order[place]))
+def _raw_values(raw: ds.FileSystemDataset, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
+    """The raw values of ``column`` for these rows, both in ascending order; reads the row groups that hold them."""
+    inside = (pc.field("row_id") >= row_ids[0]) & (pc.field("row_id") <= row_ids[-1])
+    found = raw.to_table(columns=["row_id", column], filter=inside)
+    known = found["row_id"].to_numpy()
+    place = np.searchsorted(known, row_ids)
+    if place[-1] == len(known) or not np.array_equal(known[place], row_ids):
+        raise UserError(f"{raw.files[0]} and those beside it lack rows of the records; convert the log again")
+    return found[column].take(pa.array(place))
 
 
 def run() -> None:

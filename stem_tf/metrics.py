@@ -302,7 +302,7 @@ def _wins(keys: NDArray) -> tuple[int, int, int]:
 
 
 def _group_aucs(keys: NDArray, width: int) -> tuple[float, int]:
-    """(AUC times rows, rows), summed over the groups that have both classes; a group is what precedes ``width`` bits."""
+    """(AUC times rows, rows), summed over the groups that have both classes; a group stands above ``width`` bits."""
     group = (keys >> np.uint64(width)).astype(np.int64)
     group -= group[0]
     places, first, ties = _positives(keys)

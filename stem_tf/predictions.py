@@ -19,18 +19,17 @@ from stem_tf.models.base import Predictor
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rows of a split, N of them.
+    """Rows of a split, N of them: 8 bytes a row for each key and each task.
 
     Attributes:
-      row_id: int64 [N], the rows' places in the log.
-      labels, scores, weights: float32 [N] by task; weight 0 and label 0 outside the task's space.
+      row_id: int64 [N], the rows' places in the log, ascending.
+      labels, scores: float32 [N] by task; a label is NaN outside the task's space.
       group, item: int64 [N] keys, or None where the schema has none.
     """
 
     row_id: NDArray[np.int64]
     labels: dict[str, NDArray[np.float32]]
     scores: dict[str, NDArray[np.float32]]
-    weights: dict[str, NDArray[np.float32]]
     group: NDArray[np.int64] | None
     item: NDArray[np.int64] | None
 
@@ -67,20 +66,54 @@ def predict(
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
     callback = Predicting(desc, rows, data.batch_size, signals)
+    kept = _Rows(rows)
+    execute = model.make_predict_function()
+
+    def keep(iterator: Any) -> dict[str, Any]:
+        kept.add(execute(iterator))
+        return {}  # Keras would hold all outputs twice
+
+    model.predict_function = keep
     try:
         with inputs.naming_corrupt_records(manifest, split, data.layout):
             # The number of steps is said: several steps an execution could not end inside one otherwise.
-            outputs = model.predict(dataset, steps=steps, verbose=0, callbacks=[callback])
+            model.predict(dataset, steps=steps, verbose=0, callbacks=[callback])
     finally:
+        model.predict_function = execute
         callback.close()
-    real = outputs["row_id"] >= 0
-    real[rows:] = False
-    outputs = tf.nest.map_structure(lambda values: values[real], outputs)
-    return Predictions(
-        row_id=outputs["row_id"],
-        **{name: outputs[name] for name in ("labels", "scores", "weights")},
-        **{name: outputs.get(name) for name in ("group", "item")},
-    )
+    return kept.predictions()
+
+
+class _Rows:
+    """Arrays for a known number of rows, filled one batch after another."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._filled = rows, 0
+        self._arrays: Any = None
+
+    def add(self, outputs: dict[str, Any]) -> None:
+        """Takes what ``predict_step`` returns for one batch or several; rows beyond the number are left out."""
+        batch = tf.nest.map_structure(lambda values: values.numpy(), outputs)
+        weights = batch.pop("weights")
+        batch["labels"] = {
+            task: np.where(weights[task] > 0, label, np.float32("nan")) for task, label in batch["labels"].items()
+        }
+        real = batch["row_id"] >= 0  # the last batch is padded
+        batch = tf.nest.map_structure(lambda values: values[real][: self._rows - self._filled], batch)
+        if self._arrays is None:
+            self._arrays = tf.nest.map_structure(lambda values: np.empty(self._rows, values.dtype), batch)
+        end = self._filled + len(batch["row_id"])
+
+        def fill(array: NDArray, values: NDArray) -> None:
+            array[self._filled : end] = values
+
+        tf.nest.map_structure(fill, self._arrays, batch)
+        self._filled = end
+
+    def predictions(self) -> Predictions:
+        """Fewer rows than expected where damaged records were skipped."""
+        arrays = tf.nest.map_structure(lambda array: array[: self._filled], self._arrays)
+        return Predictions(group=arrays.pop("group", None), item=arrays.pop("item", None), **arrays)
 
 
 def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:
@@ -93,7 +126,8 @@ def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:
         if not np.isfinite(scores).all():
             raise JobError(f"the model's scores of task '{task}' are not finite: training has diverged")
     types = {task.name: task.type for task in manifest.schema.tasks}
-    return metrics.evaluate(types, predictions.labels, predictions.scores, predictions.weights, predictions.group)
+    inside = {task: ~np.isnan(labels) for task, labels in predictions.labels.items()}
+    return metrics.evaluate(types, predictions.labels, predictions.scores, inside, predictions.group)
 
 
 def single_gpu(model: Predictor) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ from stem_tf.workdir import replace_file
 PRIOR_ROWS = 5
 _BATCH_ROWS = 8192
 
-Scores = dict[str, NDArray[np.float64]]
-
 
 class TrivialAnswers:
     """Train means by key, in arrays ``<key>/<task>/keys`` (sorted), ``<key>/<task>/means`` and ``<key>/<task>/unseen``.
@@ -34,24 +32,22 @@ class TrivialAnswers:
     def __init__(self, arrays: Mapping[str, NDArray]) -> None:
         self._arrays = arrays
 
-    def scores(self, key: str, predictions: Predictions) -> Scores:
-        """The answers ``[N]`` by task for the rows of ``predictions``; a key not seen in train gets the train mean.
+    def scores(self, key: str, predictions: Predictions) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """Each task in turn, and the answers ``[N]`` for the rows of ``predictions``.
 
-        A task without train rows is left out.
+        A key not seen in train gets the train mean. A task without train rows is left out.
 
         Args:
           key: ``group`` or ``item``.
           predictions: of a split that has this key.
         """
         keys = getattr(predictions, key)
-        result = {}
         for task in predictions.labels:
             known, means, unseen = (self._arrays[f"{key}/{task}/{part}"] for part in ("keys", "means", "unseen"))
             if not len(known):
                 continue
             place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            result[task] = np.where(known[place] == keys, means[place], unseen)
-        return result
+            yield task, np.where(known[place] == keys, means[place], unseen)
 
 
 def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
@@ -73,15 +69,15 @@ def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
     return TrivialAnswers(fitted)
 
 
-def compare(tasks: Sequence[Task], predicted: Predictions, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+def compare(
+    tasks: Sequence[Task], predicted: Predictions, scores: Iterable[tuple[str, NDArray[np.float64]]]
+) -> dict[str, float]:
     """By task, the AUC of a binary task or the MSE of a regression that ``scores`` would reach."""
-    result = {}
-    for task in tasks:
-        if task.name in scores:
-            metric = metrics.auc if task.type == "binary" else metrics.mse
-            name = task.name
-            result[name] = metric(predicted.labels[name], scores[name], predicted.weights[name])
-    return result
+    metric_of = {task.name: metrics.auc if task.type == "binary" else metrics.mse for task in tasks}
+    return {
+        task: metric_of[task](predicted.labels[task], values, ~np.isnan(predicted.labels[task]))
+        for task, values in scores
+    }
 
 
 def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
