@@ -7,29 +7,19 @@ Prints a table; writes metrics as JSON and predictions as Parquet.
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from absl import flags
 
 from pipelines import cli
 from pipelines import manifest as manifests
-from pipelines.errors import UserError
 from pipelines.manifest import Manifest
 from stem_tf import metrics, report
 from stem_tf.quiet import quieten_tensorflow
-from stem_tf.workdir import Workdir, replace_file, write_json
-
-if TYPE_CHECKING:
-    from stem_tf.predictions import Predictions
+from stem_tf.workdir import Workdir, write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows: {', '.join(manifests.SPLITS)}.")
@@ -38,8 +28,6 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "Where to write <split>.json and <split>.parquet; RUN/evaluation by default."
 )
 _DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
-
-_ROW_GROUP = 1 << 20
 
 
 def main(argv: Sequence[str]) -> None:
@@ -85,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         "prior_rows": trivial.PRIOR_ROWS,
     }
     write_json(output / f"{split}.json", report.finite(tree))
-    write_predictions(output / f"{split}.parquet", manifest, split, predicted)
+    predictions.write(output / f"{split}.parquet", manifest, split, predicted)
     print(f"written to {output}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
@@ -161,43 +149,6 @@ def _verdict(kind: str, own: float, trivial: Mapping[str, float]) -> str:
     if len(beaten) == 2:
         return "no better than either"
     return f"no better than per {beaten[0]}" if beaten else ""
-
-
-def write_predictions(path: Path, manifest: Manifest, split: str, predicted: Predictions) -> None:
-    """Writes row_id, the raw group value, then ``label_<task>`` (null outside its space) and ``score_<task>``.
-
-    The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
-    """
-    group, raw = manifest.schema.group, Path(manifest.data_dir) / "raw" / split
-    raw_rows = ds.dataset(raw, format="parquet") if group is not None and raw.is_dir() else None
-
-    def part(rows: slice) -> pa.Table:
-        columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id[rows])}
-        if group is not None and raw_rows is not None:
-            columns[group] = _raw_values(raw_rows, group, predicted.row_id[rows])
-        elif predicted.group is not None:
-            columns[f"{group}_key"] = pa.array(predicted.group[rows])
-        for task in manifest.schema.task_names:
-            columns[f"label_{task}"] = pa.array(predicted.labels[task][rows], from_pandas=True)  # NaN is null
-            columns[f"score_{task}"] = pa.array(predicted.scores[task][rows])
-        return pa.table(columns)
-
-    parts = (part(slice(start, start + _ROW_GROUP)) for start in range(0, len(predicted.row_id), _ROW_GROUP))
-    first = next(parts)
-    with replace_file(path) as beside, pq.ParquetWriter(beside, first.schema) as writer:
-        for table in itertools.chain([first], parts):
-            writer.write_table(table)
-
-
-def _raw_values(raw: ds.FileSystemDataset, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
-    """The raw values of ``column`` for these rows, both in ascending order; reads the row groups that hold them."""
-    inside = (pc.field("row_id") >= row_ids[0]) & (pc.field("row_id") <= row_ids[-1])
-    found = raw.to_table(columns=["row_id", column], filter=inside)
-    known = found["row_id"].to_numpy()
-    place = np.searchsorted(known, row_ids)
-    if place[-1] == len(known) or not np.array_equal(known[place], row_ids):
-        raise UserError(f"{raw.files[0]} and those beside it lack rows of the records; convert the log again")
-    return found[column].take(pa.array(place))
 
 
 def run() -> None:

@@ -1,20 +1,29 @@
-"""Scores of a whole split, in input order."""
+"""Scores of a whole split, in input order: made, measured, written."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipelines import input as inputs
-from pipelines.errors import JobError
+from pipelines.errors import JobError, UserError
 from pipelines.manifest import Manifest
 from stem_tf import metrics
 from stem_tf.callbacks import Predicting, Signals
 from stem_tf.models.base import Predictor
+from stem_tf.workdir import replace_file
+
+_ROW_GROUP = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -128,6 +137,43 @@ def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:
     types = {task.name: task.type for task in manifest.schema.tasks}
     inside = {task: ~np.isnan(labels) for task, labels in predictions.labels.items()}
     return metrics.evaluate(types, predictions.labels, predictions.scores, inside, predictions.group)
+
+
+def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) -> None:
+    """Writes row_id, the raw group value, then ``label_<task>`` (null outside its space) and ``score_<task>``.
+
+    The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
+    """
+    group, raw = manifest.schema.group, Path(manifest.data_dir) / "raw" / split
+    raw_rows = ds.dataset(raw, format="parquet") if group is not None and raw.is_dir() else None
+
+    def part(rows: slice) -> pa.Table:
+        columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id[rows])}
+        if group is not None and raw_rows is not None:
+            columns[group] = _raw_values(raw_rows, group, predicted.row_id[rows])
+        elif predicted.group is not None:
+            columns[f"{group}_key"] = pa.array(predicted.group[rows])
+        for task in manifest.schema.task_names:
+            columns[f"label_{task}"] = pa.array(predicted.labels[task][rows], from_pandas=True)  # NaN is null
+            columns[f"score_{task}"] = pa.array(predicted.scores[task][rows])
+        return pa.table(columns)
+
+    parts = (part(slice(start, start + _ROW_GROUP)) for start in range(0, len(predicted.row_id), _ROW_GROUP))
+    first = next(parts)
+    with replace_file(path) as beside, pq.ParquetWriter(beside, first.schema) as writer:
+        for table in itertools.chain([first], parts):
+            writer.write_table(table)
+
+
+def _raw_values(raw: ds.FileSystemDataset, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
+    """The raw values of ``column`` for these rows, both in ascending order; reads the row groups that hold them."""
+    inside = (pc.field("row_id") >= row_ids[0]) & (pc.field("row_id") <= row_ids[-1])
+    found = raw.to_table(columns=["row_id", column], filter=inside)
+    known = found["row_id"].to_numpy()
+    place = np.searchsorted(known, row_ids)
+    if place[-1] == len(known) or not np.array_equal(known[place], row_ids):
+        raise UserError(f"{raw.files[0]} and those beside it lack rows of the records; convert the log again")
+    return found[column].take(pa.array(place))
 
 
 def single_gpu(model: Predictor) -> str | None:
