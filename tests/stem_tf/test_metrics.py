@@ -67,7 +67,7 @@ AWKWARD = {
 def test_auc_is_the_pairwise_definition(values: str, dtype: type) -> None:
     rng = np.random.default_rng(3)
     with np.errstate(over="ignore", invalid="ignore"):
-        scores: NDArray = np.array(AWKWARD[values])[rng.integers(0, len(AWKWARD[values]), 500)].astype(dtype)
+        scores = np.array(AWKWARD[values])[rng.integers(0, len(AWKWARD[values]), 500)].astype(dtype)
     for rate in (0.002, 0.3, 0.998):
         labels = (rng.random(500) < rate).astype(np.float32)
         labels[:2] = 0, 1
@@ -87,7 +87,7 @@ def test_auc_is_the_pairwise_definition(values: str, dtype: type) -> None:
 def test_auc_equals_scikit_learn_at_any_rate(rate: float, dtype: type, levels: int | None) -> None:
     rng = np.random.default_rng(4)
     labels = rng.random(20_000) < rate
-    scores = (rng.normal(size=20_000) + labels).astype(dtype)
+    scores: NDArray = (rng.normal(size=20_000) + labels).astype(dtype)
     if levels:
         scores = np.round(scores * levels) / dtype(levels)
     expected = sklearn.metrics.roc_auc_score(labels, scores)
