@@ -147,10 +147,12 @@ def smoothed_means(
     if not len(labels_train):
         return np.full(len(keys), np.nan)
     mean = labels_train.mean()
-    known, inverse = np.unique(keys_train, return_inverse=True)
+    encoded = pa.array(keys_train).dictionary_encode()
+    known, inverse = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
     sums = np.bincount(inverse, labels_train)
     rows = np.bincount(inverse)
-    means = (sums + prior_rows * mean) / (rows + prior_rows)
+    order = np.argsort(known)
+    known, means = known[order], ((sums + prior_rows * mean) / (rows + prior_rows))[order]
     place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     return np.where(known[place] == keys, means[place], mean)
 
