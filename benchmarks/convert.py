@@ -1,11 +1,11 @@
-"""Conversion speed and memory: generates a Parquet log, runs the real job on it, and measures it from outside.
+"""Conversion speed and memory: generates Parquet logs, runs the real job on them, and measures it from outside.
 
-    python benchmarks/convert.py --rows=10000000 --processes=2 --layouts=blocks
+    python -m benchmarks.convert --rows=1000000,5000000,20000000
 
 The log has 8 categorical int64 features whose values follow a power law, 2 binary labels and a time by which it is
 sorted; it is divided at random, 80 / 10 / 10. Printed: rows/s of the whole job (starting processes, both passes,
-flush to the disk), CPU seconds, peak memory of all its processes together, and the rank correlation of input and
-output place in train.
+flush to the disk), CPU seconds, peak memory of all its processes together (with and without mapped files, which the
+system may drop), and the rank correlation of input and output place in train.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +26,12 @@ from absl import app, flags
 
 from pipelines import manifest, tfrecord
 
-_ROWS = flags.DEFINE_integer("rows", 1_000_000, "Rows to generate.", lower_bound=100)
+_ROWS = flags.DEFINE_list("rows", ["1000000", "5000000", "20000000"], "Rows of the logs, one after another.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Worker processes.")
 _LAYOUTS = flags.DEFINE_string("layouts", "blocks", "Layouts to write.")
 _IDS = flags.DEFINE_integer("ids", 1_000_000, "Values that a feature can take.")
 _DIRECTORY = flags.DEFINE_string("directory", None, "Where to work; a temporary directory by default.")
-_JSON = flags.DEFINE_boolean("json", False, "Print one line of JSON instead of the table.")
+_JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
 
 _FEATURES = 8
 _ROW_GROUP = 1 << 19
@@ -122,8 +123,8 @@ def rank_correlation(done: manifest.Manifest) -> float:
     return float(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1])
 
 
-def main(argv: list[str]) -> None:
-    rows = _ROWS.value
+def convert(rows: int) -> dict[str, Any]:
+    """Converts a log of so many rows; what was measured."""
     with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as directory:
         log, schema, output = (os.path.join(directory, name) for name in ("log.parquet", "schema.yaml", "data"))
         generate(log, rows, _IDS.value)
@@ -131,28 +132,41 @@ def main(argv: list[str]) -> None:
             file.write(_SCHEMA)
         command = [sys.executable, "-m", "pipelines.convert", log, f"--schema={schema}", f"--output={output}"]
         command += ["--split=random", f"--processes={_PROCESSES.value}", f"--layouts={_LAYOUTS.value}"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds, everything, anonymous = measure(command)
-        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = manifest.load(output)
-        correlation = rank_correlation(done) if "blocks" in _LAYOUTS.value else None
-        result = {
+        return {
             "rows": rows,
-            "processes": _PROCESSES.value,
-            "layouts": _LAYOUTS.value,
-            "log_bytes": os.path.getsize(log),
-            "distinct": done.vocabularies["f0"].distinct,
             "seconds": round(seconds, 2),
-            "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
             "rows_per_second": round(rows / seconds),
+            "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
             "peak_bytes": everything,
             "peak_anonymous_bytes": anonymous,
-            "rank_correlation": correlation,
+            "rank_correlation": rank_correlation(done) if "blocks" in _LAYOUTS.value else None,
+            "distinct": done.vocabularies["f0"].distinct,
+            "log_bytes": os.path.getsize(log),
+            "processes": _PROCESSES.value,
+            "layouts": _LAYOUTS.value,
         }
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    results = []
+    print("      rows  seconds      rows/s  CPU seconds  peak MB  without files  rank correlation", flush=True)
+    for rows in map(int, _ROWS.value):
+        result = convert(rows)
+        results.append(result)
+        correlation = "-" if result["rank_correlation"] is None else f"{result['rank_correlation']:.4f}"
+        print(
+            f"{rows:>10,}{result['seconds']:>9}{result['rows_per_second']:>12,}{result['cpu_seconds']:>13}"
+            f"{result['peak_bytes'] / 1e6:>9,.0f}{result['peak_anonymous_bytes'] / 1e6:>15,.0f}{correlation:>18}",
+            flush=True,
+        )
     if _JSON.value:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:20} {value:,}" if isinstance(value, int) else f"{name:20} {value}")
+        with open(_JSON.value, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
 
 
 if __name__ == "__main__":

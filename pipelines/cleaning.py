@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +48,20 @@ class Rows:
     labels: dict[str, np.ndarray]
     keys: dict[str, pa.Array]
 
+    @classmethod
+    def join(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, one part after another; there is at least one."""
+        if len(parts) == 1:
+            return parts[0]
+        joined: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            values = [getattr(part, field.name) for part in parts]
+            if isinstance(values[0], dict):
+                joined[field.name] = {name: _join([value[name] for value in values]) for name in values[0]}
+            else:
+                joined[field.name] = _join(values)
+        return cls(**joined)
+
     def take(self, places: np.ndarray) -> Rows:
         """Some of the rows, by ascending place among these."""
         if len(places) == len(self.row_ids):
@@ -61,6 +78,13 @@ class Rows:
             {name: values[places] for name, values in self.labels.items()},
             {name: values.take(index) for name, values in self.keys.items()},
         )
+
+
+def _join(parts: list[Any]) -> Any:
+    if isinstance(parts[0], Lists):
+        fields = ([getattr(part, field.name) for part in parts] for field in dataclasses.fields(Lists))
+        return Lists(*map(_join, fields))
+    return pa.concat_arrays(parts) if isinstance(parts[0], pa.Array) else np.concatenate(parts)
 
 
 def _take_lists(lists: Lists, places: np.ndarray) -> Lists:

@@ -133,7 +133,7 @@ class _Conversion:
             fits, constants = self._fit(pool, job, sum(unit_rows))
             vocabularies = self._vocabularies(pool, job)
             encoded = self._encode(pool, job, fits)
-            shards = self._shards(pool, job, encoded)
+            shards = self._shards(pool, job, fits)
         self._number_raw_parts(job)
         shutil.rmtree(self._scratch)
         with open(os.path.join(self._directory, "schema.yaml"), "w", encoding="utf-8") as file:
@@ -152,7 +152,7 @@ class _Conversion:
                     for path, rows in zip(self._log.files, file_rows, strict=True)
                 ),
                 split=self._describe(policy),
-                splits={name: self._summary(i, encoded, shards[name]) for i, name in enumerate(SPLITS)},
+                splits={name: self._summary(i, fits, encoded, shards[name]) for i, name in enumerate(SPLITS)},
                 vocabularies=vocabularies,
                 numerics=constants,
                 dropped=tuple(Dropped(column, reason, rows) for (column, reason), rows in sorted(bad.items())),
@@ -275,26 +275,26 @@ class _Conversion:
 
     def _encode(self, pool: Pool, job: Job, fits: list[stages.Fit]) -> list[Encoded]:
         tasks = [
-            (self._named(unit.index), (job, unit, bool(fit.rows[1:].any())))
+            (self._named(unit.index), (job, unit, fit.segments, bool(fit.rows[1:].any())))
             for unit, fit in zip(self._log.units, fits, strict=True)
         ]
         results = []
         with Progress(int(sum(fit.rows.sum() for fit in fits)), unit="rows", desc="pass 2 of 2") as progress:
-            for encoded in pool.run(stages.encode, tasks):
+            for fit, encoded in zip(fits, pool.run(stages.encode, tasks), strict=True):
                 results.append(encoded)
-                progress.update(int(encoded.rows.sum()))
+                progress.update(int(fit.rows.sum()))
         return results
 
-    def _shards(self, pool: Pool, job: Job, encoded: list[Encoded]) -> dict[str, dict[str, list[manifest.Shard]]]:
+    def _shards(self, pool: Pool, job: Job, fits: list[stages.Fit]) -> dict[str, dict[str, list[manifest.Shard]]]:
         plans = [
             plan
             for i, split in enumerate(SPLITS)
-            for plan in stages.plan_shards(split, [int(e.rows[i]) for e in encoded], self._options.shard_rows)
+            for plan in stages.plan_shards(split, [int(fit.rows[i]) for fit in fits], self._options.shard_rows)
         ]
         shards: dict[str, dict[str, list[manifest.Shard]]] = {
             split: {layout: [] for layout in self._options.layouts} for split in SPLITS
         }
-        total = int(sum(e.rows.sum() for e in encoded))
+        total = int(sum(fit.rows.sum() for fit in fits))
         tasks = [(f"shard {plan.index} of {plan.split}", (job, plan)) for plan in plans]
         with Progress(total, unit="rows", desc="write") as progress:
             for plan, written in zip(plans, pool.run(stages.write_shard, tasks), strict=True):
@@ -331,16 +331,18 @@ class _Conversion:
             "validation_until": key_value(policy.validation_until, policy.kind),
         }
 
-    def _summary(self, split: int, encoded: list[Encoded], shards: dict[str, list[manifest.Shard]]) -> Split:
+    def _summary(
+        self, split: int, fits: list[stages.Fit], encoded: list[Encoded], shards: dict[str, list[manifest.Shard]]
+    ) -> Split:
         tasks, rare = {}, {}
         for name in self._schema.task_names:
-            inside = sum(int(e.inside[name][split]) for e in encoded)
-            labels = sum(float(e.label_sums[name][split]) for e in encoded)
+            inside = sum(int(fit.inside[name][split]) for fit in fits)
+            labels = sum(float(fit.label_sums[name][split]) for fit in fits)
             tasks[name] = TaskCounts(inside, labels / inside if inside else None)
         for name in encoded[0].values:
             values = sum(int(e.values[name][split]) for e in encoded)
             rare[name] = sum(int(e.rare[name][split]) for e in encoded) / values if values else 0.0
-        return Split(sum(int(e.rows[split]) for e in encoded), tasks, rare, shards)
+        return Split(sum(int(fit.rows[split]) for fit in fits), tasks, rare, shards)
 
 
 def _given_times(column: str, kind: pa.DataType, validation_from: str | None, test_from: str | None) -> TimeSplit:

@@ -7,15 +7,14 @@ Encoded rows are pyarrow record batches; their column names are the keys of the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.tfrecord import Example
-
 _ROWS_AT_A_TIME = 2048
-_FLOAT_LIST, _INT64_LIST = 2, 3  # field numbers in tensorflow.Feature
+_BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # field numbers in tensorflow.Feature
 
 
 def _numpy(array: pa.Array) -> np.ndarray:
@@ -34,7 +33,8 @@ def blocks(batch: pa.RecordBatch, size: int) -> Iterator[tuple[int, bytes]]:
     """Yields (rows, message) per ``size`` rows, the last with what is left.
 
     A column is one bytes value: its rows' elements one after another, little-endian. A multivalent feature has a second
-    one, ``length:<name>``, int32: how many values each row has.
+    one, ``length:<name>``, int32: how many values each row has. The bytes are those of protobuf's deterministic
+    serialisation.
     """
     columns: list[tuple[str, np.ndarray, np.ndarray | int]] = []  # key, values, place of each row's first value
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
@@ -46,16 +46,18 @@ def blocks(batch: pa.RecordBatch, size: int) -> Iterator[tuple[int, bytes]]:
         elif pa.types.is_fixed_size_list(array.type):
             width = array.type.list_size
         columns.append((name, _numpy(array), width))
+    columns.sort(key=lambda column: column[0].encode() + b"\xff")  # protobuf's order: a key after those it begins
+    flat = [(name, values.view(np.uint8).data, width * values.itemsize) for name, values, width in columns]
     for start in range(0, batch.num_rows, size):
         end = min(start + size, batch.num_rows)
-        example = Example()
-        for name, values, width in columns:
+        parts: list[bytes | memoryview] = []
+        for name, data, width in flat:
             if isinstance(width, int):
-                part = values[start * width : end * width]
+                part = data[start * width : end * width]
             else:
-                part = values[width[start] : width[end]]
-            example.features.feature[name].bytes_list.value.append(part.tobytes())
-        yield end - start, example.SerializeToString(deterministic=True)
+                part = data[width[start] : width[end]]
+            parts += (_header(len(part), name, _BYTES_LIST), part)
+        yield end - start, b"".join([_tag(1, sum(map(len, parts))), *parts])
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[bytes]:
@@ -114,19 +116,24 @@ def _packed(array: pa.Array) -> tuple[int, np.ndarray, np.ndarray]:
 def _prefix(lengths: np.ndarray, name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
     """What stands before packed values of ``lengths`` [n] bytes: the tags and lengths around them, and the key."""
     distinct, place = np.unique(lengths, return_inverse=True)
-    headers = [_header(int(length), name.encode(), number) for length in distinct]
+    headers = [_header(int(length), name, number) for length in distinct]
     width = max(map(len, headers))
     data = np.array([list(header.ljust(width, b"\0")) for header in headers], np.uint8)
     mask = np.arange(width) < np.array([len(header) for header in headers])[:, None]
     return data[place], mask[place]
 
 
-def _header(length: int, key: bytes, number: int) -> bytes:
-    def tag(field: int, size: int) -> bytes:  # wire type 2: a length and as many bytes
-        data, mask = _varints(np.array([size], np.uint64))
-        return bytes([field << 3 | 2]) + data[mask].tobytes()
+@functools.lru_cache(maxsize=4096)
+def _header(length: int, name: str, number: int) -> bytes:
+    """What stands before the ``length`` bytes of a feature: one bytes value, or packed numbers."""
+    key = name.encode()
+    inner = _tag(1, length) if length or number == _BYTES_LIST else b""  # an empty list has no packed field
+    values = _tag(number, len(inner) + length) + inner
+    entry = _tag(1, len(key)) + key + _tag(2, len(values) + length) + values
+    return _tag(1, len(entry) + length) + entry
 
-    packed = tag(1, length) if length else b""  # an empty list has no packed field
-    values = tag(number, len(packed) + length) + packed
-    entry = tag(1, len(key)) + key + tag(2, len(values) + length) + values
-    return tag(1, len(entry) + length) + entry
+
+def _tag(field: int, size: int) -> bytes:
+    """The tag of a field of ``size`` bytes (wire type 2), and the size."""
+    data, mask = _varints(np.array([size], np.uint64))
+    return bytes([field << 3 | 2]) + data[mask].tobytes()

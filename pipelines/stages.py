@@ -1,11 +1,13 @@
 """What conversion does to one unit of the log, one feature or one shard: the functions that worker processes run.
 
 1. `scan` counts the rows of CSV files and gathers the times of a split by time.
-2. `fit` counts vocabularies and fits numeric transforms on train rows; `build_vocabulary` merges a feature's counts.
-3. `encode` maps values to ids and leaves encoded rows in scratch files: train rows sorted by a hash of seed and row_id.
+2. `fit` reads and cleans rows, leaves them in scratch files with each feature's values as a dictionary, and counts
+   vocabularies and fits numeric transforms on those of train; `build_vocabulary` merges a feature's counts.
+3. `encode` turns the dictionaries, not the rows, into ids, and leaves encoded rows in scratch files: train rows sorted
+   by a hash of seed and row_id. It reads the log again only for the raw rows of validation and test.
 4. `write_shard` gathers the rows of one shard from the scratch files of all units and writes its records.
 
-None imports TensorFlow. Everything is bounded by chunks and shards, except vocabularies.
+None imports TensorFlow. Everything is bounded by segments and shards, except vocabularies.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from pipelines.vocabulary import Lookup, ValueCounts
 _Writers = dict[str, pa.ipc.RecordBatchFileWriter | pq.ParquetWriter]
 
 _HASH = "hash"
+_SPLIT = "split"
+_SEGMENT_ROWS = 1 << 19
 MALFORMED = ("", "wrong number of columns")
 
 
@@ -73,6 +77,9 @@ class Job:
     def counts_path(self, feature: str, unit: int) -> str:
         return os.path.join(self.scratch, f"counts-{self.counted_features().index(feature)}-{unit}.arrow")
 
+    def segment_path(self, unit: int, number: int) -> str:
+        return os.path.join(self.scratch, f"clean-{unit}-{number}.arrow")
+
     def rows_path(self, split: str, unit: int) -> str:
         return os.path.join(self.scratch, f"{split}-{unit}.arrow")
 
@@ -103,46 +110,101 @@ def scan(log: Log, unit: Unit, cleaner: Cleaner, time: tuple[str, pa.DataType] |
 
 @dataclass
 class Fit:
-    """What `fit` found in one unit.
+    """What `fit` found in one unit. By split: int64 or float64 [3].
 
     Attributes:
+      segments: how many scratch files hold the unit's rows, each some chunks together.
       rows: good rows by split.
+      inside: by task, rows inside its sample space by split.
+      label_sums: by task, sum of their labels by split.
       bad: bad rows by (column, reason).
       numerics: by numeric feature.
     """
 
+    segments: int
     rows: np.ndarray
+    inside: dict[str, np.ndarray]
+    label_sums: dict[str, np.ndarray]
     bad: Counter[tuple[str, str]]
     numerics: dict[str, NumericFit]
 
 
 def fit(job: Job, unit: Unit) -> Fit:
-    """Pass 1 over a unit. Checks every row; counts and fits on those of train, and leaves value counts in scratch."""
+    """Pass 1 over a unit: checks every row, counts and fits on those of train, leaves rows and counts in scratch."""
     schema = job.cleaner.schema
     result = Fit(
-        np.zeros(3, np.int64), Counter(), {f.name: NumericFit.empty(f) for f in schema.features if f.kind == "numeric"}
+        segments=0,
+        rows=np.zeros(3, np.int64),
+        inside={name: np.zeros(3, np.int64) for name in schema.task_names},
+        label_sums={name: np.zeros(3) for name in schema.task_names},
+        bad=Counter(),
+        numerics={f.name: NumericFit.empty(f) for f in schema.features if f.kind == "numeric"},
     )
     counts = {name: ValueCounts(schema.feature(name).dtype) for name in job.counted_features()}
-    for _, every, bad in job.chunks(unit, job.cleaner.columns):
+    segment: list[Rows] = []
+    for _, rows, bad in job.chunks(unit, job.cleaner.columns):
         result.bad.update(bad)
-        result.rows += np.bincount(every.split, minlength=3)
-        rows = every.take(np.flatnonzero(every.split == 0))
-        if not len(rows.row_ids):
-            continue
-        for name, values in rows.ids.items():
-            counts[name].add_values(values)
-        for name, lists in rows.lists.items():
-            counts[name].add_values(lists.values)
-        if result.numerics:
-            hashes = hashing.seeded64(rows.row_ids, job.seed, "sample")
+        _count_labels(result, rows)
+        train = rows.split == 0
+        if result.numerics and train.any():
+            hashes = hashing.seeded64(rows.row_ids[train], job.seed, "sample")
             for name, numeric in result.numerics.items():
-                numeric.add(rows.numerics[name], hashes)
+                numeric.add(rows.numerics[name][train], hashes)
+        segment.append(rows)
+        if sum(len(part.row_ids) for part in segment) >= _SEGMENT_ROWS:
+            _leave(job, unit, result, counts, segment)
+            segment = []
+    if any(len(part.row_ids) for part in segment):
+        _leave(job, unit, result, counts, segment)
     for name, counter in counts.items():
-        table = counter.table()
-        with pa.OSFile(job.counts_path(name, unit.index), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table)
+        _write_table(job.counts_path(name, unit.index), counter.table())
     pa.default_memory_pool().release_unused()
     return result
+
+
+def _count_labels(result: Fit, rows: Rows) -> None:
+    result.rows += np.bincount(rows.split, minlength=3)
+    for number in range(3):
+        of_split = rows.split == number
+        if not of_split.any():
+            continue
+        for name, labels in rows.labels.items():
+            inside = labels[of_split & ~np.isnan(labels)]
+            result.inside[name][number] += len(inside)
+            result.label_sums[name][number] += inside.sum(dtype=np.float64)
+
+
+def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], segment: list[Rows]) -> None:
+    """Writes the rows of a segment to scratch, and counts the values of its train rows."""
+    rows = Rows.join(segment)
+    train = rows.split == 0
+    columns: dict[str, pa.Array] = {}
+    for feature in job.cleaner.schema.features:
+        name, key = feature.name, f"feature:{feature.name}"
+        if feature.kind == "categorical":
+            columns[key] = vocabulary.encode(rows.ids[name])
+            counts[name].add_encoded(columns[key], train)
+        elif feature.kind == "multivalent":
+            lists = rows.lists[name]
+            values = vocabulary.encode(lists.values)
+            counts[name].add_encoded(values, np.repeat(train, lists.lengths))
+            offsets = np.append(0, np.cumsum(lists.lengths)).astype(np.int32)
+            columns[key] = pa.ListArray.from_arrays(pa.array(offsets), values)
+        elif feature.kind == "numeric":
+            columns[key] = pa.array(rows.numerics[name])
+        else:
+            flat = pa.array(rows.vectors[name].reshape(-1))
+            columns[key] = pa.FixedSizeListArray.from_arrays(flat, feature.length)
+    columns |= {f"label:{name}": pa.array(labels) for name, labels in rows.labels.items()}
+    columns |= {f"key:{role}": pa.array(hashing.key64(values)) for role, values in rows.keys.items()}
+    columns |= {"key:row_id": pa.array(rows.row_ids), _SPLIT: pa.array(rows.split)}
+    _write_table(job.segment_path(unit.index, result.segments), pa.table(columns))
+    result.segments += 1
+
+
+def _write_table(path: str, table: pa.Table) -> None:
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def build_vocabulary(job: Job, name: str) -> tuple[int, int]:
@@ -176,49 +238,35 @@ def forget_vocabularies() -> None:
 
 @dataclass
 class Encoded:
-    """Counts of one unit's encoded rows, by split: int64 or float64 [3].
+    """Counts of one unit's encoded rows, by split: int64 [3].
 
     Attributes:
-      rows: written rows.
-      inside: by task, rows inside its sample space.
-      label_sums: by task, sum of their labels.
       values: by feature with a vocabulary, its values.
       rare: likewise, its values that have the rare id.
     """
 
-    rows: np.ndarray
-    inside: dict[str, np.ndarray]
-    label_sums: dict[str, np.ndarray]
     values: dict[str, np.ndarray]
     rare: dict[str, np.ndarray]
 
 
-def encode(job: Job, unit: Unit, keep_raw: bool) -> Encoded:
-    """Pass 2 over a unit. ``keep_raw`` says that it has rows of validation or test, whose raw columns are kept."""
-    tasks, features = job.cleaner.schema.task_names, job.counted_features()
-    counts = Encoded(
-        np.zeros(3, np.int64),
-        {name: np.zeros(3, np.int64) for name in tasks},
-        {name: np.zeros(3) for name in tasks},
-        {name: np.zeros(3, np.int64) for name in features},
-        {name: np.zeros(3, np.int64) for name in features},
-    )
-    columns = list(job.log.types) if keep_raw else job.cleaner.columns
+def encode(job: Job, unit: Unit, segments: int, keep_raw: bool) -> Encoded:
+    """Pass 2 over a unit.
+
+    Args:
+      job: of the conversion.
+      unit: a piece of the log.
+      segments: how many `fit` left.
+      keep_raw: the unit has rows of validation or test, whose raw columns are kept.
+    """
+    features = job.counted_features()
+    counts = Encoded(*({name: np.zeros(3, np.int64) for name in features} for _ in range(2)))
     writers: _Writers = {}
+    encoded = (_encode(job, unit, number, counts, writers) for number in range(segments))
     try:
-        for chunk, every, _ in job.chunks(unit, columns):
-            for number, split in enumerate(SPLITS):
-                rows = every.take(np.flatnonzero(every.split == number))
-                if not len(rows.row_ids):
-                    continue
-                batch = _encode(job, rows)
-                _count(counts, number, batch)
-                if split == "train":
-                    batch = _sorted_by_hash(batch, job.seed)
-                else:
-                    raw = _raw(job, chunk, rows)
-                    _write(writers, job.raw_path(split, f"unit-{unit.index}"), raw)
-                _write(writers, job.rows_path(split, unit.index), batch)
+        if keep_raw:
+            _keep_raw(job, unit, encoded, writers)
+        for _ in encoded:
+            pass
     finally:
         for writer in writers.values():
             writer.close()
@@ -229,6 +277,51 @@ def encode(job: Job, unit: Unit, keep_raw: bool) -> Encoded:
     return counts
 
 
+def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writers) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the rows of a segment, encoded, by split; returns row_id, int64 [n], and split, uint8 [n], of all."""
+    path = job.segment_path(unit.index, number)
+    with pa.memory_map(path) as file:
+        batch = _with_ids(job, pa.ipc.open_file(file).get_batch(0))
+    os.unlink(path)
+    row_ids, splits = (batch.column(name).to_numpy() for name in ("key:row_id", _SPLIT))
+    batch = batch.drop_columns([_SPLIT])
+    for i, split in enumerate(SPLITS):
+        places = np.flatnonzero(splits == i)
+        if not len(places):
+            continue
+        if split == "train":
+            hashes = hashing.seeded64(row_ids[places], job.seed, "shuffle")
+            order = np.argsort(hashes)
+            rows = batch.take(pa.array(places[order])).append_column(_HASH, pa.array(hashes[order]))
+        else:
+            rows = batch.take(pa.array(places))
+        _count_ids(counts, i, rows)
+        _write(writers, job.rows_path(split, unit.index), rows)
+    return row_ids, splits
+
+
+def _keep_raw(job: Job, unit: Unit, encoded: Iterator[tuple[np.ndarray, np.ndarray]], writers: _Writers) -> None:
+    """Writes the raw rows of validation and test; ``encoded`` gives row_id and split of a unit's good rows in turn."""
+    row_ids, splits = np.zeros(0, np.int64), np.zeros(0, np.uint8)
+    for chunk in source.read(job.log, unit, list(job.log.types), skip_malformed=job.cleaner.drop):
+        if not len(chunk.rows):
+            continue
+        ids = job.file_starts[unit.file] + chunk.rows
+        while not len(row_ids) or row_ids[-1] < ids[-1]:
+            more = next(encoded, None)
+            if more is None:
+                break
+            row_ids, splits = np.append(row_ids, more[0]), np.append(splits, more[1])
+        end = np.searchsorted(row_ids, ids[-1], "right")
+        for i, split in enumerate(SPLITS[1:], start=1):
+            kept = row_ids[:end][splits[:end] == i]
+            if len(kept):
+                columns = kept_columns(chunk, np.searchsorted(ids, kept), job.cleaner.schema, job.log.text)
+                batch = pa.RecordBatch.from_pydict(columns | {"row_id": pa.array(kept)})
+                _write(writers, job.raw_path(split, f"unit-{unit.index}"), batch)
+        row_ids, splits = row_ids[end:], splits[end:]
+
+
 def _write(writers: _Writers, path: str, batch: pa.RecordBatch) -> None:
     if path not in writers:
         parquet = path.endswith(".parquet")
@@ -236,53 +329,25 @@ def _write(writers: _Writers, path: str, batch: pa.RecordBatch) -> None:
     writers[path].write_batch(batch)
 
 
-def _encode(job: Job, rows: Rows) -> pa.RecordBatch:
-    """The columns of `records` for some rows."""
-    columns: dict[str, pa.Array] = {}
-    for feature in job.cleaner.schema.features:
-        name, key = feature.name, f"feature:{feature.name}"
-        if feature.kind == "categorical":
-            columns[key] = pa.array(_lookup(vocabulary_path(job.directory, name))(rows.ids[name]))
-        elif feature.kind == "multivalent":
-            ids = _lookup(vocabulary_path(job.directory, name))(rows.lists[name].values)
-            offsets = np.append(0, np.cumsum(rows.lists[name].lengths)).astype(np.int32)
-            columns[key] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
-        elif feature.kind == "numeric":
-            columns[key] = pa.array(rows.numerics[name])
+def _with_ids(job: Job, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A segment with ids in the place of dictionaries."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name in job.counted_features():
+        key, lookup = f"feature:{name}", _lookup(vocabulary_path(job.directory, name))
+        array = columns[key]
+        if pa.types.is_list(array.type):
+            columns[key] = pa.ListArray.from_arrays(array.offsets, pa.array(lookup(array.values)))
         else:
-            flat = pa.array(rows.vectors[name].reshape(-1))
-            columns[key] = pa.FixedSizeListArray.from_arrays(flat, feature.length)
-    columns |= {f"label:{name}": pa.array(labels) for name, labels in rows.labels.items()}
-    columns |= {f"key:{role}": pa.array(hashing.key64(values)) for role, values in rows.keys.items()}
-    columns["key:row_id"] = pa.array(rows.row_ids)
+            columns[key] = pa.array(lookup(array))
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _count(counts: Encoded, split: int, batch: pa.RecordBatch) -> None:
-    counts.rows[split] += batch.num_rows
-    for name in counts.inside:
-        labels = batch.column(f"label:{name}").to_numpy()
-        inside = labels[~np.isnan(labels)]
-        counts.inside[name][split] += len(inside)
-        counts.label_sums[name][split] += inside.sum(dtype=np.float64)
+def _count_ids(counts: Encoded, split: int, batch: pa.RecordBatch) -> None:
     for name in counts.values:
         ids = batch.column(f"feature:{name}")
         ids = (ids.flatten() if pa.types.is_list(ids.type) else ids).to_numpy()
         counts.values[name][split] += len(ids)
         counts.rare[name][split] += np.count_nonzero(ids == vocabulary.RARE_ID)
-
-
-def _sorted_by_hash(batch: pa.RecordBatch, seed: int) -> pa.RecordBatch:
-    """Sorted by the hash that decides a row's place in train, with that hash as one more column."""
-    hashes = hashing.seeded64(batch.column("key:row_id").to_numpy(), seed, "shuffle")
-    return batch.append_column(_HASH, pa.array(hashes)).take(pa.array(np.argsort(hashes)))
-
-
-def _raw(job: Job, chunk: Chunk, rows: Rows) -> pa.RecordBatch:
-    """Every column of the log, of some rows."""
-    columns = kept_columns(chunk, rows.places, job.cleaner.schema, job.log.text)
-    columns["row_id"] = pa.array(rows.row_ids)
-    return pa.RecordBatch.from_pydict(columns)
 
 
 @dataclass(frozen=True)
@@ -356,7 +421,7 @@ def _gather(job: Job, plan: ShardPlan) -> pa.RecordBatch:
                     parts.append(batch.slice(low, high - low))
     table = pa.Table.from_batches(parts, schema)
     if plan.split == "train":
-        order = np.argsort(table[_HASH].to_numpy())
+        order = np.argsort(table[_HASH].to_numpy(), kind="stable")  # merges the parts, which are sorted
         table = table.drop_columns([_HASH]).take(pa.array(order))
     return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], names=table.column_names)
 

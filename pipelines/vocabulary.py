@@ -17,23 +17,47 @@ PADDING_ID = 0
 RARE_ID = 1
 FIRST_ID = 2
 
-_MERGE_ROWS = 1 << 20
+_MERGE_ROWS = 1 << 21
+
+
+def encode(values: pa.Array) -> pa.DictionaryArray:
+    """Values (int64 or string [n]) as places in a dictionary of the distinct ones; nulls stay null.
+
+    A dictionary of integers is in ascending order: sorted once, it is cheap to merge with others and to look up.
+    """
+    encoded = pc.dictionary_encode(values)
+    if not pa.types.is_int64(values.type):
+        return encoded
+    distinct = encoded.dictionary.to_numpy()
+    order = np.argsort(distinct)
+    ranks = np.empty(len(order) + 1, np.int32)
+    ranks[order], ranks[-1] = np.arange(len(order), dtype=np.int32), 0  # the last one for nulls
+    mask = encoded.is_null().to_numpy(zero_copy_only=False) if encoded.null_count else None
+    return pa.DictionaryArray.from_arrays(pa.array(ranks[_indices(encoded)], mask=mask), pa.array(distinct[order]))
+
+
+def _indices(values: pa.DictionaryArray) -> np.ndarray:
+    """Places in the dictionary, [n]; of nulls the place after its end."""
+    indices = values.indices
+    return (indices.fill_null(len(values.dictionary)) if indices.null_count else indices).to_numpy()
 
 
 class ValueCounts:
     """Counts values that come in pieces; holds each distinct value about once."""
 
     def __init__(self, dtype: str) -> None:
-        kind = pa.int64() if dtype == "int64" else pa.binary()
-        self._kind = kind
-        self._merged = pa.table({"value": pa.array([], kind), "count": pa.array([], pa.int64())})
+        self._kind = pa.int64() if dtype == "int64" else pa.binary()
+        self._merged = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
 
-    def add_values(self, values: pa.Array) -> None:
-        """Counts values (int64 or string [n]); nulls are left out."""
-        counted = pc.value_counts(values.drop_null())
-        self.add_counts(pa.table({"value": counted.field(0).cast(self._kind), "count": counted.field(1)}))
+    def add_encoded(self, values: pa.DictionaryArray, counted: np.ndarray) -> None:
+        """Counts the values of `encode` where ``counted``, bool [n]; nulls are left out."""
+        size = len(values.dictionary)
+        counts = np.bincount(_indices(values)[counted], minlength=size)[:size]
+        present = np.flatnonzero(counts)
+        distinct = values.dictionary.take(pa.array(present)).cast(self._kind)
+        self.add_counts(pa.table({"value": distinct, "count": pa.array(counts[present])}))
 
     def add_counts(self, table: pa.Table) -> None:
         """Adds a table of (value, count)."""
@@ -45,12 +69,19 @@ class ValueCounts:
 
     def _merge(self) -> None:
         table = pa.concat_tables([self._merged, *self._pending])
-        summed = table.group_by("value", use_threads=False).aggregate([("count", "sum")])
-        self._merged = summed.select(["value", "count_sum"]).rename_columns(["value", "count"])
+        if pa.types.is_int64(self._kind) and len(table):
+            values, counts = (column.to_numpy() for column in table.columns)
+            order = np.argsort(values, kind="stable")  # merges the runs that are sorted, at a fifth of a sort's cost
+            values = values[order]
+            first = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+            self._merged = pa.table({"value": values[first], "count": np.add.reduceat(counts[order], first)})
+        else:
+            summed = table.group_by("value", use_threads=False).aggregate([("count", "sum")]).sort_by("value")
+            self._merged = summed.select(["value", "count_sum"]).rename_columns(["value", "count"])
         self._pending, self._pending_rows = [], 0
 
     def table(self) -> pa.Table:
-        """Every value (int64 or binary) once, with its count (int64), in no particular order."""
+        """Every value (int64 or binary) once, in ascending order, with its count (int64)."""
         if self._pending:
             self._merge()
         return self._merged
@@ -72,7 +103,8 @@ def build(pieces: Iterable[pa.Table], dtype: str, min_count: int) -> tuple[pa.Ta
         counts.add_counts(piece)
     table = counts.table()
     frequent = table.filter(pc.greater_equal(table["count"], min_count))
-    return frequent.sort_by([("count", "descending"), ("value", "ascending")]).combine_chunks(), len(table)
+    order = np.argsort(-frequent["count"].to_numpy(), kind="stable")
+    return frequent.take(pa.array(order)).combine_chunks(), len(table)
 
 
 def save(table: pa.Table, path: str) -> None:
@@ -102,13 +134,10 @@ class Lookup:
             order = np.argsort(integers)
             self._sorted, self._sorted_ids = integers[order], (order + FIRST_ID).astype(np.int32)
 
-    def __call__(self, values: pa.Array) -> np.ndarray:
-        """int32 [n] of int64 or string [n]; a value that is null or not in the vocabulary is `RARE_ID`."""
-        encoded = pc.dictionary_encode(values)
-        # One more entry for the nulls.
-        ids = np.append(self._distinct_ids(encoded.dictionary), np.int32(RARE_ID))
-        indices = encoded.indices
-        return ids[(indices.fill_null(len(ids) - 1) if indices.null_count else indices).to_numpy()]
+    def __call__(self, values: pa.DictionaryArray) -> np.ndarray:
+        """int32 [n] of values of `encode`; what is null or not in the vocabulary is `RARE_ID`."""
+        ids = np.append(self._distinct_ids(values.dictionary), np.int32(RARE_ID))
+        return ids[_indices(values)]
 
     def _distinct_ids(self, values: pa.Array) -> np.ndarray:
         if self._ids is not None:
@@ -117,8 +146,5 @@ class Lookup:
         wanted = values.to_numpy()
         if not len(self._sorted) or not len(wanted):
             return np.full(len(wanted), RARE_ID, np.int32)
-        order = np.argsort(wanted)  # neighbours in memory: twice as fast as searching in the order of appearance
-        places = np.empty(len(wanted), np.int64)
-        places[order] = np.searchsorted(self._sorted, wanted[order])
-        places = np.minimum(places, len(self._sorted) - 1)
+        places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         return np.where(self._sorted[places] == wanted, self._sorted_ids[places], np.int32(RARE_ID))

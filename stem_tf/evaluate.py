@@ -10,23 +10,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from absl import flags
 
 from pipelines import cli
 from pipelines import manifest as manifests
-from pipelines.errors import UserError
 from pipelines.manifest import Manifest
 from stem_tf import metrics, report
 from stem_tf.quiet import quieten_tensorflow
-from stem_tf.workdir import Workdir, replace_file, write_json
-
-if TYPE_CHECKING:
-    from stem_tf.predictions import Predictions
+from stem_tf.workdir import Workdir, write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows: {', '.join(manifests.SPLITS)}.")
@@ -80,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         "prior_rows": trivial.PRIOR_ROWS,
     }
     write_json(output / f"{split}.json", report.finite(tree))
-    write_predictions(output / f"{split}.parquet", manifest, split, predicted)
+    predictions.write(output / f"{split}.parquet", manifest, split, predicted)
     print(f"written to {output}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
@@ -156,37 +149,6 @@ def _verdict(kind: str, own: float, trivial: Mapping[str, float]) -> str:
     if len(beaten) == 2:
         return "no better than either"
     return f"no better than per {beaten[0]}" if beaten else ""
-
-
-def write_predictions(path: Path, manifest: Manifest, split: str, predicted: Predictions) -> None:
-    """Writes row_id, the raw group value, then ``label_<task>`` (null outside its space) and ``score_<task>``.
-
-    The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
-    """
-    columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id)}
-    group = manifest.schema.group
-    if group is not None:
-        raw = Path(manifest.data_dir) / "raw" / split
-        if raw.is_dir():
-            columns[group] = _raw_values(raw, group, predicted.row_id)
-        else:
-            columns[f"{group}_key"] = pa.array(predicted.group)
-    for task in manifest.schema.task_names:
-        columns[f"label_{task}"] = pa.array(predicted.labels[task], mask=predicted.weights[task] == 0)
-        columns[f"score_{task}"] = pa.array(predicted.scores[task])
-    with replace_file(path) as beside:
-        pq.write_table(pa.table(columns), beside)
-
-
-def _raw_values(directory: Path, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
-    """The raw values of ``column`` for these rows."""
-    raw = pq.read_table(directory, columns=["row_id", column])
-    known = raw["row_id"].to_numpy()
-    order = np.argsort(known, kind="stable")
-    place = np.minimum(np.searchsorted(known, row_ids, sorter=order), len(known) - 1)
-    if not np.array_equal(known[order[place]], row_ids):
-        raise UserError(f"{directory} does not hold the rows of the records; convert the log again")
-    return raw[column].take(pa.array(order[place]))
 
 
 def run() -> None:

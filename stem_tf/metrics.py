@@ -8,10 +8,18 @@ lengths, NaN scores, labels outside their range and negative weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
+
+Result = TypeVar("Result")
+
+_BLOCK_ROWS = 1 << 20  # what is worked on at a time, so that temporary arrays stay small
 
 Results = dict[str, dict[str, float]]
 """What :func:`evaluate` returns: metric by name, by task."""
@@ -20,7 +28,8 @@ Results = dict[str, dict[str, float]]
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2.
 
-    Costs one sort per class and a binary search of the smaller class in the larger; unweighted counts are exact.
+    Without weights it costs the sort of an integer a row, by all cores, and counts are exact. Beside its arguments it
+    then holds one array: 4 bytes a row for float32 scores of one sign, otherwise 8.
 
     Args:
       labels: [N], 0 or 1.
@@ -29,19 +38,14 @@ def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
     """
     y, s, w = _rows(labels, scores, weights)
     _check_binary(y)
-    positive = y > 0.5
     if w is not None:
+        positive = y > 0.5
         return _weighted_auc(s[positive], w[positive], s[~positive], w[~positive])
-    few, many = np.sort(s[positive]), np.sort(s[~positive])
-    swapped = len(few) > len(many)
-    if swapped:
-        few, many = many, few
-    if not len(few):
-        return float("nan")
-    # For each of `few`: twice the number of `many` below it, ties counting one.
-    wins = int(np.searchsorted(many, few, "left").sum()) + int(np.searchsorted(many, few, "right").sum())
-    pairs = 2 * len(few) * len(many)
-    return (pairs - wins if swapped else wins) / pairs
+    positives = negatives = wins = 0  # a win counts two, a tie one
+    for block_positives, block_negatives, block_wins in _map_sorted(_wins, _keys(y, s, room=64)[0], together=1):
+        wins += block_wins + 2 * block_positives * negatives
+        positives, negatives = positives + block_positives, negatives + block_negatives
+    return wins / (2 * positives * negatives) if positives and negatives else float("nan")
 
 
 def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -53,39 +57,37 @@ def grouped_auc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights
       groups: [N], any sortable key, e.g. the int64 ``group`` of a batch.
       weights: [N], or None; a group then counts with the sum of its weights.
     """
-    keys = np.asarray(groups)
-    if keys.shape != np.shape(labels):
-        raise ValueError(f"groups should have the shape of labels, {np.shape(labels)}, but have {keys.shape}")
-    if weights is not None:
-        keys = keys[np.asarray(weights) != 0]
+    groups = np.asarray(groups)
+    if groups.shape != np.shape(labels):
+        raise ValueError(f"groups should have the shape of labels, {np.shape(labels)}, but have {groups.shape}")
+    return _grouped_auc(labels, scores, _numbered(groups), weights)
+
+
+def _numbered(groups: NDArray) -> NDArray[np.int32]:
+    """A number from 0 for every distinct group, [N]."""
+    return pa.array(groups).dictionary_encode().indices.to_numpy()
+
+
+def _grouped_auc(
+    labels: ArrayLike, scores: ArrayLike, groups: NDArray[np.int32], weights: ArrayLike | None = None
+) -> float:
+    """`grouped_auc` of groups that have numbers from 0; holds 8 bytes a row beside its arguments, without weights."""
     y, s, w = _rows(labels, scores, weights)
     _check_binary(y)
+    if weights is not None and len(y) < len(groups):
+        groups = groups[np.asarray(weights) != 0]
     if not len(y):
         return float("nan")
-    order = np.lexsort((s, keys))
-    y, s, g = y[order], s[order], keys[order]
-    w = np.ones(len(y)) if w is None else w[order]
-
-    # Runs are rows of one group with one score; their starts include every start of a group.
-    group_start = np.r_[True, g[1:] != g[:-1]]
-    run_start = np.flatnonzero(group_start | np.r_[True, s[1:] != s[:-1]])
-    group_of_run = np.cumsum(group_start)[run_start] - 1
-    groups_first_run = np.flatnonzero(group_start[run_start])
-
-    positives = np.add.reduceat(w * (y > 0.5), run_start)
-    negatives = np.add.reduceat(w * (y < 0.5), run_start)
-    negatives_before = np.cumsum(negatives) - negatives
-    negatives_before -= negatives_before[groups_first_run][group_of_run]
-    wins = np.add.reduceat(positives * (negatives_before + negatives / 2), groups_first_run)
-
-    group_positives = np.add.reduceat(positives, groups_first_run)
-    group_negatives = np.add.reduceat(negatives, groups_first_run)
-    both = (group_positives > 0) & (group_negatives > 0)
-    if not both.any():
-        return float("nan")
-    pairs = group_positives[both] * group_negatives[both]
-    size = (group_positives + group_negatives)[both]
-    return float(np.sum(size * (wins[both] / pairs)) / np.sum(size))
+    if w is not None:
+        return _weighted_grouped_auc(y, s, groups, w)
+    low, width = _keys(y, s, room=64 - int(groups.max()).bit_length())
+    keys = groups.astype(np.uint64)
+    keys <<= np.uint64(width)
+    keys |= low
+    del low
+    parts = _map_sorted(lambda block: _group_aucs(block, width), keys, together=width)
+    total, rows = (sum(part[i] for part in parts) for i in range(2))
+    return total / rows if rows else float("nan")
 
 
 def logloss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -106,15 +108,18 @@ def logloss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = No
         outside = np.count_nonzero(~((values >= 0) & (values <= 1)))
         if outside:
             raise ValueError(f"{name} of a logloss should be in [0, 1], but {outside:,} of {len(values):,} are not")
-    p = np.clip(s.astype(np.float64), eps, 1 - eps)
-    y = y.astype(np.float64)
-    return _mean(-(y * np.log(p) + (1 - y) * np.log1p(-p)), w)
+
+    def losses(rows: slice) -> NDArray:
+        p, label = np.clip(s[rows].astype(np.float64), eps, 1 - eps), y[rows].astype(np.float64)
+        return -(label * np.log(p) + (1 - label) * np.log1p(-p))
+
+    return _mean(losses, len(y), w)
 
 
 def mse(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Mean of (label - score)^2; labels and scores [N] of any scale."""
     y, s, w = _rows(labels, scores, weights)
-    return _mean((y.astype(np.float64) - s) ** 2, w)
+    return _mean(lambda rows: (y[rows].astype(np.float64) - s[rows]) ** 2, len(y), w)
 
 
 def smoothed_means(
@@ -142,10 +147,12 @@ def smoothed_means(
     if not len(labels_train):
         return np.full(len(keys), np.nan)
     mean = labels_train.mean()
-    known, inverse = np.unique(keys_train, return_inverse=True)
+    encoded = pa.array(keys_train).dictionary_encode()
+    known, inverse = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
     sums = np.bincount(inverse, labels_train)
     rows = np.bincount(inverse)
-    means = (sums + prior_rows * mean) / (rows + prior_rows)
+    order = np.argsort(known)
+    known, means = known[order], ((sums + prior_rows * mean) / (rows + prior_rows))[order]
     place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     return np.where(known[place] == keys, means[place], mean)
 
@@ -174,14 +181,15 @@ def evaluate(
       ValueError: naming the task.
     """
     results: Results = {}
+    numbered = None if groups is None else _numbered(np.asarray(groups))  # once for all tasks
     for task, kind in task_types.items():
         try:
             y, s, w = labels[task], scores[task], weights[task]
-            results[task] = {"rows": int(np.count_nonzero(np.asarray(w))), "rate": _mean(*_rows(y, y, w)[1:])}
+            results[task] = {"rows": int(np.count_nonzero(np.asarray(w))), "rate": _rate(y, w)}
             if kind == "binary":
                 results[task] |= {"auc": auc(y, s, w), "logloss": logloss(y, s, w)}
-                if groups is not None:
-                    results[task]["grouped_auc"] = grouped_auc(y, s, groups, w)
+                if numbered is not None:
+                    results[task]["grouped_auc"] = _grouped_auc(y, s, numbered, w)
             elif kind == "regression":
                 results[task]["mse"] = mse(y, s, w)
             else:
@@ -232,6 +240,114 @@ def _check_binary(y: NDArray) -> None:
         raise ValueError(f"binary labels should be 0 or 1, but {other:,} of {len(y):,} are not")
 
 
+def _keys(labels: NDArray, scores: NDArray, room: int) -> tuple[NDArray, int]:
+    """Integers that sort as (score, label) do, [N] uint32 or uint64, and how many bits they take, at most ``room``.
+
+    The label is the lowest bit, so that rows of one score have keys that differ in nothing else.
+    """
+    if scores.dtype in (np.float32, np.float64):
+        kind = np.uint32 if scores.dtype == np.float32 else np.uint64
+        bits = (scores + scores.dtype.type(0)).view(kind)  # -0.0 + 0.0 is 0.0
+        if len(bits) and scores.min() < 0:  # as integers, negative floats are above all others, in falling order
+            sign = bits >> kind(bits.itemsize * 8 - 1)
+            bits ^= np.negative(sign, out=sign) | kind(1 << (bits.itemsize * 8 - 1))
+        bits -= bits.min(initial=np.iinfo(kind).max)
+        width = int(bits.max(initial=0)).bit_length() + 1
+    if scores.dtype not in (np.float32, np.float64) or width > room:
+        bits = np.unique(scores, return_inverse=True)[1]
+        width = int(bits.max(initial=0)).bit_length() + 1
+    keys = bits.astype(np.uint32 if width <= 32 else np.uint64, copy=False)
+    keys <<= keys.dtype.type(1)
+    keys |= labels > 0.5
+    return keys, width
+
+
+def _map_sorted(function: Callable[[NDArray], Result], keys: NDArray, together: int) -> list[Result]:
+    """Sorts keys [N], in place, and calls ``function`` on one block after another of them; both by all cores.
+
+    Keys that differ in the lowest ``together`` bits alone are in one block.
+    """
+    parts = max(1, min(len(os.sched_getaffinity(0)), len(keys) // _BLOCK_ROWS))
+    ends = [len(keys) * part // parts for part in range(1, parts)]
+    if ends:
+        keys.partition(ends)
+
+    def blocks() -> Iterator[NDArray]:
+        start = 0
+        mask = keys.dtype.type((1 << together) - 1)
+        while start < len(keys):
+            last = keys[min(start + _BLOCK_ROWS, len(keys)) - 1]
+            end = int(np.searchsorted(keys, last | mask, "right"))
+            yield keys[start:end]
+            start = end
+
+    with ThreadPoolExecutor(parts) as pool:  # numpy holds no lock while it sorts and counts
+        list(pool.map(np.ndarray.sort, np.split(keys, ends)))
+        return list(pool.map(function, blocks()))
+
+
+def _positives(keys: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Of sorted `_keys`: places of the positives; of the first one of each score that both classes have; its ties."""
+    places = np.flatnonzero(keys & keys.dtype.type(1))
+    first = places[keys[places] ^ keys[np.maximum(places, 1) - 1] == 1]  # behind a negative of the same score
+    score = keys[first]
+    negatives = first - np.searchsorted(keys, score ^ score.dtype.type(1))
+    return places, first, negatives * (np.searchsorted(keys, score, "right") - first)
+
+
+def _wins(keys: NDArray) -> tuple[int, int, int]:
+    """Positives, negatives, and wins among them, a win counting two and a tie one."""
+    places, _, ties = _positives(keys)
+    count = len(places)
+    below = int(places.sum()) - count * (count - 1) // 2  # negatives before each positive, ties included
+    return count, len(keys) - count, 2 * below - int(ties.sum())
+
+
+def _group_aucs(keys: NDArray, width: int) -> tuple[float, int]:
+    """(AUC times rows, rows), summed over the groups that have both classes; a group stands above ``width`` bits."""
+    group = (keys >> np.uint64(width)).astype(np.int64)
+    group -= group[0]
+    places, first, ties = _positives(keys)
+    rows = np.bincount(group)
+
+    def by_group(places: NDArray, values: NDArray | None = None) -> NDArray:
+        return np.bincount(group[places], values, minlength=len(rows))
+
+    positives = by_group(places)
+    start = np.cumsum(rows) - rows
+    # Negatives before each positive, ties included, less half of the ties.
+    wins = by_group(places, places - start[group[places]]) - positives * (positives - 1) / 2 - by_group(first, ties) / 2
+    both = (positives > 0) & (positives < rows)
+    pairs = positives[both] * (rows - positives)[both]
+    return float(np.sum(rows[both] * (wins[both] / pairs))), int(rows[both].sum())
+
+
+def _weighted_grouped_auc(y: NDArray, s: NDArray, groups: NDArray, w: NDArray[np.float64]) -> float:
+    order = np.lexsort((s, groups))
+    y, s, g, w = y[order], s[order], groups[order], w[order]
+
+    # Runs are rows of one group with one score; their starts include every start of a group.
+    group_start = np.r_[True, g[1:] != g[:-1]]
+    run_start = np.flatnonzero(group_start | np.r_[True, s[1:] != s[:-1]])
+    group_of_run = np.cumsum(group_start)[run_start] - 1
+    groups_first_run = np.flatnonzero(group_start[run_start])
+
+    positives = np.add.reduceat(w * (y > 0.5), run_start)
+    negatives = np.add.reduceat(w * (y < 0.5), run_start)
+    negatives_before = np.cumsum(negatives) - negatives
+    negatives_before -= negatives_before[groups_first_run][group_of_run]
+    wins = np.add.reduceat(positives * (negatives_before + negatives / 2), groups_first_run)
+
+    group_positives = np.add.reduceat(positives, groups_first_run)
+    group_negatives = np.add.reduceat(negatives, groups_first_run)
+    both = (group_positives > 0) & (group_negatives > 0)
+    if not both.any():
+        return float("nan")
+    pairs = group_positives[both] * group_negatives[both]
+    size = (group_positives + group_negatives)[both]
+    return float(np.sum(size * (wins[both] / pairs)) / np.sum(size))
+
+
 def _weighted_auc(positives: NDArray, wp: NDArray, negatives: NDArray, wn: NDArray) -> float:
     """AUC where each pair counts with the product of its weights."""
     if not len(positives) or not len(negatives):
@@ -243,7 +359,17 @@ def _weighted_auc(positives: NDArray, wp: NDArray, negatives: NDArray, wn: NDArr
     return float(np.sum(wp * wins) / (2 * wp.sum() * below[-1]))
 
 
-def _mean(values: NDArray, weights: NDArray[np.float64] | None) -> float:
-    if not len(values):
-        return float("nan")
-    return float(np.average(values.astype(np.float64), weights=weights))
+def _rate(labels: ArrayLike, weights: ArrayLike) -> float:
+    y, _, w = _rows(labels, labels, weights)
+    return _mean(lambda rows: y[rows].astype(np.float64), len(y), w)
+
+
+def _mean(values: Callable[[slice], NDArray], count: int, weights: NDArray[np.float64] | None) -> float:
+    """Of ``count`` float64 values, made block by block."""
+    total = weight = 0.0
+    for start in range(0, count, _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        block = values(rows)
+        total += float((block if weights is None else block * weights[rows]).sum())
+        weight += len(block) if weights is None else float(weights[rows].sum())
+    return total / weight if count else float("nan")

@@ -1,36 +1,44 @@
-"""Scores of a whole split, in input order."""
+"""Scores of a whole split, in input order: made, measured, written."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipelines import input as inputs
-from pipelines.errors import JobError
+from pipelines.errors import JobError, UserError
 from pipelines.manifest import Manifest
 from stem_tf import metrics
 from stem_tf.callbacks import Predicting, Signals
 from stem_tf.models.base import Predictor
+from stem_tf.workdir import replace_file
+
+_ROW_GROUP = 1 << 20
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rows of a split, N of them.
+    """Rows of a split, N of them: 8 bytes a row for each key and each task.
 
     Attributes:
-      row_id: int64 [N], the rows' places in the log.
-      labels, scores, weights: float32 [N] by task; weight 0 and label 0 outside the task's space.
+      row_id: int64 [N], the rows' places in the log, ascending.
+      labels, scores: float32 [N] by task; a label is NaN outside the task's space.
       group, item: int64 [N] keys, or None where the schema has none.
     """
 
     row_id: NDArray[np.int64]
     labels: dict[str, NDArray[np.float32]]
     scores: dict[str, NDArray[np.float32]]
-    weights: dict[str, NDArray[np.float32]]
     group: NDArray[np.int64] | None
     item: NDArray[np.int64] | None
 
@@ -67,20 +75,54 @@ def predict(
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
     callback = Predicting(desc, rows, data.batch_size, signals)
+    kept = _Rows(rows)
+    execute = model.make_predict_function()
+
+    def keep(iterator: Any) -> dict[str, Any]:
+        kept.add(execute(iterator))
+        return {}  # Keras would hold all outputs twice
+
+    model.predict_function = keep
     try:
         with inputs.naming_corrupt_records(manifest, split, data.layout):
             # The number of steps is said: several steps an execution could not end inside one otherwise.
-            outputs = model.predict(dataset, steps=steps, verbose=0, callbacks=[callback])
+            model.predict(dataset, steps=steps, verbose=0, callbacks=[callback])
     finally:
+        model.predict_function = execute
         callback.close()
-    real = outputs["row_id"] >= 0
-    real[rows:] = False
-    outputs = tf.nest.map_structure(lambda values: values[real], outputs)
-    return Predictions(
-        row_id=outputs["row_id"],
-        **{name: outputs[name] for name in ("labels", "scores", "weights")},
-        **{name: outputs.get(name) for name in ("group", "item")},
-    )
+    return kept.predictions()
+
+
+class _Rows:
+    """Arrays for a known number of rows, filled one batch after another."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._filled = rows, 0
+        self._arrays: Any = None
+
+    def add(self, outputs: dict[str, Any]) -> None:
+        """Takes what ``predict_step`` returns for one batch or several; rows beyond the number are left out."""
+        batch = tf.nest.map_structure(lambda values: values.numpy(), outputs)
+        weights = batch.pop("weights")
+        batch["labels"] = {
+            task: np.where(weights[task] > 0, label, np.float32("nan")) for task, label in batch["labels"].items()
+        }
+        real = batch["row_id"] >= 0  # the last batch is padded
+        batch = tf.nest.map_structure(lambda values: values[real][: self._rows - self._filled], batch)
+        if self._arrays is None:
+            self._arrays = tf.nest.map_structure(lambda values: np.empty(self._rows, values.dtype), batch)
+        end = self._filled + len(batch["row_id"])
+
+        def fill(array: NDArray, values: NDArray) -> None:
+            array[self._filled : end] = values
+
+        tf.nest.map_structure(fill, self._arrays, batch)
+        self._filled = end
+
+    def predictions(self) -> Predictions:
+        """Fewer rows than expected where damaged records were skipped."""
+        arrays = tf.nest.map_structure(lambda array: array[: self._filled], self._arrays)
+        return Predictions(group=arrays.pop("group", None), item=arrays.pop("item", None), **arrays)
 
 
 def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:
@@ -93,7 +135,45 @@ def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:
         if not np.isfinite(scores).all():
             raise JobError(f"the model's scores of task '{task}' are not finite: training has diverged")
     types = {task.name: task.type for task in manifest.schema.tasks}
-    return metrics.evaluate(types, predictions.labels, predictions.scores, predictions.weights, predictions.group)
+    inside = {task: ~np.isnan(labels) for task, labels in predictions.labels.items()}
+    return metrics.evaluate(types, predictions.labels, predictions.scores, inside, predictions.group)
+
+
+def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) -> None:
+    """Writes row_id, the raw group value, then ``label_<task>`` (null outside its space) and ``score_<task>``.
+
+    The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
+    """
+    group, raw = manifest.schema.group, Path(manifest.data_dir) / "raw" / split
+    raw_rows = ds.dataset(raw, format="parquet") if group is not None and raw.is_dir() else None
+
+    def part(rows: slice) -> pa.Table:
+        columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id[rows])}
+        if group is not None and raw_rows is not None:
+            columns[group] = _raw_values(raw_rows, group, predicted.row_id[rows])
+        elif predicted.group is not None:
+            columns[f"{group}_key"] = pa.array(predicted.group[rows])
+        for task in manifest.schema.task_names:
+            columns[f"label_{task}"] = pa.array(predicted.labels[task][rows], from_pandas=True)  # NaN is null
+            columns[f"score_{task}"] = pa.array(predicted.scores[task][rows])
+        return pa.table(columns)
+
+    parts = (part(slice(start, start + _ROW_GROUP)) for start in range(0, len(predicted.row_id), _ROW_GROUP))
+    first = next(parts)
+    with replace_file(path) as beside, pq.ParquetWriter(beside, first.schema) as writer:
+        for table in itertools.chain([first], parts):
+            writer.write_table(table)
+
+
+def _raw_values(raw: ds.FileSystemDataset, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
+    """The raw values of ``column`` for these rows, both in ascending order; reads the row groups that hold them."""
+    inside = (pc.field("row_id") >= row_ids[0]) & (pc.field("row_id") <= row_ids[-1])
+    found = raw.to_table(columns=["row_id", column], filter=inside)
+    known = found["row_id"].to_numpy()
+    place = np.searchsorted(known, row_ids)
+    if place[-1] == len(known) or not np.array_equal(known[place], row_ids):
+        raise UserError(f"{raw.files[0]} and those beside it lack rows of the records; convert the log again")
+    return found[column].take(pa.array(place))
 
 
 def single_gpu(model: Predictor) -> str | None:

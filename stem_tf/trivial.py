@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -21,8 +22,6 @@ from stem_tf.workdir import replace_file
 PRIOR_ROWS = 5
 _BATCH_ROWS = 8192
 
-Scores = dict[str, NDArray[np.float64]]
-
 
 class TrivialAnswers:
     """Train means by key, in arrays ``<key>/<task>/keys`` (sorted), ``<key>/<task>/means`` and ``<key>/<task>/unseen``.
@@ -34,24 +33,22 @@ class TrivialAnswers:
     def __init__(self, arrays: Mapping[str, NDArray]) -> None:
         self._arrays = arrays
 
-    def scores(self, key: str, predictions: Predictions) -> Scores:
-        """The answers ``[N]`` by task for the rows of ``predictions``; a key not seen in train gets the train mean.
+    def scores(self, key: str, predictions: Predictions) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """Each task in turn, and the answers ``[N]`` for the rows of ``predictions``.
 
-        A task without train rows is left out.
+        A key not seen in train gets the train mean. A task without train rows is left out.
 
         Args:
           key: ``group`` or ``item``.
           predictions: of a split that has this key.
         """
         keys = getattr(predictions, key)
-        result = {}
         for task in predictions.labels:
             known, means, unseen = (self._arrays[f"{key}/{task}/{part}"] for part in ("keys", "means", "unseen"))
             if not len(known):
                 continue
             place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            result[task] = np.where(known[place] == keys, means[place], unseen)
-        return result
+            yield task, np.where(known[place] == keys, means[place], unseen)
 
 
 def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
@@ -73,22 +70,24 @@ def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
     return TrivialAnswers(fitted)
 
 
-def compare(tasks: Sequence[Task], predicted: Predictions, scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+def compare(
+    tasks: Sequence[Task], predicted: Predictions, scores: Iterable[tuple[str, NDArray[np.float64]]]
+) -> dict[str, float]:
     """By task, the AUC of a binary task or the MSE of a regression that ``scores`` would reach."""
-    result = {}
-    for task in tasks:
-        if task.name in scores:
-            metric = metrics.auc if task.type == "binary" else metrics.mse
-            name = task.name
-            result[name] = metric(predicted.labels[name], scores[name], predicted.weights[name])
-    return result
+    metric_of = {task.name: metrics.auc if task.type == "binary" else metrics.mse for task in tasks}
+    return {
+        task: metric_of[task](predicted.labels[task], values, ~np.isnan(predicted.labels[task]))
+        for task, values in scores
+    }
 
 
 def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
-    """Reads the train split once."""
+    """Reads the train split once; holds 8 bytes a row for each key and 4 for each task."""
     present = [key for key, column in (("group", manifest.schema.group), ("item", manifest.schema.item)) if column]
     tasks = manifest.schema.task_names
-    columns: dict[str, list[NDArray]] = {name: [] for name in [*present, *tasks]}
+    rows, filled = manifest.rows("train"), 0
+    columns: dict[str, NDArray] = {name: np.empty(rows, np.int64) for name in present}
+    columns |= {name: np.empty(rows, np.float32) for name in tasks}
     dataset = inputs.dataset(
         manifest, "train", batch_size=_BATCH_ROWS, layout=data.layout, training=False, on_corrupt=data.on_corrupt
     )
@@ -96,19 +95,22 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
     def keys_and_labels(batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         # NaN again where a row is outside the task's space, so that keys and labels stay side by side.
         labels = {task: tf.where(batch["weights"][task] > 0, batch["labels"][task], np.nan) for task in tasks}
-        return {**labels, **{key: batch[key] for key in present}}
+        return {**labels, **{key: batch[key] for key in [*present, "row_id"]}}
 
     with inputs.naming_corrupt_records(manifest, "train", data.layout):
         for batch in dataset.map(keys_and_labels).as_numpy_iterator():
+            real = batch.pop("row_id") >= 0  # the last batch is padded
+            end = filled + np.count_nonzero(real)
             for name, values in batch.items():
-                columns[name].append(values)
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+                columns[name][filled:end] = values[real]
+            filled = end
+    columns = {name: values[:filled] for name, values in columns.items()}  # damaged records may have been skipped
     arrays: dict[str, NDArray] = {}
     for key in present:
         for task in tasks:
-            inside = ~np.isnan(joined[task])
-            keys, labels = joined[key][inside], joined[task][inside]
-            known = np.unique(keys)
+            inside = ~np.isnan(columns[task])
+            keys, labels = columns[key][inside], columns[task][inside]
+            known = np.sort(pa.array(keys).unique().to_numpy())
             arrays[f"{key}/{task}/keys"] = known
             arrays[f"{key}/{task}/means"] = smoothed_means(keys, labels, known, PRIOR_ROWS)
             arrays[f"{key}/{task}/unseen"] = np.asarray(labels.mean(dtype=np.float64) if len(labels) else np.nan)

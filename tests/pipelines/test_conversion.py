@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import hashing, schema, source, tfrecord
+from pipelines import hashing, schema, source, stages, tfrecord
 from pipelines.conversion import Options, convert
 from pipelines.errors import UserError
 from pipelines.manifest import Constants, Manifest, Vocabulary
@@ -195,6 +195,24 @@ def test_same_bytes_whatever_the_processes(tmp_path: Path, monkeypatch: pytest.M
     if split == "hash":
         users = [{row["key:group"][0] for row in _rows(one, s)} for s in ("train", "validation", "test")]
         assert not users[0] & users[1] and not users[0] & users[2] and not users[1] & users[2]
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_same_bytes_whatever_the_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop: bool) -> None:
+    table = _log(300)
+    if drop:  # chunks, and the last segment, without a good row
+        bad = np.isin(np.arange(300) // 20, [3, 4, 14])
+        table = table.set_column(4, "click", pa.array(np.where(bad, 7, table["click"].to_numpy())))
+    log = _write(tmp_path / "log.parquet", table)
+    monkeypatch.setattr(source, "CHUNK_ROWS", 20)
+    for split, column in (("random", None), ("time", "time")):
+        settings: dict[str, Any] = {"split": split, "split_column": column, "shard_rows": 50, "drop_bad_rows": drop}
+        _convert(log, tmp_path / split / "whole", **settings)
+        for rows in (1, 50):
+            with monkeypatch.context() as patch:
+                patch.setattr(stages, "_SEGMENT_ROWS", rows)
+                _convert(log, tmp_path / split / f"of {rows}", **settings)
+            _assert_same_bytes(tmp_path / split / "whole", tmp_path / split / f"of {rows}")
 
 
 def test_layout_of_the_log_does_not_change_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

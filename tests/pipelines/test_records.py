@@ -49,9 +49,11 @@ def test_rows_are_what_protobuf_writes(monkeypatch: pytest.MonkeyPatch, at_a_tim
 
 def test_blocks_hold_columns() -> None:
     batch = _batch(10)
+    batch = batch.append_column("feature:user2", batch["feature:user"])  # protobuf's order of keys is not Python's
     messages = list(records.blocks(batch, 4))
     assert [count for count, _ in messages] == [4, 4, 2]
     for start, (count, payload) in zip((0, 4, 8), messages, strict=True):
+        assert Example.FromString(payload).SerializeToString(deterministic=True) == payload
         features = Example.FromString(payload).features.feature
         rows = batch.slice(start, count).to_pydict()
 
@@ -67,7 +69,7 @@ def test_blocks_hold_columns() -> None:
         np.testing.assert_array_equal(column("label:click", "<f4"), np.array(rows["label:click"], np.float32))
         assert column("key:group", "<i8").tolist() == rows["key:group"]
         assert column("key:row_id", "<i8").tolist() == rows["key:row_id"]
-        assert len(features) == 8
+        assert len(features) == 9
 
 
 def test_sliced_batches_are_written_from_their_start() -> None:

@@ -40,6 +40,61 @@ def test_auc_equals_scikit_learn(levels: int | None, flip: bool) -> None:
         assert metrics.auc(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
 
 
+def pairwise(labels: NDArray, scores: NDArray) -> float:
+    """The definition: every positive against every negative."""
+    positive, negative = scores[labels == 1][:, None], scores[labels == 0]
+    return float((positive > negative).mean() + (positive == negative).mean() / 2)
+
+
+@pytest.fixture(params=[64, None], ids=["small_blocks", "one_block"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With small blocks the rows are sorted in parts and counted in many pieces."""
+    if request.param:
+        monkeypatch.setattr(metrics, "_BLOCK_ROWS", request.param)
+
+
+AWKWARD = {
+    "signs": [-1.5, -0.0, 0.0, 2.0, -np.inf, np.inf, -1e-45, 1e-45, 3.4e38, -3.4e38],
+    "probabilities": [0.0, -0.0, 1.0, 0.5, 0.25, 1e-45, 1 - 2**-24],
+    "one": [0.5],
+    "negative": [-1.0, -2.0, -0.5, -np.inf],
+}
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("values", AWKWARD)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64])
+def test_auc_is_the_pairwise_definition(values: str, dtype: type) -> None:
+    rng = np.random.default_rng(3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = np.array(AWKWARD[values])[rng.integers(0, len(AWKWARD[values]), 500)].astype(dtype)
+    for rate in (0.002, 0.3, 0.998):
+        labels = (rng.random(500) < rate).astype(np.float32)
+        labels[:2] = 0, 1
+        assert metrics.auc(labels, scores) == pytest.approx(pairwise(labels, scores), abs=1e-12)
+        assert metrics.auc(labels == 1, scores, labels >= 0) == metrics.auc(labels, scores)
+        groups = rng.integers(0, 9, 500)
+        both = [g for g in range(9) if len(set(labels[groups == g])) == 2]
+        sizes = [np.count_nonzero(groups == g) for g in both]
+        aucs = [pairwise(labels[groups == g], scores[groups == g]) for g in both]
+        assert metrics.grouped_auc(labels, scores, groups) == pytest.approx(np.average(aucs, weights=sizes), abs=1e-12)
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rate", [0.0005, 0.1, 0.9995])
+@pytest.mark.parametrize("levels", [None, 3, 1000])
+def test_auc_equals_scikit_learn_at_any_rate(rate: float, dtype: type, levels: int | None) -> None:
+    rng = np.random.default_rng(4)
+    labels = rng.random(20_000) < rate
+    scores: NDArray = (rng.normal(size=20_000) + labels).astype(dtype)
+    if levels:
+        scores = np.round(scores * levels) / dtype(levels)
+    expected = sklearn.metrics.roc_auc_score(labels, scores)
+    assert metrics.auc(labels, scores) == pytest.approx(expected, abs=1e-9)
+    assert metrics.auc(labels, 1 / (1 + np.exp(-scores))) == pytest.approx(expected, abs=1e-4)  # rounds to new ties
+
+
 def test_rows_of_weight_zero_are_ignored_whatever_they_hold() -> None:
     labels, scores, weights = [0, 1, 1, 7], [0.2, 0.9, 0.1, np.nan], [1, 1, 1, 0]
     assert metrics.auc(labels, scores, weights) == 0.5
@@ -56,6 +111,7 @@ def test_one_class_or_no_rows_is_nan() -> None:
     assert np.isnan(metrics.mse([1.0], [1.0], [0.0]))
 
 
+@pytest.mark.usefixtures("blocks")
 def test_logloss_equals_scikit_learn() -> None:
     labels, scores, rng = random_rows(1)
     scores = scores.astype(np.float64)
@@ -63,6 +119,8 @@ def test_logloss_equals_scikit_learn() -> None:
     assert metrics.logloss(labels, scores) == pytest.approx(sklearn.metrics.log_loss(labels, scores), abs=1e-12)
     expected = sklearn.metrics.log_loss(labels, scores, sample_weight=weights)
     assert metrics.logloss(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
+    expected = sklearn.metrics.mean_squared_error(labels, scores, sample_weight=weights)
+    assert metrics.mse(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
 
 
 def test_logloss_of_saturated_scores_is_finite() -> None:
@@ -82,6 +140,7 @@ def test_grouped_auc_by_hand() -> None:
     assert metrics.grouped_auc(labels, scores, groups, weights) == pytest.approx((3 * 0.5 + 1 * 1) / 4, abs=1e-15)
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_grouped_auc_equals_a_loop_over_scikit_learn(weighted: bool) -> None:
     labels, scores, rng = random_rows(2, levels=30)
