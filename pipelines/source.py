@@ -125,6 +125,12 @@ class Chunk:
     columns: dict[str, pa.Array]
     malformed: int
 
+    def take(self, places: np.ndarray) -> Chunk:
+        """Some of the rows, by ascending place."""
+        index = pa.array(places)
+        columns = {name: array.take(index) for name, array in self.columns.items()}
+        return Chunk(self.path, self.rows[places], columns, self.malformed)
+
 
 @dataclass(frozen=True)
 class Log:
@@ -145,8 +151,13 @@ class Log:
     csv: CsvOptions = field(default_factory=CsvOptions)
 
 
-def open_log(files: Sequence[str], csv: CsvOptions | None = None) -> Log:
+def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int = _UNIT_ROWS) -> Log:
     """Checks that the files can be read and agree, and cuts them into units. Reads headers and footers only.
+
+    Args:
+      files: of the log, in row_id order.
+      csv: how CSV files are written.
+      unit_rows: about how many rows the consecutive row groups of a unit have together; 0 gives a unit to each.
 
     Raises:
       UserError: an empty or unreadable file, a mixture of CSV and Parquet, a repeated column name, or a file that lacks
@@ -167,7 +178,7 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None) -> Log:
         else:
             with _open_parquet(path) as file:
                 found = _types(path, file.schema_arrow)
-                units += _parquet_units(path, number, file.metadata, len(units))
+                units += _parquet_units(path, number, file.metadata, len(units), unit_rows)
         _check_agreement(path, found, types or found, files[0])
         types = types or found
     return Log(tuple(files), types, tuple(units), text, csv)
@@ -188,14 +199,14 @@ def _check_agreement(path: str, found: dict[str, pa.DataType], types: dict[str, 
             raise UserError(f"{path}: the column '{name}' is {found[name]}, but {kind} in {first}")
 
 
-def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int) -> list[Unit]:
-    """Consecutive row groups of about `_UNIT_ROWS` rows together."""
+def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int, unit_rows: int) -> list[Unit]:
+    """Consecutive row groups of about ``unit_rows`` rows together."""
     units: list[Unit] = []
     groups: list[int] = []
     first = rows = 0
     for group in range(metadata.num_row_groups):
         size = metadata.row_group(group).num_rows
-        if groups and rows + size > _UNIT_ROWS:
+        if groups and rows + size > unit_rows:
             units.append(Unit(index + len(units), file, path, tuple(groups), first, rows))
             groups, first, rows = [], first + rows, 0
         groups.append(group)

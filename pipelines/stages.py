@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pipelines import hashing, records, source, staging, vocabulary
 from pipelines.cleaning import Cleaner, Rows, kept_columns
 from pipelines.manifest import SPLITS, Shard, vocabulary_path
+from pipelines.schema import Schema
 from pipelines.source import Chunk, Log, Unit
 from pipelines.tfrecord import Writer
 from pipelines.transforms import NumericFit
@@ -43,7 +44,7 @@ class Job:
       cleaner: schema, split policy, policy for bad rows.
       file_starts: row_id of each file's first row.
       seed: of the shuffle.
-      layouts: which of blocks and rows to write.
+      layouts: which of blocks and rows to write, if any.
       block_rows: rows of a block.
       directory: where the output is built.
       scratch: directory of intermediate files.
@@ -211,14 +212,14 @@ def encode(job: Job, unit: Unit, keep_raw: bool) -> Encoded:
                 rows = every.take(np.flatnonzero(every.split == number))
                 if not len(rows.row_ids):
                     continue
-                batch = _encode(job, rows)
+                batch = encoded_rows(job.directory, job.cleaner.schema, rows)
                 _count(counts, number, batch)
-                if split == "train":
-                    batch = _sorted_by_hash(batch, job.seed)
-                else:
+                if split != "train":
                     raw = _raw(job, chunk, rows)
                     _write(writers, job.raw_path(split, f"unit-{unit.index}"), raw)
-                _write(writers, job.rows_path(split, unit.index), batch)
+                if job.layouts:
+                    batch = _sorted_by_hash(batch, job.seed) if split == "train" else batch
+                    _write(writers, job.rows_path(split, unit.index), batch)
     finally:
         for writer in writers.values():
             writer.close()
@@ -236,15 +237,15 @@ def _write(writers: _Writers, path: str, batch: pa.RecordBatch) -> None:
     writers[path].write_batch(batch)
 
 
-def _encode(job: Job, rows: Rows) -> pa.RecordBatch:
-    """The columns of `records` for some rows."""
+def encoded_rows(data_dir: str, schema: Schema, rows: Rows) -> pa.RecordBatch:
+    """The columns of `records` for some rows, by the vocabularies under ``data_dir``."""
     columns: dict[str, pa.Array] = {}
-    for feature in job.cleaner.schema.features:
+    for feature in schema.features:
         name, key = feature.name, f"feature:{feature.name}"
         if feature.kind == "categorical":
-            columns[key] = pa.array(_lookup(vocabulary_path(job.directory, name))(rows.ids[name]))
+            columns[key] = pa.array(_lookup(vocabulary_path(data_dir, name))(rows.ids[name]))
         elif feature.kind == "multivalent":
-            ids = _lookup(vocabulary_path(job.directory, name))(rows.lists[name].values)
+            ids = _lookup(vocabulary_path(data_dir, name))(rows.lists[name].values)
             offsets = np.append(0, np.cumsum(rows.lists[name].lengths)).astype(np.int32)
             columns[key] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
         elif feature.kind == "numeric":

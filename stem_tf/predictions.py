@@ -60,15 +60,14 @@ def predict(
       UserError: no such split, or no rows in it.
       CorruptRecord: a damaged record.
     """
-    reading: dict[str, Any] = {"batch_size": data.batch_size, "layout": data.layout, "on_corrupt": data.on_corrupt}
-    dataset = inputs.dataset(manifest, split, training=False, device=single_gpu(model), **reading)
-    steps = inputs.steps(manifest, split, training=False, **reading)
+    dataset = inputs.dataset(manifest, split, training=False, device=single_gpu(model), **reading(data))
+    steps = inputs.steps(manifest, split, training=False, **reading(data))
     rows = manifest.rows(split)
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
     callback = Predicting(desc, rows, data.batch_size, signals)
     try:
-        with inputs.naming_corrupt_records(manifest, split, data.layout):
+        with inputs.naming_corrupt_records(manifest, split, data.input_format):
             # The number of steps is said: several steps an execution could not end inside one otherwise.
             outputs = model.predict(dataset, steps=steps, verbose=0, callbacks=[callback])
     finally:
@@ -94,6 +93,11 @@ def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:
             raise JobError(f"the model's scores of task '{task}' are not finite: training has diverged")
     types = {task.name: task.type for task in manifest.schema.tasks}
     return metrics.evaluate(types, predictions.labels, predictions.scores, predictions.weights, predictions.group)
+
+
+def reading(data: Any) -> dict[str, Any]:
+    """How to read, as :mod:`pipelines.input` takes it, of ``config.data``."""
+    return {"batch_size": data.batch_size, "input_format": data.input_format, "on_corrupt": data.on_corrupt}
 
 
 def single_gpu(model: Predictor) -> str | None:

@@ -90,7 +90,12 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
     tasks = manifest.schema.task_names
     columns: dict[str, list[NDArray]] = {name: [] for name in [*present, *tasks]}
     dataset = inputs.dataset(
-        manifest, "train", batch_size=_BATCH_ROWS, layout=data.layout, training=False, on_corrupt=data.on_corrupt
+        manifest,
+        "train",
+        batch_size=_BATCH_ROWS,
+        input_format=data.input_format,
+        training=False,
+        on_corrupt=data.on_corrupt,
     )
 
     def keys_and_labels(batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
@@ -98,7 +103,7 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
         labels = {task: tf.where(batch["weights"][task] > 0, batch["labels"][task], np.nan) for task in tasks}
         return {**labels, **{key: batch[key] for key in present}}
 
-    with inputs.naming_corrupt_records(manifest, "train", data.layout):
+    with inputs.naming_corrupt_records(manifest, "train", data.input_format):
         for batch in dataset.map(keys_and_labels).as_numpy_iterator():
             for name, values in batch.items():
                 columns[name].append(values)
