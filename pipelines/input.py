@@ -279,7 +279,7 @@ def naming_corrupt_records(manifest: Manifest, split: str, input_format: str = "
     except tf.errors.OpError as error:
         if input_format == "parquet":
             streams = _reading.get((manifest.data_dir, split))
-            found = streams and streams.failure
+            found = None if streams is None else streams.failure
         else:
             found = _damage(manifest, split, input_format, error)
         if found is None:

@@ -33,7 +33,7 @@ from pipelines.schema import Schema
 from pipelines.source import Chunk, Log, Unit
 from pipelines.split import GivenSplit, HashSplit, TimeSplit, restore
 
-WINDOW_ROWS = source.CHUNK_ROWS
+WINDOW_ROWS = 131_072
 SIDE_BY_SIDE = 8
 """How many parts training reads side by side."""
 WINDOW = "window"
@@ -70,6 +70,7 @@ class Plan:
       order: the part of each window.
       shuffle: a seed, or None to keep the order of the log.
       every: (index, count): read the rows whose row_id has this remainder.
+      window_rows: rows of a window of one row group.
     """
 
     data_dir: str
@@ -81,6 +82,7 @@ class Plan:
     order: tuple[int, ...]
     shuffle: tuple[int, ...] | None
     every: tuple[int, int]
+    window_rows: int
 
     def write(self, output: BinaryIO, stream: int, streams: int) -> None:
         """Writes the windows of every ``streams``-th part from ``stream`` on, in the plan's order, as an Arrow stream.
@@ -117,10 +119,12 @@ class Plan:
             check(self.sources[unit.file])
             if not self._has_rows(unit):
                 continue
-            for chunk in source.read(self.log, unit, self.cleaner.columns, skip_malformed=False):
+            for chunk in source.read(
+                self.log, unit, self.cleaner.columns, skip_malformed=False, chunk_rows=self.window_rows
+            ):
                 columns += self._encoded(chunk, unit)
                 read += len(chunk.rows)
-                if read >= (windows + 1) * WINDOW_ROWS:
+                if read >= (windows + 1) * self.window_rows:
                     yield _joined(columns)
                     columns, windows = [], windows + 1
         while windows < part.windows:
@@ -244,6 +248,7 @@ def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int
         order=tuple(_order(parts, SIDE_BY_SIDE if training else 1)),
         shuffle=shuffle,
         every=(0, 1) if by_unit else reader,
+        window_rows=WINDOW_ROWS,
     )
 
 

@@ -82,7 +82,7 @@ def _read(connection: socket.socket, job: bytes) -> Exception | None:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "pipelines.raw_reader"],
         stdin=subprocess.PIPE,
-        stdout=connection,
+        stdout=connection.fileno(),
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": packages},
         process_group=0,  # Ctrl-C is for the job

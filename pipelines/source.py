@@ -111,7 +111,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Up to `CHUNK_ROWS` consecutive rows of a unit.
+    """Consecutive rows of a unit, up to `CHUNK_ROWS` unless asked otherwise.
 
     Attributes:
       path: the file.
@@ -216,7 +216,9 @@ def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int, 
     return units
 
 
-def read(log: Log, unit: Unit, columns: Sequence[str] | None, *, skip_malformed: bool) -> Iterator[Chunk]:
+def read(
+    log: Log, unit: Unit, columns: Sequence[str] | None, *, skip_malformed: bool, chunk_rows: int = CHUNK_ROWS
+) -> Iterator[Chunk]:
     """Reads a unit as a stream.
 
     Args:
@@ -224,12 +226,13 @@ def read(log: Log, unit: Unit, columns: Sequence[str] | None, *, skip_malformed:
       unit: what to read.
       columns: names to read, or None for all.
       skip_malformed: skip CSV rows with a wrong number of columns, rather than raise.
+      chunk_rows: rows of a chunk of Parquet.
 
     Raises:
       UserError: the file is damaged, or a malformed row (with its place).
     """
     names = list(log.types) if columns is None else list(columns)
-    return _read_csv(log, unit, names, skip_malformed) if log.text else _read_parquet(unit, names)
+    return _read_csv(log, unit, names, skip_malformed) if log.text else _read_parquet(unit, names, chunk_rows)
 
 
 def _open_parquet(path: str) -> pq.ParquetFile:
@@ -239,10 +242,10 @@ def _open_parquet(path: str) -> pq.ParquetFile:
         raise _damaged(path, "Parquet", error) from None
 
 
-def _read_parquet(unit: Unit, names: list[str]) -> Iterator[Chunk]:
+def _read_parquet(unit: Unit, names: list[str], chunk_rows: int) -> Iterator[Chunk]:
     row = unit.first_row
     with _open_parquet(unit.path) as file:
-        batches = file.iter_batches(CHUNK_ROWS, row_groups=unit.row_groups, columns=names, use_threads=False)
+        batches = file.iter_batches(chunk_rows, row_groups=unit.row_groups, columns=names, use_threads=False)
         while True:
             try:
                 batch = next(batches, None)

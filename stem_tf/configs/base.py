@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import ml_collections
 
+from pipelines.manifest import INPUT_FORMATS, LAYOUTS
+
 
 @dataclass(frozen=True)
 class Key:
@@ -82,14 +84,14 @@ KEYS: dict[str, Key] = {
     "data.input_format": Key(
         "blocks",
         "what to read: blocks (records, fast), rows (records, a tf.Example a row), or parquet (the log itself)",
-        ("blocks", "rows", "parquet"),
+        INPUT_FORMATS,
     ),
     "data.batch_size": Key(4096, "rows a step, over all replicas; evaluation uses the same", low=1),
     "data.on_corrupt": Key(
         "fail",
         "a damaged record ends the job, or is skipped and counted",
         ("fail", "skip"),
-        only_if=("data.input_format", ("blocks", "rows")),
+        only_if=("data.input_format", LAYOUTS),
     ),
     # The model. Network: keyword arguments of its class, and Parts.
     "model.name": Key("stem_net", "which model; they are listed below", tuple(MODELS)),
