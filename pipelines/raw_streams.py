@@ -72,12 +72,16 @@ class Streams:
         """Has a process write to the connection, and notes how it failed before the other side sees the end."""
         with connection:
             try:
-                self.failure = _read(connection, job) or self.failure
+                failure: Exception | None = _read(connection, job)
             except Exception as error:
-                self.failure = JobError(f"a process to read the log could not be started: {error}")
+                failure = JobError(f"a process to read the log could not be started: {error}")
+            if failure is not None:
+                self.failure = self.failure or failure
+                self.close()  # tensorflow-io connects again after an error
 
 
-def _read(connection: socket.socket, job: bytes) -> Exception | None:
+def _read(connection: socket.socket, job: bytes) -> UserError | JobError | None:
+    """Runs the process; what it failed with."""
     packages = os.pathsep.join(filter(None, [_PACKAGES, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "pipelines.raw_reader"],
