@@ -151,13 +151,14 @@ class Log:
     csv: CsvOptions = field(default_factory=CsvOptions)
 
 
-def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int = _UNIT_ROWS) -> Log:
+def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int | None = None) -> Log:
     """Checks that the files can be read and agree, and cuts them into units. Reads headers and footers only.
 
     Args:
       files: of the log, in row_id order.
       csv: how CSV files are written.
-      unit_rows: about how many rows the consecutive row groups of a unit have together; 0 gives a unit to each.
+      unit_rows: about how many rows the consecutive row groups of a unit have together, `_UNIT_ROWS` if not given; 0
+        gives a unit to each.
 
     Raises:
       UserError: an empty or unreadable file, a mixture of CSV and Parquet, a repeated column name, or a file that lacks
@@ -178,7 +179,9 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int
         else:
             with _open_parquet(path) as file:
                 found = _types(path, file.schema_arrow)
-                units += _parquet_units(path, number, file.metadata, len(units), unit_rows)
+                units += _parquet_units(
+                    path, number, file.metadata, len(units), _UNIT_ROWS if unit_rows is None else unit_rows
+                )
         _check_agreement(path, found, types or found, files[0])
         types = types or found
     return Log(tuple(files), types, tuple(units), text, csv)
@@ -217,7 +220,7 @@ def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int, 
 
 
 def read(
-    log: Log, unit: Unit, columns: Sequence[str] | None, *, skip_malformed: bool, chunk_rows: int = CHUNK_ROWS
+    log: Log, unit: Unit, columns: Sequence[str] | None, *, skip_malformed: bool, chunk_rows: int | None = None
 ) -> Iterator[Chunk]:
     """Reads a unit as a stream.
 
@@ -226,13 +229,17 @@ def read(
       unit: what to read.
       columns: names to read, or None for all.
       skip_malformed: skip CSV rows with a wrong number of columns, rather than raise.
-      chunk_rows: rows of a chunk of Parquet.
+      chunk_rows: rows of a chunk of Parquet, `CHUNK_ROWS` if not given.
 
     Raises:
       UserError: the file is damaged, or a malformed row (with its place).
     """
     names = list(log.types) if columns is None else list(columns)
-    return _read_csv(log, unit, names, skip_malformed) if log.text else _read_parquet(unit, names, chunk_rows)
+    return (
+        _read_csv(log, unit, names, skip_malformed)
+        if log.text
+        else _read_parquet(unit, names, chunk_rows or CHUNK_ROWS)
+    )
 
 
 def _open_parquet(path: str) -> pq.ParquetFile:
