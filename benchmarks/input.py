@@ -2,10 +2,11 @@
 
     python -m benchmarks.input --rows=2000000
 
-Generates a Parquet log of categorical features of 30,000 ids each, two labels and two keys, converts it to both
-layouts, and reads whole epochs of the three sources: each case ``--repeats`` times, in turn, after one pass that is not
-timed. ``bare parse_example`` is what any reader of one tf.Example a row has to do: TFRecordDataset, batch,
-tf.io.parse_example, no shuffle. An epoch of ``parquet`` includes the start of its processes.
+Generates a Parquet log of categorical features of 30,000 ids each, two labels and two keys, converts it to ``blocks``
+and a quarter of it, since they are slow, to ``rows``, and reads whole epochs of the three sources: each case
+``--repeats`` times, in turn, after one pass that is not timed. ``bare parse_example`` is what any reader of one
+tf.Example a row has to do: TFRecordDataset, batch, tf.io.parse_example, no shuffle. An epoch of ``parquet`` includes
+the start of its processes.
 The files are in the page cache: this measures the processor, not the disk. Rows per second of processor time (all
 threads and processes together) are what to compare when the machine has other work. The last column is what part of a
 training step's time its rows take to read: give what ``benchmarks/train.py`` measured here.
@@ -44,7 +45,11 @@ def main(argv: Sequence[str]) -> None:
     del argv
     with tempfile.TemporaryDirectory(prefix="stem-benchmark-") as directory:
         data = generate(directory, _ROWS.value, _FEATURES.value)
-        sizes = {x: sum(shard.bytes for shard in data.shards("train", x)) / _ROWS.value for x in manifest.LAYOUTS}
+        sizes = {
+            layout: sum(shard.bytes for shard in of.shards("train", layout)) / of.rows("train")
+            for layout, of in data.items()
+            if layout in manifest.LAYOUTS
+        }
         figures = measure(data, _BATCH_SIZE.value, _REPEATS.value)
     report = {
         "rows": _ROWS.value,
@@ -61,8 +66,8 @@ def main(argv: Sequence[str]) -> None:
     step = f"of a step at {_STEP.value:,.0f}/s"
     print(f"{'':24}{'median rows/s':>16}{'least':>12}{'most':>12}{'rows per CPU second':>22}{step:>26}")
     for case, epochs in figures.items():
-        rates = [_ROWS.value / epoch["seconds"] for epoch in epochs]
-        cpu = statistics.median(_ROWS.value / epoch["cpu_seconds"] for epoch in epochs)
+        rates = [epoch["rows"] / epoch["seconds"] for epoch in epochs]
+        cpu = statistics.median(epoch["rows"] / epoch["cpu_seconds"] for epoch in epochs)
         median = statistics.median(rates)
         share = _STEP.value / median
         print(f"{case:24}{median:>16,.0f}{min(rates):>12,.0f}{max(rates):>12,.0f}{cpu:>22,.0f}{share:>26.1%}")
@@ -71,14 +76,13 @@ def main(argv: Sequence[str]) -> None:
             json.dump(report, file, indent=1)
 
 
-def generate(directory: str, rows: int, features: int) -> manifest.Manifest:
-    """Writes a log of random rows under ``directory`` and converts it, all of it to train, to both layouts."""
+def generate(directory: str, rows: int, features: int) -> dict[str, manifest.Manifest]:
+    """Writes a log of random rows under ``directory`` and converts it, all of it to train; by input format."""
     random = np.random.default_rng(0)
     names = [f"f{i}" for i in range(features)]
-    path = os.path.join(directory, "log.parquet")
     columns = {name: random.integers(1, 30_000, rows) for name in (*names, "group", "item")}
     columns |= {task: (random.random(rows) < 0.3).astype(np.int8) for task in ("a", "b")}
-    pq.write_table(pa.table(columns), path, row_group_size=_ROW_GROUP_ROWS)
+    log = pa.table(columns)
     described = schema.Schema(
         name="benchmark",
         features=tuple(schema.Feature(name, "categorical", "context", name, "int64") for name in names),
@@ -86,30 +90,43 @@ def generate(directory: str, rows: int, features: int) -> manifest.Manifest:
         group="group",
         item="item",
     )
-    return conversion.convert(
-        conversion.Options(
+
+    def convert(layout: str, part: pa.Table) -> manifest.Manifest:
+        path = os.path.join(directory, f"{layout}.parquet")
+        pq.write_table(part, path, row_group_size=_ROW_GROUP_ROWS)
+        options = conversion.Options(
             schema=described,
-            output=os.path.join(directory, "data"),
+            output=os.path.join(directory, layout),
             given={"train": path},
+            layouts=(layout,),
             processes=len(os.sched_getaffinity(0)),
         )
-    )
+        return conversion.convert(options)
+
+    blocks = convert("blocks", log)
+    return {"blocks": blocks, "rows": convert("rows", log.slice(0, -(-rows // 4))), "parquet": blocks}
 
 
-def measure(data: manifest.Manifest, batch_size: int, repeats: int) -> dict[str, list[dict[str, float]]]:
-    """Time of each of ``repeats`` epochs (building the pipeline included) by case."""
+def measure(data: dict[str, manifest.Manifest], batch_size: int, repeats: int) -> dict[str, list[dict[str, float]]]:
+    """Rows and time of each of ``repeats`` epochs (building the pipeline included) by case."""
 
     def batches(input_format: str, training: bool) -> Callable[[int], tf.data.Dataset]:
         return lambda epoch: input.dataset(
-            data, "train", batch_size=batch_size, input_format=input_format, training=training, epoch=epoch
+            data[input_format],
+            "train",
+            batch_size=batch_size,
+            input_format=input_format,
+            training=training,
+            epoch=epoch,
         )
 
     def bare(epoch: int) -> tf.data.Dataset:
         del epoch
-        spec = {f"feature:{f.name}": tf.io.FixedLenFeature([], tf.int64) for f in data.schema.features}
-        spec |= {f"label:{task.name}": tf.io.FixedLenFeature([], tf.float32) for task in data.schema.tasks}
+        of = data["rows"]
+        spec = {f"feature:{f.name}": tf.io.FixedLenFeature([], tf.int64) for f in of.schema.features}
+        spec |= {f"label:{task.name}": tf.io.FixedLenFeature([], tf.float32) for task in of.schema.tasks}
         spec |= {f"key:{key}": tf.io.FixedLenFeature([], tf.int64) for key in ("group", "item", "row_id")}
-        lines = tf.data.TFRecordDataset([shard.path for shard in data.shards("train", "rows")])
+        lines = tf.data.TFRecordDataset([shard.path for shard in of.shards("train", "rows")])
         parsed = lines.batch(batch_size).map(
             lambda x: tf.io.parse_example(x, spec), num_parallel_calls=tf.data.AUTOTUNE
         )
@@ -130,7 +147,8 @@ def measure(data: manifest.Manifest, batch_size: int, repeats: int) -> dict[str,
             time.sleep(0.2)  # processes count when they have ended
             cpu_seconds = _cpu_seconds() - cpu_start
             if epoch:
-                figures[case].append({"seconds": seconds, "cpu_seconds": cpu_seconds})
+                rows = data[case.split(",")[0] if "," in case else "rows"].rows("train")
+                figures[case].append({"rows": rows, "seconds": seconds, "cpu_seconds": cpu_seconds})
     return figures
 
 

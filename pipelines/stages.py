@@ -243,9 +243,9 @@ def encoded_rows(data_dir: str, schema: Schema, rows: Rows) -> pa.RecordBatch:
     for feature in schema.features:
         name, key = feature.name, f"feature:{feature.name}"
         if feature.kind == "categorical":
-            columns[key] = pa.array(_lookup(vocabulary_path(data_dir, name))(rows.ids[name]))
+            columns[key] = pa.array(_lookup(vocabulary_path(data_dir, name)).plain(rows.ids[name]))
         elif feature.kind == "multivalent":
-            ids = _lookup(vocabulary_path(data_dir, name))(rows.lists[name].values)
+            ids = _lookup(vocabulary_path(data_dir, name)).plain(rows.lists[name].values)
             offsets = np.append(0, np.cumsum(rows.lists[name].lengths)).astype(np.int32)
             columns[key] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids))
         elif feature.kind == "numeric":
