@@ -18,7 +18,8 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO, NoReturn
 
@@ -92,7 +93,8 @@ class Plan:
           BrokenPipeError: nobody reads on.
         """
         schema = self.cleaner.schema
-        reading: dict[int, Iterator[Columns]] = {}
+        reading: dict[int, Generator[Columns, None, None]] = {}
+        written: Counter[int] = Counter()
         stream_schema = arrow_schema(schema)
         writer = pa.ipc.new_stream(pa.PythonFile(output, mode="w"), stream_schema)
         for number, part in enumerate(self.order):
@@ -101,6 +103,9 @@ class Plan:
             if part not in reading:
                 reading[part] = self._windows(self.parts[part])
             columns = next(reading[part])
+            written[part] += 1
+            if written[part] == self.parts[part].windows:
+                reading.pop(part).close()  # and its file
             if not columns:
                 columns = {key: np.zeros((1, width) if width else 1, kind) for key, (kind, width) in shapes(schema)}
                 columns["key:row_id"][:] = -1
@@ -111,7 +116,7 @@ class Plan:
             writer.write_batch(pa.RecordBatch.from_arrays(list(map(_array, columns.values())), schema=stream_schema))
         writer.close()
 
-    def _windows(self, part: Part) -> Iterator[Columns]:
+    def _windows(self, part: Part) -> Generator[Columns, None, None]:
         """The columns of each window; {} where it has no rows."""
         columns: list[Columns] = []
         read = windows = 0
