@@ -202,7 +202,7 @@ def _speed(manifest: Manifest, output: Path) -> None:
     def turn(model: str) -> Callable[[], float]:
         config = config_of(model, manifest)
         built = models.build(config, manifest)
-        reading: dict[str, Any] = {"batch_size": config.data.batch_size, "layout": "blocks", "on_corrupt": "fail"}
+        reading: dict[str, Any] = {"batch_size": config.data.batch_size, "input_format": "blocks", "on_corrupt": "fail"}
         batch = next(iter(inputs.dataset(manifest, "train", training=True, seed=0, epoch=0, start_step=0, **reading)))
         step = tf.function(built.train_step)
         for _ in range(3):

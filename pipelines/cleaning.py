@@ -17,9 +17,7 @@ from pipelines.casts import Lists
 from pipelines.errors import UserError
 from pipelines.schema import Feature, Schema, Task
 from pipelines.source import Chunk
-from pipelines.split import GivenSplit, HashSplit, RandomSplit, TimeSplit, order_keys, time_values
-
-SplitPolicy = GivenSplit | HashSplit | RandomSplit | TimeSplit
+from pipelines.split import GivenSplit, HashSplit, RandomSplit, SplitPolicy, TimeSplit, order_keys, time_values
 
 
 @dataclass(frozen=True)
@@ -251,6 +249,10 @@ class Cleaner:
         if isinstance(self.split, HashSplit):
             return self.split.assign(hashing.key64(self._key(chunk, self.split.column, bad)))
         return self.split.assign(time_keys(chunk, self.split.column, self.split.kind, bad))
+
+    def splits(self, chunk: Chunk, row_ids: np.ndarray, file: int) -> np.ndarray:
+        """uint8 [n], the split of every row; of a row that is bad, any. Arguments as of `clean`, which checks them."""
+        return self._assign(chunk, row_ids, file, _BadRows(chunk, drop=True))
 
     def times(self, chunk: Chunk, column: str, kind: pa.DataType) -> np.ndarray:
         """Times of a chunk's rows that have one, uint64 keys that sort as they do."""

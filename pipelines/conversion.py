@@ -15,18 +15,19 @@ import pyarrow as pa
 
 from pipelines import manifest, source, stages, staging
 from pipelines import schema as schemas
-from pipelines.cleaning import Cleaner, SplitPolicy
+from pipelines.cleaning import Cleaner
 from pipelines.errors import JobError, UserError, did_you_mean
 from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, Manifest, Split, TaskCounts, Vocabulary
 from pipelines.progress import Progress
 from pipelines.schema import Schema
 from pipelines.source import CsvOptions, Log
 from pipelines.split import (
+    LAST_KEY,
     GivenSplit,
     HashSplit,
     RandomSplit,
+    SplitPolicy,
     TimeSplit,
-    key_value,
     kth_smallest,
     parse_time,
     time_kind,
@@ -45,6 +46,7 @@ class Options:
       log: patterns of the log's files; "" with ``given``.
       given: patterns by split, instead of ``log`` and ``split``.
       split: time, hash or random.
+      layouts: of the records to write; none where the log itself will be read.
     """
 
     schema: Schema
@@ -80,6 +82,8 @@ def convert(options: Options) -> Manifest:
         raise UserError(
             f"{log.files[0]}: the column name 'row_id' is taken by the place of a row in the log; rename it"
         )
+    if log.text and not options.layouts:
+        raise UserError(f"{log.files[0]}: training cannot read CSV; a conversion without records needs a Parquet log")
     inside = [path for path in log.files if _is_inside(path, options.output)]
     if inside:
         raise UserError(f"{inside[0]}: a file of the log lies in the output directory {options.output}")
@@ -148,7 +152,7 @@ class _Conversion:
                 name=self._schema.name,
                 seed=self._options.seed,
                 sources=tuple(
-                    manifest.Source(path, rows, os.path.getsize(path))
+                    manifest.Source(os.path.abspath(path), rows, os.path.getsize(path))
                     for path, rows in zip(self._log.files, file_rows, strict=True)
                 ),
                 split=self._describe(policy),
@@ -286,6 +290,8 @@ class _Conversion:
         return results
 
     def _shards(self, pool: Pool, job: Job, fits: list[stages.Fit]) -> dict[str, dict[str, list[manifest.Shard]]]:
+        if not self._options.layouts:
+            return {split: {} for split in SPLITS}
         plans = [
             plan
             for i, split in enumerate(SPLITS)
@@ -316,20 +322,14 @@ class _Conversion:
         if isinstance(policy, GivenSplit):
             files = list(zip(self._log.files, policy.file_splits, strict=True))
             return {"by": "given files"} | {
-                name: [path for path, split in files if split == i] for i, name in enumerate(SPLITS)
+                name: [os.path.abspath(path) for path, split in files if split == i] for i, name in enumerate(SPLITS)
             }
         if isinstance(policy, RandomSplit):
             return {"by": "random", "fractions": fractions}
         if isinstance(policy, HashSplit):
             return {"by": "hash", "column": policy.column, "fractions": fractions}
         by_value = self._options.validation_from is not None or self._options.test_from is not None
-        return {
-            "by": "time",
-            "column": policy.column,
-            "fractions": None if by_value else fractions,
-            "train_until": key_value(policy.train_until, policy.kind),
-            "validation_until": key_value(policy.validation_until, policy.kind),
-        }
+        return {"by": "time", "column": policy.column, "fractions": None if by_value else fractions} | policy.describe()
 
     def _summary(
         self, split: int, fits: list[stages.Fit], encoded: list[Encoded], shards: dict[str, list[manifest.Shard]]
@@ -351,7 +351,7 @@ def _given_times(column: str, kind: pa.DataType, validation_from: str | None, te
     def last_before(text: str, flag: str) -> int:
         return max(parse_time(text, kind, flag) - 1, 0)
 
-    test = last_before(test_from, "test_from") if test_from is not None else 2**64 - 1
+    test = last_before(test_from, "test_from") if test_from is not None else LAST_KEY
     validation = last_before(validation_from, "validation_from") if validation_from is not None else test
     if validation > test:
         raise UserError(f"--validation_from={validation_from} should not be later than --test_from={test_from}")

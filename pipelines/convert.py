@@ -43,7 +43,10 @@ _GIVEN = {
     for split in SPLITS
 }
 _LAYOUTS = flags.DEFINE_list(
-    "layouts", list(LAYOUTS), "blocks (columns of many rows, fast to read), rows (a tf.Example a row, for anybody)."
+    "layouts",
+    list(LAYOUTS),
+    "Records to write: blocks (columns of many rows, fast to read), rows (a tf.Example a row, for anybody), or none "
+    "(to train on the Parquet log itself).",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of split and shuffle.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Worker processes; all cores by default.", lower_bound=1)
@@ -81,11 +84,11 @@ def _options(argv: Sequence[str]) -> Options:
         raise UserError("--validation_from and --test_from belong to --split=time")
     if (_VALIDATION_FROM.value or _TEST_FROM.value) and flags.FLAGS["fractions"].present:
         raise UserError("--fractions and --validation_from / --test_from exclude each other")
-    layouts = tuple(dict.fromkeys(_LAYOUTS.value))
-    for layout in layouts or ("",):
+    layouts = () if _LAYOUTS.value == ["none"] else tuple(dict.fromkeys(_LAYOUTS.value or [""]))
+    for layout in layouts:
         if layout not in LAYOUTS:
             hint = did_you_mean(layout, LAYOUTS)
-            raise UserError(f"--layouts: '{layout}' should be one of {', '.join(LAYOUTS)}{hint}")
+            raise UserError(f"--layouts: '{layout}' should be one of {', '.join(LAYOUTS)}, or none alone{hint}")
     return Options(
         schema=schemas.load(_SCHEMA.value),
         output=_OUTPUT.value,
@@ -139,7 +142,8 @@ def _report(done: Manifest, seconds: float) -> None:
         column = f"column '{dropped.column}': " if dropped.column else ""
         print(f"dropped {dropped.rows:,} rows: {column}{dropped.reason}")
     print(f"\nwritten to {done.data_dir}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")
-    print(f"next: stem-train --config=CONFIG --config.data.dir={done.data_dir}")
+    source = "" if done.splits["train"].shards else " --input_format=parquet"
+    print(f"next: stem-train --config=CONFIG --config.data.dir={done.data_dir}{source}")
     for split in SPLITS[1:]:
         if not done.rows(split):
             print(f"warning: the {split} split has no rows", file=sys.stderr)

@@ -1,9 +1,11 @@
-"""Batches from converted data: a tf.data pipeline over either record layout.
+"""Batches from converted data: a tf.data pipeline over either record layout, or over the log itself.
 
     shards -> blocks, interleaved -> shuffle blocks -> group, parse, permute its rows -> cut into batches -> prefetch
+    log -> processes that clean, encode and shuffle windows of rows -> tensorflow-io -> cut into batches -> prefetch
 
 Rows are permuted inside groups of 64 blocks or more, several batches long; a block of the ``rows`` layout is a run of
-128 records. To leave out batches (``start_step``) they are read and parsed, at the speed of the pipeline.
+128 records. How the log is read (``parquet``): see :mod:`pipelines.raw_reader`. To leave out batches (``start_step``)
+they are read and parsed, at the speed of the pipeline.
 
 A batch is a dict (B = batch_size, L = max_length, n = length)::
 
@@ -25,6 +27,7 @@ import math
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +36,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from pipelines import raw_reader, raw_streams
 from pipelines.errors import UserError, did_you_mean
-from pipelines.manifest import LAYOUTS, Manifest, Shard
+from pipelines.manifest import INPUT_FORMATS, Manifest, Shard
 from pipelines.schema import Feature, Schema
 from pipelines.tfrecord import CorruptRecord, Example, Writer, scan
 
@@ -57,7 +61,7 @@ def dataset(
     split: str,
     *,
     batch_size: int,
-    layout: str = "blocks",
+    input_format: str = "blocks",
     training: bool,
     seed: int = 0,
     epoch: int = 0,
@@ -72,28 +76,62 @@ def dataset(
       manifest: of the converted data.
       split: ``train``, ``validation`` or ``test``.
       batch_size: B. Training drops the remainder; evaluation pads the last batch with rows of weight 0 and row_id -1.
-      layout: ``blocks`` (fast) or ``rows``.
+      input_format: ``blocks`` (fast) or ``rows``, or ``parquet``: the log, with the conversion's vocabularies.
       training: shuffle (by seed, epoch and reader) or keep input order.
       seed: of the shuffle, 0 or more.
       epoch: changes order and composition of the batches.
       start_step: leave out this many batches; the others are those of the whole epoch.
-      reader: (index, count): read one part of ``count``. Whole shards where there are at least ``count`` of them, else
-        every ``count``-th record; over all readers each row is read once.
-      on_corrupt: ``fail``, or ``skip`` damaged records (logged and counted).
+      reader: (index, count): read one part of ``count``. Whole shards (row groups) where there are at least ``count``
+        of them, else every ``count``-th record (row); over all readers each row is read once.
+      on_corrupt: ``fail``, or ``skip`` damaged records (logged and counted). A log has none.
       device: prefetch to this device, e.g. ``/GPU:0``. The data set must then be iterated as it is.
 
     Raises:
-      UserError: a split, layout or policy that does not exist; missing shards; no rows, or fewer than a training batch.
-      CorruptRecord: a shard is shorter than the manifest says (``fail``). Damage inside a shard of the right size shows
-        when it is read, as tf.errors.DataLossError: read inside :func:`naming_corrupt_records`.
+      UserError: a split, format or policy that does not exist; missing shards; a log that is missing, CSV or changed;
+        no rows, or fewer than a training batch.
+      CorruptRecord: a shard is shorter than the manifest says (``fail``). Damage inside a shard of the right size, and
+        what is wrong inside a log, shows when it is read, as a tf.errors.OpError: read inside
+        :func:`naming_corrupt_records`.
     """
     index, count = reader
     if not 0 <= index < count:
         raise ValueError(f"reader should be (index, count) with 0 <= index < count, but is {reader}")
     if start_step < 0:
         raise ValueError(f"start_step should be 0 or more, but is {start_step}")
-    steps(manifest, split, batch_size, training=training, layout=layout, on_corrupt=on_corrupt)  # refuses too few rows
-    shards = _readable(manifest, split, layout, on_corrupt)
+    # Refuses too few rows.
+    steps(manifest, split, batch_size, training=training, input_format=input_format, on_corrupt=on_corrupt)
+    if input_format == "parquet":
+        rows = _read_log(manifest, split, training, seed, epoch, reader)
+    else:
+        shards = _readable(manifest, split, input_format, on_corrupt)
+        rows = _read_records(manifest, shards, input_format, batch_size, training, seed, epoch, reader)
+    batches = rows.rebatch(batch_size, drop_remainder=training).skip(start_step)
+    if not training:
+        batches = batches.map(lambda batch: _pad(batch, batch_size))
+
+    options = tf.data.Options()
+    options.deterministic = True
+    # Readers are assigned above; a strategy that sharded once more would lose rows.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    batches = batches.with_options(options)
+    if device is not None:
+        # Any transformation after this one would bring the batches back to the host.
+        return batches.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=2))
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _read_records(
+    manifest: Manifest,
+    shards: list[Shard],
+    layout: str,
+    batch_size: int,
+    training: bool,
+    seed: int,
+    epoch: int,
+    reader: tuple[int, int],
+) -> tf.data.Dataset:
+    """The rows of some shards in groups of any size, as the dict of a batch."""
+    index, count = reader
     by_shard = len(shards) >= count
     random = np.random.default_rng([seed, epoch, index])
     if by_shard:
@@ -133,24 +171,52 @@ def dataset(
         return _batch(manifest.schema, columns)
 
     groups = blocks.batch(group) if layout == "blocks" else blocks.rebatch(group * _BLOCK_ROWS)
-    batches = groups.enumerate().map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    batches = batches.rebatch(batch_size, drop_remainder=training).skip(start_step)
-    if not training:
-        batches = batches.map(lambda batch: _pad(batch, batch_size))
+    return groups.enumerate().map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    options = tf.data.Options()
-    options.deterministic = True
-    # Readers are assigned above; a strategy that sharded once more would lose rows.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    batches = batches.with_options(options)
-    if device is not None:
-        # Any transformation after this one would bring the batches back to the host.
-        return batches.apply(tf.data.experimental.prefetch_to_device(device, buffer_size=2))
-    return batches.prefetch(tf.data.AUTOTUNE)
+
+def _read_log(
+    manifest: Manifest, split: str, training: bool, seed: int, epoch: int, reader: tuple[int, int]
+) -> tf.data.Dataset:
+    """The rows of a split of the log, a window at a time, as the dict of a batch."""
+    from tensorflow_io.arrow import ArrowStreamDataset
+
+    plan = raw_reader.plan(manifest, split, training=training, seed=seed, epoch=epoch, reader=reader)
+    count = min(len(os.sched_getaffinity(0)), raw_reader.SIDE_BY_SIDE, len(plan.parts))
+    streams = raw_streams.Streams(plan, count)
+    _reading[manifest.data_dir, split] = streams
+    schema = raw_reader.arrow_schema(manifest.schema)
+    # In order, a process is ahead of the others only by what is held here of the part that it reads.
+    ahead = 1 if training else min(max(part.windows for part in plan.parts), raw_reader.SIDE_BY_SIDE)
+    sources = [ArrowStreamDataset.from_schema(endpoint, schema, batch_mode="auto") for endpoint in streams.endpoints]
+    weakref.finalize(sources[0], streams.close)  # iterators keep the data sets that they read
+    turns = tf.data.Dataset.from_tensor_slices(np.asarray(plan.order, np.int64) % count)
+    windows = tf.data.Dataset.choose_from_datasets([source.prefetch(ahead) for source in sources], turns)
+
+    def parse(number: tf.Tensor, columns: tuple[tf.Tensor, ...]) -> dict[str, Any]:
+        named = dict(zip(schema.names, columns, strict=True))
+        whole = tf.debugging.assert_equal(named.pop(raw_reader.WINDOW)[-1], tf.cast(number, tf.int32), message=_CUT_OFF)
+        for key, (_, width) in raw_reader.shapes(manifest.schema):
+            named[key] = tf.ensure_shape(named[key], [None, width] if width else [None])
+        with tf.control_dependencies([whole]):
+            return _batch(manifest.schema, {key: tf.identity(values) for key, values in named.items()})
+
+    rows = windows.enumerate().map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return rows.filter(lambda batch: batch["row_id"][0] >= 0)  # a window without rows has one row that is none
+
+
+_CUT_OFF = "the stream of a window was cut off"
+_reading: weakref.WeakValueDictionary[tuple[str, str], raw_streams.Streams] = weakref.WeakValueDictionary()
+"""The latest streams of a split, to ask what went wrong in them."""
 
 
 def steps(
-    manifest: Manifest, split: str, batch_size: int, *, training: bool, layout: str = "blocks", on_corrupt: str = "fail"
+    manifest: Manifest,
+    split: str,
+    batch_size: int,
+    *,
+    training: bool,
+    input_format: str = "blocks",
+    on_corrupt: str = "fail",
 ) -> int:
     """The number of batches of an epoch for a single reader.
 
@@ -159,7 +225,11 @@ def steps(
     """
     if batch_size < 1:
         raise UserError(f"the batch size should be at least 1, but is {batch_size}")
-    rows = sum(shard.rows for shard in _readable(manifest, split, layout, on_corrupt))
+    if input_format == "parquet":
+        _check(manifest, split, input_format, on_corrupt)
+        rows = manifest.rows(split)
+    else:
+        rows = sum(shard.rows for shard in _readable(manifest, split, input_format, on_corrupt))
     if not rows:
         raise UserError(f"the split '{split}' of {manifest.data_dir} has no rows")
     if not training:
@@ -196,23 +266,35 @@ def diagnose(manifest: Manifest, split: str, layout: str = "blocks") -> CorruptR
 
 
 @contextlib.contextmanager
-def naming_corrupt_records(manifest: Manifest, split: str, layout: str = "blocks") -> Iterator[None]:
-    """Turns TensorFlow's errors about a split's records, which name no file, into ones that do.
+def naming_corrupt_records(manifest: Manifest, split: str, input_format: str = "blocks") -> Iterator[None]:
+    """Turns TensorFlow's errors about a split's records or log, which name no file, into ones that do.
 
     Raises:
       CorruptRecord: names the shard and the offset of the first bad record.
-      UserError: a shard has gone.
+      UserError: a shard has gone, or a file of the log has gone or changed.
+      JobError: a process that reads the log was killed.
     """
     try:
         yield
-    except (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
-        unrelated = isinstance(error, tf.errors.InvalidArgumentError) and not any(
-            word in str(error) for word in ("arse example", "ParseExample", "DecodeRaw", "Ragged", _UNEQUAL)
-        )
-        found = None if unrelated else diagnose(manifest, split, layout)
+    except tf.errors.OpError as error:
+        if input_format == "parquet":
+            streams = _reading.get((manifest.data_dir, split))
+            found = None if streams is None else streams.failure
+        else:
+            found = _damage(manifest, split, input_format, error)
         if found is None:
             raise
         raise found from error
+
+
+def _damage(manifest: Manifest, split: str, layout: str, error: tf.errors.OpError) -> Exception | None:
+    """The damaged record behind an error, if there is one."""
+    if isinstance(error, tf.errors.InvalidArgumentError):
+        words = ("arse example", "ParseExample", "DecodeRaw", "Ragged", _UNEQUAL)
+        related = any(word in str(error) for word in words)
+    else:
+        related = isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError)
+    return diagnose(manifest, split, layout) if related else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,19 +303,24 @@ def naming_corrupt_records(manifest: Manifest, split: str, layout: str = "blocks
 
 def _readable(manifest: Manifest, split: str, layout: str, on_corrupt: str) -> list[Shard]:
     """The split's shards that hold rows, as they are or (``skip``) repaired."""
+    _check(manifest, split, layout, on_corrupt)
+    shards = _checked(manifest, split, layout, on_corrupt)
+    if on_corrupt == "skip":
+        shards = [_repaired(shard, os.stat(shard.path).st_mtime_ns) for shard in shards]
+    return [shard for shard in shards if shard.rows]
+
+
+def _check(manifest: Manifest, split: str, input_format: str, on_corrupt: str) -> None:
+    """Refuses what does not exist."""
     for name, value, allowed in (
         ("split", split, tuple(manifest.splits)),
-        ("layout", layout, LAYOUTS),
+        ("input_format", input_format, INPUT_FORMATS),
         ("on_corrupt", on_corrupt, ON_CORRUPT),
     ):
         if value not in allowed:
             raise UserError(
                 f"{name} should be one of {', '.join(allowed)}, but is '{value}'{did_you_mean(value, allowed)}"
             )
-    shards = _checked(manifest, split, layout, on_corrupt)
-    if on_corrupt == "skip":
-        shards = [_repaired(shard, os.stat(shard.path).st_mtime_ns) for shard in shards]
-    return [shard for shard in shards if shard.rows]
 
 
 def _checked(manifest: Manifest, split: str, layout: str, on_corrupt: str) -> list[Shard]:

@@ -17,6 +17,9 @@ FORMAT = 1
 FILENAME = "manifest.json"
 SPLITS = ("train", "validation", "test")
 LAYOUTS = ("blocks", "rows")
+"""How records lie in files."""
+INPUT_FORMATS = (*LAYOUTS, "parquet")
+"""What batches are read from: records, or the log itself."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the log, in row_id order; ``rows`` counts bad rows too."""
+    """One file of the log (an absolute path), in row_id order; ``rows`` counts bad rows too."""
 
     path: str
     rows: int
@@ -55,7 +58,7 @@ class Split:
       rows: written rows.
       tasks: counts by task.
       rare_share: by categorical or multivalent feature, the share of its values that have id 1 (rare, unseen, missing).
-      shards: by layout, in reading order.
+      shards: by layout, in reading order; none where the log was converted without records.
     """
 
     rows: int
@@ -160,6 +163,11 @@ class Manifest:
           UserError: the data was converted without this layout.
         """
         shards = self.splits[split].shards
+        if not shards:
+            raise UserError(
+                f"{self.data_dir} was converted without records (--layouts=none): read the log itself with "
+                f"--input_format=parquet, or convert it with --layouts={layout}"
+            )
         if layout not in shards:
             have = ", ".join(shards)
             raise UserError(f"{self.data_dir} was converted without the layout '{layout}' (it has: {have})")

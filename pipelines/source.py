@@ -111,7 +111,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Up to `CHUNK_ROWS` consecutive rows of a unit.
+    """Consecutive rows of a unit, up to `CHUNK_ROWS` unless asked otherwise.
 
     Attributes:
       path: the file.
@@ -124,6 +124,12 @@ class Chunk:
     rows: np.ndarray
     columns: dict[str, pa.Array]
     malformed: int
+
+    def take(self, places: np.ndarray) -> Chunk:
+        """Some of the rows, by ascending place."""
+        index = pa.array(places)
+        columns = {name: array.take(index) for name, array in self.columns.items()}
+        return Chunk(self.path, self.rows[places], columns, self.malformed)
 
 
 @dataclass(frozen=True)
@@ -145,8 +151,14 @@ class Log:
     csv: CsvOptions = field(default_factory=CsvOptions)
 
 
-def open_log(files: Sequence[str], csv: CsvOptions | None = None) -> Log:
+def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int | None = None) -> Log:
     """Checks that the files can be read and agree, and cuts them into units. Reads headers and footers only.
+
+    Args:
+      files: of the log, in row_id order.
+      csv: how CSV files are written.
+      unit_rows: about how many rows the consecutive row groups of a unit have together, `_UNIT_ROWS` if not given; 0
+        gives a unit to each.
 
     Raises:
       UserError: an empty or unreadable file, a mixture of CSV and Parquet, a repeated column name, or a file that lacks
@@ -167,7 +179,9 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None) -> Log:
         else:
             with _open_parquet(path) as file:
                 found = _types(path, file.schema_arrow)
-                units += _parquet_units(path, number, file.metadata, len(units))
+                units += _parquet_units(
+                    path, number, file.metadata, len(units), _UNIT_ROWS if unit_rows is None else unit_rows
+                )
         _check_agreement(path, found, types or found, files[0])
         types = types or found
     return Log(tuple(files), types, tuple(units), text, csv)
@@ -188,14 +202,14 @@ def _check_agreement(path: str, found: dict[str, pa.DataType], types: dict[str, 
             raise UserError(f"{path}: the column '{name}' is {found[name]}, but {kind} in {first}")
 
 
-def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int) -> list[Unit]:
-    """Consecutive row groups of about `_UNIT_ROWS` rows together."""
+def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int, unit_rows: int) -> list[Unit]:
+    """Consecutive row groups of about ``unit_rows`` rows together."""
     units: list[Unit] = []
     groups: list[int] = []
     first = rows = 0
     for group in range(metadata.num_row_groups):
         size = metadata.row_group(group).num_rows
-        if groups and rows + size > _UNIT_ROWS:
+        if groups and rows + size > unit_rows:
             units.append(Unit(index + len(units), file, path, tuple(groups), first, rows))
             groups, first, rows = [], first + rows, 0
         groups.append(group)
@@ -205,7 +219,9 @@ def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int) 
     return units
 
 
-def read(log: Log, unit: Unit, columns: Sequence[str] | None, *, skip_malformed: bool) -> Iterator[Chunk]:
+def read(
+    log: Log, unit: Unit, columns: Sequence[str] | None, *, skip_malformed: bool, chunk_rows: int | None = None
+) -> Iterator[Chunk]:
     """Reads a unit as a stream.
 
     Args:
@@ -213,12 +229,17 @@ def read(log: Log, unit: Unit, columns: Sequence[str] | None, *, skip_malformed:
       unit: what to read.
       columns: names to read, or None for all.
       skip_malformed: skip CSV rows with a wrong number of columns, rather than raise.
+      chunk_rows: rows of a chunk of Parquet, `CHUNK_ROWS` if not given.
 
     Raises:
       UserError: the file is damaged, or a malformed row (with its place).
     """
     names = list(log.types) if columns is None else list(columns)
-    return _read_csv(log, unit, names, skip_malformed) if log.text else _read_parquet(unit, names)
+    return (
+        _read_csv(log, unit, names, skip_malformed)
+        if log.text
+        else _read_parquet(unit, names, chunk_rows or CHUNK_ROWS)
+    )
 
 
 def _open_parquet(path: str) -> pq.ParquetFile:
@@ -228,10 +249,10 @@ def _open_parquet(path: str) -> pq.ParquetFile:
         raise _damaged(path, "Parquet", error) from None
 
 
-def _read_parquet(unit: Unit, names: list[str]) -> Iterator[Chunk]:
+def _read_parquet(unit: Unit, names: list[str], chunk_rows: int) -> Iterator[Chunk]:
     row = unit.first_row
     with _open_parquet(unit.path) as file:
-        batches = file.iter_batches(CHUNK_ROWS, row_groups=unit.row_groups, columns=names, use_threads=False)
+        batches = file.iter_batches(chunk_rows, row_groups=unit.row_groups, columns=names, use_threads=False)
         while True:
             try:
                 batch = next(batches, None)

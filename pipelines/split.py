@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ import pyarrow.compute as pc
 
 from pipelines import casts, hashing
 from pipelines.errors import UserError
+
+LAST_KEY = 2**64 - 1
+"""The last key of `order_keys`: a split until then has no end."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,41 @@ class TimeSplit:
         """uint8 [n] of uint64 [n], keys of `order_keys`."""
         ends = np.array([self.train_until, self.validation_until], np.uint64)
         return np.searchsorted(ends, keys, "left").astype(np.uint8)
+
+    def describe(self) -> dict[str, Any]:
+        """The limits for people (None: no end), and exactly: the type and the keys of `order_keys`."""
+        ends = {"train_until": self.train_until, "validation_until": self.validation_until}
+        values = {name: None if key == LAST_KEY else key_value(key, self.kind) for name, key in ends.items()}
+        return values | {"type": str(self.kind), "keys": list(ends.values())}
+
+
+SplitPolicy = GivenSplit | HashSplit | RandomSplit | TimeSplit
+
+
+def restore(description: Mapping[str, Any], files: Sequence[str], seed: int) -> SplitPolicy:
+    """The policy that a manifest describes.
+
+    Args:
+      description: the manifest's ``split``.
+      files: of the log.
+      seed: of the conversion.
+
+    Raises:
+      UserError: a description without the exact limits, as earlier versions wrote it.
+    """
+    by = description["by"]
+    if by == "given files":
+        given = [set(description[name]) for name in ("train", "validation", "test")]
+        return GivenSplit(tuple(next(i for i, paths in enumerate(given) if path in paths) for path in files))
+    if by == "random":
+        return RandomSplit(tuple(description["fractions"]), seed)
+    if by == "hash":
+        return HashSplit(description["column"], tuple(description["fractions"]), seed)
+    if "keys" not in description:
+        raise UserError("an earlier version converted the log and kept no exact limits of the split: convert it again")
+    timestamp = re.fullmatch(r"timestamp\[(\w+)(?:, tz=(.+))?\]", description["type"])
+    kind = pa.timestamp(*timestamp.groups()) if timestamp else pa.type_for_alias(description["type"])
+    return TimeSplit(description["column"], kind, *description["keys"])
 
 
 def time_values(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:

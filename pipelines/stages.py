@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipelines import hashing, records, source, staging, vocabulary
 from pipelines.cleaning import Cleaner, Rows, kept_columns
 from pipelines.manifest import SPLITS, Shard, vocabulary_path
+from pipelines.schema import Schema
 from pipelines.source import Chunk, Log, Unit
 from pipelines.tfrecord import Writer
 from pipelines.transforms import NumericFit
@@ -47,7 +48,7 @@ class Job:
       cleaner: schema, split policy, policy for bad rows.
       file_starts: row_id of each file's first row.
       seed: of the shuffle.
-      layouts: which of blocks and rows to write.
+      layouts: which of blocks and rows to write, if any.
       block_rows: rows of a block.
       directory: where the output is built.
       scratch: directory of intermediate files.
@@ -178,18 +179,29 @@ def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], se
     """Writes the rows of a segment to scratch, and counts the values of its train rows."""
     rows = Rows.join(segment)
     train = rows.split == 0
+
+    def places(name: str, values: pa.Array) -> pa.Array:
+        encoded = vocabulary.encode(values)
+        lists = rows.lists.get(name)
+        counts[name].add_encoded(encoded, train if lists is None else np.repeat(train, lists.lengths))
+        return encoded
+
+    columns = _columns(job.cleaner.schema, rows, places) | {_SPLIT: pa.array(rows.split)}
+    _write_table(job.segment_path(unit.index, result.segments), pa.table(columns))
+    result.segments += 1
+
+
+def _columns(schema: Schema, rows: Rows, ids: Callable[[str, pa.Array], pa.Array]) -> dict[str, pa.Array]:
+    """The columns of `records` for some rows; ``ids`` makes those of a feature's raw values."""
     columns: dict[str, pa.Array] = {}
-    for feature in job.cleaner.schema.features:
+    for feature in schema.features:
         name, key = feature.name, f"feature:{feature.name}"
         if feature.kind == "categorical":
-            columns[key] = vocabulary.encode(rows.ids[name])
-            counts[name].add_encoded(columns[key], train)
+            columns[key] = ids(name, rows.ids[name])
         elif feature.kind == "multivalent":
             lists = rows.lists[name]
-            values = vocabulary.encode(lists.values)
-            counts[name].add_encoded(values, np.repeat(train, lists.lengths))
             offsets = np.append(0, np.cumsum(lists.lengths)).astype(np.int32)
-            columns[key] = pa.ListArray.from_arrays(pa.array(offsets), values)
+            columns[key] = pa.ListArray.from_arrays(pa.array(offsets), ids(name, lists.values))
         elif feature.kind == "numeric":
             columns[key] = pa.array(rows.numerics[name])
         else:
@@ -197,9 +209,16 @@ def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], se
             columns[key] = pa.FixedSizeListArray.from_arrays(flat, feature.length)
     columns |= {f"label:{name}": pa.array(labels) for name, labels in rows.labels.items()}
     columns |= {f"key:{role}": pa.array(hashing.key64(values)) for role, values in rows.keys.items()}
-    columns |= {"key:row_id": pa.array(rows.row_ids), _SPLIT: pa.array(rows.split)}
-    _write_table(job.segment_path(unit.index, result.segments), pa.table(columns))
-    result.segments += 1
+    return columns | {"key:row_id": pa.array(rows.row_ids)}
+
+
+def encoded_rows(data_dir: str, schema: Schema, rows: Rows) -> pa.RecordBatch:
+    """The columns of `records` for some rows, by the vocabularies under ``data_dir``."""
+
+    def ids(name: str, values: pa.Array) -> pa.Array:
+        return pa.array(_lookup(vocabulary_path(data_dir, name)).plain(values))
+
+    return pa.RecordBatch.from_pydict(_columns(schema, rows, ids))
 
 
 def _write_table(path: str, table: pa.Table) -> None:
@@ -296,7 +315,8 @@ def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writer
         else:
             rows = batch.take(pa.array(places))
         _count_ids(counts, i, rows)
-        _write(writers, job.rows_path(split, unit.index), rows)
+        if job.layouts:
+            _write(writers, job.rows_path(split, unit.index), rows)
     return row_ids, splits
 
 

@@ -13,11 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.casts import EMPTY_INT
+
 PADDING_ID = 0
 RARE_ID = 1
 FIRST_ID = 2
 
 _MERGE_ROWS = 1 << 21
+# A table by value is made where it has no more entries than this for each value of the vocabulary, and a few.
+_DENSE, _DENSE_AT_LEAST = 4, 1 << 16
 
 
 def encode(values: pa.Array) -> pa.DictionaryArray:
@@ -127,17 +131,30 @@ class Lookup:
     def __init__(self, values: pa.ChunkedArray) -> None:
         # Integers by binary search (12 bytes a value, nothing to build but a sort), bytes in a dict.
         self._ids: dict[bytes, int] | None = None
+        self._table: np.ndarray | None = None
         if pa.types.is_binary(values.type):
             self._ids = {value: number for number, value in enumerate(values.to_pylist(), start=FIRST_ID)}
         else:
             integers = values.to_numpy()
             order = np.argsort(integers)
             self._sorted, self._sorted_ids = integers[order], (order + FIRST_ID).astype(np.int32)
+            span = int(self._sorted[-1]) - int(self._sorted[0]) + 1 if len(order) else 0
+            if 0 < span <= _DENSE * len(order) + _DENSE_AT_LEAST:
+                self._table = np.full(span + 1, RARE_ID, np.int32)
+                self._table[self._sorted - self._sorted[0]] = self._sorted_ids
 
     def __call__(self, values: pa.DictionaryArray) -> np.ndarray:
         """int32 [n] of values of `encode`; what is null or not in the vocabulary is `RARE_ID`."""
         ids = np.append(self._distinct_ids(values.dictionary), np.int32(RARE_ID))
         return ids[_indices(values)]
+
+    def plain(self, values: pa.Array) -> np.ndarray:
+        """The same, without looking for equal values first: integers that lie close together are found in a table."""
+        if self._table is None:
+            return self(encode(values))
+        integers = (values.fill_null(EMPTY_INT) if values.null_count else values).to_numpy()
+        places = (integers - self._sorted[0]).view(np.uint64)  # below the first: wraps around, far beyond the last
+        return self._table[np.minimum(places, np.uint64(len(self._table) - 1)).view(np.int64)]
 
     def _distinct_ids(self, values: pa.Array) -> np.ndarray:
         if self._ids is not None:

@@ -17,7 +17,7 @@ from absl import flags
 from pipelines import cli
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
-from stem_tf import metrics, report
+from stem_tf import configs, metrics, report
 from stem_tf.quiet import quieten_tensorflow
 from stem_tf.workdir import Workdir, write_json
 
@@ -28,12 +28,17 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "Where to write <split>.json and <split>.parquet; RUN/evaluation by default."
 )
 _DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
+_INPUT_FORMAT = flags.DEFINE_string(
+    "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: what to read the rows from, if not as the run did."
+)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     workdir, split = Workdir(_WORKDIR.value), _SPLIT.value
     config = workdir.config()
+    if _INPUT_FORMAT.value is not None:
+        config = configs.checked(configs.flat(config) | {"data.input_format": _INPUT_FORMAT.value})
     manifest = workdir.data(config, _DATA.value, split)
 
     quieten_tensorflow()

@@ -87,6 +87,7 @@ def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) 
 
     from pipelines import input as inputs
     from pipelines.progress import Progress
+    from stem_tf import predictions
     from stem_tf.layers.gate import Gate, observe
     from stem_tf.summary import gate_names
 
@@ -102,14 +103,13 @@ def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) 
         weights = [tf.cast(w, tf.float64) for _, w in seen]
         return [(tf.reduce_sum(real * w, 0), tf.reduce_sum(real * w * w, 0)) for w in weights]
 
-    reading: dict[str, Any] = {"batch_size": data.batch_size, "layout": data.layout, "on_corrupt": data.on_corrupt}
     total: list[tuple[NDArray, NDArray]] = []
     rows = manifest.rows(split)
     with (
         Progress(rows, unit="rows", desc=f"gates, {split}") as progress,
-        inputs.naming_corrupt_records(manifest, split, data.layout),
+        inputs.naming_corrupt_records(manifest, split, data.input_format),
     ):
-        for batch in inputs.dataset(manifest, split, training=False, **reading):
+        for batch in inputs.dataset(manifest, split, training=False, **predictions.reading(data)):
             part = [(s.numpy(), q.numpy()) for s, q in sums(batch)]
             total = [(a + s, b + q) for (a, b), (s, q) in zip(total, part, strict=True)] if total else part
             progress.update(min(data.batch_size, rows - progress.done))

@@ -68,9 +68,8 @@ def predict(
       UserError: no such split, or no rows in it.
       CorruptRecord: a damaged record.
     """
-    reading: dict[str, Any] = {"batch_size": data.batch_size, "layout": data.layout, "on_corrupt": data.on_corrupt}
-    dataset = inputs.dataset(manifest, split, training=False, device=single_gpu(model), **reading)
-    steps = inputs.steps(manifest, split, training=False, **reading)
+    dataset = inputs.dataset(manifest, split, training=False, device=single_gpu(model), **reading(data))
+    steps = inputs.steps(manifest, split, training=False, **reading(data))
     rows = manifest.rows(split)
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
@@ -84,7 +83,7 @@ def predict(
 
     model.predict_function = keep
     try:
-        with inputs.naming_corrupt_records(manifest, split, data.layout):
+        with inputs.naming_corrupt_records(manifest, split, data.input_format):
             # The number of steps is said: several steps an execution could not end inside one otherwise.
             model.predict(dataset, steps=steps, verbose=0, callbacks=[callback])
     finally:
@@ -174,6 +173,11 @@ def _raw_values(raw: ds.FileSystemDataset, column: str, row_ids: np.ndarray) -> 
     if place[-1] == len(known) or not np.array_equal(known[place], row_ids):
         raise UserError(f"{raw.files[0]} and those beside it lack rows of the records; convert the log again")
     return found[column].take(pa.array(place))
+
+
+def reading(data: Any) -> dict[str, Any]:
+    """How to read, as :mod:`pipelines.input` takes it, of ``config.data``."""
+    return {"batch_size": data.batch_size, "input_format": data.input_format, "on_corrupt": data.on_corrupt}
 
 
 def single_gpu(model: Predictor) -> str | None:

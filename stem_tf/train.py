@@ -35,11 +35,17 @@ _CONFIG = flags.DEFINE_string(
 )
 _OVERRIDES = flags.DEFINE_multi_string(configs.OVERRIDE, [], "KEY=VALUE, what --config.KEY=VALUE is short for.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/<config.experiment> by default.")
+_INPUT_FORMAT = flags.DEFINE_string(
+    "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: short for --config.data.input_format."
+)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    config = configs.load(_CONFIG.value, _OVERRIDES.value)
+    overrides = [*_OVERRIDES.value]
+    if _INPUT_FORMAT.value is not None:
+        overrides.append(f"data.input_format={_INPUT_FORMAT.value}")
+    config = configs.load(_CONFIG.value, overrides)
     if not config.data.dir:
         raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
     manifest = manifests.load(config.data.dir)

@@ -61,12 +61,7 @@ class Trainer:
         self.config, self.manifest, self.workdir, self.say = config, manifest, workdir, say
         self.monitor = monitor.monitor(config.train.monitor, manifest)
         self.monitors = monitor.of_tasks(config.train.monitor, manifest) if configs.best(config) != "together" else {}
-        data = config.data
-        self._reading: dict[str, Any] = {
-            "batch_size": data.batch_size,
-            "layout": data.layout,
-            "on_corrupt": data.on_corrupt,
-        }
+        self._reading = predictions.reading(config.data)
         strategy = set_up(config)
         self.steps = inputs.steps(manifest, "train", training=True, **self._reading)
         inputs.steps(manifest, "validation", training=False, **self._reading)  # refuses a split without rows
@@ -143,7 +138,7 @@ class Trainer:
         display = callbacks.Display(desc, state, self.steps, config.data.batch_size)
         resumed = [callbacks.RestoredMeans(self.model)] if state.step else []
         try:
-            with inputs.naming_corrupt_records(self.manifest, "train", config.data.layout):
+            with inputs.naming_corrupt_records(self.manifest, "train", config.data.input_format):
                 self.model.fit(
                     dataset,
                     initial_epoch=state.epoch,

@@ -89,7 +89,12 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
     columns: dict[str, NDArray] = {name: np.empty(rows, np.int64) for name in present}
     columns |= {name: np.empty(rows, np.float32) for name in tasks}
     dataset = inputs.dataset(
-        manifest, "train", batch_size=_BATCH_ROWS, layout=data.layout, training=False, on_corrupt=data.on_corrupt
+        manifest,
+        "train",
+        batch_size=_BATCH_ROWS,
+        input_format=data.input_format,
+        training=False,
+        on_corrupt=data.on_corrupt,
     )
 
     def keys_and_labels(batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
@@ -97,7 +102,7 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
         labels = {task: tf.where(batch["weights"][task] > 0, batch["labels"][task], np.nan) for task in tasks}
         return {**labels, **{key: batch[key] for key in [*present, "row_id"]}}
 
-    with inputs.naming_corrupt_records(manifest, "train", data.layout):
+    with inputs.naming_corrupt_records(manifest, "train", data.input_format):
         for batch in dataset.map(keys_and_labels).as_numpy_iterator():
             real = batch.pop("row_id") >= 0  # the last batch is padded
             end = filled + np.count_nonzero(real)

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import ml_collections
 
+from pipelines.manifest import INPUT_FORMATS, LAYOUTS
+
 
 @dataclass(frozen=True)
 class Key:
@@ -79,11 +81,18 @@ KEYS: dict[str, Key] = {
     "seed": Key(0, "of weights, dropout and the order of rows", low=0, high=2**31 - 1),
     # Data.
     "data.dir": Key("", "converted data, the --output of stem-convert"),
-    "data.layout": Key(
-        "blocks", "which records to read: blocks (fast) or rows (a tf.Example a row)", ("blocks", "rows")
+    "data.input_format": Key(
+        "blocks",
+        "what to read: blocks (records, fast), rows (records, a tf.Example a row), or parquet (the log itself)",
+        INPUT_FORMATS,
     ),
     "data.batch_size": Key(4096, "rows a step, over all replicas; evaluation uses the same", low=1),
-    "data.on_corrupt": Key("fail", "a damaged record ends the job, or is skipped and counted", ("fail", "skip")),
+    "data.on_corrupt": Key(
+        "fail",
+        "a damaged record ends the job, or is skipped and counted",
+        ("fail", "skip"),
+        only_if=("data.input_format", LAYOUTS),
+    ),
     # The model. Network: keyword arguments of its class, and Parts.
     "model.name": Key("stem_net", "which model; they are listed below", tuple(MODELS)),
     "model.dim": Key(16, "width of an embedding, for features whose schema names none", low=1),

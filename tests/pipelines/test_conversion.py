@@ -150,6 +150,8 @@ def test_manifest_counts(tmp_path: Path) -> None:
         "fractions": [0.8, 0.1, 0.1],
         "train_until": 470,
         "validation_until": 530,
+        "type": "int64",
+        "keys": [470 + 2**63, 530 + 2**63],
     }
     for layout in ("blocks", "rows"):
         for shard in done.shards("train", layout):

@@ -107,7 +107,7 @@ def test_no_process_imports_tensorflow() -> None:
         (["LOG", "--split=random", "--fractions=.8,.1,.2"], "--fractions=.8,.1,.2: should be shares that add up to 1"),
         (
             ["LOG", "--split=random", "--layouts=block"],
-            "--layouts: 'block' should be one of blocks, rows; did you mean",
+            "--layouts: 'block' should be one of blocks, rows, or none alone; did you mean",
         ),
         (["LOG", "--split=random", "--csv_delimiter=::"], "--csv_delimiter=::: should be one ASCII character"),
         (["LOG", "--split=random", "--csv_columns=a,b,a"], "--csv_columns=a,b,a: a name is there more than once"),

@@ -164,7 +164,7 @@ def assert_equal(got: Any, expected: Any) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_value_of_every_row(pristine: Manifest, layout: str, split: str) -> None:
-    batches = read(pristine, split, layout=layout)
+    batches = read(pristine, split, input_format=layout)
     assert all(batch["features"]["user"].dtype == np.int32 for batch in batches)
     seen = 0
     for batch in batches:
@@ -189,7 +189,7 @@ def test_every_value_of_every_row(pristine: Manifest, layout: str, split: str) -
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shapes_are_static(pristine: Manifest, layout: str) -> None:
     for training in (True, False):
-        data = inputs.dataset(pristine, "train", batch_size=48, layout=layout, training=training)
+        data = inputs.dataset(pristine, "train", batch_size=48, input_format=layout, training=training)
         assert data.element_spec["features"] == {
             "user": tf.TensorSpec([48], tf.int32),
             "tags": tf.TensorSpec([48, 4], tf.int32),
@@ -203,7 +203,7 @@ def test_shapes_are_static(pristine: Manifest, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("batch_size", [50, 999, 2000])
 def test_each_row_once_an_epoch(pristine: Manifest, layout: str, batch_size: int) -> None:
-    batches = read(pristine, layout=layout, batch_size=batch_size)
+    batches = read(pristine, input_format=layout, batch_size=batch_size)
     ids = row_ids(batches)
     assert len(batches) == inputs.steps(pristine, "train", batch_size, training=True) == TRAIN_ROWS // batch_size
     assert len(ids) == len(set(ids)) == TRAIN_ROWS // batch_size * batch_size
@@ -212,7 +212,7 @@ def test_each_row_once_an_epoch(pristine: Manifest, layout: str, batch_size: int
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batches_are_mixed_anew_every_epoch(pristine: Manifest, layout: str) -> None:
-    first, second = (read(pristine, layout=layout, epoch=epoch) for epoch in (0, 1))
+    first, second = (read(pristine, input_format=layout, epoch=epoch) for epoch in (0, 1))
     shared = [len({*a["row_id"]} & {*b["row_id"]}) for a in first for b in second]
     assert max(shared) < 16  # of 64; 2 are expected
     blocks = [len({i // 16 for i in batch["row_id"]}) for batch in first]
@@ -224,18 +224,18 @@ def test_batches_are_mixed_anew_every_epoch(pristine: Manifest, layout: str) -> 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_seed_and_epoch_decide_the_batches(pristine: Manifest, layout: str) -> None:
     tf.random.set_seed(1)
-    first = read(pristine, layout=layout, seed=5, epoch=2)
+    first = read(pristine, input_format=layout, seed=5, epoch=2)
     tf.random.set_seed(2)
-    assert_equal(read(pristine, layout=layout, seed=5, epoch=2), first)
+    assert_equal(read(pristine, input_format=layout, seed=5, epoch=2), first)
     for seed, epoch in ((6, 2), (5, 3), (2, 5)):
-        assert row_ids(read(pristine, layout=layout, seed=seed, epoch=epoch)) != row_ids(first)
+        assert row_ids(read(pristine, input_format=layout, seed=seed, epoch=epoch)) != row_ids(first)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_resumes_at_every_step(pristine: Manifest, layout: str) -> None:
-    whole = read(pristine, layout=layout, batch_size=200, epoch=1)
+    whole = read(pristine, input_format=layout, batch_size=200, epoch=1)
     for k in range(len(whole) + 1):
-        assert_equal(read(pristine, layout=layout, batch_size=200, epoch=1, start_step=k), whole[k:])
+        assert_equal(read(pristine, input_format=layout, batch_size=200, epoch=1, start_step=k), whole[k:])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -245,7 +245,13 @@ def test_readers_share_the_rows(pristine: Manifest, layout: str, training: bool,
     parts = []
     for index in range(count):
         ids = row_ids(
-            read(pristine, layout=layout, training=training, reader=(index, count), batch_size=1 + 15 * (not training))
+            read(
+                pristine,
+                input_format=layout,
+                training=training,
+                reader=(index, count),
+                batch_size=1 + 15 * (not training),
+            )
         )
         parts.append([i for i in ids if i >= 0])
     assert sorted(i for part in parts for i in part) == list(range(TRAIN_ROWS))
@@ -256,7 +262,7 @@ def test_readers_share_the_rows(pristine: Manifest, layout: str, training: bool,
 
 def test_layouts_hold_the_same_rows(pristine: Manifest) -> None:
     def rows(layout: str) -> collections.Counter[tuple[bytes, ...]]:
-        batches = read(pristine, layout=layout, batch_size=200)
+        batches = read(pristine, input_format=layout, batch_size=200)
         return collections.Counter(
             tuple(np.asarray(value[i]).tobytes() for value in tf.nest.flatten(batch))
             for batch in batches
@@ -268,7 +274,7 @@ def test_layouts_hold_the_same_rows(pristine: Manifest) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_evaluation_keeps_order_and_pads(pristine: Manifest, layout: str) -> None:
-    batches = read(pristine, "test", layout=layout)
+    batches = read(pristine, "test", input_format=layout)
     assert len(batches) == inputs.steps(pristine, "test", 64, training=False) == 3
     assert row_ids(batches) == list(range(TRAIN_ROWS, TRAIN_ROWS + TEST_ROWS)) + [-1] * 62
     padding = tf.nest.map_structure(lambda value: value[2:], batches[-1])
@@ -277,7 +283,7 @@ def test_evaluation_keeps_order_and_pads(pristine: Manifest, layout: str) -> Non
         assert (value == 0).all()
     assert all((padding[kind][task] == 0).all() for kind in ("labels", "weights") for task in ("click", "completion"))
     # One batch may hold more than all rows.
-    assert row_ids(read(pristine, "test", layout=layout, batch_size=200))[TEST_ROWS:] == [-1] * 70
+    assert row_ids(read(pristine, "test", input_format=layout, batch_size=200))[TEST_ROWS:] == [-1] * 70
 
 
 def test_what_cannot_be_read_is_named(pristine: Manifest) -> None:
@@ -286,7 +292,7 @@ def test_what_cannot_be_read_is_named(pristine: Manifest) -> None:
         ({"batch_size": 0}, "at least 1, but is 0"),
         ({"split": "validation"}, "'validation' .* has no rows"),
         ({"split": "tset"}, "did you mean 'test'"),
-        ({"layout": "block"}, "did you mean 'blocks'"),
+        ({"input_format": "block"}, "did you mean 'blocks'"),
         ({"on_corrupt": "ignore"}, "fail, skip"),
     ]
     for options, message in cases:
@@ -353,7 +359,7 @@ def test_damage_is_named_by_shard_and_offset(damaged: Manifest, layout: str, dam
     shard = damaged.shards("train", layout)[2]
     offset = damage(shard)
     with pytest.raises(CorruptRecord) as caught, inputs.naming_corrupt_records(damaged, "train", layout):
-        read(damaged, layout=layout)
+        read(damaged, input_format=layout)
     assert (caught.value.path, caught.value.offset) == (shard.path, offset)
     found = inputs.diagnose(damaged, "train", layout)
     assert found is not None
@@ -382,12 +388,12 @@ def test_skip_loses_what_is_damaged_and_counts_it(
     else:
         gone = set(range(first, 1500))
     with caplog.at_level("WARNING"):
-        batches = read(damaged, layout=layout, training=False, on_corrupt="skip")
-        training = read(damaged, layout=layout, batch_size=1 if layout == "blocks" else 20, on_corrupt="skip")
+        batches = read(damaged, input_format=layout, training=False, on_corrupt="skip")
+        training = read(damaged, input_format=layout, batch_size=1 if layout == "blocks" else 20, on_corrupt="skip")
     rest = set(range(TRAIN_ROWS)) - gone
     assert [i for i in row_ids(batches) if i >= 0] == sorted(rest)
     assert set(row_ids(training)) <= rest
-    assert len(batches) == inputs.steps(damaged, "train", 64, training=False, layout=layout, on_corrupt="skip")
+    assert len(batches) == inputs.steps(damaged, "train", 64, training=False, input_format=layout, on_corrupt="skip")
     (message,) = [record.getMessage() for record in caplog.records]  # once, not once a call
     assert shard.path in message
     assert f"skipped {lost:,} records ({len(gone):,} rows) from" in message
@@ -399,7 +405,7 @@ def test_skip_goes_on_after_several_damaged_records(damaged: Manifest) -> None:
     shard = damaged.shards("train", "rows")[0]
     for offset in np.array(record_offsets(shard))[[0, 7, 8, 499]]:
         flip(shard.path, offset + 30)
-    ids = row_ids(read(damaged, layout="rows", training=False, on_corrupt="skip", batch_size=4))
+    ids = row_ids(read(damaged, input_format="rows", training=False, on_corrupt="skip", batch_size=4))
     assert ids == [i for i in range(TRAIN_ROWS) if i not in (0, 7, 8, 499)]
 
 
@@ -435,7 +441,7 @@ def test_record_that_does_not_parse_is_named(damaged: Manifest, layout: str) -> 
     shards[3] = dataclasses.replace(shards[3], bytes=os.path.getsize(shard.path))
     with pytest.raises(CorruptRecord, match="does not parse") as caught:
         with inputs.naming_corrupt_records(damaged, "train", layout):
-            read(damaged, layout=layout)
+            read(damaged, input_format=layout)
     assert (caught.value.path, caught.value.offset) == (shard.path, records[9][0])
 
 

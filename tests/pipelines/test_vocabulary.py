@@ -54,3 +54,16 @@ def test_integer_lookup() -> None:
     assert lookup(vocabulary.encode(pa.array([2**62, 30, None, 31, -5, -6, 30]))).tolist() == [4, 2, 1, 1, 3, 1, 2]
     assert lookup(vocabulary.encode(pa.array([], pa.int64()))).tolist() == []
     assert Lookup(pa.chunked_array([], pa.int64()))(vocabulary.encode(pa.array([1, None]))).tolist() == [1, 1]
+
+
+def test_integers_close_together_are_found_in_a_table() -> None:
+    random = np.random.default_rng(0)
+    lookup = Lookup(pa.chunked_array([pa.array(random.permutation(np.arange(-500, 500, 2)))]))
+    extremes = [-(2**63) + 1, 2**63 - 1, -501, -500, 498, 499, 500, None, 2**62, -(2**62)]
+    values = pa.array([*random.integers(-600, 600, 2000).tolist(), *extremes])
+    assert lookup._table is not None
+    np.testing.assert_array_equal(lookup.plain(values), lookup(vocabulary.encode(values)))
+    assert lookup.plain(values).dtype == np.int32
+    far = Lookup(pa.chunked_array([pa.array([30, -5, 2**62])]))
+    assert far._table is None
+    assert far.plain(pa.array([-5, 7, None])).tolist() == [3, 1, 1]

@@ -59,7 +59,7 @@ def test_overrides_take_the_type_of_the_default() -> None:
         ("optimizer.learning_rate=0", "should be more than 0"),
         ("model.expert_units=8,0", "config.model.expert_units should be at least 1, but is 0"),
         ("train.deterministic=maybe", "--config.train.deterministic should be true or false, but is 'maybe'"),
-        ("data.layout=row", "should be one of blocks, rows, but is 'row'; did you mean 'rows'?"),
+        ("data.input_format=row", "should be one of blocks, rows, parquet, but is 'row'; did you mean 'rows'?"),
         ("optimizer.decay_steps=9", "would do nothing with config.optimizer.schedule=constant"),
         ("optimizer.schedule=cosine", "config.optimizer.decay_steps should be given for the schedule cosine"),
         ("model.released_stacking=1", "would do nothing with one layer"),

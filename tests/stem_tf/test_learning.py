@@ -33,7 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def build(settings: dict[str, Any]) -> tuple[RankingModel, list[Any]]:
     config = configs.checked(settings)
     manifest = manifests.load(config.data.dir)
-    reading: dict[str, Any] = {"batch_size": config.data.batch_size, "layout": "blocks"}
+    reading: dict[str, Any] = {"batch_size": config.data.batch_size, "input_format": "blocks"}
     dataset = inputs.dataset(manifest, "train", training=True, seed=0, epoch=0, start_step=0, device=None, **reading)
     return models.build(config, manifest), list(dataset.take(4))
 

@@ -18,7 +18,7 @@ from stem_tf.models.base import RankingModel
 def build(settings: dict[str, Any]) -> tuple[RankingModel, tf.data.Dataset]:
     config = configs.checked(settings)
     manifest = manifests.load(config.data.dir)
-    reading: dict[str, Any] = {"batch_size": config.data.batch_size, "layout": "blocks"}
+    reading: dict[str, Any] = {"batch_size": config.data.batch_size, "input_format": "blocks"}
     dataset = inputs.dataset(manifest, "train", training=True, seed=0, epoch=0, start_step=0, device=None, **reading)
     return models.build(config, manifest), dataset
 

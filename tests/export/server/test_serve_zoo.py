@@ -30,7 +30,7 @@ def check_served(tmp_path: Path, start_server: Callable[..., Any], request_for: 
 
     def check_served(manifest: Manifest, model: Predictor, batch_size: int) -> None:
         features = manifest.schema.features
-        data = SimpleNamespace(batch_size=batch_size, layout="blocks", on_corrupt="fail")
+        data = SimpleNamespace(batch_size=batch_size, input_format="blocks", on_corrupt="fail")
         trained = predictions.predict(model, manifest, "test", data, desc="test")
         vocabularies = {}
         for name in manifest.vocabularies:

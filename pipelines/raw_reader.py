@@ -1,0 +1,336 @@
+"""Reads a split straight from the Parquet log: what is read in which order, and the process that reads it.
+
+The rows come as conversion made them: the same reading, cleaning, splitting and encoding, with the same vocabularies.
+A plan cuts the log into parts (row groups) and these into windows of up to `WINDOW_ROWS` rows, a record batch each.
+For training parts are permuted, a few of them are read side by side, and the rows of a window are shuffled; the order
+follows from the plan alone, however many processes share its parts.
+
+    python -m pipelines.raw_reader < (plan, stream, streams), pickled > an Arrow stream
+
+writes the windows of every ``streams``-th part. It imports no TensorFlow, and ends when nobody reads its output on.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import BinaryIO, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import source, stages
+from pipelines.cleaning import Cleaner
+from pipelines.errors import JobError, UserError
+from pipelines.manifest import SPLITS, Manifest, Source
+from pipelines.schema import Schema
+from pipelines.source import Chunk, Log, Unit
+from pipelines.split import GivenSplit, HashSplit, TimeSplit, restore
+
+WINDOW_ROWS = 131_072
+SIDE_BY_SIDE = 8
+"""How many parts training reads side by side."""
+WINDOW = "window"
+"""The last column: the number of the window. Only a stream that was cut off inside it has another value there."""
+
+Columns = dict[str, np.ndarray]
+"""Encoded rows by record key: [n], or [n, length]."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process reads in one go.
+
+    Attributes:
+      units: row groups, one of any size or several that make a window.
+      windows: how many there are.
+    """
+
+    units: tuple[Unit, ...]
+    windows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One reading of a split.
+
+    Attributes:
+      data_dir: of the conversion, for its vocabularies.
+      log: the log, without its units.
+      sources: its files as the conversion read them.
+      cleaner: of the conversion.
+      split: number of the split to read.
+      parts: of the log, in the order of reading.
+      order: the part of each window.
+      shuffle: a seed, or None to keep the order of the log.
+      every: (index, count): read the rows whose row_id has this remainder.
+      window_rows: rows of a window of one row group.
+    """
+
+    data_dir: str
+    log: Log
+    sources: tuple[Source, ...]
+    cleaner: Cleaner
+    split: int
+    parts: tuple[Part, ...]
+    order: tuple[int, ...]
+    shuffle: tuple[int, ...] | None
+    every: tuple[int, int]
+    window_rows: int
+
+    def write(self, output: BinaryIO, stream: int, streams: int) -> None:
+        """Writes the windows of every ``streams``-th part from ``stream`` on, in the plan's order, as an Arrow stream.
+
+        Raises:
+          UserError: a file of the log is missing, has changed, or has a bad row that it had not at conversion.
+          BrokenPipeError: nobody reads on.
+        """
+        schema = self.cleaner.schema
+        reading: dict[int, Generator[Columns, None, None]] = {}
+        written: Counter[int] = Counter()
+        stream_schema = arrow_schema(schema)
+        writer = pa.ipc.new_stream(pa.PythonFile(output, mode="w"), stream_schema)
+        for number, part in enumerate(self.order):
+            if part % streams != stream:
+                continue
+            if part not in reading:
+                reading[part] = self._windows(self.parts[part])
+            columns = next(reading[part])
+            written[part] += 1
+            if written[part] == self.parts[part].windows:
+                reading.pop(part).close()  # and its file
+            if not columns:
+                columns = {key: np.zeros((1, width) if width else 1, kind) for key, (kind, width) in shapes(schema)}
+                columns["key:row_id"][:] = -1
+            elif self.shuffle is not None:
+                order = np.random.default_rng([*self.shuffle, number]).permutation(len(columns["key:row_id"]))
+                columns = {key: values[order] for key, values in columns.items()}
+            columns[WINDOW] = np.full(len(columns["key:row_id"]), number, np.int32)
+            writer.write_batch(pa.RecordBatch.from_arrays(list(map(_array, columns.values())), schema=stream_schema))
+        writer.close()
+
+    def _windows(self, part: Part) -> Generator[Columns, None, None]:
+        """The columns of each window; {} where it has no rows."""
+        columns: list[Columns] = []
+        read = windows = 0
+        for unit in part.units:
+            check(self.sources[unit.file])
+            if not self._has_rows(unit):
+                continue
+            for chunk in source.read(
+                self.log, unit, self.cleaner.columns, skip_malformed=False, chunk_rows=self.window_rows
+            ):
+                columns += self._encoded(chunk, unit)
+                read += len(chunk.rows)
+                if read >= (windows + 1) * self.window_rows:
+                    yield _joined(columns)
+                    columns, windows = [], windows + 1
+        while windows < part.windows:
+            yield _joined(columns)
+            columns, windows = [], windows + 1
+
+    def _has_rows(self, unit: Unit) -> bool:
+        """Whether the unit has rows of the split, where a look at one column tells."""
+        policy = self.cleaner.split
+        if self.split == 0 or not isinstance(policy, HashSplit | TimeSplit):
+            return True
+        chunks = source.read(self.log, unit, [policy.column], skip_malformed=False)
+        return any((self.cleaner.splits(chunk, chunk.rows, unit.file) == self.split).any() for chunk in chunks)
+
+    def _encoded(self, chunk: Chunk, unit: Unit) -> list[Columns]:
+        """The rows of a chunk that are to be read, if there are any."""
+        row_ids = chunk.rows + sum(file.rows for file in self.sources[: unit.file])
+        index, count = self.every
+        wanted = (self.cleaner.splits(chunk, row_ids, unit.file) == self.split) & (row_ids % count == index)
+        if not wanted.all():
+            chunk, row_ids = chunk.take(np.flatnonzero(wanted)), row_ids[wanted]
+        rows, _ = self.cleaner.clean(chunk, row_ids, unit.file)
+        if not len(rows.row_ids):
+            return []
+        batch = stages.encoded_rows(self.data_dir, self.cleaner.schema, rows)
+        return [{key: _matrix(batch.column(key), width) for key, (_, width) in shapes(self.cleaner.schema)}]
+
+
+def shapes(schema: Schema) -> list[tuple[str, tuple[type, int]]]:
+    """By record key: the type of a column, and how many values a row has (0: one, not a vector)."""
+    features: dict[str, tuple[type, int]] = {}
+    for feature in schema.features:
+        kind = np.int32 if feature.kind in ("categorical", "multivalent") else np.float32
+        width = {"multivalent": feature.max_length, "dense": feature.length}.get(feature.kind, 0)
+        features[f"feature:{feature.name}"] = kind, width or 0
+    keys = [role for role, column in (("group", schema.group), ("item", schema.item)) if column]
+    return [
+        *features.items(),
+        *((f"label:{name}", (np.float32, 0)) for name in schema.task_names),
+        *((f"key:{role}", (np.int64, 0)) for role in [*keys, "row_id"]),
+    ]
+
+
+def arrow_schema(schema: Schema) -> pa.Schema:
+    """Of the streams. Lists are all of one length, multivalent ones padded with 0: TensorFlow takes no others."""
+    fields = []
+    for key, (kind, width) in shapes(schema):
+        value = pa.from_numpy_dtype(kind)
+        fields.append((key, pa.list_(value) if width else value))
+    return pa.schema([*fields, (WINDOW, pa.int32())])
+
+
+def _matrix(array: pa.Array, width: int) -> np.ndarray:
+    """A column of encoded rows: [n], or [n, width], short lists filled up with 0."""
+    if not width:
+        return array.to_numpy()
+    values = array.flatten().to_numpy()
+    if pa.types.is_fixed_size_list(array.type):
+        return values.reshape(-1, width)
+    there = np.arange(width) < np.diff(array.offsets.to_numpy())[:, None]
+    matrix = np.zeros(there.shape, values.dtype)
+    matrix[there] = values
+    return matrix
+
+
+def _array(values: np.ndarray) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    ends = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values.reshape(-1)))
+
+
+def _joined(columns: list[Columns]) -> Columns:
+    if len(columns) < 2:
+        return columns[0] if columns else {}
+    return {key: np.concatenate([part[key] for part in columns]) for key in columns[0]}
+
+
+def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int, reader: tuple[int, int]) -> Plan:
+    """How to read a split of the log.
+
+    Args:
+      manifest: of a conversion of the log.
+      name: of the split.
+      training: permute and shuffle, or keep the order of the log.
+      seed: of the permutation, with ``epoch`` and the reader's number.
+      epoch: see ``seed``.
+      reader: (index, count): one part of ``count``. Whole row groups where there are at least ``count`` of them, else
+        every ``count``-th row.
+
+    Raises:
+      UserError: a CSV log, or a file of it is missing or has changed.
+    """
+    files = [file.path for file in manifest.sources]
+    if not files or not source.is_parquet(files[0]):
+        raise UserError(
+            f"{manifest.data_dir} was converted from CSV, which --input_format=parquet does not read: read its records "
+            "(blocks or rows)"
+        )
+    log = _open_log(tuple((file, check(file)) for file in manifest.sources))
+    policy = restore(manifest.split, files, manifest.seed)
+    number = SPLITS.index(name)
+    units = [unit for unit in log.units if unit.rows]
+    if isinstance(policy, GivenSplit):
+        units = [unit for unit in units if policy.file_splits[unit.file] == number]
+    index, count = reader
+    by_unit = len(units) >= count
+    if by_unit:
+        units = units[index::count]
+    shuffle = (seed, epoch, index) if training else None
+    if training:
+        units = [units[i] for i in np.random.default_rng(shuffle).permutation(len(units))]
+    parts = _parts(units)
+    return Plan(
+        data_dir=manifest.data_dir,
+        log=replace(log, units=()),
+        sources=manifest.sources,
+        cleaner=Cleaner(manifest.schema, policy, drop=bool(manifest.dropped)),
+        split=number,
+        parts=parts,
+        order=tuple(_order(parts, SIDE_BY_SIDE if training else 1)),
+        shuffle=shuffle,
+        every=(0, 1) if by_unit else reader,
+        window_rows=WINDOW_ROWS,
+    )
+
+
+def check(file: Source) -> int:
+    """When a file of the log was written, in nanoseconds.
+
+    Raises:
+      UserError: it is missing, or is not the one that was converted.
+    """
+    try:
+        status = os.stat(file.path)
+    except FileNotFoundError:
+        raise UserError(f"{file.path}, a file of the log, is missing: restore it, or convert the log again") from None
+    if status.st_size != file.bytes:
+        raise _changed(file, f"{status.st_size:,} bytes, {file.bytes:,} then")
+    return status.st_mtime_ns
+
+
+def _changed(file: Source, how: str) -> UserError:
+    return UserError(f"{file.path} has changed since it was converted ({how}): restore it, or convert the log again")
+
+
+@functools.lru_cache(maxsize=4)
+def _open_log(files: tuple[tuple[Source, int], ...]) -> Log:
+    """The log with a unit for each row group. The cache saves a second look at files that have not changed."""
+    log = source.open_log([file.path for file, _ in files], unit_rows=0)
+    rows = [0] * len(files)
+    for unit in log.units:
+        rows[unit.file] += unit.rows
+    for (file, _), count in zip(files, rows, strict=True):
+        if count != file.rows:
+            raise _changed(file, f"{count:,} rows, {file.rows:,} then")
+    return log
+
+
+def _parts(units: Sequence[Unit]) -> tuple[Part, ...]:
+    """Consecutive small row groups together, as long as they fit in a window."""
+    parts: list[Part] = []
+    for unit in units:
+        before = sum(u.rows for u in parts[-1].units) if parts else WINDOW_ROWS
+        if before + unit.rows <= WINDOW_ROWS:
+            parts[-1] = Part((*parts[-1].units, unit), 1)
+        else:
+            parts.append(Part((unit,), -(-unit.rows // WINDOW_ROWS)))
+    return tuple(parts)
+
+
+def _order(parts: Sequence[Part], side_by_side: int) -> Iterator[int]:
+    """The part of each window: a window of each of some parts in turn, then the next of each."""
+    for start in range(0, len(parts), side_by_side):
+        together = range(start, min(start + side_by_side, len(parts)))
+        for window in range(max(parts[i].windows for i in together)):
+            yield from (i for i in together if window < parts[i].windows)
+
+
+def main() -> NoReturn:
+    """Exit codes: 0 all written, or nobody reads on; otherwise stderr says why: 2 a UserError, 1 anything else."""
+    # The reader of the stream decides when this process ends: it has work to finish after Ctrl-C or SIGTERM.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    pa.set_cpu_count(1)  # the processes are the parallelism
+    code, why = 0, ""
+    try:
+        reading, stream, streams = pickle.load(sys.stdin.buffer)
+        reading.write(sys.stdout.buffer, stream, streams)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        pass
+    except UserError as error:
+        code, why = 2, str(error)
+    except (JobError, OSError, MemoryError) as error:
+        code, why = 1, str(error) or type(error).__name__
+    except Exception:
+        code, why = 1, traceback.format_exc()
+    print(why, file=sys.stderr, flush=True)
+    os._exit(code)  # a writer that is finalised would end the stream as if it were whole
+
+
+if __name__ == "__main__":
+    main()
