@@ -114,7 +114,7 @@ class TableOptimizer(tf.Module):
         raise NotImplementedError
 
     def catch_up(self, step: tf.Tensor) -> None:
-        """Brings the whole table up to date; nothing to do unless steps are deferred."""
+        """Brings the whole table up to date, in the strategy's scope; nothing to do unless steps are deferred."""
 
     def _write(self, ids: tf.Tensor, w: tf.Tensor, slots: tuple[tf.Tensor, ...], step: tf.Tensor) -> None:
         news = zip((w, *slots), (self.table, *self.slots), strict=True)
@@ -214,13 +214,15 @@ class DeferredAdam(LazyAdam):
         return w, (*slots, self._now(state, step))
 
     def catch_up(self, step: tf.Tensor) -> None:
-        @tf.function(autograph=False)
+        strategy = tf.distribute.get_strategy()
+
         def bring(first: tf.Tensor) -> None:
             state = self.read(tf.range(first, tf.minimum(first + _SLICE_ROWS, self.rows)), step, _SLICE_ROWS)
             self._write(state.ids, state.w, (*state.slots[:2], self._now(state, step)), step)
 
+        run = tf.function(lambda first: strategy.run(bring, (first,)), autograph=False)
         for first in range(0, self.rows, _SLICE_ROWS):
-            tf.distribute.get_strategy().run(bring, (tf.constant(first, self.index_dtype),))
+            run(tf.constant(first, self.index_dtype))
 
     def _now(self, state: RowState, step: tf.Tensor) -> tf.Tensor:
         return tf.fill(tf.shape(state.slots[2]), tf.cast(step, tf.int32))

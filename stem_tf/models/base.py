@@ -227,8 +227,9 @@ class RankingModel(Predictor):
 
     def catch_up(self) -> None:
         """Brings every row of every table up to date: before weights are kept or exported without the slots."""
-        for optimizer in self.table_optimizers:
-            optimizer.catch_up(self.global_step)
+        with self.distribute_strategy.scope():
+            for optimizer in self.table_optimizers:
+                optimizer.catch_up(self.global_step)
 
     def forward(
         self,
