@@ -195,7 +195,7 @@ def _replay(l2: float) -> list[dict[str, Any]]:
         if mode != "dense":
             copy = Embeddings(features, dict.fromkeys(names, ids), 16, network.tables, names).groups[0]
             copy.table.assign(packed.table)
-            optimizers[mode] = TABLE_OPTIMIZERS[mode](copy, l2, schedule)
+            optimizers[mode] = TABLE_OPTIMIZERS[mode](copy, l2, schedule, clips=True)
     clip_norm = tf.Variable(1e9)
 
     @tf.function(autograph=False)
@@ -207,13 +207,14 @@ def _replay(l2: float) -> list[dict[str, Any]]:
             batch, [packed.look_up(positions)], spaces, tf.constant([0, 0]), 1.0
         )
         by_row = tf.math.unsorted_segment_sum(by_position[0], inverse, tf.size(distinct))
-        rate, scales = Rate.at(schedule(step), step + 1), {}
+        scales = {}
         for mode, optimizer in optimizers.items():
             table = optimizer.gradient(optimizer.read(distinct, step, batch_size * 2), by_row)
             norm = tf.linalg.global_norm([gradient, table.values])
             scales[mode] = clip_norm / tf.maximum(norm, clip_norm)
+            rate = Rate.at(schedule(step), step + 1, scales[mode])
             optimizer.apply(table._replace(values=table.values * scales[mode]), rate, step + 1)
-        model.network_optimizer.apply(gradient * scales["dense"], rate)
+        model.network_optimizer.apply(gradient * scales["dense"], Rate.at(schedule(step), step + 1))
         return tf.linalg.global_norm([gradient]), scales
 
     random = np.random.default_rng(0)

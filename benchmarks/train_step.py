@@ -251,6 +251,7 @@ def _ours(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
         model.global_step.assign(_STEP)
         last = optimizer.slots[-1]
         last.assign(np.random.default_rng(0).integers(0, _STEP, last.shape[0]).astype(np.int32))
+        optimizer.sums.assign(np.repeat(np.arange(optimizer.sums.shape[0])[:, np.newaxis], 2, axis=1))  # never clipped
     train = tf.function(model.train_step)
     size = sum(v.shape.num_elements() * v.dtype.size for v in (optimizer.table, *optimizer.slots))
     return lambda batch: train(batch)["loss"], size / 1e6

@@ -23,19 +23,21 @@ class Rate(NamedTuple):
       learning_rate: of the step, scalar.
       step_size: lr / (1 - b1^t).
       correction: 1 - b2^t.
+      scale: what clipping has multiplied the gradient by.
     """
 
     learning_rate: tf.Tensor
     step_size: tf.Tensor
     correction: tf.Tensor
+    scale: tf.Tensor
 
     @staticmethod
-    def at(learning_rate: tf.Tensor, step: tf.Tensor) -> Rate:
+    def at(learning_rate: tf.Tensor, step: tf.Tensor, scale: float | tf.Tensor = 1.0) -> Rate:
         """``step`` t counts from 1."""
         t = tf.cast(step, tf.float32)
         # Not 1 - b^t: in float32 1 - b2 alone would be off by 2e-5 of itself.
         corrections = [-tf.math.expm1(t * math.log(beta)) for beta in (BETA_1, BETA_2)]
-        return Rate(learning_rate, learning_rate / corrections[0], corrections[1])
+        return Rate(learning_rate, learning_rate / corrections[0], corrections[1], tf.convert_to_tensor(scale))
 
 
 def moments(m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor, square: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -27,6 +27,7 @@ SLOTS = ("float32", "bfloat16", "rowwise")
 average; or one second moment an embedding (FBGEMM's partial row-wise Adam)."""
 
 _COMPILED = 1 << 18  # elements of a batch's rows from which compiling catch_up (a second a shape) pays
+_KEPT_SCALES = 1 << 16  # steps whose clipping is remembered; rows that were away for longer get the mean of fewer
 _SLICE_ROWS = 1 << 16  # of a table, brought up to date at a time
 
 
@@ -60,6 +61,7 @@ class TableOptimizer(tf.Module):
       schedule: learning rate by step.
       slots: one of :data:`SLOTS`.
       seed: of the rounding of bfloat16 slots, with the step.
+      clips: gradients may be scaled down to a norm.
 
     Attributes:
       defers: rows of the table may be behind; :meth:`read` knows where they would be.
@@ -68,10 +70,16 @@ class TableOptimizer(tf.Module):
     defers = False
 
     def __init__(
-        self, packed: PackedTable, l2: float | tf.Tensor, schedule: Schedule, slots: str = "float32", seed: int = 0
+        self,
+        packed: PackedTable,
+        l2: float | tf.Tensor,
+        schedule: Schedule,
+        slots: str = "float32",
+        seed: int = 0,
+        clips: bool = False,
     ) -> None:
         super().__init__(name="table_optimizer")
-        self.table, self.schedule, self.seed = packed.table, schedule, seed
+        self.table, self.schedule, self.seed, self.clips = packed.table, schedule, seed, clips
         self.rows, self.index_dtype, self.shape = packed.rows, packed.index_dtype, (len(packed.tables), packed.dim)
         self.l2 = l2 if isinstance(l2, float) else tf.reshape(l2, self.shape)
         self.rowwise = slots == "rowwise"
@@ -180,7 +188,8 @@ class DeferredAdam(LazyAdam):
     """Dense Adam's rows with lazy Adam's work: a row makes up for the steps that it missed when it is next read.
 
     See :func:`stem_tf.catch_up.catch_up`. A third slot, int32 ``[rows]``, holds the last step that each row has made.
-    Clipping scales the steps of the batch's rows; the L2 of missed steps is not scaled.
+    Where gradients are clipped, so is the L2 of missed steps: ``sums``, float64 ``[S, 2]``, holds the sums of the
+    factors of all steps so far, and of their squares, as of each of the last S steps.
     """
 
     defers = True
@@ -188,6 +197,8 @@ class DeferredAdam(LazyAdam):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_slot("last", 0, tf.int32)
+        if self.clips:
+            self.sums = tf.Variable(tf.zeros([_KEPT_SCALES, 2], tf.float64), trainable=False, name="clipping_sums")
         self._compiled = tf.function(self._catch_up, jit_compile=True, autograph=False)
 
     def _current(self, state: RowState, step: tf.Tensor, most: int | None) -> RowState:
@@ -205,7 +216,30 @@ class DeferredAdam(LazyAdam):
         return RowState(state.ids, *_split(AdamRows(*(x[:size] for x in done)), last))
 
     def _catch_up(self, rows: AdamRows, last: tf.Tensor, now: tf.Tensor) -> AdamRows:
-        return catch_up(rows, tf.minimum(last, now), now, l2=self.l2, rate=self.schedule, square=self._square)
+        def scales(a: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            # At least one step, among those that are kept.
+            first = tf.clip_by_value(tf.cast(a, tf.int32), now + 1 - _KEPT_SCALES, now - 1)
+            end = tf.clip_by_value(tf.cast(a + steps, tf.int32), first + 1, now)
+            sums = tf.gather(self.sums, end % _KEPT_SCALES) - tf.gather(self.sums, first % _KEPT_SCALES)
+            means = tf.cast(sums / tf.cast(end - first, tf.float64)[..., tf.newaxis], tf.float32)
+            return means[..., 0], means[..., 1]
+
+        return catch_up(
+            rows,
+            tf.minimum(last, now),
+            now,
+            l2=self.l2,
+            rate=self.schedule,
+            square=self._square,
+            scales=scales if self.clips else None,
+        )
+
+    def apply(self, gradient: TableGradient, rate: Rate, step: tf.Tensor) -> None:
+        super().apply(gradient, rate, step)
+        if self.clips:
+            factor = tf.cast(rate.scale, tf.float64)
+            before, now = ((tf.cast(step, tf.int32) - back) % _KEPT_SCALES for back in (1, 0))
+            update_mirrors(self.sums, _note, now, self.sums[before] + tf.stack([factor, tf.square(factor)]))
 
     def _updated(
         self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
@@ -226,6 +260,10 @@ class DeferredAdam(LazyAdam):
 
     def _now(self, state: RowState, step: tf.Tensor) -> tf.Tensor:
         return tf.fill(tf.shape(state.slots[2]), tf.cast(step, tf.int32))
+
+
+def _note(sums: tf.Variable, place: tf.Tensor, value: tf.Tensor) -> None:
+    sums.scatter_update(tf.IndexedSlices(value[tf.newaxis], place[tf.newaxis]))
 
 
 def _split(rows: AdamRows, last: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:

@@ -175,7 +175,12 @@ class RankingModel(Predictor):
         )
         self.table_optimizers = [
             TABLE_OPTIMIZERS[training.tables](
-                group, self._l2(group.tables), training.schedule, training.slots, training.seed
+                group,
+                self._l2(group.tables),
+                training.schedule,
+                training.slots,
+                training.seed,
+                clips=bool(training.clip_norm),
             )
             for group in groups
         ]
@@ -348,12 +353,13 @@ class RankingModel(Predictor):
             for optimizer, state, g in zip(self.table_optimizers, states, by_row, strict=True)
         ]
         norm = tf.linalg.global_norm([gradient, *(g.values for g in table_gradients)])
+        scale: float | tf.Tensor = 1.0
         if clip_norm := self.training_options.clip_norm:
             scale = clip_norm / tf.maximum(norm, clip_norm)
             gradient = gradient * scale
             table_gradients = [g._replace(values=g.values * scale) for g in table_gradients]
 
-        rate = Rate.at(self.schedule(step), step + 1)
+        rate = Rate.at(self.schedule(step), step + 1, scale)
         self.network_optimizer.apply(gradient, rate)
         for optimizer, table_gradient in zip(self.table_optimizers, table_gradients, strict=True):
             optimizer.apply(table_gradient, rate, step + 1)

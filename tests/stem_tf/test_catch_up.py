@@ -77,6 +77,31 @@ def test_l2_by_column_and_rows_that_no_step_has_written() -> None:
     assert 0.037 < exact[0][0, 1, 0] < 0.041
 
 
+def test_what_clipping_made_of_missed_steps() -> None:
+    """Factors that differ from step to step, by their means over a chunk."""
+    random = np.random.default_rng(2)
+    factors = random.choice([0.1, 1.0], 401)
+    w = np.full((1, 1, 50), 0.05)
+    m, v = random.normal(0.0, 1e-6, w.shape), np.full(w.shape, 1e-10)
+    sums = tf.constant(np.cumsum(np.stack([factors, factors**2], axis=-1), axis=0))
+
+    def means(a: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        ends = [tf.gather(sums, tf.cast(x, tf.int32)) for x in (a, a + steps)]
+        mean = tf.cast(ends[1] - ends[0], tf.float32) / steps[..., tf.newaxis]
+        return mean[..., 0], mean[..., 1]
+
+    rows = AdamRows(*(tf.constant(x, tf.float32) for x in (w, m, v)))
+    last, now, rate = tf.constant([100]), tf.constant(400), Schedule(1e-3)
+    done = catch_up(rows, last, now, l2=1e-4, rate=rate, square=tf.square, scales=means)
+    exact: Rows = (w, m, v)
+    for step in range(101, 401):
+        exact = adam(exact, factors[step] * 1e-4 * exact[0], 1e-3, step)
+    move = np.linalg.norm(exact[0] - w)
+    assert np.linalg.norm(done.w - exact[0]) < 0.03 * move
+    unclipped = catch_up(rows, last, now, l2=1e-4, rate=rate, square=tf.square)
+    assert np.linalg.norm(unclipped.w - exact[0]) > 0.1 * move
+
+
 def test_compiled_as_plain() -> None:
     random = np.random.default_rng(1)
     rows = AdamRows(*(tf.constant(random.random((50, 2, 3)) * scale, tf.float32) for scale in (1e-2, 1e-6, 1e-10)))
