@@ -316,7 +316,8 @@ def _profile(turn: Callable[[], None], directory: str) -> None:
                 name, _, kind = plane.event_metadata[event.metadata_id].name.rpartition(":")
                 while ends and ends[-1][0] <= event.offset_ps:
                     ends.pop()
-                if name:  # "StatefulPartitionedCall/...:MatMul"
+                # "gradients/mlp/MatMul_1:MatMul", not the functions around it or "Executor::Run".
+                if name and kind[:1].isupper() and kind != "Run" and not name.endswith(":"):
                     total[kind] += event.duration_ps
                     if ends:
                         total[ends[-1][1]] -= event.duration_ps

@@ -153,8 +153,9 @@ class PackedTable(tf.keras.layers.Layer):
             return {}
         stacked = fields[0] if len(fields) == 1 else tf.concat(fields, axis=1)
         flat = stacked.shape[1] * self.dim
-        by_table = tf.reshape(stacked, [-1, stacked.shape[1], len(self.tables), self.dim])
-        return {name: tf.reshape(by_table[:, :, i], [-1, flat]) for i, name in enumerate(self.tables)}
+        # Not a slice a table, whose gradients would each be as large as all tables'.
+        by_table = tf.unstack(tf.reshape(stacked, [-1, stacked.shape[1], len(self.tables), self.dim]), axis=2)
+        return {name: tf.reshape(h, [-1, flat]) for name, h in zip(self.tables, by_table, strict=True)}
 
     def _pool(self, feature: Feature, ids: tf.Tensor, bag: tf.Tensor) -> tf.Tensor:
         """Sum or mean over the values that are not padding; ``[B, L, W]`` -> ``[B, 1, W]``, zeros for an empty bag."""

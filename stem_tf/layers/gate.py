@@ -71,4 +71,9 @@ def mixture(weights: tf.Tensor, groups: Sequence[tf.Tensor]) -> tf.Tensor:
     """
     weights = tf.cast(tf.transpose(weights)[:, :, tf.newaxis], groups[0].dtype)
     parts = tf.split(weights, [group.shape[0] for group in groups])
-    return tf.add_n([tf.reduce_sum(part * group, axis=0) for part, group in zip(parts, groups, strict=True)])
+    return tf.add_n([_summed(part * group) for part, group in zip(parts, groups, strict=True)])
+
+
+def _summed(terms: tf.Tensor) -> tf.Tensor:
+    """``[K, B, H]`` -> ``[B, H]``; a group of one expert is there already: a sum would copy it, and its gradient."""
+    return tf.squeeze(terms, axis=0) if terms.shape[0] == 1 else tf.reduce_sum(terms, axis=0)
