@@ -45,8 +45,14 @@ def state(model: RankingModel) -> list[np.ndarray]:
     return [variable.numpy() for variable in [*model.variables, *slots]]
 
 
-@pytest.mark.parametrize("tables", ["dense", "deferred", "lazy"])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+CASES = {
+    f"{name}, {tables}": (options, tables) for name, options in OPTIONS.items() for tables in ("dense", "deferred")
+}
+CASES |= {f"{slots}, deferred": ({"optimizer.slots": slots}, "deferred") for slots in ("bfloat16", "rowwise")}
+CASES |= {"compiled, deferred": ({"train.xla": "step", "model.dropout": 0.3}, "deferred")}
+
+
+@pytest.mark.parametrize(("options", "tables"), CASES.values(), ids=CASES)
 def test_an_option_acts_and_resumes(
     tiny_settings: dict[str, Any], tmp_path: Path, options: dict[str, Any], tables: str
 ) -> None:
@@ -66,6 +72,12 @@ def test_an_option_acts_and_resumes(
         np.testing.assert_array_equal(one, two)
     features = batches[0]["features"]
     assert np.abs(model(features)["click"] - plain(features)["click"]).max() > 0.0
+
+
+def test_a_compiled_step_is_that_of_one_replica(tiny_settings: dict[str, Any]) -> None:
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope(), pytest.raises(UserError) as error:
+        build(tiny_settings | {"train.xla": "step"})
+    assert "config.train.xla=step compiles the step of one replica, not of 2; network does" in str(error.value)
 
 
 def test_l2_by_table(tiny_settings: dict[str, Any]) -> None:
