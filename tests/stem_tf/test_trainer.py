@@ -38,9 +38,8 @@ def losses(trainer: Trainer) -> np.ndarray:
     return np.array([[r["loss"], r["loss/click"], r["loss/watched"]] for r in records])
 
 
-@pytest.mark.parametrize("tables", ["dense", "deferred"])
-def test_two_replicas_reach_the_losses_of_one(make: Make, tables: str) -> None:
-    settings = {"optimizer.tables": tables, "train.epochs": 1, "train.log_every": 4}
+def test_two_replicas_reach_the_losses_of_one(make: Make) -> None:
+    settings = {"train.epochs": 1, "train.log_every": 4}
     single = make("single", **settings)
     single.run()
     expected = losses(single)
