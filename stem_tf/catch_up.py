@@ -61,8 +61,8 @@ def catch_up(
         v_L = b2^L v + (1 - b2^L) mean(c^2) l2^2 (w^2 + w w_L + w_L^2) / 3
 
     (1 - r)^L is what L2 leaves of w. The sum is what momentum moves, at step k on average; L2 has less time to pull
-    that back. Against single steps, a life of many gaps ends within .1 % of a table's norm at L2 1e-6, within 2 % at
-    1e-4, where L2 alone makes the rows (tests/stem_tf/test_catch_up.py); a gap of n steps costs log2(n) chunks.
+    that back. A gap of n steps costs log2(n) chunks. How near single steps that is: tests/stem_tf/test_catch_up.py for
+    one gap, benchmarks/quality.py --replay for a life of many.
 
     Args:
       rows: as the steps ``last`` left them.

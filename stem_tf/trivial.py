@@ -16,7 +16,7 @@ from pipelines.manifest import Manifest
 from pipelines.schema import Task
 from stem_tf import metrics
 from stem_tf.metrics import smoothed_means
-from stem_tf.predictions import Predictions
+from stem_tf.predictions import Predictions, reading
 from stem_tf.workdir import replace_file
 
 PRIOR_ROWS = 5
@@ -88,14 +88,7 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
     rows, filled = manifest.rows("train"), 0
     columns: dict[str, NDArray] = {name: np.empty(rows, np.int64) for name in present}
     columns |= {name: np.empty(rows, np.float32) for name in tasks}
-    dataset = inputs.dataset(
-        manifest,
-        "train",
-        batch_size=_BATCH_ROWS,
-        input_format=data.input_format,
-        training=False,
-        on_corrupt=data.on_corrupt,
-    )
+    dataset = inputs.dataset(manifest, "train", training=False, **reading(data) | {"batch_size": _BATCH_ROWS})
 
     def keys_and_labels(batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         # NaN again where a row is outside the task's space, so that keys and labels stay side by side.

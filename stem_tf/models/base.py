@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
@@ -20,7 +20,7 @@ from stem_tf.losses import TaskLoss, Weighting, score
 from stem_tf.models.network import Network
 from stem_tf.optimizers import Adam, Rate, Schedule
 from stem_tf.quiet import start_xla
-from stem_tf.table_optimizers import TABLE_OPTIMIZERS, TableOptimizer, gather_rows
+from stem_tf.table_optimizers import TABLE_OPTIMIZERS, RowState, TableOptimizer, gather_rows
 
 Batch = Mapping[str, Any]
 
@@ -218,17 +218,21 @@ class RankingModel(Predictor):
         """What the batch reads of the tables, where it is not simply what stands there: rows that are behind."""
         if not any(optimizer.defers for optimizer in self.table_optimizers):
             return None
-        optimizers = iter(self.table_optimizers)
-        looked_up: list[tf.Tensor | None] = []
-        for group, ids in zip(self.embeddings.groups, self.embeddings.ids(inputs), strict=True):
-            if not group.rows:
-                looked_up.append(None)
-                continue
-            optimizer = next(optimizers)
-            distinct, inverse = deduplicate(ids)
-            w = optimizer.read(distinct, self.global_step, inverse.shape[0]).w
-            looked_up.append(tf.gather(tf.reshape(w, [-1, group.width]), inverse))
-        return looked_up
+        return self._looked_up(self._read(inputs, self.global_step))
+
+    def _read(self, inputs: Mapping[str, tf.Tensor], step: tf.Tensor, static: bool = False) -> list[_Read]:
+        """The distinct rows of every table that the batch needs, as ``step`` steps leave them."""
+        pairs = zip(self.embeddings.groups, self.embeddings.ids(inputs), strict=True)
+        read = []
+        for (group, ids), optimizer in zip([p for p in pairs if p[0].rows], self.table_optimizers, strict=True):
+            distinct, inverse = deduplicate_static(ids, group.rows) if static else deduplicate(ids)
+            read.append(_Read(optimizer.read(distinct, step, inverse.shape[0]), inverse))
+        return read
+
+    def _looked_up(self, read: Sequence[_Read]) -> list[tf.Tensor | None]:
+        """By group ``[B * P, W]``, None where there is no table."""
+        rows = iter(read)
+        return [next(rows).at_positions(group.width) if group.rows else None for group in self.embeddings.groups]
 
     def catch_up(self) -> None:
         """Brings every row of every table up to date: before weights are kept or exported without the slots."""
@@ -320,32 +324,21 @@ class RankingModel(Predictor):
         """One step of network and tables; returns the tasks' losses ``[T]``, the loss and the gradient's norm."""
         context = tf.distribute.get_replica_context()
         replicas = context.num_replicas_in_sync
-        ids = self.embeddings.ids(batch["inputs"])
-        groups = [group for group in self.embeddings.groups if group.rows]
-        tables = list(zip(groups, self.table_optimizers, filter(lambda i: i is not None, ids), strict=True))
-        if self.training_options.xla == "step":
-            found = [deduplicate_static(i, group.rows) for group, _, i in tables]
-        else:
-            found = [deduplicate(i) for _, _, i in tables]
-        states = [
-            optimizer.read(distinct, step, inverse.shape[0])
-            for (_, optimizer, _), (distinct, inverse) in zip(tables, found, strict=True)
-        ]
-        read = iter(
-            tf.gather(tf.reshape(state.w, [-1, group.width]), inverse)
-            for (group, _, _), state, (_, inverse) in zip(tables, states, found, strict=True)
+        read = self._read(batch["inputs"], step, static=self.training_options.xla == "step")
+        gradient, by_position, losses, loss = self._network_program(
+            batch, self._looked_up(read), spaces, seed, 1.0 / replicas
         )
-        looked_up = [next(read) if group.rows else None for group in self.embeddings.groups]
-        gradient, by_position, losses, loss = self._network_program(batch, looked_up, spaces, seed, 1.0 / replicas)
+        states = [rows.state for rows in read]
         by_row = [
-            tf.math.unsorted_segment_sum(g, inverse, tf.shape(distinct)[0])
-            for g, (distinct, inverse) in zip(by_position, found, strict=True)
+            tf.math.unsorted_segment_sum(g, rows.inverse, tf.shape(rows.state.ids)[0])
+            for g, rows in zip(by_position, read, strict=True)
         ]
         if replicas > 1:
             gradient, losses, loss = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradient, losses, loss])
-            for i, ((_, optimizer, _), (distinct, inverse)) in enumerate(zip(tables, found, strict=True)):
-                union, by_row[i] = gather_rows(distinct, by_row[i], inverse.shape[0])
-                states[i] = optimizer.read(union, step, replicas * inverse.shape[0])
+            for i, (optimizer, rows) in enumerate(zip(self.table_optimizers, read, strict=True)):
+                positions = rows.inverse.shape[0]
+                union, by_row[i] = gather_rows(rows.state.ids, by_row[i], positions)
+                states[i] = optimizer.read(union, step, replicas * positions)
 
         gradient = self.network_optimizer.regularised(gradient)
         table_gradients = [
@@ -415,6 +408,17 @@ class RankingModel(Predictor):
             weights = tf.unstack(self.weighting.weights(self.global_step, self.epoch))
             logs |= {f"weight/{task.name}": weight for task, weight in zip(self.tasks, weights, strict=True)}
         return logs
+
+
+class _Read(NamedTuple):
+    """Distinct rows of one table, and the place among them of each of the batch's positions, int32 ``[B * P]``."""
+
+    state: RowState
+    inverse: tf.Tensor
+
+    def at_positions(self, width: int) -> tf.Tensor:
+        """``[B * P, W]``."""
+        return tf.gather(tf.reshape(self.state.w, [-1, width]), self.inverse)
 
 
 def _spaces(weights: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
