@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.schema import Feature, Schema, Task
+from pipelines.schema import Feature, Label, Schema, Task, Threshold
 from stem_tf import report
 
 
@@ -102,8 +102,20 @@ def _is(task: Task) -> str:
     column = f"`{label.column}`" + (f" / `{label.divide_by}`" if label.divide_by else "")
     rows = "" if space is None else f", given that `{space.task or space.column}` is 1"
     if task.type == "binary":
-        return f"the probability of {column}" + ("" if label.equals is None else f" = {label.equals!r}") + rows
+        return f"the probability of {column}{_condition(label)}{rows}"
     return f"the value of {column}" + (f", clipped to {list(label.clip)}" if label.clip else "") + rows
+
+
+def _condition(label: Label) -> str:
+    """What the column has to be for a label of 1; "" where it is 1 itself."""
+    if label.values:
+        return " = " + " or ".join(map(repr, label.values))
+    signs = {"at_least": ">=", "at_most": "<="}
+    limits = {
+        key: f"{limit.times:g} x `{limit.column}`" if isinstance(limit, Threshold) else f"{limit:g}"
+        for key, limit in label.thresholds.items()
+    }
+    return " and".join(f" {signs[key]} {limit}" for key, limit in limits.items())
 
 
 def _metrics_note(tree: Mapping[str, Any]) -> str:

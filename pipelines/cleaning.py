@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipelines import casts, hashing
 from pipelines.casts import Lists
 from pipelines.errors import UserError
-from pipelines.schema import Feature, Schema, Task
+from pipelines.schema import Feature, Schema, Task, Threshold
 from pipelines.source import Chunk
 from pipelines.split import GivenSplit, HashSplit, RandomSplit, SplitPolicy, TimeSplit, order_keys, time_values
 
@@ -230,8 +230,7 @@ class Cleaner:
     def _key(self, chunk: Chunk, column: str, bad: _BadRows) -> pa.Array:
         """Raw values of a key column; integers are int64, text is text unless a feature says that it holds int64."""
         array = chunk.columns[column]
-        kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
-        if casts.is_text(kind) and column not in integer_columns(self.schema):
+        if casts.is_text(_kind(array)) and column not in integer_columns(self.schema):
             values, wrong = casts.to_text(array)
             bad.add(wrong, column, "not UTF-8", f"column '{column}' is {{}}, which is not UTF-8 text")
         else:
@@ -269,6 +268,11 @@ def time_keys(chunk: Chunk, column: str, kind: pa.DataType, bad: _BadRows) -> np
     missing = casts.to_numpy(values.is_null()) & ~wrong
     bad.add(missing, column, "missing time", f"the time column '{column}' is {{}}; every row needs a time")
     return order_keys(values.fill_null(pa.scalar(0, pa.int64()).cast(values.type)) if values.null_count else values)
+
+
+def _kind(array: pa.Array) -> pa.DataType:
+    """The type of the values, dictionary-encoded or not."""
+    return array.type.value_type if pa.types.is_dictionary(array.type) else array.type
 
 
 def _check_missing(missing: np.ndarray, feature: Feature, bad: _BadRows) -> None:
@@ -371,8 +375,8 @@ def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: _BadRows) -> np.nda
     """float32 [n]; what the log holds outside the space, bool [n], is no label and never bad."""
     label, column = task.label, task.label.column
     shown = f"label '{column}' is {{}}"
-    if label.equals is not None:
-        values, missing = _equals(chunk.columns[column], label.equals, column, space, bad)
+    if label.values:
+        values, missing = _holds(chunk.columns[column], label.values, column, space, bad)
     else:
         values, missing = _number(chunk.columns[column], column, shown, space, bad)
     _check_label(missing & space, task, column, f"{shown}; task '{task.name}' needs a value", bad)
@@ -386,6 +390,9 @@ def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: _BadRows) -> np.nda
         missing |= absent
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             values = values / denominator
+    if label.thresholds:
+        values, absent = _meets(chunk, task, values, space & ~missing, bad)
+        missing |= absent
     with np.errstate(over="ignore", invalid="ignore"):
         if label.clip is not None:
             values = np.clip(values, *label.clip)
@@ -412,19 +419,71 @@ def _check_label(missing: np.ndarray, task: Task, column: str, detail: str, bad:
         bad.add(missing, column, "missing label", detail + advice)
 
 
-def _equals(
-    array: pa.Array, value: str | int, column: str, space: np.ndarray, bad: _BadRows
+def _holds(
+    array: pa.Array, wanted: tuple[str | float, ...], column: str, space: np.ndarray, bad: _BadRows
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [n] of 0 and 1, bool [n] missing)."""
-    if isinstance(value, str):
-        values, wrong = casts.to_text(array)
+    """Whether the column holds one of some values: (float64 [n] of 0 and 1, bool [n] missing)."""
+    if isinstance(wanted[0], str):
+        texts, wrong = casts.to_text(array)
         bad.add(wrong & space, column, "not UTF-8", f"label '{column}' is {{}}, which is not UTF-8 text")
         missing = casts.to_numpy(array.is_null()).copy()  # "" is a value like others here
-    else:
-        values, wrong = casts.to_int64(array)
+        return casts.to_numpy(pc.is_in(texts.fill_null(""), pa.array(wanted))).astype(np.float64), missing
+    kind = _kind(array)
+    large = casts.is_text(kind) and any(isinstance(value, int) and abs(value) > _EXACT for value in wanted)
+    if large or not (casts.is_text(kind) or pa.types.is_floating(kind)):
+        integers, wrong = casts.to_int64(array)
         bad.add(wrong & space, column, "not an int64", f"label '{column}' is {{}}, which is not an int64")
-        missing = casts.to_numpy(values.is_null()) & ~wrong
-    hits = casts.to_numpy(pc.equal(values, value).fill_null(value == ""))
+        missing = casts.to_numpy(integers.is_null()) & ~wrong
+        whole = pa.array([value for value in wanted if isinstance(value, int)], pa.int64())
+        return casts.to_numpy(pc.is_in(integers, whole)).astype(np.float64), missing
+    floats, missing = _number(array, column, f"label '{column}' is {{}}", space, bad)
+    return (np.isin(floats, _stored(wanted, kind)) & ~missing).astype(np.float64), missing
+
+
+_EXACT = 2**53
+"""Whole numbers up to here are float64 as they are."""
+
+
+def _stored(values: Sequence[Any], kind: pa.DataType) -> np.ndarray:
+    """float64 [n] of numbers of the schema as a column of type ``kind`` would hold them: 0.7 is not 0.7 in float32."""
+    narrow = {pa.float16(): np.float16, pa.float32(): np.float32}.get(kind, np.float64)
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float64).astype(narrow).astype(np.float64)
+
+
+def _meets(
+    chunk: Chunk, task: Task, values: np.ndarray, present: np.ndarray, bad: _BadRows
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the values, float64 [n], are within the label's thresholds.
+
+    Args:
+      chunk: of the log.
+      task: whose label it is.
+      values: of the label's column.
+      present: bool [n], rows that have one and are inside the task's space.
+      bad: where to note what is wrong.
+
+    Returns:
+      (float64 [n] of 0 and 1, bool [n]: there is no threshold).
+    """
+    column = task.label.column
+    bad.add(
+        present & ~np.isfinite(values), column, "label not finite", f"label '{column}' is {{}}, which is not finite"
+    )
+    kind = _kind(chunk.columns[column])
+    hits, missing = np.ones(len(values), bool), np.zeros(len(values), bool)
+    for key, limit in task.label.thresholds.items():
+        if isinstance(limit, Threshold):
+            shown = f"threshold '{limit.column}' is {{}}"
+            limits, absent = _number(chunk.columns[limit.column], limit.column, shown, present, bad)
+            detail = f"{shown}; task '{task.name}' compares with it"
+            _check_label(absent & present, task, limit.column, detail, bad)
+            detail = f"{shown}, which is not finite"
+            bad.add(present & np.isinf(limits), limit.column, "threshold not finite", detail)
+            limits, missing = limits * limit.times, missing | absent
+        else:
+            limits = _stored([limit], kind)
+        hits &= values >= limits if key == "at_least" else values <= limits
     return hits.astype(np.float64), missing
 
 

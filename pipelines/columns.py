@@ -12,7 +12,7 @@ from pipelines import casts
 from pipelines.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from pipelines.schema import Feature, Schema, Task
+    from pipelines.schema import Feature, Label, Schema, Task
 
 
 def validate(schema: Schema, log_columns: Mapping[str, pa.DataType], source: str, *, text: bool) -> None:
@@ -29,8 +29,8 @@ def validate(schema: Schema, log_columns: Mapping[str, pa.DataType], source: str
     if text:
         return
     for task in schema.tasks:
-        for column in task.label.columns:
-            why = _label_problem(task, _plain(log_columns[column]))
+        for key, column in task.label.uses.items():
+            why = _label_problem(task, key, _plain(log_columns[column]))
             _refuse(why, schema, f"tasks.{task.name}.label", column, source)
         if task.space and task.space.column and not _is_number(kind := _plain(log_columns[task.space.column])):
             why = f"holds {kind}; a space is a column of bools, or of 0 and 1{_cast(task.space.column, 'bool')}"
@@ -59,9 +59,7 @@ def _uses(schema: Schema) -> Iterator[tuple[str, str]]:
     for feature in schema.features:
         yield f"features.{feature.name}.column", feature.column
     for task in schema.tasks:
-        yield f"tasks.{task.name}.label.column", task.label.column
-        if task.label.divide_by is not None:
-            yield f"tasks.{task.name}.label.divide_by", task.label.divide_by
+        yield from ((f"tasks.{task.name}.label.{key}", column) for key, column in task.label.uses.items())
         if task.space is not None and task.space.column is not None:
             yield f"tasks.{task.name}.space.column", task.space.column
     for key, column in (("group", schema.group), ("item", schema.item)):
@@ -132,19 +130,34 @@ def _dense_problem(feature: Feature, kind: pa.DataType) -> str | None:
     return None
 
 
-def _label_problem(task: Task, kind: pa.DataType) -> str | None:
-    equals = task.label.equals
-    if equals is None:
+def _label_problem(task: Task, key: str, kind: pa.DataType) -> str | None:
+    """What is wrong with a column of type ``kind`` that the label uses under ``key``, or None."""
+    label, holds = task.label, f"holds {kind}"
+    if key == "column" and label.values:
+        name = "equals" if label.equals is not None else "in"
+        first = label.values[0]
+        if isinstance(first, str):
+            if casts.is_text(kind):
+                return None
+            numbers = _is_number(kind) and all(str(value).isdigit() for value in label.values)
+            return f"{holds}, never the text {first!r}" + (f"; write {_written(name, label, int)}" if numbers else "")
         if _is_number(kind):
             return None
-        way_out = (
-            '. Say which value means 1, as in equals: "yes"' if task.type == "binary" and casts.is_text(kind) else ""
-        )
-        return f"holds {kind}; the label of a {task.type} task needs numbers{way_out}"
-    if isinstance(equals, str) and not casts.is_text(kind):
-        return f"holds {kind}, never the text {equals!r}" + (f"; write equals: {equals}" if equals.isdigit() else "")
-    if isinstance(equals, int) and not _is_int(kind):
-        return f"holds {kind}, never the number {equals}" + (
-            f'; write equals: "{equals}"' if casts.is_text(kind) else ""
-        )
-    return None
+        way_out = f"; write {_written(name, label, str)}" if casts.is_text(kind) else ""
+        return f"{holds}, never the number {first}{way_out}"
+    if label.thresholds and key != "divide_by":
+        limits = " and ".join(label.thresholds)
+        if pat.is_boolean(kind) and key == "column":
+            return f"{holds}, which is 0 or 1 as it stands; remove {limits}"
+        way_out = '. Say which values mean 1, as in in: ["yes", "maybe"]' if casts.is_text(kind) else ""
+        return None if _is_number(kind) else f"{holds}; {limits} need numbers{way_out}"
+    if _is_number(kind):
+        return None
+    way_out = '. Say which value means 1, as in equals: "yes"' if task.type == "binary" and casts.is_text(kind) else ""
+    return f"{holds}; the label of a {task.type} task needs numbers{way_out}"
+
+
+def _written(key: str, label: Label, kind: type[int] | type[str]) -> str:
+    """The key with its values as numbers, or as texts."""
+    values = [str(value) if kind is int else f'"{value}"' for value in label.values]
+    return f"{key}: {values[0]}" if key == "equals" else f"{key}: [{', '.join(values)}]"

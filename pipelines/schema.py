@@ -15,7 +15,9 @@ The schema travels with the converted data, with every run and with every export
       image: {kind: dense, side: item, length: 64}
     tasks:
       click: {label: {column: is_click}}
-      income: {weight: 0.5, label: {column: income_50k, equals: "50000+."}}
+      income: {weight: 0.5, label: {column: income_50k, equals: "50000+."}}    # or in: [a, b]
+      loved: {label: {column: rating, at_least: 4}}                           # or at_most, or both
+      long_view: {label: {column: play_ms, at_least: {column: duration_ms, times: 0.5}}}
       buy: {label: {column: is_buy}, space: {task: click}}     # only rows where click is 1; or {column: is_shown}
       completion:
         type: regression
@@ -26,6 +28,7 @@ The schema travels with the converted data, with every run and with every export
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -93,22 +96,63 @@ class Feature:
 
 
 @dataclass(frozen=True)
-class Label:
-    """Where a task's label comes from: ``column``, ``column == equals`` or ``column / divide_by``, then ``clip``.
+class Threshold:
+    """A threshold that differs from row to row: ``times * column``."""
 
-    ``missing`` says what a null (in either column) or a zero denominator means: ``error``, or ``outside``: the row is
-    outside the task's sample space (PLE Eq. 9).
+    column: str
+    times: float = 1.0
+
+
+@dataclass(frozen=True)
+class Label:
+    """Where a task's label comes from.
+
+    A binary label is the column itself, where it holds 0 and 1, or whether its value meets a condition: ``equals``,
+    ``one_of``, or ``at_least`` and ``at_most``. A regression's is the column, divided by another one, then clipped.
+
+    Attributes:
+      column: of the log.
+      equals: the value that means 1; all others mean 0.
+      one_of: several such values (``in`` in YAML), or ().
+      at_least: values from here on mean 1; a number, or another column's value.
+      at_most: values up to here mean 1, likewise; with ``at_least`` those that both hold for.
+      divide_by: column of the denominator.
+      clip: (low, high), after the division.
+      missing: what a null (in any of the columns) or a zero denominator means: ``error``, or ``outside``: the row is
+        outside the task's sample space (PLE Eq. 9).
     """
 
     column: str
-    equals: str | int | None = None
+    equals: str | float | None = None
+    one_of: tuple[str | float, ...] = ()
+    at_least: float | Threshold | None = None
+    at_most: float | Threshold | None = None
     divide_by: str | None = None
     clip: tuple[float, float] | None = None
     missing: Literal["error", "outside"] = "error"
 
     @property
+    def values(self) -> tuple[str | float, ...]:
+        """Those that mean 1, where the label is whether the column holds one of some values."""
+        return self.one_of if self.equals is None else (self.equals,)
+
+    @property
+    def thresholds(self) -> dict[str, float | Threshold]:
+        """``at_least`` and ``at_most``, those that are set."""
+        limits = {"at_least": self.at_least, "at_most": self.at_most}
+        return {key: limit for key, limit in limits.items() if limit is not None}
+
+    @property
+    def uses(self) -> dict[str, str]:
+        """The columns of the log that it is made of, by the key that names them."""
+        others = {
+            f"{key}.column": limit.column for key, limit in self.thresholds.items() if isinstance(limit, Threshold)
+        }
+        return {"column": self.column, **others, **({"divide_by": self.divide_by} if self.divide_by else {})}
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        return (self.column,) if self.divide_by is None else (self.column, self.divide_by)
+        return tuple(dict.fromkeys(self.uses.values()))
 
 
 @dataclass(frozen=True)
@@ -384,30 +428,78 @@ def _feature(name: str, node: Node) -> Feature:
     return Feature(name=name, **values)
 
 
+_CONDITIONS = ("equals", "in", "at_least", "at_most")
+_LABEL_OPTIONAL = (*_CONDITIONS, "divide_by", "clip", "missing")
+
+
 def _label(node: Node, task_type: str) -> Label:
-    fields = node.record({"column": "of the log"}, ("equals", "divide_by", "clip", "missing"), "a label")
-    for key, wanted in (("equals", "binary"), ("divide_by", "regression"), ("clip", "regression")):
+    fields = node.record({"column": "of the log"}, _LABEL_OPTIONAL, "a label")
+    for key, wanted in (*((key, "binary") for key in _CONDITIONS), ("divide_by", "regression"), ("clip", "regression")):
         if key in fields and task_type != wanted:
             fields[key].fail(f"does not apply to a {task_type} task, only to a {wanted} one (type: {wanted})")
     column = fields["column"].text()
-    equals = fields["equals"].value if "equals" in fields else None
-    if "equals" in fields and (not isinstance(equals, str | int) or isinstance(equals, bool)):
-        fields["equals"].fail(
-            f"should be text (in quotes) or a whole number; got {yaml_reader.shown(equals)}"
-            + (". A bool column needs no equals" if isinstance(equals, bool) else "")
-        )
-    if isinstance(equals, int) and not -(2**63) <= equals < 2**63:
-        fields["equals"].fail(f"{equals} does not fit int64")
-    divide_by = fields["divide_by"].text() if "divide_by" in fields else None
-    if divide_by == column:
-        fields["divide_by"].fail(f"{column!r} divided by itself is always 1")
-    return Label(
+    conditions = [key for key in _CONDITIONS if key in fields]
+    if len(conditions) > 1 and conditions != ["at_least", "at_most"]:
+        fields[conditions[1]].fail(f"cannot be combined with {conditions[0]}; only at_least and at_most go together")
+    label = Label(
         column=column,
-        equals=equals,
-        divide_by=divide_by,
+        equals=_value(fields["equals"]) if "equals" in fields else None,
+        one_of=_values(fields["in"]) if "in" in fields else (),
+        at_least=_threshold(fields["at_least"]) if "at_least" in fields else None,
+        at_most=_threshold(fields["at_most"]) if "at_most" in fields else None,
+        divide_by=fields["divide_by"].text() if "divide_by" in fields else None,
         clip=_clip(fields["clip"]) if "clip" in fields else None,
         missing=fields["missing"].choice(("error", "outside")) if "missing" in fields else "error",
     )
+    if label.divide_by == column:
+        fields["divide_by"].fail(f"{column!r} divided by itself is always 1")
+    for key, limit in label.thresholds.items():
+        if isinstance(limit, Threshold) and limit.column == column:
+            fields[key].child("column").fail(f"{column!r} would be compared with itself; name another column")
+    if isinstance(label.at_least, float) and isinstance(label.at_most, float) and label.at_least > label.at_most:
+        fields["at_most"].fail(f"no value is at least {label.at_least:g} and at most {label.at_most:g}")
+    return label
+
+
+def _value(node: Node) -> str | float:
+    """A value that a column may hold: text, or a number, whole ones as int."""
+    value = node.value
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() and abs(value) < 2**63 else value
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        node.fail(
+            f"should be text (in quotes) or a finite number; got {yaml_reader.shown(value)}"
+            + (". A bool column is a label as it stands" if isinstance(value, bool) else "")
+        )
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        node.fail(f"{value} does not fit int64")
+    return value
+
+
+def _values(node: Node) -> tuple[str | float, ...]:
+    items = node.items("a list of the values that mean 1, as in [click, buy]")
+    values = [_value(item) for item in items]
+    for i, value in enumerate(values):
+        if isinstance(value, str) != isinstance(values[0], str):
+            items[i].fail(f"{value!r} stands beside {values[0]!r}; a column holds texts or numbers, not both")
+        if value in values[:i]:
+            items[i].fail(f"{value!r} is listed twice; keep one")
+    return tuple(values)
+
+
+def _threshold(node: Node) -> float | Threshold:
+    if isinstance(node.value, dict):
+        fields = node.record({"column": "the column to compare with"}, ("times",), "a threshold")
+        times = fields["times"].number() if "times" in fields else 1.0
+        if times <= 0:
+            fields["times"].fail(f"{times:g} should be above 0")
+        return Threshold(fields["column"].text(), times)
+    if isinstance(node.value, str | list | None):
+        node.fail(
+            "should be a number, or another column as in {column: duration_ms, times: 0.5}; "
+            f"got {yaml_reader.shown(node.value)}"
+        )
+    return node.number()
 
 
 def _clip(node: Node) -> tuple[float, float]:
@@ -519,5 +611,11 @@ def _feature_fields(feature: Feature) -> dict[str, Any]:
 
 
 def _task_fields(task: Task) -> dict[str, Any]:
-    fields = {**_changed(task, ("name", "label", "space")), "label": _changed(task.label, ())}
+    fields = {**_changed(task, ("name", "label", "space")), "label": _label_fields(task.label)}
     return fields if task.space is None else {**fields, "space": _changed(task.space, ())}
+
+
+def _label_fields(label: Label) -> dict[str, Any]:
+    fields = {"in" if key == "one_of" else key: value for key, value in _changed(label, ()).items()}
+    thresholds = {key: _changed(limit, ()) for key, limit in label.thresholds.items() if isinstance(limit, Threshold)}
+    return {key: thresholds.get(key, value) for key, value in fields.items()}

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.cleaning import Cleaner, Rows
 from pipelines.errors import UserError
-from pipelines.schema import Feature, Label, Schema, Space, Task
+from pipelines.schema import Feature, Label, Schema, Space, Task, Threshold
 from pipelines.source import Chunk
 from pipelines.split import HashSplit, RandomSplit, TimeSplit
 
@@ -169,9 +169,76 @@ def test_labels() -> None:
     assert _labels(Task("t", ratio, "regression"), y=[1, 9, 5, None, -1], d=[2, 3, 0, 1, 4]) == [0.5, 1, None, None, 0]
 
 
+def test_labels_that_a_condition_makes() -> None:
+    rating = {"y": [1, 3, 4, 4.5, 5]}
+    assert _labels(Task("t", Label("y", at_least=4)), **rating) == [0, 0, 1, 1, 1]
+    assert _labels(Task("t", Label("y", at_most=3)), **rating) == [1, 1, 0, 0, 0]
+    assert _labels(Task("t", Label("y", at_least=3, at_most=4)), **rating) == [0, 1, 1, 0, 0]
+    assert _labels(Task("t", Label("y", one_of=(1, 4.5))), **rating) == [1, 0, 0, 1, 0]
+    assert _labels(Task("t", Label("y", equals=4)), **rating) == [0, 0, 1, 0, 0]
+    assert _labels(Task("t", Label("y", one_of=("a", ""))), y=["a", "b", "", "ab"]) == [1, 0, 1, 0]
+    csv = [b"4", b" 4.5", b"4.0", b"-1"]
+    assert _labels(Task("t", Label("y", at_least=4)), y=csv) == [1, 1, 1, 0]
+    assert _labels(Task("t", Label("y", one_of=(4, 5))), y=csv) == [1, 0, 1, 0]
+    outside = Task("t", Label("y", at_least=4, missing="outside"))
+    assert _labels(outside, y=[4.0, None, np.nan]) == [1, None, None]
+    assert _labels(Task("t", Label("y", one_of=(4,), missing="outside")), y=[4.0, None, np.nan]) == [1, None, None]
+
+
+def test_a_threshold_may_be_another_column() -> None:
+    half = Task("t", Label("y", at_least=Threshold("d", 0.5), missing="outside"))
+    assert _labels(half, y=[5, 4, 0, None, 3], d=[10, 10, 0, 1, None]) == [1, 0, 1, None, None]
+    between = Task("t", Label("y", at_least=Threshold("low"), at_most=Threshold("high")))
+    assert _labels(between, y=[1, 2, 3, 4], low=[2, 2, 2, 2], high=[3, 3, 3, 3]) == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.dictionary(pa.int8(), pa.float32())])
+def test_thresholds_are_numbers_as_the_column_holds_them(kind: pa.DataType) -> None:
+    """0.7 of a float32 column is less than 0.7 in float64."""
+    stored = pa.array(np.array([0.6, 0.7, 0.8], "f2" if kind == pa.float16() else "f4"))
+    stored = stored.dictionary_encode() if pa.types.is_dictionary(kind) else stored
+    for label, expected in (
+        (Label("y", at_least=0.7), [0, 1, 1]),
+        (Label("y", at_most=0.7), [1, 1, 0]),
+        (Label("y", one_of=(0.7,)), [0, 1, 0]),
+    ):
+        assert _clean(None, {"y": stored}, task=Task("t", label))[0].labels["t"].tolist() == expected
+
+
+@pytest.mark.parametrize("encode", [lambda y: y, lambda y: [str(v).encode() for v in y]])
+def test_large_numbers_equal_only_themselves(encode: Any) -> None:
+    large = 2**53 + 1
+    assert _labels(Task("t", Label("y", equals=large)), y=encode([large, large - 1, 5])) == [1, 0, 0]
+
+
+def test_several_tasks_of_one_column() -> None:
+    tasks = (
+        Task("good", Label("y", at_least=4)),
+        Task("fair", Label("y", at_least=3)),
+        Task("low", Label("y", at_most=2)),
+    )
+    chunk = Chunk("log.parquet", np.arange(4), {"y": pa.array([2, 3, 4, 5])}, 0)
+    labels = Cleaner(Schema("s", (), tasks), _EVERYTHING_TRAIN, False).clean(chunk, chunk.rows, 0)[0].labels
+    assert {name: values.tolist() for name, values in labels.items()} == {
+        "good": [0, 0, 1, 1],
+        "fair": [0, 1, 1, 1],
+        "low": [1, 0, 0, 0],
+    }
+
+
 @pytest.mark.parametrize(
     ("task", "columns", "why"),
     [
+        (Task("t", Label("y", at_least=4)), {"y": [4, None]}, "label 'y' is null; task 't' needs a value"),
+        (Task("t", Label("y", at_least=4)), {"y": [4, np.inf]}, "label 'y' is inf, which is not finite"),
+        (Task("t", Label("y", at_most=4)), {"y": [b"4", b"four"]}, "label 'y' is 'four', which is not a number"),
+        (Task("t", Label("y", one_of=(4,))), {"y": [b"4", b"four"]}, "label 'y' is 'four', which is not a number"),
+        (Task("t", Label("y", at_least=Threshold("d"))), {"y": [4, 4], "d": [1, None]}, "threshold 'd' is null; task"),
+        (
+            Task("t", Label("y", at_least=Threshold("d"))),
+            {"y": [4, 4], "d": [1, -np.inf]},
+            "threshold 'd' is -inf, which",
+        ),
         (Task("t", Label("y")), {"y": [0, 7]}, "label 'y' is 7; a binary label is 0 or 1"),
         (Task("t", Label("y")), {"y": [0, None]}, "label 'y' is null; task 't' needs a value .missing: outside"),
         (Task("t", Label("y")), {"y": [b"0", b"yes"]}, "label 'y' is 'yes', which is not a number"),

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines import schema
 from pipelines.errors import UserError
-from pipelines.schema import Feature, Label, Schema, Space, Task
+from pipelines.schema import Feature, Label, Schema, Space, Task, Threshold
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 
@@ -36,6 +36,10 @@ tasks:
   watched: {type: regression, weight: 1e-3, label: {column: play, divide_by: ms, clip: [0, 1], missing: outside}}
   buy: {label: {column: is_buy}, space: {task: click}}
   share: {type: regression, output: sigmoid, label: {column: shared, clip: [0, 1]}, space: {column: shown}}
+  loved: {label: {column: rating, at_least: 4.5}}
+  meh: {label: {column: rating, at_least: 2, at_most: 3}}
+  rated: {label: {column: rating, in: [1, 4.5]}}
+  long: {label: {column: play, at_least: {column: ms, times: 0.5}, at_most: {column: cap}}}
 """
 
 # The smallest schema; tests change one line of it.
@@ -78,10 +82,14 @@ def test_every_key_arrives_in_the_dataclass() -> None:
             Task(
                 "share", Label("shared", clip=(0.0, 1.0)), "regression", output="sigmoid", space=Space(column="shown")
             ),
+            Task("loved", Label("rating", at_least=4.5)),
+            Task("meh", Label("rating", at_least=2.0, at_most=3.0)),
+            Task("rated", Label("rating", one_of=(1, 4.5))),
+            Task("long", Label("play", at_least=Threshold("ms", 0.5), at_most=Threshold("cap"))),
         ),
     )
-    assert read.task_names == ("click", "rich", "kind3", "watched", "buy", "share")
-    assert read.tasks[-1].columns == ("shared", "shown")
+    assert read.task_names[:6] == ("click", "rich", "kind3", "watched", "buy", "share")
+    assert read.tasks[5].columns == ("shared", "shown") and read.tasks[-1].columns == ("play", "ms", "cap")
     assert [feature.name for feature in read.task_features] == ["user", "tags"]
     assert read.feature("price").bucketised and not read.feature("ms").bucketised
 
@@ -96,6 +104,8 @@ def test_dumps_is_read_back_as_the_same_schema() -> None:
     )
     assert "\n  buy: {label: {column: is_buy}, space: {task: click}}\n" in text
     assert "\n  share: {type: regression, output: sigmoid, label: {" in text
+    assert "\n  rated: {label: {column: rating, in: [1, 4.5]}}\n" in text
+    assert "label: {column: play, at_least: {column: ms, times: 0.5}, at_most: {column: cap}}" in text
 
 
 def test_a_mask_known_beforehand_may_be_a_feature() -> None:
@@ -216,19 +226,36 @@ UNREADABLE = [
     (USER, "user: {kind: dense, side: user, length: -4}", "features.user.length: should be a whole number of at least 1; got -4"),
     (CLICK, "click: {lable: {column: is_click}}", "tasks.click: unknown key 'lable' of a task; did you mean 'label'? Allowed: label, type, weight, output, space"),
     (CLICK, "click: {}", "tasks.click: the key 'label' is missing (as in label: {column: is_click})"),
-    (CLICK, "click: {label: is_click}", "tasks.click.label: should be a mapping with the keys column, equals, divide_by, clip, missing; got 'is_click' (text)"),
+    (CLICK, "click: {label: is_click}", "tasks.click.label: should be a mapping with the keys column, equals, in, at_least, at_most, divide_by, clip, missing; got 'is_click' (text)"),
     (CLICK, "click: {label: {equals: 1}}", "tasks.click.label: the key 'column' is missing (of the log)"),
-    (CLICK, "click: {label: {column: c, equal: 1}}", "tasks.click.label: unknown key 'equal' of a label; did you mean 'equals'? Allowed: column, equals, divide_by, clip, missing"),
+    (CLICK, "click: {label: {column: c, equal: 1}}", "tasks.click.label: unknown key 'equal' of a label; did you mean 'equals'? Allowed: column, equals, in, at_least, at_most, divide_by, clip, missing"),
     (CLICK, "click: {type: classification, label: {column: c}}", "tasks.click.type: 'classification' (text) is not allowed; allowed: binary, regression"),
     (CLICK, "click: {weight: -1, label: {column: c}}", "tasks.click.weight: should be a finite number of at least 0; got -1"),
     (CLICK, "click: {weight: .inf, label: {column: c}}", "tasks.click.weight: should be a finite number of at least 0; got inf"),
     (CLICK, "click: {label: {column: c, clip: [0, 1]}}", "tasks.click.label.clip: does not apply to a binary task, only to a regression one (type: regression)"),
     (CLICK, "click: {label: {column: c, divide_by: d}}", "tasks.click.label.divide_by: does not apply to a binary task, only to a regression one (type: regression)"),
     (CLICK, "click: {label: {column: c, missing: rare}}", "tasks.click.label.missing: 'rare' (text) is not allowed; allowed: error, outside"),
-    (CLICK, "click: {label: {column: c, equals: true}}", "tasks.click.label.equals: should be text (in quotes) or a whole number; got true (a bool). A bool column needs no equals"),
-    (CLICK, "click: {label: {column: c, equals: 0.5}}", "tasks.click.label.equals: should be text (in quotes) or a whole number; got 0.5"),
-    (CLICK, "click: {label: {column: c, equals: }}", "tasks.click.label.equals: should be text (in quotes) or a whole number; got nothing"),
+    (CLICK, "click: {label: {column: c, equals: true}}", "tasks.click.label.equals: should be text (in quotes) or a finite number; got true (a bool). A bool column is a label as it stands"),
+    (CLICK, "click: {label: {column: c, equals: .inf}}", "tasks.click.label.equals: should be text (in quotes) or a finite number; got inf"),
+    (CLICK, "click: {label: {column: c, equals: }}", "tasks.click.label.equals: should be text (in quotes) or a finite number; got nothing"),
     (CLICK, "click: {label: {column: c, equals: 9223372036854775808}}", "tasks.click.label.equals: 9223372036854775808 does not fit int64"),
+    (CLICK, "click: {label: {column: c, in: buy}}", "tasks.click.label.in: should be a list of the values that mean 1, as in [click, buy]; got 'buy' (text)"),
+    (CLICK, "click: {label: {column: c, in: []}}", "tasks.click.label.in: should be a list of the values that mean 1, as in [click, buy]; got [] (a list)"),
+    (CLICK, "click: {label: {column: c, in: [a, 1]}}", "tasks.click.label.in[1]: 1 stands beside 'a'; a column holds texts or numbers, not both"),
+    (CLICK, "click: {label: {column: c, in: [1, 2, 1.0]}}", "tasks.click.label.in[2]: 1 is listed twice; keep one"),
+    (CLICK, "click: {label: {column: c, in: [true]}}", "tasks.click.label.in[0]: should be text (in quotes) or a finite number; got true (a bool). A bool column is a label as it stands"),
+    (CLICK, "click: {label: {column: c, equals: 1, in: [1]}}", "tasks.click.label.in: cannot be combined with equals; only at_least and at_most go together"),
+    (CLICK, "click: {label: {column: c, in: [1], at_most: 3}}", "tasks.click.label.at_most: cannot be combined with in; only at_least and at_most go together"),
+    (CLICK, "click: {label: {column: c, at_least: 4, at_most: 3.5}}", "tasks.click.label.at_most: no value is at least 4 and at most 3.5"),
+    (CLICK, "click: {label: {column: c, at_least: high}}", "tasks.click.label.at_least: should be a number, or another column as in {column: duration_ms, times: 0.5}; got 'high' (text)"),
+    (CLICK, "click: {label: {column: c, at_least: }}", "tasks.click.label.at_least: should be a number, or another column as in {column: duration_ms, times: 0.5}; got nothing"),
+    (CLICK, "click: {label: {column: c, at_least: true}}", "tasks.click.label.at_least: should be a finite number; got true (a bool)"),
+    (CLICK, "click: {label: {column: c, at_most: .nan}}", "tasks.click.label.at_most: should be a finite number; got nan"),
+    (CLICK, "click: {label: {column: c, at_most: {times: 2}}}", "tasks.click.label.at_most: the key 'column' is missing (the column to compare with)"),
+    (CLICK, "click: {label: {column: c, at_most: {column: d, times: 0}}}", "tasks.click.label.at_most.times: 0 should be above 0"),
+    (CLICK, "click: {label: {column: c, at_most: {column: c}}}", "tasks.click.label.at_most.column: 'c' would be compared with itself; name another column"),
+    (CLICK, "click: {label: {column: c, at_least: {column: user}}}", "features.user: column 'user' is used by the label of task 'click', so the feature may give the label away; drop it, or set allow_label_column: true if it is known before the label"),
+    (WATCHED, "{column: play, at_least: 3}", "tasks.watched.label.at_least: does not apply to a regression task, only to a binary one (type: binary)"),
     (WATCHED, "{column: play, equals: 3}", "tasks.watched.label.equals: does not apply to a regression task, only to a binary one (type: binary)"),
     (WATCHED, "{column: play, divide_by: play}", "tasks.watched.label.divide_by: 'play' divided by itself is always 1"),
     (WATCHED, "{column: play, clip: [1, 0]}", "tasks.watched.label.clip: [1, 0] (a list) should be [low, high] with low below high"),
@@ -395,6 +422,12 @@ MISFITS = [
     ("column: is_click", "column: is_click, equals: '1'", {"is_click": INT}, "tasks.click.label: column 'is_click' of log.parquet holds int64, never the text '1'; write equals: 1"),
     ("column: is_click", "column: is_click, equals: 'yes'", {}, "tasks.click.label: column 'is_click' of log.parquet holds bool, never the text 'yes'"),
     ("column: is_click", "column: is_click, equals: 1", {"is_click": STRING}, "tasks.click.label: column 'is_click' of log.parquet holds string, never the number 1; write equals: \"1\""),
+    ("column: is_click", "column: total, in: ['1', '2']", {}, "tasks.click.label: column 'total' of log.parquet holds uint16, never the text '1'; write in: [1, 2]"),
+    ("column: is_click", "column: is_click, in: [1, 2]", {"is_click": STRING}, "tasks.click.label: column 'is_click' of log.parquet holds string, never the number 1; write in: [\"1\", \"2\"]"),
+    ("column: is_click", "column: is_click, at_least: 1", {}, "tasks.click.label: column 'is_click' of log.parquet holds bool, which is 0 or 1 as it stands; remove at_least"),
+    ("column: is_click", "column: is_click, at_least: 1, at_most: 3", {"is_click": STRING}, "tasks.click.label: column 'is_click' of log.parquet holds string; at_least and at_most need numbers. Say which values mean 1, as in in: [\"yes\", \"maybe\"]"),
+    ("column: is_click", "column: play, at_least: {column: total}", {"total": LIST}, "tasks.click.label: column 'total' of log.parquet holds list<item: int64>; at_least need numbers"),
+    ("column: is_click", "column: play, at_least: {column: totl}", {}, "tasks.click.label.at_least.column: 'totl' is not in log.parquet; did you mean 'total'? Columns: user, vid, is_click, play, total"),
     (CLICK, MASKED, {"shown": STRING}, "tasks.click.space: column 'shown' of log.parquet holds string; a space is a column of bools, or of 0 and 1. Cast it when the log is written (pyarrow: table['shown'].cast('bool'))"),
     (CLICK, MASKED, {"show": pa.bool_()}, "tasks.click.space.column: 'shown' is not in log.parquet; did you mean 'show'? Columns: user, vid, is_click, play, total, show"),
     ("name: small", "name: small\ngroup: session", {"session": pa.float32()}, "group: column 'session' of log.parquet holds float; a key is int64 or string. Cast it when the log is written (pyarrow: table['session'].cast('int64'))"),
