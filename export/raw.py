@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipelines import casts, source
 from pipelines.casts import EMPTY_INT, Lists
-from pipelines.cleaning import Cleaner, Rows, kept_columns
+from pipelines.cleaning import Cleaner, Rows, kept_columns, kept_types
 from pipelines.schema import Schema
 from pipelines.source import CsvOptions, Log
 from pipelines.split import GivenSplit
@@ -29,7 +29,9 @@ def open_log(patterns: str, schema: Schema, csv: CsvOptions | None = None) -> Lo
       UserError: no files, files that cannot be read, or columns that do not fit the schema.
     """
     log = source.open_log(source.find_files(patterns), csv)
-    schema.validate_columns(log.types, patterns, text=log.text)
+    schema.validate_columns(
+        log.types, patterns, text=log.text, directories=log.directory_columns, problems=log.problems
+    )
     return log
 
 
@@ -44,7 +46,7 @@ def read(
       UserError: a damaged file; a row that conversion would refuse, unless such are dropped.
     """
     cleaner = Cleaner(schema, GivenSplit((2,) * len(log.files)), drop_bad_rows)
-    columns = list(dict.fromkeys([*cleaner.columns, *keep]))
+    columns, kinds = list(dict.fromkeys([*cleaner.columns, *keep])), kept_types(log, schema)
     file = start = seen = 0  # file, the place of its first row, rows of it before this unit
     for unit in log.units:
         if unit.file != file:
@@ -55,7 +57,7 @@ def read(
                 bad["", "wrong number of columns"] += chunk.malformed
             seen += len(chunk.rows) + chunk.malformed
             wanted = dataclasses.replace(chunk, columns={name: chunk.columns[name] for name in keep})
-            yield rows, kept_columns(wanted, rows.places, schema, log.text), bad
+            yield rows, kept_columns(wanted.take(rows.places).columns, kinds), bad
 
 
 def tensors(schema: Schema, rows: Rows) -> dict[str, np.ndarray]:

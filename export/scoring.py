@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from export import raw
 from export.published import Published
-from pipelines.cleaning import integer_columns
-from pipelines.errors import UserError, did_you_mean
+from pipelines.cleaning import kept_types
+from pipelines.errors import UserError
 from pipelines.progress import Progress
 from pipelines.source import CsvOptions, Log
 from stem_tf.workdir import replace_file
@@ -105,9 +105,7 @@ def _kept(model: Published, log: Log, keep: Sequence[str]) -> list[str]:
     """Columns of the log to write: the group's, then those asked for."""
     ours = {ROW, *(f"score_{task}" for task in model.tasks)}
     for name in keep:
-        if name not in log.types:
-            hint = did_you_mean(name, log.types) or "."
-            raise UserError(f"--keep: '{name}' is not in the log{hint} Columns: {', '.join(log.types)}")
+        log.require(name, f"--keep={name}")
         if name in ours:
             raise UserError(f"--keep: the output has a column '{name}' of its own; rename the log's")
     group = model.schema.group
@@ -116,12 +114,6 @@ def _kept(model: Published, log: Log, keep: Sequence[str]) -> list[str]:
 
 
 def _types(model: Published, log: Log, kept: Sequence[str]) -> pa.Schema:
-    integers = integer_columns(model.schema)
-
-    def kind(name: str) -> pa.DataType:
-        if not log.text:
-            return log.types[name]
-        return pa.int64() if name in integers else pa.string()
-
+    kinds = kept_types(log, model.schema)
     scores = [(f"score_{task}", pa.float32()) for task in model.tasks]
-    return pa.schema([(ROW, pa.int64()), *((name, kind(name)) for name in kept), *scores])
+    return pa.schema([(ROW, pa.int64()), *((name, kinds[name]) for name in kept), *scores])

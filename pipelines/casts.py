@@ -67,7 +67,95 @@ def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _plain(array: pa.Array) -> pa.Array:
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, dictionary-encoded or not."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both for the casts of this module, or None where they do not agree."""
+    if left == right:
+        return left
+    left, right = plain_type(left), plain_type(right)
+    types = pa.types
+    if types.is_null(left) or types.is_null(right) or left == right:
+        return right if types.is_null(left) else left
+    if is_text(left) and is_text(right):
+        return _common_text(left, right)
+    if is_number(left) and is_number(right):
+        return _common_number(left, right)
+    if is_list(left) and is_list(right):
+        value = common_type(left.value_type, right.value_type)
+        large = types.is_large_list(left) or types.is_large_list(right)
+        return None if value is None else pa.large_list(value) if large else pa.list_(value)
+    if types.is_temporal(left) and types.is_temporal(right):
+        return _common_time(left, right)
+    return _permissive(left, right)
+
+
+def _common_text(left: pa.DataType, right: pa.DataType) -> pa.DataType:
+    both, types = (left, right), pa.types
+    large = any(types.is_large_string(kind) or types.is_large_binary(kind) for kind in both)
+    if any(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind) for kind in both):
+        return pa.large_binary() if large else pa.binary()
+    return pa.large_string() if large else pa.string()
+
+
+def _common_number(left: pa.DataType, right: pa.DataType) -> pa.DataType:
+    """Bools are integers, and an integer beside floats is one. Only what is unsigned may pass int64."""
+    types = pa.types
+    if types.is_floating(left) or types.is_floating(right):
+        return pa.float64()
+    large = pa.uint64() in (left, right) and not any(map(types.is_signed_integer, (left, right)))
+    return pa.uint64() if large else pa.int64()
+
+
+def _common_time(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
+    """Dates are midnights beside timestamps without a zone; zones only say how a time is shown."""
+    types = pa.types
+    zones = {kind.tz for kind in (left, right) if types.is_timestamp(kind)}
+    left, right = (pa.timestamp("ms") if zones == {None} and types.is_date(kind) else kind for kind in (left, right))
+    if len(zones) == 2 and None not in zones:
+        left, right = pa.timestamp(left.unit, "UTC"), pa.timestamp(right.unit, "UTC")
+    return _permissive(left, right)
+
+
+def _permissive(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
+    """By Arrow's own rules, where it can then cast to the result."""
+    schemas = [pa.schema([("", kind)]) for kind in (left, right)]
+    try:
+        common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        for kind in (left, right):
+            pa.nulls(1, kind).cast(common)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return None
+    return common
+
+
+def to_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """As its `common_type` with others; what does not fit, as unsigned integers beyond int64, is null."""
+    if array.type == kind:
+        return array
+    array = plain(array)
+    if pa.types.is_boolean(array.type) and pa.types.is_floating(kind):
+        array = array.cast(pa.int8())
+    if pa.types.is_floating(kind):
+        return array.cast(kind, safe=False)  # integers beyond 2^53 are rounded
+    return try_cast(array, kind)[0]
+
+
+def is_int(kind: pa.DataType) -> bool:
+    """Integers and bools: both are int64 from here on."""
+    return pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of this type are numbers; bools are 0 and 1."""
+    return is_int(kind) or pa.types.is_floating(kind)
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """The values, without a dictionary."""
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
 
@@ -77,7 +165,7 @@ def _null_where(array: pa.Array, mask: pa.Array) -> pa.Array:
 
 def to_text(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Strings [n]; bad are bytes that are not UTF-8. The empty string is null."""
-    array = _plain(array)
+    array = plain(array)
     if not is_text(array.type):
         array = array.cast(pa.string())
     # By way of bytes: Parquet readers take a string column's UTF-8 on trust, this cast checks it.
@@ -88,7 +176,7 @@ def to_text(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def to_int64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """int64 [n]; bad are texts that are not integers and integers beyond int64. -2^63 is null."""
-    array = _plain(array)
+    array = plain(array)
     if is_text(array.type):
         text, undecodable = to_text(array)
         integers, bad = try_cast(pc.utf8_trim_whitespace(text), pa.int64())
@@ -101,7 +189,7 @@ def to_int64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def to_float64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """float64 [n]; bad are texts that are not numbers. NaN is null; infinities are left to the caller."""
-    array = _plain(array)
+    array = plain(array)
     if is_text(array.type):
         text, undecodable = to_text(array)
         floats, bad = try_cast(pc.utf8_trim_whitespace(text), pa.float64())
@@ -117,7 +205,7 @@ def to_float64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def to_bools(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """bool [n] of bools or the numbers 0 and 1, as text also true and false in any case; bad are all other values."""
-    array = _plain(array)
+    array = plain(array)
     undecodable = np.zeros(len(array), bool)
     if is_text(array.type):
         text, undecodable = to_text(array)
@@ -131,11 +219,13 @@ def to_bools(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def to_lists(array: pa.Array, dtype: str, separator: str | None) -> tuple[Lists, np.ndarray]:
     """Lists [n] of a list column, or of text whose values ``separator`` parts; bad are rows with a bad value."""
-    array = _plain(array)
+    array = plain(array)
     if is_list(array.type):
         if pa.types.is_fixed_size_list(array.type):
             array = array.cast(pa.list_(array.type.value_type))
         undecodable = np.zeros(len(array), bool)
+    elif pa.types.is_null(array.type):
+        array, undecodable = pa.nulls(len(array), pa.list_(pa.null())), np.zeros(len(array), bool)
     else:
         text, undecodable = to_text(array)
         array = pc.split_pattern(text, separator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipelines import casts, hashing
 from pipelines.casts import Lists
 from pipelines.errors import UserError
 from pipelines.schema import Feature, Schema, Task, Threshold
-from pipelines.source import Chunk
+from pipelines.source import Chunk, Log
 from pipelines.split import GivenSplit, HashSplit, RandomSplit, SplitPolicy, TimeSplit, order_keys, time_values
 
 
@@ -97,30 +97,38 @@ def integer_columns(schema: Schema) -> set[str]:
     return {f.column for f in schema.features if f.kind == "categorical" and f.dtype == "int64"}
 
 
-def kept_columns(chunk: Chunk, places: np.ndarray, schema: Schema, text: bool) -> dict[str, pa.Array]:
-    """Columns of a chunk as they are kept: as they were read; of CSV, text, or int64 where the schema says so.
+def kept_types(log: Log, schema: Schema) -> dict[str, pa.DataType]:
+    """The types in which columns of a log are kept.
 
-    Args:
-      chunk: of the log.
-      places: int64 [n], rows to keep by their place in the chunk.
-      schema: of the log.
-      text: the log is CSV.
+    They are those of the log; text, which has none, is int64 or float64 where the schema says so, else strings.
     """
-    index = pa.array(places)
-    columns = {name: array.take(index) for name, array in chunk.columns.items()}
-    if not text:
-        return columns
-    integers = integer_columns(schema)
-    return {n: casts.to_int64(array)[0] if n in integers else _decoded(array) for n, array in columns.items()}
+    ids = {f.column for f in schema.features if f.kind != "numeric"}
+    typed = {f.column: pa.float64() for f in schema.features if f.kind == "numeric" and f.column not in ids}
+    typed |= dict.fromkeys(integer_columns(schema), pa.int64())
+    text = log.types if log.text else log.directory_columns
+    return dict(log.types) | {name: typed.get(name, pa.string()) for name in text}
 
 
-def _decoded(array: pa.Array) -> pa.Array:
-    """Text of bytes; what is not UTF-8, which can only be in columns that the schema does not use, becomes U+FFFD."""
+def kept_columns(columns: Mapping[str, pa.Array], kinds: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
+    """Columns of good rows as `kept_types` says."""
+    return {name: _kept(array, kinds[name]) for name, array in columns.items()}
+
+
+def _kept(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if not casts.is_text(array.type) or array.type == kind:
+        return casts.to_type(array, kind)
+    if pa.types.is_integer(kind):
+        return casts.to_int64(array)[0]
+    return casts.to_float64(array)[0] if pa.types.is_floating(kind) else _decoded(array, kind)
+
+
+def _decoded(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Text; what is not UTF-8, which can only be in columns that the schema does not use, becomes U+FFFD."""
     try:
-        return array.cast(pa.string())
+        return array.cast(kind)
     except pa.ArrowInvalid:
-        texts = [None if value is None else value.decode(errors="replace") for value in array.to_pylist()]
-        return pa.array(texts, pa.string())
+        texts = [None if v is None else v.decode(errors="replace") for v in array.cast(pa.binary()).to_pylist()]
+        return pa.array(texts, kind)
 
 
 class _BadRows:
@@ -156,7 +164,7 @@ class _BadRows:
 
 
 def _shown(value: pa.Scalar) -> str:
-    raw = value.as_py()
+    raw = (value.cast(pa.binary()) if casts.is_text(value.type) else value).as_py()  # text may not be UTF-8
     if isinstance(raw, bytes):
         try:
             raw = raw.decode()
@@ -230,7 +238,7 @@ class Cleaner:
     def _key(self, chunk: Chunk, column: str, bad: _BadRows) -> pa.Array:
         """Raw values of a key column; integers are int64, text is text unless a feature says that it holds int64."""
         array = chunk.columns[column]
-        if casts.is_text(_kind(array)) and column not in integer_columns(self.schema):
+        if casts.is_text(casts.plain_type(array.type)) and column not in integer_columns(self.schema):
             values, wrong = casts.to_text(array)
             bad.add(wrong, column, "not UTF-8", f"column '{column}' is {{}}, which is not UTF-8 text")
         else:
@@ -268,11 +276,6 @@ def time_keys(chunk: Chunk, column: str, kind: pa.DataType, bad: _BadRows) -> np
     missing = casts.to_numpy(values.is_null()) & ~wrong
     bad.add(missing, column, "missing time", f"the time column '{column}' is {{}}; every row needs a time")
     return order_keys(values.fill_null(pa.scalar(0, pa.int64()).cast(values.type)) if values.null_count else values)
-
-
-def _kind(array: pa.Array) -> pa.DataType:
-    """The type of the values, dictionary-encoded or not."""
-    return array.type.value_type if pa.types.is_dictionary(array.type) else array.type
 
 
 def _check_missing(missing: np.ndarray, feature: Feature, bad: _BadRows) -> None:
@@ -428,7 +431,7 @@ def _holds(
         bad.add(wrong & space, column, "not UTF-8", f"label '{column}' is {{}}, which is not UTF-8 text")
         missing = casts.to_numpy(array.is_null()).copy()  # "" is a value like others here
         return casts.to_numpy(pc.is_in(texts.fill_null(""), pa.array(wanted))).astype(np.float64), missing
-    kind = _kind(array)
+    kind = casts.plain_type(array.type)
     large = casts.is_text(kind) and any(isinstance(value, int) and abs(value) > _EXACT for value in wanted)
     if large or not (casts.is_text(kind) or pa.types.is_floating(kind)):
         integers, wrong = casts.to_int64(array)
@@ -470,7 +473,7 @@ def _meets(
     bad.add(
         present & ~np.isfinite(values), column, "label not finite", f"label '{column}' is {{}}, which is not finite"
     )
-    kind = _kind(chunk.columns[column])
+    kind = casts.plain_type(chunk.columns[column].type)
     hits, missing = np.ones(len(values), bool), np.zeros(len(values), bool)
     for key, limit in task.label.thresholds.items():
         if isinstance(limit, Threshold):

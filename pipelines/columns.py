@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -15,43 +16,45 @@ if TYPE_CHECKING:
     from pipelines.schema import Feature, Label, Schema, Task
 
 
-def validate(schema: Schema, log_columns: Mapping[str, pa.DataType], source: str, *, text: bool) -> None:
+def validate(
+    schema: Schema,
+    log_columns: Mapping[str, pa.DataType],
+    source: str,
+    *,
+    text: bool,
+    directories: Collection[str] = (),
+    problems: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """See :meth:`pipelines.schema.Schema.validate_columns`."""
     for path, column in _uses(schema):
+        if column in problems:
+            raise UserError(f"{problems[column]} (schema {schema.name} uses it: {path})")
         if column not in log_columns:
             raise UserError(
                 f"schema {schema.name}: {path}: {column!r} is not in {source}"
                 f"{did_you_mean(column, log_columns) or '.'} Columns: {', '.join(log_columns)}"
             )
+    kinds = {name: casts.plain_type(kind) for name, kind in log_columns.items()}
     for feature in schema.features:
-        why = _csv_problem(feature) if text else _feature_problem(feature, _plain(log_columns[feature.column]))
+        if text or feature.column in directories:
+            why = _text_problem(feature, "CSV text" if text else "a directory's name")
+        else:
+            why = _feature_problem(feature, kinds[feature.column])
         _refuse(why, schema, f"features.{feature.name}", feature.column, source)
-    if text:
-        return
+    # Text is judged value by value; a column of nothing but nulls may have Arrow's type null, which says nothing.
+    typed = {n: kind for n, kind in kinds.items() if not (text or n in directories or pat.is_null(kind))}
     for task in schema.tasks:
         for key, column in task.label.uses.items():
-            why = _label_problem(task, key, _plain(log_columns[column]))
+            why = _label_problem(task, key, typed[column]) if column in typed else None
             _refuse(why, schema, f"tasks.{task.name}.label", column, source)
-        if task.space and task.space.column and not _is_number(kind := _plain(log_columns[task.space.column])):
-            why = f"holds {kind}; a space is a column of bools, or of 0 and 1{_cast(task.space.column, 'bool')}"
-            _refuse(why, schema, f"tasks.{task.name}.space", task.space.column, source)
+        space = task.space.column if task.space else None
+        if space in typed and not casts.is_number(typed[space]):
+            why = f"holds {typed[space]}; a space is a column of bools, or of 0 and 1{_cast(space, 'bool')}"
+            _refuse(why, schema, f"tasks.{task.name}.space", space, source)
     for key, name in (("group", schema.group), ("item", schema.item)):
-        if name is not None and not (_is_int(kind := _plain(log_columns[name])) or casts.is_text(kind)):
-            _refuse(f"holds {kind}; a key is int64 or string{_cast(name, 'int64')}", schema, key, name, source)
-
-
-def _is_int(kind: pa.DataType) -> bool:
-    """Integers and bools: both are int64 from here on."""
-    return pat.is_integer(kind) or pat.is_boolean(kind)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return _is_int(kind) or pat.is_floating(kind)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values, dictionary-encoded or not."""
-    return kind.value_type if pat.is_dictionary(kind) else kind
+        if name in typed and not (casts.is_int(typed[name]) or casts.is_text(typed[name])):
+            why = f"holds {typed[name]}; a key is int64 or string{_cast(name, 'int64')}"
+            _refuse(why, schema, key, name, source)
 
 
 def _uses(schema: Schema) -> Iterator[tuple[str, str]]:
@@ -76,23 +79,25 @@ def _cast(column: str, dtype: str) -> str:
     return f". Cast it when the log is written (pyarrow: table[{column!r}].cast('{dtype}'))"
 
 
-def _csv_problem(feature: Feature) -> str | None:
+def _text_problem(feature: Feature, what: str) -> str | None:
     if feature.kind == "multivalent" and feature.separator is None:
-        return 'is CSV text: a multivalent feature needs the separator of its values, as in separator: "|"'
+        return f'is {what}: a multivalent feature needs the separator of its values, as in separator: "|"'
     if feature.kind == "dense":
-        return "is CSV text, which holds no vectors; write the log as Parquet with a list column"
+        return f"is {what}, which holds no vectors; write the log as Parquet with a list column"
     return None
 
 
 def _feature_problem(feature: Feature, kind: pa.DataType) -> str | None:
     """What is wrong with a Parquet column of type ``kind``, or None."""
     column, holds = feature.column, f"holds {kind}"
+    if pat.is_null(kind):
+        return None
     if feature.kind == "dense":
         return _dense_problem(feature, kind)
     if feature.kind == "numeric":
         if casts.is_list(kind):
             return f"{holds}; a numeric feature is one number a row. Use kind: dense for vectors"
-        return None if _is_number(kind) else f"{holds}; a numeric feature needs numbers{_cast(column, 'float32')}"
+        return None if casts.is_number(kind) else f"{holds}; a numeric feature needs numbers{_cast(column, 'float32')}"
     if feature.kind == "categorical" and casts.is_list(kind):
         return f"{holds}; a categorical feature has one value a row. Use kind: multivalent with max_length"
     if feature.kind == "multivalent" and feature.separator is not None:
@@ -102,12 +107,14 @@ def _feature_problem(feature: Feature, kind: pa.DataType) -> str | None:
     if feature.kind == "multivalent":
         if not casts.is_list(kind):
             return f'{holds}; a multivalent feature needs a list column, or text with a separator, as in separator: "|"'
-        kind = _plain(kind.value_type)
+        kind = casts.plain_type(kind.value_type)
     return _id_problem(feature, kind, holds)
 
 
 def _id_problem(feature: Feature, kind: pa.DataType, holds: str) -> str | None:
     """What is wrong with values of type ``kind`` as ids of the declared dtype, or None."""
+    if pat.is_null(kind):
+        return None  # of lists that are all empty
     if pat.is_floating(kind):
         return (
             f"{holds}; equal floats are no reliable ids. Use kind: numeric, or write whole numbers"
@@ -115,15 +122,16 @@ def _id_problem(feature: Feature, kind: pa.DataType, holds: str) -> str | None:
         )
     if feature.dtype == "int64" and casts.is_text(kind):
         return f"{holds}, not int64; write dtype: string"
-    if feature.dtype == "string" and _is_int(kind):
+    if feature.dtype == "string" and casts.is_int(kind):
         return f"{holds}, not text; write dtype: int64"
-    if not (_is_int(kind) or casts.is_text(kind)):
+    if not (casts.is_int(kind) or casts.is_text(kind)):
         return f"{holds}; ids are int64 or string{_cast(feature.column, feature.dtype)}"
     return None
 
 
 def _dense_problem(feature: Feature, kind: pa.DataType) -> str | None:
-    if not casts.is_list(kind) or not _is_number(_plain(kind.value_type)):
+    value = casts.plain_type(kind.value_type) if casts.is_list(kind) else None
+    if value is None or not (casts.is_number(value) or pat.is_null(value)):
         return f"holds {kind}; a dense feature needs a list of numbers, as list<float>"
     if pat.is_fixed_size_list(kind) and kind.list_size != feature.length:
         return f"holds vectors of {kind.list_size} elements, not {feature.length}; write length: {kind.list_size}"
@@ -139,9 +147,9 @@ def _label_problem(task: Task, key: str, kind: pa.DataType) -> str | None:
         if isinstance(first, str):
             if casts.is_text(kind):
                 return None
-            numbers = _is_number(kind) and all(str(value).isdigit() for value in label.values)
+            numbers = casts.is_number(kind) and all(str(value).isdigit() for value in label.values)
             return f"{holds}, never the text {first!r}" + (f"; write {_written(name, label, int)}" if numbers else "")
-        if _is_number(kind):
+        if casts.is_number(kind):
             return None
         way_out = f"; write {_written(name, label, str)}" if casts.is_text(kind) else ""
         return f"{holds}, never the number {first}{way_out}"
@@ -150,8 +158,8 @@ def _label_problem(task: Task, key: str, kind: pa.DataType) -> str | None:
         if pat.is_boolean(kind) and key == "column":
             return f"{holds}, which is 0 or 1 as it stands; remove {limits}"
         way_out = '. Say which values mean 1, as in in: ["yes", "maybe"]' if casts.is_text(kind) else ""
-        return None if _is_number(kind) else f"{holds}; {limits} need numbers{way_out}"
-    if _is_number(kind):
+        return None if casts.is_number(kind) else f"{holds}; {limits} need numbers{way_out}"
+    if casts.is_number(kind):
         return None
     way_out = '. Say which value means 1, as in equals: "yes"' if task.type == "binary" and casts.is_text(kind) else ""
     return f"{holds}; the label of a {task.type} task needs numbers{way_out}"

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines import manifest, source, stages, staging
 from pipelines import schema as schemas
 from pipelines.cleaning import Cleaner
-from pipelines.errors import JobError, UserError, did_you_mean
+from pipelines.errors import JobError, UserError
 from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, Manifest, Split, TaskCounts, Vocabulary
 from pipelines.progress import Progress
 from pipelines.schema import Schema
@@ -77,8 +77,10 @@ def convert(options: Options) -> Manifest:
     """
     log, given = _open(options)
     source_name = log.files[0] if len(log.files) == 1 else f"the log ({log.files[0]}, ...)"
-    options.schema.validate_columns(log.types, source_name, text=log.text)
-    if "row_id" in log.types:
+    options.schema.validate_columns(
+        log.types, source_name, text=log.text, directories=log.directory_columns, problems=log.problems
+    )
+    if "row_id" in (options.split_column, *Cleaner(options.schema, GivenSplit(()), drop=False).columns):
         raise UserError(
             f"{log.files[0]}: the column name 'row_id' is taken by the place of a row in the log; rename it"
         )
@@ -170,12 +172,12 @@ class _Conversion:
     def _scan(self, pool: Pool) -> tuple[SplitPolicy, list[int]]:
         """Settles the split, and counts each unit's rows; reads the log only where it must."""
         options, column = self._options, self._options.split_column
+        if column is not None:
+            self._log.require(column, f"--split_column={column}")
         if self._given:
             policy: SplitPolicy = GivenSplit(self._given)
         elif column is None:
             policy = RandomSplit(options.fractions, options.seed)
-        elif column not in self._log.types:
-            raise UserError(f"--split_column={column}: not in the log{did_you_mean(column, self._log.types)}")
         elif options.split == "hash":
             policy = HashSplit(column, options.fractions, options.seed)
         elif options.validation_from is not None or options.test_from is not None:
@@ -210,7 +212,7 @@ class _Conversion:
     def _time_kind(self, column: str) -> pa.DataType:
         for unit in self._log.units:
             for chunk in source.read(self._log, unit, [column], skip_malformed=self._options.drop_bad_rows):
-                values = chunk.columns[column].drop_null()
+                values = self._log.alike(chunk.columns)[column].drop_null()
                 if len(values):
                     return time_kind(values, column)
         raise UserError(f"--split_column={column}: the column holds no value")

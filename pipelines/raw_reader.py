@@ -224,12 +224,13 @@ def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int
       UserError: a CSV log, or a file of it is missing or has changed.
     """
     files = [file.path for file in manifest.sources]
+    found = tuple((file, check(file)) for file in manifest.sources)
     if not files or not source.is_parquet(files[0]):
         raise UserError(
             f"{manifest.data_dir} was converted from CSV, which --input_format=parquet does not read: read its records "
             "(blocks or rows)"
         )
-    log = _open_log(tuple((file, check(file)) for file in manifest.sources))
+    log = _open_log(found)
     policy = restore(manifest.split, files, manifest.seed)
     number = SPLITS.index(name)
     units = [unit for unit in log.units if unit.rows]

@@ -54,7 +54,8 @@ def draw(log: source.Log, limit: int, seed: int = 0) -> Sample:
                 # Every row has a random key; the rows with the smallest keys are the sample.
                 drawn = rng.random(len(chunk.rows))
                 keep = drawn < below
-                held.append(pa.table({name: _decoded(array) for name, array in chunk.columns.items()}).filter(keep))
+                columns = {name: casts.plain(array) for name, array in log.alike(chunk.columns).items()}
+                held.append(pa.table(columns).filter(keep))
                 keys.append(drawn[keep])
                 if sum(map(len, keys)) > 2 * limit:
                     held, keys, below = _smallest(held, keys, limit)
@@ -63,8 +64,9 @@ def draw(log: source.Log, limit: int, seed: int = 0) -> Sample:
                 progress.update(len(drawn))
     held, keys, below = _smallest(held, keys, limit)
     table = held[0].combine_chunks()
-    if log.text:
-        table = pa.table({name: _typed(table.column(name).combine_chunks()) for name in table.column_names})
+    for name in log.types if log.text else log.directory_columns:
+        typed = _typed(table.column(name).combine_chunks())
+        table = table.set_column(table.column_names.index(name), name, typed)
     return Sample(table, seen, malformed, complete=len(table) == seen and count == len(log.units))
 
 
@@ -77,10 +79,6 @@ def _smallest(
         return [table], [key], 1.0
     bound = float(np.partition(key, limit)[limit])
     return [table.filter(key < bound)], [key[key < bound]], bound
-
-
-def _decoded(array: pa.Array) -> pa.Array:
-    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
 
 def _typed(array: pa.Array) -> pa.Array:

@@ -31,10 +31,11 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -241,7 +242,13 @@ class Schema:
         raise UserError(f"schema {self.name}: no feature {name!r}{yaml_reader.hint(name, names)}")
 
     def validate_columns(
-        self, log_columns: Mapping[str, pa.DataType], source: str = "the log", *, text: bool = False
+        self,
+        log_columns: Mapping[str, pa.DataType],
+        source: str = "the log",
+        *,
+        text: bool = False,
+        directories: Collection[str] = (),
+        problems: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Refuses a log whose columns do not fit the schema.
 
@@ -249,11 +256,13 @@ class Schema:
           log_columns: type of each column of the log.
           source: names the log in errors.
           text: the log is CSV: columns have no types of their own, and the types given here are ignored.
+          directories: columns that are names of directories, which have no types of their own either.
+          problems: columns that cannot be read, and why.
 
         Raises:
           UserError: the first column that is missing or has a type that its use does not allow.
         """
-        columns.validate(self, log_columns, source, text=text)
+        columns.validate(self, log_columns, source, text=text, directories=directories, problems=problems)
 
 
 def load(path_or_name: str | os.PathLike[str]) -> Schema:

@@ -2,20 +2,25 @@
 
 A log is a list of CSV or Parquet files. It is cut into units (a CSV file; consecutive row groups of a Parquet file)
 that depend on the files alone, so that work on units gives the same result whatever the number of processes.
+
+Only columns that are used have to agree: see `Log.problems`. Directories named ``column=value`` are columns too.
 """
 
 from __future__ import annotations
 
 import glob
+import io
 import os
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from pipelines import casts
 from pipelines.errors import UserError, did_you_mean
 
 CHUNK_ROWS = 131_072
@@ -23,6 +28,8 @@ _UNIT_ROWS = 1 << 19
 _CSV_BLOCK_BYTES = 8 << 20
 _HEADER_BYTES = 1 << 20
 _PARQUET_SUFFIXES = (".parquet", ".pq")
+_PARQUET_MAGIC = b"PAR1"
+_NO_VALUE = ("", "__HIVE_DEFAULT_PARTITION__")
 _CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 
 
@@ -30,8 +37,9 @@ def find_files(patterns: str) -> list[str]:
     """The log's files, sorted, each once.
 
     Args:
-      patterns: comma-separated files, globs and directories (searched through, hidden names and those that begin with
-        an underscore left out, for files ending in .parquet, .pq, .csv, .tsv, .txt, or the text ones with .gz).
+      patterns: comma-separated files, globs and directories (searched through, links too, hidden names and those that
+        begin with an underscore left out, for files ending in .parquet, .pq, .csv, .tsv, .txt, or the text ones with
+        .gz, and for Parquet files of any name).
 
     Raises:
       UserError: a pattern without files.
@@ -41,7 +49,9 @@ def find_files(patterns: str) -> list[str]:
         if os.path.isdir(pattern):
             matches = list(_walk(pattern))
             if not matches:
-                raise UserError(f"{pattern}: the directory holds no files ending in .parquet, .pq, .csv, .tsv or .txt")
+                raise UserError(
+                    f"{pattern}: the directory holds no Parquet files, nor any ending in .csv, .tsv or .txt"
+                )
         elif os.path.exists(pattern):
             matches = [pattern]
         else:
@@ -56,16 +66,53 @@ def find_files(patterns: str) -> list[str]:
 
 
 def _walk(directory: str) -> Iterator[str]:
-    for parent, directories, names in os.walk(directory):
-        directories[:] = [name for name in directories if not name.startswith((".", "_"))]
-        for name in names:
-            if not name.startswith((".", "_")) and name.lower().endswith(_PARQUET_SUFFIXES + _CSV_SUFFIXES):
-                yield os.path.join(parent, name)
+    """Files below a directory, each once: what links lead to is left out where it was found without them."""
+    seen: set[str] = set()
+    waiting = [directory]  # and links, for when the rest was found
+    while waiting:
+        place = waiting.pop(0)
+        if os.path.realpath(place) in seen:
+            continue
+        if not os.path.isdir(place):
+            if _is_log(place):
+                seen.add(os.path.realpath(place))
+                yield place
+            continue
+        for parent, directories, names in os.walk(place):
+            seen.add(os.path.realpath(parent))
+            visible = [name for name in sorted(directories + names) if not name.startswith((".", "_"))]
+            paths = {name: os.path.join(parent, name) for name in visible}
+            waiting += filter(os.path.islink, paths.values())
+            fresh = {n for n, path in paths.items() if not os.path.islink(path) and os.path.realpath(path) not in seen}
+            directories[:] = [name for name in directories if name in fresh]
+            for path in (paths[name] for name in names if name in fresh):
+                if _is_log(path):
+                    seen.add(os.path.realpath(path))
+                    yield path
+
+
+def _is_log(path: str) -> bool:
+    return path.lower().endswith(_PARQUET_SUFFIXES + _CSV_SUFFIXES) or is_parquet(path)
 
 
 def is_parquet(path: str) -> bool:
-    """Whether a file is read as Parquet; everything else is CSV."""
+    """Whether a file is read as Parquet: it begins as such files do, or is named so; everything else is CSV."""
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC:
+                return True
     return path.lower().endswith(_PARQUET_SUFFIXES)
+
+
+def _directory_columns(path: str) -> dict[str, bytes | None]:
+    """What the names of a file's directories say, as in date=2024-01-01/hour=7/part-0.parquet."""
+    found: dict[str, bytes | None] = {}
+    for part in path.split(os.sep)[:-1]:
+        name, equals, value = part.partition("=")
+        if name and equals:
+            known = None if value in _NO_VALUE else os.fsencode(urllib.parse.unquote(value))
+            found[urllib.parse.unquote(name)] = known
+    return found
 
 
 @dataclass(frozen=True)
@@ -116,7 +163,7 @@ class Chunk:
     Attributes:
       path: the file.
       rows: int64 [n], each row's place within the file, from 0. Malformed CSV rows leave gaps.
-      columns: by name; arrays of n. Columns of CSV files are binary.
+      columns: by name; arrays of n, of the types of the file. Columns of CSV files and directories' names are binary.
       malformed: CSV rows with a wrong number of columns that were skipped since the last chunk.
     """
 
@@ -134,14 +181,18 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Log:
-    """The files of a log, which agree on their columns.
+    """The files of a log.
 
     Attributes:
       files: in row_id order.
-      types: column names and types of the first file (binary for CSV).
+      types: the columns that can be read, and the type that holds the values of all files (binary for text).
       units: see `Unit`.
-      csv: how CSV files are written.
       text: whether the files are CSV.
+      csv: how CSV files are written.
+      problems: the columns that cannot be read, and why: they are missing in a file, there twice, or of types that do
+        not agree. It matters only when such a column is used.
+      directories: of each file, the columns that are names of its directories, and their values. Those of `types` hold
+        text.
     """
 
     files: tuple[str, ...]
@@ -149,10 +200,33 @@ class Log:
     units: tuple[Unit, ...]
     text: bool
     csv: CsvOptions = field(default_factory=CsvOptions)
+    problems: Mapping[str, str] = field(default_factory=dict)
+    directories: tuple[Mapping[str, bytes | None], ...] = ()
+
+    @property
+    def directory_columns(self) -> list[str]:
+        """The columns of `types` that are names of directories."""
+        return [name for name in self.types if self.directories and name in self.directories[0]]
+
+    def require(self, column: str, where: str) -> None:
+        """Refuses a column that cannot be read; ``where`` is what asks for it.
+
+        Raises:
+          UserError: why not.
+        """
+        if column in self.problems:
+            raise UserError(f"{where}: {self.problems[column]}")
+        if column not in self.types:
+            hint = did_you_mean(column, self.types) or "."
+            raise UserError(f"{where}: not in the log{hint} Columns: {', '.join(self.types)}")
+
+    def alike(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
+        """Columns of a chunk, whose types are those of its file, as `types`."""
+        return {name: casts.to_type(array, self.types[name]) for name, array in columns.items()}
 
 
 def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int | None = None) -> Log:
-    """Checks that the files can be read and agree, and cuts them into units. Reads headers and footers only.
+    """Checks that the files can be read, finds out their columns, and cuts them into units. Reads headers and footers.
 
     Args:
       files: of the log, in row_id order.
@@ -161,45 +235,61 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int
         gives a unit to each.
 
     Raises:
-      UserError: an empty or unreadable file, a mixture of CSV and Parquet, a repeated column name, or a file that lacks
-        a column of the first file or has it with another type.
+      UserError: an empty or unreadable file, or a mixture of CSV and Parquet.
     """
     csv = csv or CsvOptions()
     text = not is_parquet(files[0])
-    types: dict[str, pa.DataType] = {}
+    schemas: list[list[tuple[str, pa.DataType]]] = []
     units: list[Unit] = []
     for number, path in enumerate(files):
-        if is_parquet(path) == text:
-            raise UserError(f"{path}: a log is either CSV or Parquet; {files[0]} is {'CSV' if text else 'Parquet'}")
         if os.path.getsize(path) == 0:
             raise UserError(f"{path}: the file is empty (0 bytes)")
+        if is_parquet(path) == text:
+            raise UserError(f"{path}: a log is either CSV or Parquet; {files[0]} is {'CSV' if text else 'Parquet'}")
         if text:
-            found = _csv_types(path, csv)
+            schemas.append([(name, pa.binary()) for name in _csv_columns(path, csv)])
             units.append(Unit(len(units), number, path, (), 0, -1))
         else:
             with _open_parquet(path) as file:
-                found = _types(path, file.schema_arrow)
+                schemas.append(list(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)))
                 units += _parquet_units(
                     path, number, file.metadata, len(units), _UNIT_ROWS if unit_rows is None else unit_rows
                 )
-        _check_agreement(path, found, types or found, files[0])
-        types = types or found
-    return Log(tuple(files), types, tuple(units), text, csv)
+    directories = [
+        {name: value for name, value in _directory_columns(path).items() if name not in dict(schema)}
+        for path, schema in zip(files, schemas, strict=True)
+    ]
+    for schema, names in zip(schemas, directories, strict=True):
+        schema += [(name, pa.binary()) for name in names]
+    types, problems = _agreement(files, schemas)
+    directories = [{n: value for n, value in names.items() if n in types} for names in directories]
+    return Log(tuple(files), types, tuple(units), text, csv, problems, tuple(directories))
 
 
-def _types(path: str, schema: pa.Schema) -> dict[str, pa.DataType]:
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: the column '{twice[0]}' is there more than once")
-    return dict(zip(schema.names, schema.types, strict=True))
-
-
-def _check_agreement(path: str, found: dict[str, pa.DataType], types: dict[str, pa.DataType], first: str) -> None:
-    for name, kind in types.items():
-        if name not in found:
-            raise UserError(f"{path}: the column '{name}', which {first} has, is missing{did_you_mean(name, found)}")
-        if found[name] != kind:
-            raise UserError(f"{path}: the column '{name}' is {found[name]}, but {kind} in {first}")
+def _agreement(
+    files: Sequence[str], schemas: Sequence[list[tuple[str, pa.DataType]]]
+) -> tuple[dict[str, pa.DataType], dict[str, str]]:
+    """The columns that all files have with types that agree; the others, and what is wrong with them."""
+    types: dict[str, pa.DataType] = {}
+    first: dict[str, str] = {}  # the file in which a column was met
+    problems: dict[str, str] = {}
+    for path, schema in zip(files, schemas, strict=True):
+        for name, kind in schema:
+            common = casts.common_type(types.setdefault(name, kind), kind)
+            if name in first and first[name] == path:
+                problems.setdefault(name, f"{path}: the column '{name}' is there more than once")
+            elif common is None:
+                why = f"{path}: the column '{name}' is {kind}, but {types[name]} in {first[name]}"
+                problems.setdefault(name, why + ": cast one of them when the log is written")
+            else:
+                types[name] = common
+            first.setdefault(name, path)
+    for path, schema in zip(files, schemas, strict=True):
+        found = dict(schema)
+        for name in types.keys() - found.keys() - problems.keys():
+            hint = did_you_mean(name, found)
+            problems[name] = f"{path}: the column '{name}', which {first[name]} has, is missing{hint}"
+    return {name: kind for name, kind in types.items() if name not in problems}, problems
 
 
 def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int, unit_rows: int) -> list[Unit]:
@@ -235,18 +325,55 @@ def read(
       UserError: the file is damaged, or a malformed row (with its place).
     """
     names = list(log.types) if columns is None else list(columns)
-    return (
-        _read_csv(log, unit, names, skip_malformed)
+    given = log.directories[unit.file]
+    stored = [name for name in names if name not in given]
+    chunks = (
+        _read_csv(log, unit, stored, skip_malformed)
         if log.text
-        else _read_parquet(unit, names, chunk_rows or CHUNK_ROWS)
+        else _read_parquet(unit, stored, chunk_rows or CHUNK_ROWS)
     )
+    return chunks if len(stored) == len(names) else _with_directories(chunks, names, given)
+
+
+def _with_directories(
+    chunks: Iterator[Chunk], names: Sequence[str], given: Mapping[str, bytes | None]
+) -> Iterator[Chunk]:
+    for chunk in chunks:
+        made = {n: pa.repeat(pa.scalar(given[n], pa.binary()), len(chunk.rows)) for n in names if n in given}
+        yield replace(chunk, columns={name: made[name] if name in made else chunk.columns[name] for name in names})
 
 
 def _open_parquet(path: str) -> pq.ParquetFile:
+    with open(path, "rb") as start:
+        magic = start.read(len(_PARQUET_MAGIC))
+    if magic != _PARQUET_MAGIC:
+        begins = magic.decode(errors="replace")
+        raise UserError(f"{path}: is named like Parquet, but begins with {begins!r}: give CSV files another name")
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        file = pq.ParquetFile(path, memory_map=True)
+        if any(map(_is_hint, file.schema_arrow.types)):
+            return pq.ParquetFile(path, memory_map=True, metadata=_without_hints(file.metadata))
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, "Parquet", error) from None
+    return file
+
+
+def _is_hint(kind: pa.DataType) -> bool:
+    """Whether a type holds one that only Arrow knows, and that its reader cannot make of every column that has it."""
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return True
+    inner = (kind.field(i).type for i in range(kind.num_fields))
+    return _is_hint(kind.value_type) if pa.types.is_dictionary(kind) else any(map(_is_hint, inner))
+
+
+def _without_hints(metadata: pq.FileMetaData) -> pq.FileMetaData:
+    """The footer without the Arrow types of the writer: columns have those that Parquet itself knows.
+
+    A fixed-size list becomes a list: Arrow's reader refuses one with nulls in it.
+    """
+    footer = io.BytesIO()
+    metadata.write_metadata_file(footer)
+    return pq.read_metadata(io.BytesIO(footer.getvalue().replace(b"ARROW:schema", b"arrow.schema")))
 
 
 def _read_parquet(unit: Unit, names: list[str], chunk_rows: int) -> Iterator[Chunk]:
@@ -308,16 +435,18 @@ def _open_csv(
         raise _damaged(path, "CSV", error) from None
 
 
-def _csv_types(path: str, csv: CsvOptions) -> dict[str, pa.DataType]:
+def _csv_columns(path: str, csv: CsvOptions) -> list[str]:
     with _open_csv(path, csv, [], _Malformed(0), block_bytes=_HEADER_BYTES) as reader:
-        return dict.fromkeys(_types(path, reader.schema), pa.binary())
+        return list(reader.schema.names)
 
 
 def _read_csv(log: Log, unit: Unit, names: list[str], skip_malformed: bool) -> Iterator[Chunk]:
     malformed = _Malformed(header_lines=0 if log.csv.columns else 1)
     good = reported = 0  # rows parsed, malformed rows handed on
     # With no column to read there would be no rows to count.
-    reader = _open_csv(unit.path, log.csv, names or list(log.types)[:1], malformed)
+    reader = _open_csv(
+        unit.path, log.csv, names or [n for n in log.types if n not in log.directories[unit.file]][:1], malformed
+    )
     ended = False
     while not ended:
         try:

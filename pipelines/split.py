@@ -129,11 +129,12 @@ def restore(description: Mapping[str, Any], files: Sequence[str], seed: int) -> 
 def time_values(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
     """A time column as int64, float64 or a timestamp (missing values null), and which values cannot be cast."""
     if pa.types.is_timestamp(kind):
+        array = casts.plain(array)
         if casts.is_text(array.type):
             text, undecodable = casts.to_text(array)
             values, bad = casts.try_cast(pc.utf8_trim_whitespace(text), kind)
             return values, bad | undecodable
-        return array.cast(kind), np.zeros(len(array), bool)
+        return casts.try_cast(array, kind)
     return casts.to_float64(array) if pa.types.is_floating(kind) else casts.to_int64(array)
 
 
@@ -143,7 +144,7 @@ def time_kind(array: pa.Array, column: str) -> pa.DataType:
     Raises:
       UserError: values that are neither numbers nor times.
     """
-    kind = array.type
+    kind = casts.plain_type(array.type)
     if pa.types.is_integer(kind):
         return pa.int64()
     if pa.types.is_floating(kind):

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import hashing, records, source, staging, vocabulary
-from pipelines.cleaning import Cleaner, Rows, kept_columns
+from pipelines.cleaning import Cleaner, Rows, kept_columns, kept_types
 from pipelines.manifest import SPLITS, Shard, vocabulary_path
 from pipelines.schema import Schema
 from pipelines.source import Chunk, Log, Unit
@@ -323,7 +323,9 @@ def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writer
 def _keep_raw(job: Job, unit: Unit, encoded: Iterator[tuple[np.ndarray, np.ndarray]], writers: _Writers) -> None:
     """Writes the raw rows of validation and test; ``encoded`` gives row_id and split of a unit's good rows in turn."""
     row_ids, splits = np.zeros(0, np.int64), np.zeros(0, np.uint8)
-    for chunk in source.read(job.log, unit, list(job.log.types), skip_malformed=job.cleaner.drop):
+    kinds = kept_types(job.log, job.cleaner.schema)
+    names = [name for name in kinds if name != "row_id"]  # ours takes its place
+    for chunk in source.read(job.log, unit, names, skip_malformed=job.cleaner.drop):
         if not len(chunk.rows):
             continue
         ids = job.file_starts[unit.file] + chunk.rows
@@ -336,7 +338,7 @@ def _keep_raw(job: Job, unit: Unit, encoded: Iterator[tuple[np.ndarray, np.ndarr
         for i, split in enumerate(SPLITS[1:], start=1):
             kept = row_ids[:end][splits[:end] == i]
             if len(kept):
-                columns = kept_columns(chunk, np.searchsorted(ids, kept), job.cleaner.schema, job.log.text)
+                columns = kept_columns(chunk.take(np.searchsorted(ids, kept)).columns, kinds)
                 batch = pa.RecordBatch.from_pydict(columns | {"row_id": pa.array(kept)})
                 _write(writers, job.raw_path(split, f"unit-{unit.index}"), batch)
         row_ids, splits = row_ids[end:], splits[end:]

@@ -128,7 +128,7 @@ def test_csv_and_parquet_give_the_same_tensors(tmp_path: Path) -> None:
         "tags": [[b"a", b"b"], [b"", b""], [b"", b""], ["ü".encode(), b""]],
         "length": [1.5, np.nan, 0.0, 7.0],
     }
-    kinds = {"who": pa.int64(), "length": pa.string()}
+    kinds = {"who": pa.int64(), "length": pa.float64()}
     for name in ("log.parquet", "log.csv"):
         log = raw.open_log(str(tmp_path / name), schema)
         [(rows, kept, bad)] = [part for part in raw.read(log, schema, ["who", "length"]) if len(part[0].row_ids)]

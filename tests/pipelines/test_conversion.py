@@ -2,6 +2,7 @@
 
 import dataclasses
 import filecmp
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import hashing, schema, source, stages, tfrecord
+from pipelines import hashing, raw_reader, schema, source, stages, tfrecord
 from pipelines.conversion import Options, convert
 from pipelines.errors import UserError
 from pipelines.manifest import Constants, Manifest, Vocabulary
@@ -387,13 +388,81 @@ def test_logs_that_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'click' is not in .*log.parquet"):
         _convert(_write(tmp_path / "log.parquet", table.drop_columns(["click"])), tmp_path / "out")
     with pytest.raises(UserError, match="the column name 'row_id' is taken"):
-        _convert(_write(tmp_path / "log.parquet", table.append_column("row_id", table["time"])), tmp_path / "out")
+        _convert(
+            _write(tmp_path / "log.parquet", table.append_column("row_id", table["time"])),
+            tmp_path / "out",
+            split_column="row_id",
+        )
     with pytest.raises(UserError, match="--split_column=time: the column holds no value"):
         _convert(_write(tmp_path / "log.parquet", table.slice(0, 0)), tmp_path / "out")
     (tmp_path / "out").mkdir()
     log = _write(tmp_path / "out/log.parquet", table)
     with pytest.raises(UserError, match="a file of the log lies in the output directory"):
         _convert(log, tmp_path / "out")
+
+
+def test_a_log_may_have_a_row_id_that_nothing_uses(tmp_path: Path) -> None:
+    table = _log().append_column("row_id", pa.array(range(900, 960)))
+    done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out")
+    assert pq.read_table(os.path.join(done.data_dir, "raw/test"))["row_id"].to_pylist() == list(range(54, 60))
+
+
+def _parts(directory: Path) -> str:
+    """The log in three files: of wider and narrower types, with an index, with nulls that pandas gives no type."""
+    table = _log().set_column(1, "video", pa.array(["a", "a", "b"] * 20))
+    late = table.slice(55)
+    parts = [
+        table.slice(0, 40),
+        table.slice(40, 15)
+        .set_column(0, "user", table["user"].slice(40, 15).cast(pa.uint8()))
+        .set_column(1, "video", table["video"].slice(40, 15).cast(pa.large_string()))
+        .set_column(4, "click", table["click"].slice(40, 15).cast(pa.bool_()))
+        .append_column("shape", pa.array([{"a": 1}] * 15)),
+        late.set_column(1, "video", late["video"].dictionary_encode())
+        .set_column(3, "length", pa.nulls(5))
+        .set_column(5, "seen", pa.nulls(5))
+        .set_column(6, "time", late["time"].cast(pa.float32()))
+        .append_column("shape", pa.array([{"b": "x"}] * 5)),
+    ]
+    (directory / "log").mkdir()
+    for number, part in enumerate(parts):
+        _write(directory / "log" / f"{number}.parquet", part)
+    return str(directory / "log")
+
+
+def test_parts_of_other_types_are_one_log(tmp_path: Path) -> None:
+    """And so are the parts of the raw rows that are kept of it."""
+    done = _convert(_parts(tmp_path), tmp_path / "out")
+    assert done.rows("train") == 48
+    assert done.rows("test") == 6
+    raw = pq.read_table(os.path.join(done.data_dir, "raw/test"))
+    assert raw.column_names == [*_log().column_names, "row_id"]  # the files do not agree on shape, which nothing uses
+    kinds = (raw.schema.field(name).type for name in ("user", "video", "click", "length", "time"))
+    assert list(kinds) == [pa.int64(), pa.large_string(), pa.int64(), pa.float64(), pa.float64()]
+    assert raw["user"].to_pylist() == _log()["user"].to_pylist()[54:]
+    assert [row["label:click"] for row in _rows(done, "test")] == [[float(x)] for x in _log()["click"].to_pylist()[54:]]
+    schema.loads(_SCHEMA).validate_columns(dict(zip(raw.schema.names, raw.schema.types, strict=True)))
+
+
+def test_directories_split_and_are_features(tmp_path: Path) -> None:
+    table = _log().append_column("half", pa.array(["0", "1"] * 30))
+    for day in range(5):
+        path = tmp_path / "log" / f"day=2024-01-0{day + 1}" / f"slot=0{day % 2}" / "part.parquet"
+        path.parent.mkdir(parents=True)
+        _write(path, table.slice(day * 12, 12))
+    text = _SCHEMA.replace("features:", "features:\n  slot: {kind: categorical, side: context, dtype: int64}")
+    log = str(tmp_path / "log")
+    done = _convert(log, tmp_path / "out", schema=schema.loads(text), split_column="day")
+    assert [done.rows(name) for name in ("train", "validation", "test")] == [48, 12, 0]
+    assert (done.split["train_until"], done.vocabularies["slot"]) == ("2024-01-04 00:00:00", Vocabulary(2, 2))
+    raw = pq.read_table(os.path.join(done.data_dir, "raw/validation"), partitioning=None)
+    assert set(raw["day"].to_pylist()) == {"2024-01-05"}
+    assert set(raw["slot"].to_pylist()) == {0}
+    plan = raw_reader.plan(done, "validation", training=False, seed=0, epoch=0, reader=(0, 1))
+    output = io.BytesIO()
+    plan.write(output, 0, 1)
+    (read,) = pa.ipc.open_stream(output.getvalue())
+    assert read.column("feature:slot").to_pylist() == [2] * 12  # the vocabulary's first
 
 
 _SPACES = """

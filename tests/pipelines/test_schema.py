@@ -460,6 +460,11 @@ def test_each_column_that_does_not_fit_has_its_message(
         (MULTI % "int64" + ", separator: ','", STRING),
         ("kind: dense, side: user, length: 4", pa.list_(pa.float64(), 4)),
         ("kind: dense, side: user, length: 4", pa.list_(pa.int8())),
+        (CATEGORY, pa.null()),
+        ("kind: numeric, side: user", pa.null()),
+        (MULTI % "int64", pa.null()),
+        (MULTI % "string", pa.list_(pa.null())),
+        ("kind: dense, side: user, length: 4", pa.null()),
     ],
 )
 def test_columns_that_fit(feature: str, kind: pa.DataType) -> None:

@@ -1,9 +1,11 @@
 """Reading logs: which files, do they agree, and rows with their places."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -34,7 +36,7 @@ def test_find_files(tmp_path: Path) -> None:
     for pattern, why in [
         ("nowhere.csv", "nowhere.csv: no such file or directory"),
         (f"{tmp_path}/*.orc", "no file matches it"),
-        (f"{tmp_path}/empty", "the directory holds no files"),
+        (f"{tmp_path}/empty", "the directory holds no Parquet files, nor any ending in .csv"),
         (" ,", "the log is empty"),
     ]:
         with pytest.raises(UserError, match=why):
@@ -108,18 +110,123 @@ def test_files_that_disagree(tmp_path: Path) -> None:
 
     first = write("a.parquet", user=[1], click=[0])
     assert len(source.open_log([first, write("b.parquet", click=[0], extra=["x"], user=[1])]).units) == 2
-    with pytest.raises(
-        UserError, match="c.parquet: the column 'click', which .*a.parquet has, is missing; did you mean"
-    ):
-        source.open_log([first, write("c.parquet", user=[1], clicks=[0])])
-    with pytest.raises(UserError, match="d.parquet: the column 'user' is string, but int64 in .*a.parquet"):
-        source.open_log([first, write("d.parquet", user=["x"], click=[0])])
+    for second, column, why in [
+        (write("c.parquet", user=[1], clicks=[0]), "click", "c.parquet: the column 'click', which .*a.parquet has, is "
+         "missing; did you mean 'clicks'"),
+        (write("d.parquet", user=["x"], click=[0]), "user", "d.parquet: the column 'user' is string, but int64 in "
+         ".*a.parquet: cast one"),
+    ]:  # fmt: skip
+        log = source.open_log([first, second])  # nobody has asked for the column yet
+        assert column not in log.types
+        assert len(list(log.types)) == 1
+        with pytest.raises(UserError, match=f"--keep: .*{why}"):
+            log.require(column, "--keep")
+    with pytest.raises(UserError, match="--keep: not in the log; did you mean 'click'. Columns: user, click"):
+        source.open_log([first]).require("clik", "--keep")
     (tmp_path / "e.csv").write_text("user,click\n1,0\n")
     with pytest.raises(UserError, match="e.csv: a log is either CSV or Parquet; .*a.parquet is Parquet"):
         source.open_log([first, str(tmp_path / "e.csv")])
-    (tmp_path / "f.csv").write_text("user,user\n1,0\n")
-    with pytest.raises(UserError, match="f.csv: the column 'user' is there more than once"):
-        source.open_log([str(tmp_path / "f.csv")])
+    (tmp_path / "f.csv").write_text("user,user,x\n1,0,2\n")
+    log = source.open_log([str(tmp_path / "f.csv")])
+    assert list(log.types) == ["x"]
+    assert log.problems["user"].endswith("f.csv: the column 'user' is there more than once")
+    assert _rows(_read(tmp_path / "f.csv"), "x") == [(0, b"2")]
+
+
+def test_parts_of_several_types_have_one(tmp_path: Path) -> None:
+    parts = [
+        {"x": pa.array([1], pa.int32()), "y": pa.nulls(1), "z": pa.array(["a"]).dictionary_encode()},
+        {"x": pa.array([2.5], pa.float32()), "y": pa.array([True]), "z": pa.array(["b"], pa.large_string())},
+        {"x": pa.nulls(1), "y": pa.array([7], pa.uint8()), "z": pa.array(["c"], pa.string_view())},
+    ]
+    for number, columns in enumerate(parts):
+        pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
+    log = source.open_log(source.find_files(str(tmp_path)))
+    assert dict(log.types) == {"x": pa.float64(), "y": pa.int64(), "z": pa.large_string()}
+    chunks = [log.alike(c.columns) for unit in log.units for c in source.read(log, unit, None, skip_malformed=False)]
+    joined = pa.concat_tables(pa.table(columns) for columns in chunks)
+    assert joined.to_pydict() == {"x": [1.0, 2.5, None], "y": [None, 1, 7], "z": ["a", "b", "c"]}
+
+
+def test_types_that_only_arrow_knows(tmp_path: Path) -> None:
+    vectors = pa.array([[1, 2], None, [3, None]], pa.list_(pa.float32(), 2))
+    views = pa.array(["x", None, "y"], pa.string_view())
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"v": vectors, "s": views, "n": pa.StructArray.from_arrays([views], ["s"])}), path)
+    (chunk,) = _read(path)
+    assert chunk.columns["v"].to_pylist() == [[1, 2], None, [3, None]]
+    assert chunk.columns["s"].to_pylist() == ["x", None, "y"]
+    assert chunk.columns["n"].to_pylist() == [{"s": "x"}, {"s": None}, {"s": "y"}]
+    assert source.open_log([str(path)]).types["v"] == pa.list_(pa.float32())
+
+
+def test_parquet_is_known_by_its_first_bytes(tmp_path: Path) -> None:
+    for name in ("part-00000", "log.parq", "log.csv"):
+        pq.write_table(pa.table({"x": [1]}), tmp_path / name)
+    (tmp_path / "README").write_text("not a part")
+    assert [Path(path).name for path in source.find_files(str(tmp_path))] == ["log.csv", "log.parq", "part-00000"]
+    log = source.open_log(source.find_files(str(tmp_path)))
+    assert not log.text
+    assert len(log.units) == 3
+    (tmp_path / "text.parquet").write_text("x,y\n1,2\n")
+    with pytest.raises(UserError, match="text.parquet: is named like Parquet, but begins with 'x,y"):
+        source.open_log([str(tmp_path / "text.parquet")])
+
+
+def test_links_are_followed_once(tmp_path: Path) -> None:
+    log, other = tmp_path / "log", tmp_path / "other"
+    for name in ("log/day=1/a.csv", "log/day=2/b.csv", "other/c.csv", "other/deep/d.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x\n1\n")
+    (log / "day=3").symlink_to(other)
+    (log / "again").symlink_to(other)
+    (log / "latest").symlink_to(log / "day=2")
+    (log / "latest.csv").symlink_to(log / "day=2" / "b.csv")
+    (log / "day=1" / "up").symlink_to(log)
+    (other / "deep" / "round").symlink_to(tmp_path)
+    (log / "link.csv").symlink_to(tmp_path / "e.csv")
+    (tmp_path / "e.csv").write_text("x\n1\n")
+    found = [os.path.relpath(path, log) for path in source.find_files(str(log))]
+    assert len(found) == len({os.path.realpath(log / name) for name in found}) == 5
+    assert {"day=1/a.csv", "day=2/b.csv", "link.csv"} < set(found)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_directories_are_columns(tmp_path: Path, suffix: str) -> None:
+    for number, name in enumerate(
+        ["date=2024-01-01/h=07", "date=2024-01-02/h=08/", "date=a%2Fb%20c/h=__HIVE_DEFAULT_PARTITION__"]
+    ):
+        path = tmp_path / "log" / name / f"part.{suffix}"
+        path.parent.mkdir(parents=True)
+        table = pa.table({"x": [f"{number}"], "own": ["1"]})
+        pyarrow.csv.write_csv(table, path) if suffix == "csv" else pq.write_table(table, path)
+    log = source.open_log(source.find_files(str(tmp_path / "log")))
+    assert list(log.types) == ["x", "own", "date", "h"]
+    assert log.directory_columns == ["date", "h"]
+    names = ["h", "x", "date"]
+    found = [c.columns for unit in log.units for c in source.read(log, unit, names, skip_malformed=False)]
+    rows = [row for columns in found if len(columns["x"]) for row in pa.table(columns).to_pylist()]
+    assert [list(row) for row in rows] == [names] * 3
+    assert [(row["date"], row["h"]) for row in rows] == [
+        (b"2024-01-01", b"07"),
+        (b"2024-01-02", b"08"),
+        (b"a/b c", None),
+    ]
+    (only,) = [c.columns for c in source.read(log, log.units[0], ["date"], skip_malformed=False) if len(c.rows)]
+    assert only["date"].to_pylist() == [b"2024-01-01"]
+
+
+def test_a_files_own_column_counts_before_its_directory(tmp_path: Path) -> None:
+    path = tmp_path / "own=9" / "x=2" / "part.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"own": [1]}), path)
+    (chunk,) = _read(path, columns=["own", "x"])
+    assert chunk.columns["own"].to_pylist() == [1]
+    assert chunk.columns["x"].to_pylist() == [b"2"]
+    pq.write_table(pa.table({"own": [1]}), tmp_path / "a.parquet")  # and no directory says x
+    log = source.open_log([str(tmp_path / "a.parquet"), str(path)])
+    assert list(log.types) == ["own"]
+    assert "a.parquet: the column 'x', which" in log.problems["x"]
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Types that agree, and what becomes of their values."""
+
+import pyarrow as pa
+import pytest
+
+from pipelines import casts
+
+INTS, TEXT = pa.int64(), pa.string()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "common"),
+    [
+        (pa.int32(), pa.int64(), INTS),
+        (pa.bool_(), pa.uint64(), pa.uint64()),
+        (pa.bool_(), pa.uint8(), INTS),
+        (pa.int8(), pa.uint64(), INTS),
+        (pa.int64(), pa.float32(), pa.float64()),
+        (pa.bool_(), pa.float32(), pa.float64()),
+        (pa.null(), pa.list_(TEXT), pa.list_(TEXT)),
+        (TEXT, pa.dictionary(pa.int8(), TEXT), TEXT),
+        (TEXT, pa.large_string(), pa.large_string()),
+        (TEXT, pa.binary(), pa.binary()),
+        (pa.binary_view(), pa.string_view(), pa.binary()),
+        (TEXT, INTS, None),
+        (pa.list_(INTS), INTS, None),
+        (pa.list_(pa.null()), pa.list_(pa.float32(), 2), pa.list_(pa.float32())),
+        (pa.list_(pa.int8()), pa.large_list(pa.bool_()), pa.large_list(INTS)),
+        (pa.list_(TEXT), pa.list_(INTS), None),
+        (pa.timestamp("s"), pa.timestamp("us"), pa.timestamp("us")),
+        (pa.timestamp("ms"), pa.date32(), pa.timestamp("ms")),
+        (pa.timestamp("ms", "UTC"), pa.date32(), None),
+        (pa.timestamp("ms", "UTC"), pa.timestamp("us", "Europe/Berlin"), pa.timestamp("us", "UTC")),
+        (pa.timestamp("ms", "UTC"), pa.timestamp("ms"), None),
+        (pa.decimal128(5, 2), pa.decimal128(9, 4), pa.decimal128(9, 4)),
+        (pa.struct([("a", INTS)]), pa.struct([("a", TEXT)]), None),
+    ],
+)
+def test_common_types(left: pa.DataType, right: pa.DataType, common: pa.DataType | None) -> None:
+    assert casts.common_type(left, right) == common
+    assert casts.common_type(right, left) == common
+
+
+def test_values_of_a_common_type() -> None:
+    assert casts.to_type(pa.array([True, None]), pa.float64()).to_pylist() == [1.0, None]
+    assert casts.to_type(pa.array([2**53 + 1]), pa.float64()).to_pylist() == [2.0**53]
+    assert casts.to_type(pa.array([1, 2**63], pa.uint64()), INTS).to_pylist() == [1, None]
+    assert casts.to_type(pa.array(["a", None]).dictionary_encode(), TEXT).to_pylist() == ["a", None]
+    values, bad = casts.to_int64(pa.array([1, 2**63], pa.uint64()))
+    assert values.to_pylist() == [1, None]
+    assert bad.tolist() == [False, True]
+
+
+def test_columns_of_nothing_but_nulls() -> None:
+    nothing = pa.nulls(2)
+    for cast in (casts.to_int64, casts.to_float64, casts.to_text, casts.to_bools):
+        values, bad = cast(nothing)
+        assert values.to_pylist() == [None, None]
+        assert not bad.any()
+    for dtype in ("int64", "string", "float32"):
+        lists, bad = casts.to_lists(nothing, dtype, None)
+        assert lists.lengths.tolist() == [0, 0]
+        assert lists.missing.tolist() == [True, True]
+        assert not bad.any()
