@@ -181,7 +181,7 @@ def test_logs_that_do_not_fit(model: Published, test_rows: pa.Table, tmp_path: P
     with pytest.raises(UserError, match=r"features.temperature.column: 'temperature' is not in .*'temprature'\?"):
         scoring.score_log(model, str(log), output)
     pq.write_table(test_rows, log)
-    with pytest.raises(UserError, match=r"--keep: 'tag' is not in the log; did you mean 'tags'\? Columns: user, age"):
+    with pytest.raises(UserError, match=r"--keep=tag: not in the log; did you mean 'tags'\? Columns: user, age"):
         scoring.score_log(model, str(log), output, keep=["tag"])
     with pytest.raises(UserError, match="--keep: the output has a column 'row' of its own"):
         scoring.score_log(model, str(log), output, keep=["row"])
