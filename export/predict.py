@@ -12,15 +12,13 @@ score_<task>. The other two print the items as a table, the best one first. docs
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 from absl import flags
 
 from pipelines import cli, csv_flags
-from pipelines.errors import JobError, UserError
+from pipelines.errors import UserError
 from stem_tf.quiet import quieten_tensorflow
 
 _MODEL = flags.DEFINE_string(
@@ -71,7 +69,6 @@ def _score_log(log: str) -> None:
     from export import scoring
     from export.published import Published
 
-    signal.signal(signal.SIGTERM, _stop)
     model = Published(Path(_MODEL.value))
     output.parent.mkdir(parents=True, exist_ok=True)
     done = scoring.score_log(
@@ -86,10 +83,6 @@ def _score_log(log: str) -> None:
         print(f"dropped {rows:,} rows: {f'column {column!r}: ' if column else ''}{reason}")
     print(f"{model.name}: {done.rows:,} rows in {done.seconds:.1f} s, {done.rows / done.seconds:,.0f} rows/s")
     print(f"written: {output} ({', '.join(done.columns)})")
-
-
-def _stop(number: int, frame: Any) -> NoReturn:
-    raise JobError("stopped by SIGTERM; nothing was kept")
 
 
 def _rank() -> None:

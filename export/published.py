@@ -12,7 +12,7 @@ import numpy as np
 from export import check, publish
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import JobError, UserError
+from pipelines.errors import JobError, UserError, message
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -94,7 +94,7 @@ class Published:
             try:
                 return call(arrays)
             except tf.errors.OpError as error:
-                raise JobError(f"{self.directory} failed: {error.message}") from error
+                raise JobError(f"{self.directory} failed: {message(error)}") from error
 
         return guarded
 

@@ -31,7 +31,7 @@ from export import card, check, publish
 from pipelines import cli, vocabulary
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import JobError, UserError
+from pipelines.errors import JobError, UserError, message
 from pipelines.manifest import Manifest
 from pipelines.progress import Progress
 from pipelines.schema import Schema
@@ -120,7 +120,7 @@ def export(
             job = _Export(workdir, config, manifest, name, version, found, tables)
             tree = job.build(directory, Path(scratch))
     except tf.errors.OpError as error:
-        raise JobError(f"{output}: the export could not be written ({error.message})") from error
+        raise JobError(f"{output}: the export could not be written ({message(error)})") from error
     return output / str(version), tree
 
 
@@ -374,7 +374,7 @@ def _run_check(scratch: Path, rows: int) -> None:
             last = [line for line in errors.read().splitlines() if line.strip()][-1:]
             raise JobError(
                 f"the exported model could not be checked, so nothing was published: the process that loads it ended "
-                f"with exit code {code} ({' '.join(last) or 'it said nothing'})"
+                f"with exit code {code} ({' '.join(last) or 'it said nothing: killed from outside, or out of memory'})"
             )
 
 
@@ -414,7 +414,7 @@ def _megabytes(paths: Iterable[Path]) -> float:
 
 def run() -> None:
     """Console script ``stem-export``."""
-    cli.run(main)
+    cli.run(main, memory="a run with a smaller config.model.dim")
 
 
 if __name__ == "__main__":

@@ -1,84 +1,113 @@
 """The frame every job runs in: flags, a short ``--help``, one-line errors and exit codes.
 
-Exit codes: 0 done; 1 the job failed (:class:`~pipelines.errors.JobError`, a full disk); 2 the user can mend it
-(:class:`~pipelines.errors.UserError`, a bad flag); 130 interrupted. ``--debug`` shows the traceback as well.
+Exit codes: 0 done; 1 the job failed (:class:`~pipelines.errors.JobError`, a full disk, out of memory, a bug); 2 the
+user can mend it (:class:`~pipelines.errors.UserError`, a bad flag); 130 Ctrl-C; 143 SIGTERM. Whatever is raised ends in
+one sentence; ``--debug`` shows the traceback as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import app, flags
 
-from pipelines.errors import JobError, UserError
+from pipelines.errors import Stopped, UserError, message
 
 _DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 _HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
 _REQUIRED = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")
 
 
-def run(main: Callable[[Sequence[str]], Any], arguments: str = "") -> NoReturn:
+def run(
+    main: Callable[[Sequence[str]], Any],
+    arguments: str = "",
+    *,
+    memory: str = "",
+    rewritten: Callable[[Sequence[str]], list[str]] = list,
+) -> NoReturn:
     """Runs a job under absl, for ``python -m module`` and for console scripts alike; never returns.
 
     Args:
       main: called with the program's name and the arguments that are not flags. The docstring of its module heads
         ``--help``, and the flags of that module (and those it adopts) are the ones listed.
       arguments: names the arguments that are not flags in ``--help``, as ``"LOG..."``. A job without any refuses them.
+      memory: what needs less memory, as in ``"fewer --processes"``: said when there was not enough.
+      rewritten: makes arguments that absl knows of those given, on the command line or in a ``--flagfile``.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
         words = set(argv[1 : argv.index("--")] if "--" in argv else argv[1:])
-        if words & _HELP:
-            print(_help(main, arguments))
-            sys.exit(0)
-        try:
-            positional = flags.FLAGS(argv)
+        with _one_sentence("--debug" in words):
+            if words & _HELP:
+                print(_help(main, arguments), flush=True)
+                sys.exit(0)
+            try:
+                given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+            except UnicodeError as error:
+                raise UserError(f"a --flagfile is not UTF-8 ({error})") from error
+            positional = flags.FLAGS([argv[0], *rewritten(given)])
             if len(positional) > 1 and not arguments:
                 raise UserError(f"unexpected argument {positional[1]!r}; flags are written --name=value")
-        except (flags.Error, UserError, OSError) as error:
-            _fail(error, 2, debug="--debug" in words)
         return positional
 
     def guarded(argv: Sequence[str]) -> Any:
-        try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _stop)
+        with _one_sentence(_DEBUG.value, memory):
             result = main(argv)
             sys.stdout.flush()
-            return result
-        except (UserError, app.UsageError, flags.Error) as error:
-            _fail(error, 2, debug=_DEBUG.value)
-        except BrokenPipeError as error:
-            # The reader of our output has gone (`... | head`). Python would complain once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            _fail(error, 1, debug=_DEBUG.value)
-        except (JobError, OSError) as error:
-            _fail(error, 1, debug=_DEBUG.value)
-        except KeyboardInterrupt as error:
-            _fail(error, 130, debug=_DEBUG.value)
+        return result
 
     app.run(guarded, flags_parser=parse)
     raise AssertionError("absl.app.run does not return")
 
 
-def _fail(error: BaseException, code: int, *, debug: bool) -> NoReturn:
+@contextlib.contextmanager
+def _one_sentence(debug: bool, memory: str = "") -> Iterator[None]:
+    """Ends the process with the exit code, and the one line, of whatever is raised."""
+    try:
+        yield
+    except (UserError, app.UsageError, flags.Error) as error:
+        _fail(error, 2, debug)
+    except BrokenPipeError as error:
+        # The reader of our output has gone (`... | head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(error, 1, debug)
+    except KeyboardInterrupt as error:
+        _fail(error, 128 + signal.SIGINT, debug)
+    except Stopped as error:
+        _fail(error, 128 + signal.SIGTERM, debug)
+    except Exception as error:
+        _fail(error, 1, debug, memory)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a job as Ctrl-C does, so that what it has begun is cleared away; once, or it would stop that too."""
+    del frame
+    signal.signal(number, signal.SIG_IGN)
+    raise Stopped("stopped by SIGTERM")
+
+
+def _fail(error: BaseException, code: int, debug: bool, memory: str = "") -> NoReturn:
     if debug:
         traceback.print_exception(error)
-    print(f"error: {_message(error)}", file=sys.stderr)
+    print(f"error: {_line(error, memory)}", file=sys.stderr)
     sys.exit(code)
 
 
-def _message(error: BaseException) -> str:
-    """One line, whatever the error holds."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(_REQUIRED.sub(r"--\1 is required", text).split()) or type(error).__name__
+def _line(error: BaseException, memory: str) -> str:
+    if isinstance(error, app.UsageError | flags.Error):
+        return " ".join(_REQUIRED.sub(r"--\1 is required", str(error)).split())
+    return message(error, memory)
 
 
 def _help(main: Callable[..., Any], arguments: str) -> str:

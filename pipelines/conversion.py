@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections import Counter
@@ -16,7 +15,7 @@ import pyarrow as pa
 from pipelines import manifest, source, stages, staging
 from pipelines import schema as schemas
 from pipelines.cleaning import Cleaner
-from pipelines.errors import JobError, UserError
+from pipelines.errors import FULL_DISK, JobError, UserError
 from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, Manifest, Split, TaskCounts, Vocabulary
 from pipelines.progress import Progress
 from pipelines.schema import Schema
@@ -93,7 +92,7 @@ def convert(options: Options) -> Manifest:
         with staging.staged(options.output, marker=manifest.FILENAME, overwrite=options.overwrite) as directory:
             _Conversion(options, log, given, directory).run()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL_DISK:
             why = os.strerror(error.errno)
             raise JobError(f"no space left for {options.output} ({why}); nothing was kept") from error
         raise

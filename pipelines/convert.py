@@ -10,18 +10,16 @@ the number of processes. An interrupted conversion leaves nothing at DIR.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from absl import flags
 
 from pipelines import cli, csv_flags
 from pipelines import schema as schemas
 from pipelines.conversion import Options, convert
-from pipelines.errors import JobError, UserError, did_you_mean
+from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
 
 _LOG = flags.DEFINE_string("log", None, "The log (or give it as the argument).")
@@ -149,19 +147,14 @@ def _report(done: Manifest, seconds: float) -> None:
             print(f"warning: the {split} split has no rows", file=sys.stderr)
 
 
-def _stop(signum: int, frame: Any) -> NoReturn:
-    raise JobError("stopped by SIGTERM; nothing was kept")
-
-
 def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, _stop)
     _report(convert(_options(argv)), time.monotonic() - started)
 
 
 def run() -> None:
     """Console script stem-convert."""
-    cli.run(main, "[LOG]")
+    cli.run(main, "[LOG]", memory="a conversion with fewer --processes")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,18 @@
-"""Errors a person can act on, and the one place that turns them into exit codes."""
+"""Errors a person can act on, and the one sentence that any other becomes."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+_RESOURCE_EXHAUSTED = 8  # TensorFlow's error code for memory, and for a disk
+_ALLOCATING = re.compile(r"allocating tensor with shape\[([0-9,]*)\]")
+_WHERE_IN_TENSORFLOW = re.compile(r"\{\{[^}]*\}\}\s*|\s*\[Op:\w+\].*", re.DOTALL)
+_DETAIL = re.compile(r"^\[Errno \d+\] .* Detail: \[errno \d+\] ")
 
 
 class UserError(Exception):
@@ -17,7 +26,60 @@ class JobError(Exception):
     """A failure of the job itself (disk full, NaN loss, a worker died). Jobs print it and exit with code 1."""
 
 
+class Stopped(BaseException):
+    """SIGTERM has come. Like KeyboardInterrupt it is raised between two instructions, and no error to recover from."""
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a write for which there is no room."""
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Has the OSError of a write for which there is no room name ``path``: by itself it names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """``"; did you mean 'long_view'?"`` when one of ``allowed`` is spelled like ``word``, else an empty string."""
     close = difflib.get_close_matches(word, list(allowed), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def message(error: BaseException, memory: str = "") -> str:
+    """What was raised as one line.
+
+    Args:
+      error: a :class:`UserError` or :class:`JobError`, which say all there is, or anything else.
+      memory: what needs less memory, said where there was not enough.
+    """
+    return "; ".join(" ".join(text.split()) for text in [_sentence(error, memory), *getattr(error, "__notes__", ())])
+
+
+def _sentence(error: BaseException, memory: str) -> str:
+    text = str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, UserError | JobError | Stopped):
+        return text or type(error).__name__
+    code = getattr(error, "error_code", None)  # of TensorFlow's OpError, which is not imported here
+    text = _WHERE_IN_TENSORFLOW.sub("", text)
+    full = os.strerror(errno.ENOSPC) in text  # TensorFlow calls a full disk an exhausted resource, as it does memory
+    if isinstance(error, MemoryError) or (code == _RESOURCE_EXHAUSTED and not full):
+        shape = _ALLOCATING.search(text)
+        what = f" (a tensor of shape [{shape[1]}] did not fit)" if shape else f" ({text})" if text else ""
+        return f"out of memory{what}: {f'{memory} needs less' if memory else 'this machine has not enough of it'}"
+    if isinstance(error, OSError) and error.strerror:
+        why = _DETAIL.sub("", error.strerror)
+        return f"{error.filename}: {why}" if error.filename else why
+    if isinstance(error, OSError) or code is not None:
+        return text or type(error).__name__
+    return (
+        f"{type(error).__name__}: {text or 'it says no more'}. That is a bug, or a case nobody thought of: the same "
+        "command with --debug shows where; please report it"
+    )

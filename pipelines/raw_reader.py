@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from pipelines import source, stages
 from pipelines.cleaning import Cleaner
-from pipelines.errors import JobError, UserError
+from pipelines.errors import UserError, message
 from pipelines.manifest import SPLITS, Manifest, Source
 from pipelines.schema import Schema
 from pipelines.source import Chunk, Log, Unit
@@ -311,7 +311,10 @@ def _order(parts: Sequence[Part], side_by_side: int) -> Iterator[int]:
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 all written, or nobody reads on; otherwise stderr says why: 2 a UserError, 1 anything else."""
+    """Exit codes: 0 all written, or nobody reads on; otherwise 2 a UserError, 1 anything else: stderr says why.
+
+    The sentence is the first line, the traceback what follows.
+    """
     # The reader of the stream decides when this process ends: it has work to finish after Ctrl-C or SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -323,12 +326,9 @@ def main() -> NoReturn:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         pass
-    except UserError as error:
-        code, why = 2, str(error)
-    except (JobError, OSError, MemoryError) as error:
-        code, why = 1, str(error) or type(error).__name__
-    except Exception:
-        code, why = 1, traceback.format_exc()
+    except Exception as error:
+        code = 2 if isinstance(error, UserError) else 1
+        why = f"{message(error)}\n{traceback.format_exc()}"
     print(why, file=sys.stderr, flush=True)
     os._exit(code)  # a writer that is finalised would end the stream as if it were whole
 

@@ -92,12 +92,12 @@ def _read(connection: socket.socket, job: bytes) -> UserError | JobError | None:
         process_group=0,  # Ctrl-C is for the job
     )
     _, output = process.communicate(job)
-    why = output.decode(errors="replace").strip()
     if process.returncode == 0:
         return None
-    if process.returncode == 2:
-        return UserError(why)
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
         return JobError(f"a process that reads the log was ended by {name}: killed from outside, or out of memory")
-    return JobError(f"a process that reads the log failed: {why}")
+    why, _, trace = output.decode(errors="replace").strip().partition("\n")
+    failure = UserError(why) if process.returncode == 2 else JobError(f"a process that reads the log failed: {why}")
+    failure.__cause__ = RuntimeError(f"in that process:\n{trace}")
+    return failure

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from pipelines.errors import UserError
+from pipelines.errors import Stopped, UserError
 
 
 @contextlib.contextmanager
@@ -43,6 +43,7 @@ def staged(output: str, *, marker: str, overwrite: bool) -> Iterator[str]:
         _check_output(output, marker, overwrite)
         partial = os.path.join(parent, f".{name}.partial-{os.getpid()}")
         os.mkdir(partial)
+        kept = "nothing was kept"
         try:
             yield partial
             for directory, _, _ in os.walk(partial):
@@ -51,8 +52,12 @@ def staged(output: str, *, marker: str, overwrite: bool) -> Iterator[str]:
             if os.path.exists(output):
                 os.rename(output, replaced)
             os.rename(partial, output)
+            kept = f"{output} is written and whole"
             sync(parent)
             shutil.rmtree(replaced, ignore_errors=True)
+        except (KeyboardInterrupt, Stopped) as stop:
+            stop.add_note(kept)
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -10,8 +10,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 
@@ -24,7 +25,6 @@ _TASKS_AHEAD = 4  # per process: enough that none waits for the slowest task bef
 
 def _prepare_worker() -> None:
     pa.set_cpu_count(1)  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -35,15 +35,40 @@ def _prepare_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+class _Worker(SpawnProcess):
+    """Is started with SIGINT blocked: Ctrl-C reaches the whole process group, and the parent ends the workers."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited, from the first instruction on
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Context(SpawnContext):
+    """Keeps the processes that were started through it, which nobody else's are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
+        self.workers.append(_Worker(*args, **kwargs))
+        return self.workers[-1]
+
+
 class Pool:
     """Runs tasks in ``processes`` spawned processes, or in this one when that is 1."""
 
     def __init__(self, processes: int) -> None:
         self._processes = processes
+        self._context = _Context()
         self._executor: concurrent.futures.ProcessPoolExecutor | None = None
         if processes > 1:
-            context = multiprocessing.get_context("spawn")
-            self._executor = concurrent.futures.ProcessPoolExecutor(processes, context, initializer=_prepare_worker)
+            self._executor = concurrent.futures.ProcessPoolExecutor(
+                processes, self._context, initializer=_prepare_worker
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -54,8 +79,9 @@ class Pool:
         if self._executor is None:
             return
         if error is not None:
-            for worker in multiprocessing.active_children():
-                worker.kill()
+            for worker in self._context.workers:
+                if worker.pid is not None:
+                    worker.kill()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def run(self, function: Callable[..., Result], tasks: Sequence[tuple[str, tuple]]) -> Iterator[Result]:

@@ -5,15 +5,18 @@ None of these reads a tensor at every step: the host would wait for the device e
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import tensorflow as tf
 
+from pipelines.errors import JobError, message
 from pipelines.progress import Progress
 from stem_tf.checkpoints import RunState, check_finite
 from stem_tf.models.base import RankingModel
@@ -188,9 +191,10 @@ class Logger:
 
     def __init__(self, workdir: Workdir, model: RankingModel) -> None:
         self._workdir, self._model = workdir, model
-        self._writers = {
-            kind: tf.summary.create_file_writer(str(workdir.tensorboard / kind)) for kind in ("train", "validation")
-        }
+        with writing(workdir.tensorboard):
+            self._writers = {
+                kind: tf.summary.create_file_writer(str(workdir.tensorboard / kind)) for kind in ("train", "validation")
+            }
 
     def train(self, epoch: int, step: int, losses: dict[str, float]) -> None:
         """Mean losses over the epoch so far. ``epoch`` counts from 0, ``step`` is the number of steps done in all.
@@ -208,17 +212,32 @@ class Logger:
         self._write("validation", epoch, step, metrics)
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        with writing(self._workdir.tensorboard):
+            for writer in self._writers.values():
+                writer.close()
 
     def _write(self, kind: str, epoch: int, step: int, values: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._workdir.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **finite})
-        with self._writers[kind].as_default(step=step):
-            for name, value in finite.items():
-                if value is not None:
-                    tf.summary.scalar(name, value)
-        self._writers[kind].flush()
+        with writing(self._workdir.tensorboard):
+            with self._writers[kind].as_default(step=step):
+                for name, value in finite.items():
+                    if value is not None:
+                        tf.summary.scalar(name, value)
+            self._writers[kind].flush()
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Has what TensorFlow raises while it writes name the directory.
+
+    Raises:
+      JobError: it could not write: no room, or no permission.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise JobError(f"{directory} could not be written ({message(error)})") from error
 
 
 def numbers(logs: Logs) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 import tensorflow as tf
 
-from pipelines.errors import JobError, UserError
+from pipelines.errors import JobError, UserError, message
 from stem_tf.models.base import RankingModel
 
 
@@ -118,7 +118,7 @@ class Checkpoints:
         try:
             return str(write())
         except tf.errors.OpError as error:
-            raise JobError(f"{self._directory}: a checkpoint could not be written ({error.message})") from error
+            raise JobError(f"{self._directory}: a checkpoint could not be written ({message(error)})") from error
 
     def restore(self) -> str | None:
         """Restores model and state from the last checkpoint; returns its path, or None where there is none."""

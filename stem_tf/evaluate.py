@@ -158,7 +158,7 @@ def _verdict(kind: str, own: float, trivial: Mapping[str, float]) -> str:
 
 def run() -> None:
     """Console script ``stem-evaluate``."""
-    cli.run(main)
+    cli.run(main, memory="a run with a smaller config.model.dim or config.data.batch_size")
 
 
 if __name__ == "__main__":

@@ -172,18 +172,21 @@ def picture(gates: Mapping[str, Mapping[str, Any]], path: Path) -> bool:
 def _to_tensorboard(workdir: Workdir, gates: Mapping[str, Mapping[str, Any]], split: str, image: Path) -> None:
     import tensorflow as tf
 
-    with tf.summary.create_file_writer(str(workdir.tensorboard / "gates")).as_default(step=0):
-        for name, gate in gates.items():
-            for expert, mean, std in zip(gate["experts"], gate["mean"], gate["std"], strict=True):
-                tf.summary.scalar(f"gate/{split}/{name}/{expert}/mean", mean)
-                tf.summary.scalar(f"gate/{split}/{name}/{expert}/std", std)
-        if image.exists():
-            tf.summary.image(f"gates/{split}", tf.image.decode_png(image.read_bytes(), channels=3)[tf.newaxis])
+    from stem_tf import callbacks
+
+    with callbacks.writing(workdir.tensorboard):
+        with tf.summary.create_file_writer(str(workdir.tensorboard / "gates")).as_default(step=0):
+            for name, gate in gates.items():
+                for expert, mean, std in zip(gate["experts"], gate["mean"], gate["std"], strict=True):
+                    tf.summary.scalar(f"gate/{split}/{name}/{expert}/mean", mean)
+                    tf.summary.scalar(f"gate/{split}/{name}/{expert}/std", std)
+            if image.exists():
+                tf.summary.image(f"gates/{split}", tf.image.decode_png(image.read_bytes(), channels=3)[tf.newaxis])
 
 
 def run() -> None:
     """Console script ``stem-inspect``."""
-    cli.run(main)
+    cli.run(main, memory="a run with a smaller config.model.dim or config.data.batch_size")
 
 
 if __name__ == "__main__":

@@ -80,9 +80,7 @@ def command() -> str:
     """The command line of this job, as one would type it again."""
     program = Path(sys.argv[0])
     words = [program.name] if program.suffix != ".py" else ["python", "-m", "stem_tf.train"]
-    for word in sys.argv[1:]:
-        words.append(word.replace(f"--{configs.OVERRIDE}=", "--config.", 1))
-    return shlex.join(words)
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def _say_start(trainer: Trainer) -> None:
@@ -152,8 +150,8 @@ def _say_end(trainer: Trainer) -> None:
 
 def run() -> None:
     """Console script ``stem-train``."""
-    sys.argv[1:] = configs.override_flags(sys.argv[1:])
-    cli.run(main)
+    less = "a smaller config.model.dim or config.data.batch_size (or fewer ids: a higher min_count in the schema)"
+    cli.run(main, memory=less, rewritten=configs.override_flags)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import manifest as manifests
-from pipelines.errors import JobError, UserError, did_you_mean
+from pipelines.errors import JobError, UserError, did_you_mean, naming_full_disk
 from pipelines.manifest import Manifest
 from stem_tf import configs
 from stem_tf.configs import base
@@ -136,7 +136,7 @@ class Workdir:
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with naming_full_disk(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -194,10 +194,11 @@ def replace_file(path: Path) -> Iterator[Path]:
     """
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        yield beside
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with naming_full_disk(path):
+            yield beside
+            with open(beside, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -13,13 +13,14 @@ JOB = '''"""Fails in the way it is told."""
 
 import errno
 import os
+import signal
 
 from absl import flags
 
 from pipelines import cli
 from pipelines.errors import JobError, UserError
 
-_WAYS = ["user", "job", "disk", "bug", "interrupt", "pipe"]
+_WAYS = ["user", "job", "disk", "bug", "memory", "interrupt", "sigterm", "pipe"]
 _HOW = flags.DEFINE_enum("how", None, _WAYS, "Way to fail.", required=True)
 _ROWS = flags.DEFINE_integer("rows", 10, "Rows to read.")
 _KEEP = flags.DEFINE_boolean("keep", True, "Keep what was read.")
@@ -34,6 +35,14 @@ def main(argv):
         raise OSError(errno.ENOSPC, "No space left on device", "out.tfrecord")
     if _HOW.value == "interrupt":
         raise KeyboardInterrupt
+    if _HOW.value == "memory":
+        raise MemoryError
+    if _HOW.value == "sigterm":
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("cleared away")
     if _HOW.value == "pipe":
         print("x" * 10_000_000)
         return
@@ -41,13 +50,14 @@ def main(argv):
 
 
 def run():
-    cli.run(main)
+    cli.run(main, memory="a smaller --rows")
 
 
 if __name__ == "__main__":
     run()
 '''
 
+_WAYS = "user|job|disk|bug|memory|interrupt|sigterm|pipe"
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -69,11 +79,22 @@ def _path(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--how=user"], 2, "error: log.csv: no column 'x'"),
         (["--how=job"], 1, "error: a worker died: killed"),
         (["--how=disk"], 1, "error: out.tfrecord: No space left on device"),
+        (["--how=memory"], 1, "error: out of memory: a smaller --rows needs less"),
+        (
+            ["--how=bug"],
+            1,
+            "error: ZeroDivisionError: a bug. That is a bug, or a case nobody thought of: the same command with "
+            "--debug shows where; please report it",
+        ),
         (["--how=interrupt"], 130, "error: interrupted"),
         ([], 2, "error: --how is required"),
         (["--how=user", "--row=3"], 2, "error: Unknown command line flag 'row'. Did you mean: rows ?"),
         (["--how=user", "--rows=many"], 2, "error: flag --rows=many: invalid literal for int() with base 10: 'many'"),
-        (["--how=nap"], 2, "error: flag --how=nap: value should be one of <user|job|disk|bug|interrupt|pipe>"),
+        (
+            ["--how=nap"],
+            2,
+            "error: flag --how=nap: value should be one of <user|job|disk|bug|memory|interrupt|sigterm|pipe>",
+        ),
         (["--how=user", "3"], 2, "error: unexpected argument '3'; flags are written --name=value"),
     ],
 )
@@ -82,18 +103,18 @@ def test_one_line_and_the_exit_code(job: Job, arguments: list[str], code: int, l
     assert (result.returncode, result.stderr, result.stdout) == (code, line + "\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["--how=user"], ["--how=user", "--row=3"]])
+@pytest.mark.parametrize("arguments", [["--how=user"], ["--how=user", "--row=3"], ["--how=bug"]])
 def test_debug_shows_the_traceback(job: Job, arguments: list[str]) -> None:
     result = job(*arguments, "--debug")
-    assert result.returncode == 2
+    assert result.returncode == (1 if arguments == ["--how=bug"] else 2)
     assert result.stderr.startswith("Traceback (most recent call last)")
     assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
-def test_a_bug_keeps_its_traceback(job: Job) -> None:
-    result = job("--how=bug")
-    assert result.returncode == 1
-    assert "ZeroDivisionError: a bug" in result.stderr
+def test_sigterm_is_an_exception_and_a_second_one_does_not_stop_the_clearing_away(job: Job) -> None:
+    result = job("--how=sigterm")
+    assert (result.returncode, result.stderr) == (143, "error: stopped by SIGTERM\n")
+    assert result.stdout == "cleared away\n"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -102,7 +123,7 @@ def test_help_lists_the_job_s_own_flags(job: Job, flag: str) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == (
         "usage: python -m failing [--flag=value ...]\n\nFails in the way it is told.\n\nflags:\n"
-        "  --how\n      <user|job|disk|bug|interrupt|pipe>: Way to fail.\n"
+        f"  --how\n      <{_WAYS}>: Way to fail.\n"
         "  --rows\n      Rows to read. (default: 10)\n"
         "  --[no]keep\n      Keep what was read.\n"
         "  --[no]debug\n      Show the traceback of an error.\n"
@@ -129,3 +150,15 @@ def test_a_closed_pipe_is_no_traceback(job: Job, tmp_path: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == b"error: Broken pipe\n"
     assert process.wait() == 1
+
+
+def test_flag_files(job: Job, tmp_path: Path) -> None:
+    flags = tmp_path / "flags"
+    flags.write_text("# a comment\n--how=user\n--rows=3\n")
+    result = job(f"--flagfile={flags}", "--how=job")
+    assert (result.returncode, result.stderr) == (1, "error: a worker died: killed\n")
+    flags.write_bytes(b"--how=\xff")
+    result = job(f"--flagfile={flags}")
+    assert result.returncode == 2 and result.stderr.startswith("error: a --flagfile is not UTF-8 (")
+    result = job(f"--flagfile={tmp_path}/none")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1

@@ -164,8 +164,8 @@ def test_killed_half_way_and_run_again(log: Path) -> None:
 @pytest.mark.parametrize(
     ("signum", "code", "message"),
     [
-        (signal.SIGTERM, 1, "error: stopped by SIGTERM; nothing was kept\n"),
-        (signal.SIGINT, 130, "error: interrupted\n"),
+        (signal.SIGTERM, 143, "error: stopped by SIGTERM; nothing was kept\n"),
+        (signal.SIGINT, 130, "error: interrupted; nothing was kept\n"),
     ],
 )
 def test_signals_leave_nothing(log: Path, signum: int, code: int, message: str) -> None:
