@@ -17,7 +17,7 @@ from pipelines.casts import Lists
 from pipelines.errors import UserError
 from pipelines.schema import Feature, Schema, Task, Threshold
 from pipelines.source import Chunk, Log
-from pipelines.split import GivenSplit, HashSplit, RandomSplit, SplitPolicy, TimeSplit, order_keys, time_values
+from pipelines.split import GivenSplit, HashSplit, LastSplit, RandomSplit, SplitPolicy, order_keys, time_values
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,7 @@ class Cleaner:
         names = dict.fromkeys(feature.column for feature in self.schema.features)
         names |= dict.fromkeys(column for task in self.schema.tasks for column in task.columns)
         names |= dict.fromkeys(filter(None, (self.schema.group, self.schema.item)))
-        if isinstance(self.split, HashSplit | TimeSplit):
-            names[self.split.column] = None
-        return list(names)
+        return list(names | dict.fromkeys(self.split.columns))
 
     def clean(self, chunk: Chunk, row_ids: np.ndarray, file: int) -> tuple[Rows, Counter[tuple[str, str]]]:
         """Rows of a chunk, and how many were bad by (column, reason).
@@ -249,13 +247,25 @@ class Cleaner:
         return values.fill_null("" if pa.types.is_string(values.type) else 0) if values.null_count else values
 
     def _assign(self, chunk: Chunk, row_ids: np.ndarray, file: int, bad: _BadRows) -> np.ndarray:
-        if isinstance(self.split, GivenSplit):
-            return np.full(len(row_ids), self.split.file_splits[file], np.uint8)
-        if isinstance(self.split, RandomSplit):
-            return self.split.assign(row_ids)
-        if isinstance(self.split, HashSplit):
-            return self.split.assign(hashing.key64(self._key(chunk, self.split.column, bad)))
-        return self.split.assign(time_keys(chunk, self.split.column, self.split.kind, bad))
+        policy: SplitPolicy = self.split
+        if isinstance(policy, GivenSplit):
+            number = policy.file_splits[file]
+            if number or policy.rest is None:
+                return np.full(len(row_ids), number, np.uint8)
+            policy = policy.rest
+        if isinstance(policy, RandomSplit):
+            return policy.assign(row_ids)
+        if isinstance(policy, HashSplit):
+            return policy.assign(hashing.key64(self._key(chunk, policy.column, bad)))
+        if isinstance(policy, LastSplit):
+            self._group_times(chunk, policy, bad)
+            return policy.assign(row_ids)
+        return policy.assign(time_keys(chunk, policy.column, policy.kind, bad))
+
+    def _group_times(self, chunk: Chunk, policy: LastSplit, bad: _BadRows) -> tuple[np.ndarray, np.ndarray]:
+        """Keys of groups, int64 [n], and of times, uint64 [n]; rows without one of them are bad."""
+        groups = hashing.key64(self._key(chunk, policy.group, bad))
+        return groups, time_keys(chunk, policy.column, policy.kind, bad)
 
     def splits(self, chunk: Chunk, row_ids: np.ndarray, file: int) -> np.ndarray:
         """uint8 [n], the split of every row; of a row that is bad, any. Arguments as of `clean`, which checks them."""
@@ -267,6 +277,13 @@ class Cleaner:
         keys = time_keys(chunk, column, kind, bad)
         bad.raise_first()
         return keys[bad.good]
+
+    def group_times(self, chunk: Chunk, policy: LastSplit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Groups and times of a chunk's rows that have both, and the places of these rows in the chunk."""
+        bad = _BadRows(chunk, self.drop)
+        groups, times = self._group_times(chunk, policy, bad)
+        bad.raise_first()
+        return groups[bad.good], times[bad.good], bad.good
 
 
 def time_keys(chunk: Chunk, column: str, kind: pa.DataType, bad: _BadRows) -> np.ndarray:

@@ -24,10 +24,13 @@ from pipelines.split import (
     LAST_KEY,
     GivenSplit,
     HashSplit,
+    LastRows,
+    LastSplit,
     RandomSplit,
     SplitPolicy,
     TimeSplit,
     kth_smallest,
+    last_directory,
     parse_time,
     time_kind,
 )
@@ -44,7 +47,10 @@ class Options:
       output: directory to create.
       log: patterns of the log's files; "" with ``given``.
       given: patterns by split, instead of ``log`` and ``split``.
-      split: time, hash or random.
+      split: time, hash, random or leave_last.
+      split_group: column of the groups of leave_last; the schema's group when not given.
+      validation_share: of the rows of given train files, or None; validation has no files then.
+      validation_by: how they are chosen: time, hash or random.
       layouts: of the records to write; none where the log itself will be read.
     """
 
@@ -54,6 +60,9 @@ class Options:
     given: dict[str, str] = field(default_factory=dict)
     split: str | None = None
     split_column: str | None = None
+    split_group: str | None = None
+    validation_share: float | None = None
+    validation_by: str = "random"
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     validation_from: str | None = None
     test_from: str | None = None
@@ -79,7 +88,11 @@ def convert(options: Options) -> Manifest:
     options.schema.validate_columns(
         log.types, source_name, text=log.text, directories=log.directory_columns, problems=log.problems
     )
-    if "row_id" in (options.split_column, *Cleaner(options.schema, GivenSplit(()), drop=False).columns):
+    if "row_id" in (
+        options.split_column,
+        options.split_group,
+        *Cleaner(options.schema, GivenSplit(()), drop=False).columns,
+    ):
         raise UserError(
             f"{log.files[0]}: the column name 'row_id' is taken by the place of a row in the log; rename it"
         )
@@ -170,27 +183,45 @@ class _Conversion:
 
     def _scan(self, pool: Pool) -> tuple[SplitPolicy, list[int]]:
         """Settles the split, and counts each unit's rows; reads the log only where it must."""
-        options, column = self._options, self._options.split_column
-        if column is not None:
-            self._log.require(column, f"--split_column={column}")
-        if self._given:
+        options = self._options
+        if self._given and not options.validation_share:
             policy: SplitPolicy = GivenSplit(self._given)
-        elif column is None:
-            policy = RandomSplit(options.fractions, options.seed)
-        elif options.split == "hash":
-            policy = HashSplit(column, options.fractions, options.seed)
+        elif self._given:
+            share = options.validation_share or 0.0
+            rest, unit_rows = self._divide(pool, options.validation_by, (1 - share, share, 0.0))
+            return GivenSplit(self._given, rest), unit_rows
+        elif options.split == "leave_last":
+            return self._scan_last(pool)
         elif options.validation_from is not None or options.test_from is not None:
-            policy = _given_times(column, self._time_kind(column), options.validation_from, options.test_from)
+            column = self._split_column()
+            policy = _given_times(column, *self._time_kind(column), options.validation_from, options.test_from)
         else:
-            return self._scan_times(pool, column)
-        return policy, self._count(pool, policy, None)
+            return self._divide(pool, str(options.split), options.fractions)
+        return policy, self._count(pool, policy, gather=False)
 
-    def _scan_times(self, pool: Pool, column: str) -> tuple[SplitPolicy, list[int]]:
+    def _split_column(self, flag: str = "split_column") -> str:
+        column = getattr(self._options, flag)
+        self._log.require(column, f"--{flag}={column}")
+        return column
+
+    def _divide(
+        self, pool: Pool, by: str, fractions: tuple[float, float, float]
+    ) -> tuple[HashSplit | RandomSplit | TimeSplit, list[int]]:
+        """The policy that divides rows, of train files where splits are given, and each unit's rows."""
+        if by == "time":
+            return self._scan_times(pool, self._split_column(), fractions)
+        seed = self._options.seed
+        policy = HashSplit(self._split_column(), fractions, seed) if by == "hash" else RandomSplit(fractions, seed)
+        return policy, self._count(pool, policy, gather=False)
+
+    def _scan_times(
+        self, pool: Pool, column: str, fractions: tuple[float, float, float]
+    ) -> tuple[TimeSplit, list[int]]:
         """Reads all times, and finds those that divide them by the fractions."""
-        kind = self._time_kind(column)
+        kind, _ = self._time_kind(column)
         # The limits are not known yet, and not needed to read times.
-        unit_rows = self._count(pool, TimeSplit(column, kind, 0, 0), (column, kind))
-        paths = [self._times_path(i) for i in range(len(unit_rows)) if os.path.getsize(self._times_path(i))]
+        unit_rows = self._count(pool, TimeSplit(column, kind, 0, 0), gather=True)
+        paths = [path for path in map(self._scan_path, self._train_units()) if os.path.getsize(path)]
 
         def pieces() -> Iterator[np.ndarray]:
             for path in paths:
@@ -199,33 +230,66 @@ class _Conversion:
                     yield times[start : start + source.CHUNK_ROWS]
 
         total = sum(os.path.getsize(path) // 8 for path in paths)
-        train, validation, _ = self._options.fractions
-        ranks = [round(total * train), round(total * (train + validation))]
+        train, validation, _ = fractions
+        ranks = [round(total * train), min(round(total * (train + validation)), total)]
         if not ranks[0]:
-            raise UserError(f"the log has {total:,} rows with a time, too few for a split by --fractions")
+            raise UserError(f"the log has {total:,} rows with a time, too few for a split by shares of them")
         limits = kth_smallest(pieces, ranks)
         for path in paths:
             os.unlink(path)
         return TimeSplit(column, kind, limits[0], limits[1]), unit_rows
 
-    def _time_kind(self, column: str) -> pa.DataType:
+    def _scan_last(self, pool: Pool) -> tuple[LastSplit, list[int]]:
+        """Finds the last rows of every group: holds 72 bytes a group, and about 500 while they are sorted."""
+        column = self._split_column()
+        group = self._schema.group if self._options.split_group is None else self._split_column("split_group")
+        if group is None:
+            raise UserError(
+                "--split=leave_last: the schema names no group; say whose last rows with --split_group=COLUMN"
+            )
+        directory = last_directory(self._directory)
+        policy = LastSplit(column, self._time_kind(column)[0], group, directory)
+        unit_rows = self._count(pool, policy, gather=True)
+        starts = np.cumsum([0, *self._file_rows(unit_rows)])
+        last = LastRows()
+        for unit in self._log.units:
+            rows = np.load(self._scan_path(unit.index))
+            rows["row"] += starts[unit.file]
+            last.merge(rows)
+            os.unlink(self._scan_path(unit.index))
+        held_out = last.held_out()
+        if not len(held_out[0]):
+            raise UserError(f"--split=leave_last: no value of column '{group}' has 3 rows, so nothing can be held out")
+        policy.save(*held_out)
+        return policy, unit_rows
+
+    def _time_kind(self, column: str) -> tuple[pa.DataType, Any]:
+        """The type in which a column's values are ordered, and one of them."""
         for unit in self._log.units:
             for chunk in source.read(self._log, unit, [column], skip_malformed=self._options.drop_bad_rows):
                 values = self._log.alike(chunk.columns)[column].drop_null()
                 if len(values):
-                    return time_kind(values, column)
+                    return time_kind(values, column), values[0].as_py()
         raise UserError(f"--split_column={column}: the column holds no value")
 
-    def _times_path(self, unit: int) -> str:
-        return os.path.join(self._scratch, f"times-{unit}")
+    def _scan_path(self, unit: int) -> str:
+        return os.path.join(self._scratch, f"scan-{unit}")
 
-    def _count(self, pool: Pool, policy: SplitPolicy, times: tuple[str, pa.DataType] | None) -> list[int]:
-        """Rows of each unit; leaves the times of `stages.scan` in scratch files when asked to."""
-        if times is None and not self._log.text:
+    def _train_units(self) -> list[int]:
+        """Units that a split by time is settled from: all, or those of given train files."""
+        return [unit.index for unit in self._log.units if not self._given or self._given[unit.file] == 0]
+
+    def _count(self, pool: Pool, policy: SplitPolicy, *, gather: bool) -> list[int]:
+        """Rows of each unit; has `stages.scan` leave what the policy is settled from when asked to."""
+        if not gather and not self._log.text:
             return [unit.rows for unit in self._log.units]  # Parquet files know
         cleaner = Cleaner(self._schema, policy, self._options.drop_bad_rows)
+        settling = set(self._train_units()) if gather else set()
         tasks = [
-            (self._named(unit.index), (self._log, unit, cleaner, times, self._times_path(unit.index)))
+            (
+                self._named(unit.index),
+                (self._log, unit, cleaner, unit.index in settling, self._scan_path(unit.index)),
+            )
             for unit in self._log.units
         ]
         counts = []
@@ -319,16 +383,20 @@ class _Conversion:
 
     def _describe(self, policy: SplitPolicy) -> dict[str, Any]:
         """The split policy as the manifest keeps it."""
-        fractions = list(self._options.fractions)
         if isinstance(policy, GivenSplit):
             files = list(zip(self._log.files, policy.file_splits, strict=True))
-            return {"by": "given files"} | {
+            by_split = {
                 name: [os.path.abspath(path) for path, split in files if split == i] for i, name in enumerate(SPLITS)
             }
+            return {"by": "given files", **by_split, **({"rest": self._describe(policy.rest)} if policy.rest else {})}
         if isinstance(policy, RandomSplit):
-            return {"by": "random", "fractions": fractions}
+            return {"by": "random", "fractions": list(policy.fractions)}
         if isinstance(policy, HashSplit):
-            return {"by": "hash", "column": policy.column, "fractions": fractions}
+            return {"by": "hash", "column": policy.column, "fractions": list(policy.fractions)}
+        if isinstance(policy, LastSplit):
+            return {"by": "leave last", "column": policy.column, "group": policy.group, "type": str(policy.kind)}
+        share = self._options.validation_share
+        fractions = list(self._options.fractions) if share is None else [1 - share, share, 0.0]
         by_value = self._options.validation_from is not None or self._options.test_from is not None
         return {"by": "time", "column": policy.column, "fractions": None if by_value else fractions} | policy.describe()
 
@@ -346,11 +414,13 @@ class _Conversion:
         return Split(sum(int(fit.rows[split]) for fit in fits), tasks, rare, shards)
 
 
-def _given_times(column: str, kind: pa.DataType, validation_from: str | None, test_from: str | None) -> TimeSplit:
+def _given_times(
+    column: str, kind: pa.DataType, example: Any, validation_from: str | None, test_from: str | None
+) -> TimeSplit:
     """The split at given times; without one of them the split that it would begin has no rows."""
 
     def last_before(text: str, flag: str) -> int:
-        return max(parse_time(text, kind, flag) - 1, 0)
+        return max(parse_time(text, kind, flag, example) - 1, 0)
 
     test = last_before(test_from, "test_from") if test_from is not None else LAST_KEY
     validation = last_before(validation_from, "validation_from") if validation_from is not None else test

@@ -2,6 +2,7 @@
 
     stem-convert LOG --schema=my.yaml --output=DIR --split=time --split_column=time_ms
     stem-convert --train=a/*.parquet --validation=b.parquet --test=c.parquet --schema=my.yaml --output=DIR
+    stem-convert --train=a.csv --validation_share=0.1 --test=b.csv --schema=my.yaml --output=DIR
 
 LOG: comma-separated files, globs or directories. The same input, schema, flags and seed give the same bytes, whatever
 the number of processes. An interrupted conversion leaves nothing at DIR.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 
@@ -28,18 +29,41 @@ _OUTPUT = flags.DEFINE_string("output", None, "Directory to create.")
 _SPLIT = flags.DEFINE_enum(
     "split",
     None,
-    ["time", "hash", "random"],
+    ["time", "hash", "random", "leave_last"],
     "How rows are divided: by the time in --split_column (train is the oldest part; rows of equal time stay together, "
-    "on the older side), by a hash of --split_column (rows of equal value stay together), or at random by row.",
+    "on the older side), by a hash of --split_column (rows of equal value stay together), at random by row, or "
+    "leave_last: of each group of rows (a user's), the last by the time in --split_column is test, the one before it "
+    "validation; groups of one or two rows are train.",
 )
-_SPLIT_COLUMN = flags.DEFINE_string("split_column", None, "The column of a split by time or hash.")
+_SPLIT_COLUMN = flags.DEFINE_string("split_column", None, "The column of a split by time, hash or leave_last.")
+_SPLIT_GROUP = flags.DEFINE_string(
+    "split_group", None, "Whose last rows leave_last takes; the schema's group if not set."
+)
 _FRACTIONS = flags.DEFINE_list("fractions", ["0.8", "0.1", "0.1"], "Shares of train, validation and test.")
-_VALIDATION_FROM = flags.DEFINE_string("validation_from", None, "First time of validation, instead of --fractions.")
-_TEST_FROM = flags.DEFINE_string("test_from", None, "First time of test, instead of --fractions.")
+_VALIDATION_FROM = flags.DEFINE_string(
+    "validation_from",
+    None,
+    "First time of validation, instead of --fractions: a number where the column holds numbers, else a time as "
+    "2024-01-31, 2024-01-31T10:00 or 2024-01-31T10:00:00+01:00; without an offset it is one of the column's time zone.",
+)
+_TEST_FROM = flags.DEFINE_string("test_from", None, "First time of test, likewise.")
 _GIVEN = {
     split: flags.DEFINE_string(split, None, f"Files of the {split} split, instead of LOG and --split.")
     for split in SPLITS
 }
+_VALIDATION_SHARE = flags.DEFINE_float(
+    "validation_share",
+    None,
+    "With --train and no --validation: the share of train that becomes validation (0: none).",
+    lower_bound=0.0,
+)
+_VALIDATION_BY = flags.DEFINE_enum(
+    "validation_by",
+    "random",
+    ["random", "hash", "time"],
+    "How --validation_share is chosen: at random by row, by a hash of --split_column, or the newest rows by "
+    "--split_column.",
+)
 _LAYOUTS = flags.DEFINE_list(
     "layouts",
     list(LAYOUTS),
@@ -70,14 +94,23 @@ def _options(argv: Sequence[str]) -> Options:
         raise UserError(f"--{next(iter(given))} gives a split's files; leave out {'the log' if log else '--split'}")
     if given and "train" not in given:
         raise UserError("--train is required with --validation and --test")
+    _check_validation(given)
     if not given and not log:
         raise UserError("the log is required: stem-convert LOG, or --train, --validation and --test")
     if not given and not _SPLIT.value:
-        raise UserError("--split is required: time, hash or random (or give --train, --validation, --test and no LOG)")
-    if _SPLIT.value in ("time", "hash") and not _SPLIT_COLUMN.value:
+        raise UserError(
+            "--split is required: time, hash, random or leave_last (or give --train, --validation, --test and no LOG)"
+        )
+    if _SPLIT.value in ("time", "hash", "leave_last") and not _SPLIT_COLUMN.value:
         raise UserError(f"--split={_SPLIT.value} needs --split_column")
-    if _SPLIT.value not in ("time", "hash") and _SPLIT_COLUMN.value:
-        raise UserError("--split_column belongs to --split=time and --split=hash")
+    if _SPLIT.value not in ("time", "hash", "leave_last") and _VALIDATION_BY.value == "random" and _SPLIT_COLUMN.value:
+        raise UserError(
+            "--split_column belongs to --split=time, hash and leave_last, and --validation_by=time and hash"
+        )
+    if _SPLIT.value != "leave_last" and _SPLIT_GROUP.value:
+        raise UserError("--split_group belongs to --split=leave_last")
+    if (given or _SPLIT.value == "leave_last") and flags.FLAGS["fractions"].present:
+        raise UserError("--fractions belongs to --split=time, hash and random")
     if _SPLIT.value != "time" and (_VALIDATION_FROM.value or _TEST_FROM.value):
         raise UserError("--validation_from and --test_from belong to --split=time")
     if (_VALIDATION_FROM.value or _TEST_FROM.value) and flags.FLAGS["fractions"].present:
@@ -94,6 +127,9 @@ def _options(argv: Sequence[str]) -> Options:
         given=given,
         split=_SPLIT.value,
         split_column=_SPLIT_COLUMN.value,
+        split_group=_SPLIT_GROUP.value,
+        validation_share=_VALIDATION_SHARE.value,
+        validation_by=_VALIDATION_BY.value,
         fractions=_fractions(_FRACTIONS.value),
         validation_from=_VALIDATION_FROM.value,
         test_from=_TEST_FROM.value,
@@ -106,6 +142,24 @@ def _options(argv: Sequence[str]) -> Options:
         block_rows=_BLOCK_ROWS.value,
         shard_rows=_SHARD_ROWS.value,
     )
+
+
+def _check_validation(given: Mapping[str, str]) -> None:
+    """Whether validation has files, or a share of train, or is left out on purpose."""
+    share, by = _VALIDATION_SHARE.value, _VALIDATION_BY.value
+    if share is None and flags.FLAGS["validation_by"].present:
+        raise UserError("--validation_by needs --validation_share")
+    if share is not None and ("train" not in given or "validation" in given):
+        raise UserError("--validation_share belongs to --train without --validation")
+    if share is not None and share >= 1:
+        raise UserError(f"--validation_share={share:g}: should be below 1")
+    if share and by != "random" and not _SPLIT_COLUMN.value:
+        raise UserError(f"--validation_by={by} needs --split_column")
+    if given and "validation" not in given and share is None:
+        raise UserError(
+            "there is no validation, without which nothing can be trained: give --validation=FILES, or "
+            "--validation_share=0.1 to take a tenth of train for it (--validation_share=0 to go without)"
+        )
 
 
 def _fractions(texts: list[str]) -> tuple[float, float, float]:
@@ -144,7 +198,8 @@ def _report(done: Manifest, seconds: float) -> None:
     print(f"next: stem-train --config=CONFIG --config.data.dir={done.data_dir}{source}")
     for split in SPLITS[1:]:
         if not done.rows(split):
-            print(f"warning: the {split} split has no rows", file=sys.stderr)
+            needed = ": stem-train will refuse these data" if split == "validation" else ""
+            print(f"warning: the {split} split has no rows{needed}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> None:

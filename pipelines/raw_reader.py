@@ -231,11 +231,11 @@ def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int
             "(blocks or rows)"
         )
     log = _open_log(found)
-    policy = restore(manifest.split, files, manifest.seed)
+    policy = restore(manifest.split, manifest.data_dir, files, manifest.seed)
     number = SPLITS.index(name)
     units = [unit for unit in log.units if unit.rows]
     if isinstance(policy, GivenSplit):
-        units = [unit for unit in units if policy.file_splits[unit.file] == number]
+        units = [unit for unit in units if policy.may_hold(unit.file, number)]
     index, count = reader
     by_unit = len(units) >= count
     if by_unit:

@@ -1,11 +1,12 @@
-"""Which of train, validation and test a row goes to: 0, 1, 2, or by the file it is in."""
+"""Which of train, validation and test a row goes to: 0, 1, 2; by its file, place, time, a hash, or its group's last."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +20,6 @@ LAST_KEY = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class GivenSplit:
-    """Rows go where their file goes: ``file_splits[i]`` is 0, 1 or 2."""
-
-    file_splits: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class RandomSplit:
     """Rows are divided by a hash of seed and row_id.
 
@@ -36,6 +30,7 @@ class RandomSplit:
 
     fractions: tuple[float, float, float]
     seed: int
+    columns = ()
 
     def assign(self, row_ids: np.ndarray) -> np.ndarray:
         """uint8 [n] of int64 [n]."""
@@ -55,6 +50,10 @@ class HashSplit:
     column: str
     fractions: tuple[float, float, float]
     seed: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
 
     def assign(self, keys: np.ndarray) -> np.ndarray:
         """uint8 [n] of int64 [n], keys of `hashing.key64`."""
@@ -85,6 +84,10 @@ class TimeSplit:
     train_until: int
     validation_until: int
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.column,)
+
     def assign(self, keys: np.ndarray) -> np.ndarray:
         """uint8 [n] of uint64 [n], keys of `order_keys`."""
         ends = np.array([self.train_until, self.validation_until], np.uint64)
@@ -97,33 +100,160 @@ class TimeSplit:
         return values | {"type": str(self.kind), "keys": list(ends.values())}
 
 
-SplitPolicy = GivenSplit | HashSplit | RandomSplit | TimeSplit
+@dataclass(frozen=True)
+class LastSplit:
+    """The last row of each group is test, the one before it validation, in groups of at least three rows.
+
+    Attributes:
+      column: of the times that order a group's rows; equal times by place in the log.
+      kind: type of its values.
+      group: column whose values make the groups.
+      directory: holds the row_ids of both splits (`save`).
+    """
+
+    column: str
+    kind: pa.DataType
+    group: str
+    directory: str
+
+    FILES: ClassVar = ("validation.npy", "test.npy")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.column, self.group
+
+    def save(self, validation: np.ndarray, test: np.ndarray) -> None:
+        """Keeps the row_ids, int64, of the two splits, flushed to the disk."""
+        os.makedirs(self.directory)
+        for name, row_ids in zip(self.FILES, (validation, test), strict=True):
+            with open(os.path.join(self.directory, name), "wb") as file:
+                np.save(file, np.sort(row_ids))
+                file.flush()
+                os.fsync(file.fileno())
+
+    def assign(self, row_ids: np.ndarray) -> np.ndarray:
+        """uint8 [n] of ascending int64 [n]; holds no more of the files in memory than their part for these rows."""
+        splits = np.zeros(len(row_ids), np.uint8)
+        if not len(row_ids):
+            return splits
+        for number, name in enumerate(self.FILES, start=1):
+            kept = np.load(os.path.join(self.directory, name), mmap_mode="r")
+            low, high = np.searchsorted(kept, [row_ids[0], row_ids[-1] + 1])
+            splits[np.isin(row_ids, kept[low:high], assume_unique=True)] = number
+        return splits
 
 
-def restore(description: Mapping[str, Any], files: Sequence[str], seed: int) -> SplitPolicy:
+class LastRows:
+    """Finds the last three rows of every group, holding about as many rows as it keeps: at most three a group."""
+
+    _KIND = np.dtype([("group", np.int64), ("time", np.uint64), ("row", np.int64)])
+    _LAST = 3
+
+    def __init__(self) -> None:
+        self._kept = np.zeros(0, self._KIND)
+        self._more: list[np.ndarray] = []
+
+    def add(self, groups: np.ndarray, times: np.ndarray, rows: np.ndarray) -> None:
+        """Takes in rows: int64 [n] keys of groups, uint64 [n] of `order_keys`, int64 [n] distinct places."""
+        more = np.empty(len(rows), self._KIND)
+        more["group"], more["time"], more["row"] = groups, times, rows
+        self.merge(more)
+
+    def merge(self, more: np.ndarray) -> None:
+        """Takes in what another one kept."""
+        self._more.append(more)
+        # Sorting whenever rows have doubled costs no more than a sort of all of them.
+        if sum(map(len, self._more)) > max(len(self._kept), 1 << 20):
+            self.kept()
+
+    def kept(self) -> np.ndarray:
+        """The last rows of each group, by group, then time, then place: structured, ``group``, ``time`` and ``row``."""
+        rows = np.concatenate([self._kept, *self._more])
+        rows = rows[np.lexsort((rows["row"], rows["time"], rows["group"]))]
+        self._kept, self._more = rows[self._from_end(rows) < self._LAST], []
+        return self._kept
+
+    @staticmethod
+    def _from_end(rows: np.ndarray) -> np.ndarray:
+        """How many rows of its group stand behind each."""
+        ends = np.append(np.flatnonzero(np.diff(rows["group"])), len(rows) - 1)
+        lengths = np.diff(ends, prepend=-1)
+        return np.repeat(ends, lengths[: len(ends)]) - np.arange(len(rows)) if len(rows) else np.zeros(0, np.int64)
+
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places of the last row but one, and of the last one, of the groups that have three or more."""
+        rows = self.kept()
+        from_end = self._from_end(rows)
+        first = np.flatnonzero(from_end == self._LAST - 1)  # of a group of three, whose rows stand side by side
+        return rows["row"][first + 1], rows["row"][first + 2]
+
+
+@dataclass(frozen=True)
+class GivenSplit:
+    """Rows go where their file goes: ``file_splits[i]`` is 0, 1 or 2.
+
+    Attributes:
+      file_splits: by file of the log.
+      rest: divides the rows of train files between train and validation, where validation has no files.
+    """
+
+    file_splits: tuple[int, ...]
+    rest: HashSplit | RandomSplit | TimeSplit | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.rest.columns if self.rest else ()
+
+    def may_hold(self, file: int, split: int) -> bool:
+        """Whether a file may hold rows of a split."""
+        return split == self.file_splits[file] or (self.rest is not None and (self.file_splits[file], split) == (0, 1))
+
+
+SplitPolicy = GivenSplit | HashSplit | LastSplit | RandomSplit | TimeSplit
+
+
+def last_directory(data_dir: str) -> str:
+    """Where a `LastSplit` keeps its files in converted data."""
+    return os.path.join(data_dir, "split")
+
+
+def restore(description: Mapping[str, Any], data_dir: str, files: Sequence[str], seed: int) -> SplitPolicy:
     """The policy that a manifest describes.
 
     Args:
       description: the manifest's ``split``.
+      data_dir: of the manifest.
       files: of the log.
       seed: of the conversion.
 
     Raises:
-      UserError: a description without the exact limits, as earlier versions wrote it.
+      UserError: a description without the exact limits, as earlier versions wrote it; files of the split are missing.
     """
     by = description["by"]
     if by == "given files":
         given = [set(description[name]) for name in ("train", "validation", "test")]
-        return GivenSplit(tuple(next(i for i, paths in enumerate(given) if path in paths) for path in files))
+        numbers = tuple(next(i for i, paths in enumerate(given) if path in paths) for path in files)
+        rest: Any = restore(description["rest"], data_dir, files, seed) if "rest" in description else None
+        return GivenSplit(numbers, rest)
+    if by == "leave last":
+        directory = last_directory(data_dir)
+        for name in LastSplit.FILES:
+            if not os.path.exists(os.path.join(directory, name)):
+                raise UserError(f"{os.path.join(directory, name)} is missing; restore it, or convert the log again")
+        return LastSplit(description["column"], _kind(description["type"]), description["group"], directory)
     if by == "random":
         return RandomSplit(tuple(description["fractions"]), seed)
     if by == "hash":
         return HashSplit(description["column"], tuple(description["fractions"]), seed)
     if "keys" not in description:
         raise UserError("an earlier version converted the log and kept no exact limits of the split: convert it again")
-    timestamp = re.fullmatch(r"timestamp\[(\w+)(?:, tz=(.+))?\]", description["type"])
-    kind = pa.timestamp(*timestamp.groups()) if timestamp else pa.type_for_alias(description["type"])
-    return TimeSplit(description["column"], kind, *description["keys"])
+    return TimeSplit(description["column"], _kind(description["type"]), *description["keys"])
+
+
+def _kind(name: str) -> pa.DataType:
+    """The type of that name."""
+    timestamp = re.fullmatch(r"timestamp\[(\w+)(?:, tz=(.+))?\]", name)
+    return pa.timestamp(*timestamp.groups()) if timestamp else pa.type_for_alias(name)
 
 
 def time_values(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
@@ -179,16 +309,63 @@ def key_value(key: int, kind: pa.DataType) -> Any:
     return str(pa.scalar(integer, pa.int64()).cast(kind)) if pa.types.is_timestamp(kind) else integer
 
 
-def parse_time(text: str, kind: pa.DataType, flag: str) -> int:
-    """The key of `order_keys` of a time given on the command line.
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ]+(\d\d(?::\d\d(?::\d\d(?:\.\d{1,9})?)?)?)\s*(Z|[+-]\d\d(?::?\d\d)?)?)?")
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def parse_time(text: str, kind: pa.DataType, flag: str, example: Any) -> int:
+    """The key of `order_keys` of a time given on the command line, as the first one of a split.
+
+    A date is its midnight, and a time finer than the column's unit the next that the column can hold. Without an offset
+    a time is one of the column's time zone.
+
+    Args:
+      text: of the flag.
+      kind: of `time_kind`.
+      flag: its name.
+      example: a value of the column, for the error.
 
     Raises:
-      UserError: text that is no value of the column's type.
+      UserError: text that is no value of the column's type, with the forms that are.
     """
+    given = f"--{flag}={text}"
+    if pa.types.is_timestamp(kind):
+        return int(order_keys(pa.array([_moment(text.strip(), kind, given)], pa.int64()))[0])
     values, bad = time_values(pa.array([text.encode()], pa.binary()), kind)
+    shown = example.decode() if isinstance(example, bytes) else example
     if bad[0] or values.null_count:
-        raise UserError(f"--{flag}={text}: not a value of the split column's type, {kind}")
+        raise UserError(f"{given}: the split column holds numbers ({kind}); write one as it stands there, as {shown}")
     return int(order_keys(values)[0])
+
+
+def _moment(text: str, kind: pa.TimestampType, given: str) -> int:
+    """A time in units of the column's type since 1970."""
+    parts = _TIME.fullmatch(text)
+    forms = "2024-01-31, 2024-01-31T10:00 or 2024-01-31T10:00:00.5"
+    forms += f" (as in {kind.tz}), or with an offset: 2024-01-31T10:00Z, 2024-01-31T10:00+01:00" if kind.tz else ""
+    if parts is None:
+        raise UserError(f"{given}: the split column holds {kind}; write a time as {forms}")
+    date, clock, offset = parts.groups()
+    if offset and not kind.tz:
+        raise UserError(f"{given}: the split column holds {kind}, times without a zone; write it without the offset")
+    clock, _, fraction = (clock or "00").partition(".")
+    try:
+        moment = pa.scalar(f"{date} {clock}{offset or ''}").cast(pa.timestamp("s", "UTC" if offset else None))
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{given}: there is no such time; write one as {forms}") from error
+    if kind.tz and not offset:
+        try:
+            moment = pc.assume_timezone(moment, kind.tz)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{given}: clocks change in {kind.tz}: it is no time or two; write it with an offset, as in +01:00"
+            ) from error
+    units = _PER_SECOND[kind.unit]
+    seconds = moment.cast(pa.timestamp("s")).cast(pa.int64()).as_py()
+    result = seconds * units - (-int(fraction.ljust(9, "0")) * units // 10**9)  # rounded up
+    if not -(2**63) <= result < 2**63:
+        raise UserError(f"{given}: the split column holds {kind}, which cannot hold that time")
+    return result
 
 
 def kth_smallest(pieces: Callable[[], Iterable[np.ndarray]], ranks: Sequence[int], bins: int = 1 << 16) -> list[int]:

@@ -1,6 +1,6 @@
 """What conversion does to one unit of the log, one feature or one shard: the functions that worker processes run.
 
-1. `scan` counts the rows of CSV files and gathers the times of a split by time.
+1. `scan` counts the rows of CSV files and gathers what a split by time or by last rows is settled from.
 2. `fit` reads and cleans rows, leaves them in scratch files with each feature's values as a dictionary, and counts
    vocabularies and fits numeric transforms on those of train; `build_vocabulary` merges a feature's counts.
 3. `encode` turns the dictionaries, not the rows, into ids, and leaves encoded rows in scratch files: train rows sorted
@@ -16,7 +16,7 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from pipelines.cleaning import Cleaner, Rows, kept_columns, kept_types
 from pipelines.manifest import SPLITS, Shard, vocabulary_path
 from pipelines.schema import Schema
 from pipelines.source import Chunk, Log, Unit
+from pipelines.split import LastRows, LastSplit, RandomSplit, TimeSplit
 from pipelines.tfrecord import Writer
 from pipelines.transforms import NumericFit
 from pipelines.vocabulary import Lookup, ValueCounts
@@ -89,23 +90,37 @@ class Job:
         return os.path.join(self.directory, "raw", split, f"part-{number}.parquet")
 
 
-def scan(log: Log, unit: Unit, cleaner: Cleaner, time: tuple[str, pa.DataType] | None, path: str) -> int:
-    """Counts a unit's rows, and writes the times of those that have one to ``path`` as keys that sort as they do.
+def scan(log: Log, unit: Unit, cleaner: Cleaner, gather: bool, path: str) -> int:
+    """Counts a unit's rows, and leaves at ``path`` what a split by time or by last rows is settled from.
 
     Args:
       log: the input.
       unit: a piece of it.
-      cleaner: its policy for bad rows is followed.
-      time: column and type of the time, or None when only rows are to be counted.
-      path: of the file of times.
+      cleaner: its policy for bad rows is followed; the limits of its split are not known yet.
+      gather: write the times of the rows that have one as keys that sort as they do, or (`LastSplit`) the last rows of
+        each group, by their place in the file; only count otherwise.
+      path: of the file.
     """
-    if time is None:
+    if not gather:
         return source.count_rows(log, unit, skip_malformed=cleaner.drop)
-    rows = 0
+    rows, policy, last = 0, cleaner.split, LastRows()
+    of_last = isinstance(policy, LastSplit)
+    # Whether a last row is a good one depends on all of its columns.
+    columns = cleaner.columns if of_last and cleaner.drop else list(policy.columns)
     with open(path, "wb") as file:
-        for chunk in source.read(log, unit, [time[0]], skip_malformed=cleaner.drop):
+        for chunk in source.read(log, unit, columns, skip_malformed=cleaner.drop):
             rows += len(chunk.rows) + chunk.malformed
-            file.write(cleaner.times(chunk, *time).tobytes())
+            if isinstance(policy, TimeSplit):
+                file.write(cleaner.times(chunk, policy.column, policy.kind).tobytes())
+            elif isinstance(policy, LastSplit):
+                groups, times, places = cleaner.group_times(chunk, policy)
+                if cleaner.drop:
+                    unsplit = replace(cleaner, split=RandomSplit((1.0, 0.0, 0.0), 0))
+                    kept = np.isin(places, unsplit.clean(chunk, chunk.rows, unit.file)[0].places)
+                    groups, times, places = groups[kept], times[kept], places[kept]
+                last.add(groups, times, chunk.rows[places])
+        if of_last:
+            np.save(file, last.kept())
     return rows
 
 

@@ -180,19 +180,20 @@ def test_csv_gives_the_same_records_as_parquet(tmp_path: Path) -> None:
     assert raw[0]["click"] == str(table["click"][48].as_py())  # text, as it was read
 
 
-@pytest.mark.parametrize("split", ["time", "random", "hash"])
+@pytest.mark.parametrize("split", ["time", "random", "hash", "leave_last"])
 def test_same_bytes_whatever_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
     # Workers are new processes, which a patch does not reach: several units come from several files.
     table = _log(900)
     for i in range(3):
         pyarrow.csv.write_csv(table.slice(i * 300, 300), tmp_path / f"log-{i}.csv")
-    column = {"time": "time", "random": None, "hash": "user"}[split]
+    column = {"time": "time", "random": None, "hash": "user", "leave_last": "seen"}[split]
     settings: dict[str, Any] = {"split": split, "split_column": column, "shard_rows": 100, "seed": 3}
     one = _convert(f"{tmp_path}/log-*.csv", tmp_path / "one", processes=1, **settings)
     _convert(f"{tmp_path}/log-*.csv", tmp_path / "two", processes=2, **settings)
     _assert_same_bytes(tmp_path / "one", tmp_path / "two")
     assert len(one.shards("train", "rows")) == -(-one.rows("train") // 100)
     assert sum(one.rows(s) for s in one.splits) == 900
+    assert one.rows("validation") and one.rows("test")
     other = _convert(f"{tmp_path}/log-*.csv", tmp_path / "other", **(settings | {"seed": 4}))
     assert not filecmp.cmp(one.shards("train", "rows")[0].path, other.shards("train", "rows")[0].path, shallow=False)
     if split == "hash":
@@ -279,6 +280,75 @@ def test_given_files(tmp_path: Path) -> None:
     assert done.split == {"by": "given files", "train": [given["train"]], "validation": [], "test": [given["test"]]}
     with pytest.raises(UserError, match="train.parquet: given for both --train and --test"):
         _convert("", tmp_path / "x", given={"train": given["train"], "test": given["train"]}, split=None)
+
+
+@pytest.mark.parametrize(("by", "column"), [("random", None), ("hash", "user"), ("time", "time")])
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_validation_as_a_share_of_given_train_files(tmp_path: Path, by: str, column: str | None, suffix: str) -> None:
+    write = pq.write_table if suffix == "parquet" else pyarrow.csv.write_csv
+    # What the shares are of is train alone: the test file is older.
+    given = {"train": str(tmp_path / f"a.{suffix}"), "test": str(tmp_path / f"b.{suffix}")}
+    table = _log(300).drop_columns(["tags", "length", "seen"])
+    write(table.slice(100), given["train"])
+    write(table.slice(0, 100), given["test"])
+    small = schema.loads(
+        """
+        {name: small, group: user, features: {user: {kind: categorical, side: user, dtype: int64}},
+         tasks: {click: {label: {column: click}}}}
+        """
+    )
+    share: dict[str, Any] = {"validation_share": 0.25, "validation_by": by, "split_column": column}
+    done = _convert("", tmp_path / "out", schema=small, given=given, split=None, **share)
+    rows = {name: [row["key:row_id"][0] for row in _rows(done, name)] for name in done.splits}
+    assert sorted(rows["test"]) == list(range(200, 300)) and sorted(rows["train"] + rows["validation"]) == list(
+        range(200)
+    )
+    if by == "time":
+        assert sorted(rows["validation"]) == list(range(150, 200))
+    else:
+        assert 0 < len(rows["validation"]) < 150
+    if by == "hash":
+        users = [{row["key:group"][0] for row in _rows(done, name)} for name in ("train", "validation")]
+        assert not users[0] & users[1]
+    assert done.split["rest"]["by"] == by
+
+
+def test_leave_the_last_rows_of_every_user(tmp_path: Path) -> None:
+    users, times = [7, 7, 7, 7, 8, 8, 9, 5, 5, 5], [4, 9, 9, 1, 1, 2, 1, 3, 2, 1]
+    table = _log(10).set_column(0, "user", pa.array(users)).set_column(6, "time", pa.array(times))
+    log = _write(tmp_path / "log.parquet", table, row_group_size=3)
+
+    def places(done: Manifest) -> dict[str, list[int]]:
+        return {name: sorted(row["key:row_id"][0] for row in _rows(done, name)) for name in done.splits}
+
+    done = _convert(log, tmp_path / "a", split="leave_last")
+    assert places(done) == {"train": [0, 3, 4, 5, 6, 9], "validation": [1, 8], "test": [2, 7]}
+    assert done.split == {"by": "leave last", "column": "time", "group": "user", "type": "int64"}
+    # A row that is dropped is nobody's last one.
+    bad = table.set_column(4, "click", pa.array([0, 1, 7, 0, 1, 0, 1, 0, 1, 0]))
+    dropped = _convert(_write(tmp_path / "bad.parquet", bad), tmp_path / "b", split="leave_last", drop_bad_rows=True)
+    assert places(dropped) == {"train": [3, 4, 5, 6, 9], "validation": [0, 8], "test": [1, 7]}
+    without = schema.loads(_SCHEMA.replace("group: user\n", ""))
+    with pytest.raises(UserError, match="--split=leave_last: the schema names no group; say whose last rows"):
+        _convert(log, tmp_path / "c", schema=without, split="leave_last")
+    named = _convert(log, tmp_path / "c", schema=without, split="leave_last", split_group="user")
+    assert places(named) == places(done)
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us", "Europe/Berlin"), pa.date32(), pa.string()])
+def test_split_at_times_without_an_offset(tmp_path: Path, kind: pa.DataType) -> None:
+    days = [f"2024-01-0{1 + i // 12} 0{i % 8}:00:00" for i in range(60)]
+    times = pa.compute.assume_timezone(pa.array(days).cast(pa.timestamp("us")), "Europe/Berlin")
+    column = {
+        pa.date32(): times.cast(pa.timestamp("us", "Europe/Berlin")).cast(kind) if kind == pa.date32() else None
+    }.get(kind)
+    if kind == pa.string():
+        column = pa.array([day.replace(" ", "T") + "Z" for day in days])
+    table = _log().drop_columns(["time"]).append_column("time", times if column is None else column)
+    done = _convert(
+        _write(tmp_path / "log.parquet", table), tmp_path / "out", validation_from="2024-01-04", test_from="2024-01-05"
+    )
+    assert [done.rows(split) for split in ("train", "validation", "test")] == [36, 12, 12]
 
 
 def test_split_at_given_times(tmp_path: Path) -> None:
@@ -373,7 +443,12 @@ def test_malformed_csv_rows_are_dropped_and_counted(tmp_path: Path) -> None:
     [
         ({"split_column": "tme"}, "--split_column=tme: not in the log; did you mean 'time'"),
         ({"split_column": "note"}, "--split_column=note: a time should be a number, a date or a timestamp"),
-        ({"test_from": "noon"}, "--test_from=noon: not a value of the split column's type"),
+        ({"test_from": "noon"}, "--test_from=noon: the split column holds numbers .int64.; write one as .* as 0$"),
+        ({"split": "leave_last", "split_group": "usr"}, "--split_group=usr: not in the log; did you mean 'user'"),
+        (
+            {"split": "leave_last", "split_group": "note"},
+            "no value of column 'note' has 3 rows, so nothing can be held",
+        ),
         ({"split": "hash", "split_column": "x"}, "--split_column=x: not in the log"),
     ],
 )

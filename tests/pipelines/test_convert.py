@@ -76,16 +76,19 @@ def test_rates_are_those_inside_a_space(log: Path) -> None:
         "click}}", "click}, space: {column: shown}}\n  buy: {label: {column: click}, space: {task: click}}"
     )
     (log.parent / "schema.yaml").write_text(text)
-    done = _run(log, f"--train={log}")
+    done = _run(log, f"--train={log}", "--validation_share=0")
     assert done.returncode == 0, done.stderr
     lines = [line.split()[:3] for line in done.stdout.splitlines()[1:4]]
     assert lines == [["click", "0.6667", "3"], ["buy", "1.0000", "2"], ["rows", "4", "0"]]
 
 
 def test_empty_splits_are_warned_about(log: Path) -> None:
-    done = _run(log, f"--train={log}")
+    done = _run(log, f"--train={log}", "--validation_share=0")
     assert done.returncode == 0
-    warnings = ["warning: the validation split has no rows", "warning: the test split has no rows"]
+    warnings = [
+        "warning: the validation split has no rows: stem-train will refuse these data",
+        "warning: the test split has no rows",
+    ]
     assert done.stderr.splitlines() == warnings
 
 
@@ -99,9 +102,29 @@ def test_no_process_imports_tensorflow() -> None:
     ("arguments", "why"),
     [
         ([], "the log is required"),
-        (["LOG"], "--split is required: time, hash or random"),
+        (["LOG"], "--split is required: time, hash, random or leave_last"),
         (["LOG", "--split=time"], "--split=time needs --split_column"),
-        (["LOG", "--split=random", "--split_column=user"], "--split_column belongs to --split=time and --split=hash"),
+        (
+            ["LOG", "--split=random", "--split_column=user"],
+            "--split_column belongs to --split=time, hash and leave_last",
+        ),
+        (["LOG", "--split=leave_last"], "--split=leave_last needs --split_column"),
+        (["LOG", "--split=random", "--split_group=user"], "--split_group belongs to --split=leave_last"),
+        (
+            ["LOG", "--split=leave_last", "--split_column=time", "--fractions=.8,.1,.1"],
+            "--fractions belongs to --split=",
+        ),
+        (
+            ["LOG", "--split=random", "--validation_share=.1"],
+            "--validation_share belongs to --train without --validation",
+        ),
+        (
+            ["--train=LOG", "--test=LOG"],
+            "there is no validation, without which nothing can be trained: give --validation",
+        ),
+        (["--train=LOG", "--validation_by=time"], "--validation_by needs --validation_share"),
+        (["--train=LOG", "--validation_share=1"], "--validation_share=1: should be below 1"),
+        (["--train=LOG", "--validation_share=.1", "--validation_by=hash"], "--validation_by=hash needs --split_column"),
         (["LOG", "--split=random", "--test_from=5"], "--validation_from and --test_from belong to --split=time"),
         (["LOG", "--split=random", "--fractions=.8,.1"], "--fractions=.8,.1: should be three numbers"),
         (["LOG", "--split=random", "--fractions=.8,.1,.2"], "--fractions=.8,.1,.2: should be shares that add up to 1"),

@@ -159,8 +159,15 @@ def assert_equal(got: Any, expected: Any) -> None:
         {"split": "hash", "split_column": "country", "fractions": (0.4, 0.3, 0.3), "seed": 4},
         {"split": "random", "seed": 3},
         {"given": {"train": "log/a.parquet", "test": "log/b.parquet"}},
+        {
+            "given": {"train": "log/a.parquet", "test": "log/b.parquet"},
+            "validation_share": 0.2,
+            "validation_by": "time",
+            "split_column": "moment",
+        },
+        {"split": "leave_last", "split_column": "moment", "split_group": "user"},
     ],
-    ids=["float times", "timestamps", "hash", "random", "given"],
+    ids=["float times", "timestamps", "hash", "random", "given", "share of given", "leave last"],
 )
 def test_every_split_has_the_rows_of_its_records(
     convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]

@@ -1,12 +1,14 @@
 """Splits: exact order statistics, keys that sort as times do, stable hashes."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipelines import split
 from pipelines.errors import UserError
-from pipelines.split import HashSplit, RandomSplit, TimeSplit
+from pipelines.split import HashSplit, LastRows, LastSplit, RandomSplit, TimeSplit
 
 
 @pytest.mark.parametrize("bins", [2, 7, 1 << 16])
@@ -52,9 +54,90 @@ def test_time_kind_of_text(values: list[bytes], kind: pa.DataType) -> None:
 def test_times_that_are_none() -> None:
     with pytest.raises(UserError, match="--split_column=t: a time should be"):
         split.time_kind(pa.array([b"soon"], pa.binary()), "t")
-    with pytest.raises(UserError, match="--test_from=x: not a value of the split column's type, int64"):
-        split.parse_time("x", pa.int64(), "test_from")
-    assert split.parse_time("12", pa.int64(), "test_from") == split.order_keys(pa.array([12]))[0]
+    with pytest.raises(UserError, match=r"--test_from=x: the split column holds numbers \(int64\); .* as 1700000000"):
+        split.parse_time("x", pa.int64(), "test_from", 1700000000)
+    assert split.parse_time("12", pa.int64(), "test_from", 3) == split.order_keys(pa.array([12]))[0]
+    with pytest.raises(UserError, match=r"2024-01-02: the split column holds numbers \(double\); .* as 1.5"):
+        split.parse_time("2024-01-02", pa.float64(), "test_from", b"1.5")
+
+
+UTC, BERLIN, NAIVE = pa.timestamp("us", "UTC"), pa.timestamp("ms", "Europe/Berlin"), pa.timestamp("us")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "moment"),
+    [
+        ("2024-01-02", NAIVE, "2024-01-02 00:00:00"),
+        (" 2024-01-02 10 ", NAIVE, "2024-01-02 10:00:00"),
+        ("2024-01-02T10:00", pa.timestamp("ns"), "2024-01-02 10:00:00"),
+        ("2024-01-02 10:00:00.123456789", NAIVE, "2024-01-02 10:00:00.123457"),
+        ("2024-01-02 10:00:00.5", pa.timestamp("s"), "2024-01-02 10:00:01"),
+        ("1969-12-31T23:59:59.25", NAIVE, "1969-12-31 23:59:59.250000"),
+        ("2024-01-02", UTC, "2024-01-02 00:00:00+00:00"),
+        ("2024-01-02T10:00Z", UTC, "2024-01-02 10:00:00+00:00"),
+        ("2024-01-02 10:00 +0130", UTC, "2024-01-02 08:30:00+00:00"),
+        # Without an offset a time is one of the column's zone.
+        ("2024-01-02", BERLIN, "2024-01-02 00:00:00+01:00"),
+        ("2024-07-02 10:00", BERLIN, "2024-07-02 10:00:00+02:00"),
+        ("2024-07-02 10:00-05", BERLIN, "2024-07-02 17:00:00+02:00"),
+        ("2024-01-02 10:00", pa.timestamp("us", "+03:00"), "2024-01-02 10:00:00+03:00"),
+    ],
+)
+def test_times_of_flags(text: str, kind: pa.TimestampType, moment: str) -> None:
+    assert split.key_value(split.parse_time(text, kind, "test_from", None), kind) == moment
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "why"),
+    [
+        (
+            "soon",
+            UTC,
+            r"holds timestamp\[us, tz=UTC\]; write a time as 2024-01-31, .* \(as in UTC\), or with an offset:",
+        ),
+        ("1700000000", NAIVE, r"holds timestamp\[us\]; write a time as 2024-01-31, 2024-01-31T10:00 or 2024-\S*$"),
+        ("2024-01-02T10:00+01:00", NAIVE, "times without a zone; write it without the offset"),
+        ("2024-13-01", NAIVE, "there is no such time; write one as 2024-01-31"),
+        ("2024-01-02T25:00Z", UTC, "there is no such time"),
+        ("2024-03-31T02:30", BERLIN, "clocks change in Europe/Berlin: it is no time or two; write it with an"),
+        ("2024-10-27T02:30", BERLIN, "clocks change in Europe/Berlin"),
+        ("2300-01-01", pa.timestamp("ns"), "which cannot hold that time"),
+    ],
+)
+def test_times_of_flags_that_are_none(text: str, kind: pa.TimestampType, why: str) -> None:
+    with pytest.raises(UserError, match=why) as caught:
+        split.parse_time(text, kind, "test_from", None)
+    assert str(caught.value).startswith(f"--test_from={text}: ")
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+def test_last_rows_of_every_group(pieces: int) -> None:
+    random = np.random.default_rng(0)
+    groups, times = random.integers(-40, 40, 300), random.integers(0, 5, 300).astype(np.uint64)
+    groups[:3] = 100, 101, 101  # groups of one row, and of two
+    rows = random.permutation(300)
+    last = LastRows()
+    for part in np.array_split(np.arange(300), pieces):
+        other = LastRows()
+        other.add(groups[part], times[part], rows[part])
+        last.merge(other.kept())
+    by_group: dict[int, list[tuple[int, int]]] = {}
+    for group, time, row in zip(groups.tolist(), times.tolist(), rows.tolist(), strict=True):
+        by_group.setdefault(group, []).append((time, row))
+    large = [sorted(found) for found in by_group.values() if len(found) > 2]
+    validation, test = last.held_out()
+    assert sorted(test.tolist()) == sorted(found[-1][1] for found in large)
+    assert sorted(validation.tolist()) == sorted(found[-2][1] for found in large)
+    assert len(last.kept()) <= 3 * len(by_group)
+    assert [len(part) for part in LastRows().held_out()] == [0, 0]
+
+
+def test_last_split_assigns_any_ascending_rows(tmp_path: Path) -> None:
+    policy = LastSplit("t", pa.int64(), "u", str(tmp_path / "split"))
+    policy.save(np.array([9, 4]), np.array([], np.int64))
+    assert policy.assign(np.array([2, 4, 5, 9, 11])).tolist() == [0, 1, 0, 1, 0]
+    assert policy.assign(np.array([5, 8])).tolist() == [0, 0]
+    assert policy.assign(np.array([], np.int64)).tolist() == []
 
 
 def test_random_and_hash_splits_have_their_fractions_and_differ_by_seed() -> None:
