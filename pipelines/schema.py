@@ -1,6 +1,6 @@
 """The schema: what the log's columns mean. A frozen dataclass in memory, YAML on disk.
 
-The schema travels with the converted data, with every run and with every export.
+The schema travels with the converted data, with every run and with every export. docs/schema.md has every key.
 
     name: kuairand_sample
     group: user_id            # rows are grouped by this column for grouped AUC
