@@ -10,7 +10,6 @@ system may drop), and the rank correlation of input and output place in train.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import subprocess
@@ -24,14 +23,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import app, flags
 
-from pipelines import manifest, tfrecord
+from pipelines import cli, manifest, owned, tfrecord
 
 _ROWS = flags.DEFINE_list("rows", ["1000000", "5000000", "20000000"], "Rows of the logs, one after another.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Worker processes.")
 _LAYOUTS = flags.DEFINE_string("layouts", "blocks", "Layouts to write.")
 _IDS = flags.DEFINE_integer("ids", 1_000_000, "Values that a feature can take.")
-_DIRECTORY = flags.DEFINE_string("directory", None, "Where to work; a temporary directory by default.")
-_JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
+_DIRECTORY = flags.DEFINE(cli.PATH, "directory", None, "Where to work; a temporary directory by default.")
+_JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the results to this file.")
 
 _FEATURES = 8
 _ROW_GROUP = 1 << 19
@@ -165,8 +164,7 @@ def main(argv: list[str]) -> None:
             flush=True,
         )
     if _JSON.value:
-        with open(_JSON.value, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
+        owned.write_figures(_JSON.value, results)
 
 
 if __name__ == "__main__":

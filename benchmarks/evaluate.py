@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from pipelines import cli, owned
+
 _ROWS = flags.DEFINE_list("rows", ["1000000", "10000000", "30000000"], "Rows of a split.")
 _RATES = flags.DEFINE_list("rates", ["0.01", "0.3"], "Shares of positives.")
 _GROUPS = flags.DEFINE_integer("groups", 1_000_000, "Groups.")
 _SKLEARN_ROWS = flags.DEFINE_integer("sklearn_rows", 10_000_000, "scikit-learn is left out above as many rows.")
-_JSON = flags.DEFINE_string("json", None, "Also write the results to this file.")
+_JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the results to this file.")
 _ONE = flags.DEFINE_string("one", None, "Internal: the case that this process measures.")
 
 
@@ -88,8 +90,7 @@ def main(argv: list[str]) -> None:
             cells.append(f"{'-':>12}{'-':>12}{'-':>6}" if found is None else _cells(rows, found))
         print("".join(cells) + f"{result.get('difference', float('nan')):>12.0e}", flush=True)
     if _JSON.value:
-        with open(_JSON.value, "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
+        owned.write_figures(_JSON.value, results)
 
 
 def _cells(rows: int, found: dict[str, float]) -> str:

@@ -14,7 +14,6 @@ training step's time its rows take to read: give what ``benchmarks/train.py`` me
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from absl import flags
 
-from pipelines import cli, conversion, input, manifest, schema
+from pipelines import cli, conversion, input, manifest, owned, schema
 
 _ROWS = flags.DEFINE_integer("rows", 2_000_000, "Rows of the epoch.", lower_bound=1)
 _FEATURES = flags.DEFINE_integer("features", 8, "Categorical features of a row.", lower_bound=1)
@@ -36,7 +35,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Epochs of each case.", lower_boun
 _STEP = flags.DEFINE_float(
     "step_samples_per_second", 20_000, "What a training step needs, from benchmarks/train.", lower_bound=1
 )
-_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+_JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the figures to this file.")
 
 _ROW_GROUP_ROWS = 250_000
 
@@ -72,8 +71,7 @@ def main(argv: Sequence[str]) -> None:
         share = _STEP.value / median
         print(f"{case:24}{median:>16,.0f}{min(rates):>12,.0f}{max(rates):>12,.0f}{cpu:>22,.0f}{share:>26.1%}")
     if _JSON.value:
-        with open(_JSON.value, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+        owned.write_figures(_JSON.value, report)
 
 
 def generate(directory: str, rows: int, features: int) -> dict[str, manifest.Manifest]:

@@ -28,16 +28,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from pipelines import cli
+from pipelines import cli, owned
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
 from pipelines.errors import JobError
+from pipelines.files import write_json
 from stem_tf import configs, report
 from stem_tf.quiet import quieten_tensorflow
-from stem_tf.workdir import Workdir, write_json
+from stem_tf.workdir import Workdir
 
-_DATA = flags.DEFINE_string("data", None, "Converted data; generated when not given.")
-_OUTPUT = flags.DEFINE_string("output", "runs/quality", "Where runs (and generated data) are kept.")
+_DATA = flags.DEFINE(cli.PATH, "data", None, "Converted data; generated when not given.")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/quality", "Where runs (and generated data) are kept.")
 _ROWS = flags.DEFINE_integer("rows", 800_000, "Rows of the generated log.", lower_bound=10_000)
 _MODES = flags.DEFINE_list("modes", ["dense", "deferred", "lazy"], "config.optimizer.tables.")
 _L2 = flags.DEFINE_list("l2", ["1e-6", "1e-4"], "config.optimizer.l2.")
@@ -45,7 +46,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config, for all runs.")
 _REPLAY = flags.DEFINE_bool("replay", False, "Tables given the same gradients instead of models.")
 _STEPS = flags.DEFINE_integer("steps", 5000, "Steps of --replay.", lower_bound=2)
-_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+_JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the figures to this file.")
 
 _SETTINGS = ["model.expert_units=256,128", "model.gate_units=64", "model.tower_units=64"]
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     quieten_tensorflow()
     figures = _replays() if _REPLAY.value else _runs()
     if _JSON.value:
-        write_json(Path(_JSON.value), figures)
+        owned.write_figures(_JSON.value, figures)
 
 
 def _runs() -> list[dict[str, Any]]:
@@ -102,6 +103,7 @@ def _run(mode: str, l2: str, seed: str, manifest: manifests.Manifest, workdir: W
     experiment.write_text("from stem_tf.configs.base import get_config\n", encoding="utf-8")
     overrides = [f"data.dir={manifest.data_dir}", f"optimizer.tables={mode}", f"optimizer.l2={l2}", f"seed={seed}"]
     config = configs.load(str(experiment), [*overrides, *_SETTINGS, *_SET.value])
+    owned.check(workdir.path, owned.RUN)
     shutil.rmtree(workdir.path, ignore_errors=True)
     with workdir.locked():
         workdir.prepare(config, manifest)

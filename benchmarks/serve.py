@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import statistics
@@ -40,14 +39,14 @@ import pyarrow.parquet as pq
 from absl import flags
 
 from export.server.directories import version_directories
-from pipelines import cli, tfrecord
+from pipelines import cli, owned, tfrecord
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError
 from stem_tf import report
 from stem_tf.quiet import quieten_tensorflow
 
-_MODEL_BASE_PATH = flags.DEFINE_string(
-    "model_base_path", None, "Directory of an export's versions; made when not given."
+_MODEL_BASE_PATH = flags.DEFINE(
+    cli.PATH, "model_base_path", None, "Directory of an export's versions; made when not given."
 )
 _IDS = flags.DEFINE_integer("ids", 100_000, "Values of each feature of the model that is made.", lower_bound=1000)
 _TABLES = flags.DEFINE_enum(
@@ -58,7 +57,7 @@ _CLIENTS = flags.DEFINE_multi_integer("clients", [1, 4, 16], "Requests at a time
 _REQUESTS = flags.DEFINE_integer("requests", 500, "Most requests of a case and round.", lower_bound=10)
 _SECONDS = flags.DEFINE_float("seconds", 1.5, "Most seconds of a case and round.", lower_bound=0.1)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Rounds.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+_JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the figures to this file.")
 
 _SIGNATURES = ("serving_default", "rank")
 _FEATURES: dict[str, Any] = {f"{side}_{i}": side for side in ("user", "item") for i in range(8)}
@@ -343,7 +342,7 @@ def tell(
     print(report.table(["server", "N", "clients", "bytes x", "p50 x", "CPU x", ""], lines))
     if _JSON.value:
         figures_tree = {"model": str(path), "cores": cores, "cases": tree, "rank_against_serving_default": ranked}
-        Path(_JSON.value).write_text(json.dumps(figures_tree, indent=1), encoding="utf-8")
+        owned.write_figures(_JSON.value, figures_tree)
 
 
 if __name__ == "__main__":

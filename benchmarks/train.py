@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from pipelines import cli
+from pipelines import cli, owned
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
 from pipelines.errors import JobError
@@ -38,7 +38,7 @@ _IDS = flags.DEFINE_integer("ids", 30_000, "Ids of each of the 8 features.", low
 _STEPS = flags.DEFINE_integer("steps", 60, "Steps of each turn of the bare loop.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of each.", lower_bound=1)
 _PRECISION = flags.DEFINE_enum("precision", "float32", ["float32", "mixed_bfloat16"], "config.train.precision.")
-_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+_JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the figures to this file.")
 
 _FEATURES = [f"f{i}" for i in range(8)]
 _LABELS = ["click", "like"]
@@ -77,8 +77,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"stem-train / bare loop: {ratio:.3f}")
     if _JSON.value:
         figures = {"cores": cores, "tensorflow": tf.__version__, "bare": bare, "job": job, "ratio": ratio}
-        with open(_JSON.value, "w", encoding="utf-8") as file:
-            json.dump(figures | {flag.name: flag.value for flag in (_ROWS, _IDS, _STEPS, _PRECISION)}, file, indent=1)
+        figures |= {flag.name: flag.value for flag in (_ROWS, _IDS, _STEPS, _PRECISION)}
+        owned.write_figures(_JSON.value, figures)
 
 
 def _write_config(directory: str) -> str:

@@ -32,13 +32,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipelines import cli
+from pipelines import cli, owned
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError, did_you_mean
 from stem_tf import configs, report
 from stem_tf.quiet import quieten_tensorflow
-from stem_tf.workdir import write_json
 
 GROUPS = (
     "rows=240k; rows=240k,keras; rows=240k,tables=lazy; rows=240k,tables=dense; rows=240k,tables=adagrad",
@@ -56,9 +55,9 @@ _GROUP = flags.DEFINE_multi_string("group", list(GROUPS), "Cases to compare, sep
 _STEPS = flags.DEFINE_integer("steps", 8, "Steps of a turn.", lower_bound=1)
 _TURNS = flags.DEFINE_integer("turns", 5, "Turns of each case.", lower_bound=1)
 _UNITS = flags.DEFINE_string("units", "512,512,512", "Widths of the experts' layers.")
-_PROFILE = flags.DEFINE_string("profile", None, "Directory of a tf.profiler trace of the first case.")
-_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
-_ONE = flags.DEFINE_string("one", None, "(Of a process that measures one group: where its figures go.)")
+_PROFILE = flags.DEFINE(cli.PATH, "profile", None, "Directory of a tf.profiler trace of the first case.")
+_JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the figures to this file.")
+_ONE = flags.DEFINE(cli.PATH, "one", None, "(Of a process that measures one group: where its figures go.)")
 
 _FEATURES = [f"f{i}" for i in range(8)]
 _DIM, _STEP = 16, 3000
@@ -106,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{_table(figures)}\n", flush=True)
     print(f"{len(os.sched_getaffinity(0))} cores; experts {_UNITS.value}, {len(_FEATURES)} features, D = {_DIM}")
     if _JSON.value:
-        write_json(Path(_JSON.value), results)
+        owned.write_figures(_JSON.value, results)
 
 
 def _case(text: str) -> dict[str, str]:

@@ -27,18 +27,19 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipelines import cli
+from pipelines import cli, owned
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
 from pipelines.errors import UserError
+from pipelines.files import write_json
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
 from stem_tf.configs.base import MODELS
 from stem_tf.quiet import quieten_tensorflow
-from stem_tf.workdir import Workdir, write_json
+from stem_tf.workdir import Workdir
 
 _DATA = flags.DEFINE_enum("data", "kuairand", ["kuairand", "census"], "Which data set.")
-_OUTPUT = flags.DEFINE_string("output", "runs/zoo", "Where converted data and runs are kept.")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/zoo", "Where converted data and runs are kept.")
 _MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config, for all models.")
@@ -137,6 +138,7 @@ def _run(model: str, seed: int, manifest: Manifest, output: Path) -> dict[str, A
     from stem_tf import predictions, trained, trivial
     from stem_tf.trainer import Trainer
 
+    owned.check(workdir.path, owned.RUN)
     shutil.rmtree(workdir.path, ignore_errors=True)
     tf.keras.backend.clear_session()
     start = time.monotonic()

@@ -117,14 +117,19 @@ def worst_difference(path: Path, asked: Candidates, scores: dict[str, np.ndarray
     return max(float(np.abs(scores[task] - predicted[f"score_{task}"].to_numpy()[index]).max()) for task in scores)
 
 
+def path(text: str) -> Path:
+    """A shell expands ~ only where a word begins, so not in --data=~/data."""
+    return Path(text).expanduser()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, help="host:port")
     parser.add_argument("--model", default="ranker", help="the name it is served under")
-    parser.add_argument("--data", type=Path, required=True, help="the converted data that it was trained on")
+    parser.add_argument("--data", type=path, required=True, help="the converted data that it was trained on")
     parser.add_argument("--by", help="the task that ranks the items; the schema's first one by default")
     parser.add_argument("--count", type=int, default=10, help="how many candidates")
-    parser.add_argument("--predictions", type=Path, help="RUN/evaluation/test.parquet, to compare with")
+    parser.add_argument("--predictions", type=path, help="RUN/evaluation/test.parquet, to compare with")
     flags = parser.parse_args()
     try:
         return ask(flags)

@@ -21,19 +21,27 @@ from pipelines import cli, csv_flags
 from pipelines.errors import UserError
 from stem_tf.quiet import quieten_tensorflow
 
-_MODEL = flags.DEFINE_string(
-    "model", None, "The exported model: a version's directory, or the one that holds versions, for the newest."
+_MODEL = flags.DEFINE(
+    cli.PATH,
+    "model",
+    None,
+    "The exported model: a version's directory, or that of all versions for the newest.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The Parquet file of a log's scores. It is replaced.")
+_OUTPUT = flags.DEFINE(
+    cli.PATH, "output", None, "The Parquet file of a log's scores. One of earlier scores is replaced, nothing else."
+)
 _KEEP = flags.DEFINE_list("keep", [], "Columns of the log to write beside the scores, as in --keep=row_id,time_ms")
 _ON_BAD_ROWS = flags.DEFINE_enum(
     "on_bad_rows", "fail", ["fail", "drop"], "Stop at a row that conversion would refuse, or skip and count such."
 )
-_USER = flags.DEFINE_string(
-    "user", None, "Features of the user and the context, a JSON object (or a file that holds it)."
+_USER = flags.DEFINE(
+    cli.PATH, "user", None, "Features of the user and the context, a JSON object (or a file that holds it)."
 )
-_ITEMS = flags.DEFINE_string(
-    "items", None, "The candidates: a Parquet, CSV or JSON file, a JSON object of lists, or a JSON list of objects."
+_ITEMS = flags.DEFINE(
+    cli.PATH,
+    "items",
+    None,
+    "The candidates: a Parquet, CSV or JSON file, a JSON object of lists or list of objects.",
 )
 _BY = flags.DEFINE_string("by", None, "The task that ranks the items; the first one by default.")
 _SERVER = flags.DEFINE_string("server", None, "host:port of a server to ask, in place of --model.")
@@ -64,13 +72,10 @@ def _score_log(log: str) -> None:
     output = Path(_OUTPUT.value)
     if output.suffix not in (".parquet", ".pq"):
         raise UserError(f"--output={output}: scores are written as Parquet; name the file .parquet")
-    if output.is_dir():
-        raise UserError(f"--output={output} is a directory")
     from export import scoring
     from export.published import Published
 
     model = Published(Path(_MODEL.value))
-    output.parent.mkdir(parents=True, exist_ok=True)
     done = scoring.score_log(
         model,
         log,

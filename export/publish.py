@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines import staging
-from pipelines.errors import UserError
-from stem_tf.workdir import write_atomically
+from pipelines import files, owned
 
 _LAST = ".last_version"
 """Holds the highest number so far: one that was deleted (a roll-back) is not used again for another model."""
@@ -33,27 +32,23 @@ def publishing(directory: Path) -> Iterator[tuple[int, Path]]:
     Only one export at a time writes under ``directory``; what killed ones have left there is removed.
 
     Raises:
-      UserError: ``directory`` is no directory, or another export is writing to it.
+      UserError: ``directory`` is no directory or holds something else, or another export is writing to it.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--output={directory} is a file, or lies under one") from None
-    with staging.locked(str(directory / ".lock"), str(directory)):
-        for leftover in directory.glob(".partial-*"):
-            shutil.rmtree(leftover)
+    directory = owned.claim(directory, owned.VERSIONS)
+    with files.locked(directory / ".lock", directory):
+        for leftover in directory.iterdir():
+            if re.fullmatch(r"\.partial-\d+", leftover.name):
+                shutil.rmtree(leftover)
         version = max([_last(directory), *versions(directory)]) + 1
         partial = directory / f".partial-{os.getpid()}"
         partial.mkdir()
+        owned.mark(partial, owned.VERSION)
         try:
             yield version, partial
-            for path, _, files in os.walk(partial):
-                for name in files:
-                    staging.sync(os.path.join(path, name))
-                staging.sync(path)
-            write_atomically(directory / _LAST, f"{version}\n".encode())
+            files.sync_tree(partial)
+            files.write_atomically(directory / _LAST, f"{version}\n".encode())
             os.rename(partial, directory / str(version))
-            staging.sync(str(directory))
+            files.sync(directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -52,12 +52,12 @@ TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 3e-2}
 a first layer before it adds them. Measured on the bundled sample: up to 4e-7 in float32, up to 8e-3 in bfloat16, whose
 numbers have 8 bits; the other signatures stay within 1e-7 in both."""
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, as given to stem-train.", required=True)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Directory of the model's versions; the new one is its next number.", required=True
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
+_OUTPUT = flags.DEFINE(
+    cli.PATH, "output", None, "Directory of the model's versions; the new one is its next number.", required=True
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or the path of a checkpoint without its suffix.")
-_DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
+_CHECKPOINT = flags.DEFINE(cli.PATH, "checkpoint", "best", "best, latest, or the path of one without its suffix.")
+_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, where it has moved since.")
 _NAME = flags.DEFINE_string("name", "ranker", "The model's name, as services will ask for it.")
 _TABLES = flags.DEFINE_enum(
     "tables",

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from export import raw
 from export.published import Published
+from pipelines import files, owned
 from pipelines.cleaning import kept_types
 from pipelines.errors import UserError
 from pipelines.progress import Progress
 from pipelines.source import CsvOptions, Log
-from stem_tf.workdir import replace_file
 
 ROW = "row"
 _BATCH_ROWS = 8192
@@ -62,12 +62,20 @@ def score_log(
       drop_bad_rows: leave rows out that conversion would refuse.
 
     Raises:
-      UserError: the log does not fit the model's schema, a bad row, an output that cannot be.
+      UserError: the log does not fit the model's schema, a bad row, an output that cannot be or is in use.
     """
     schema = raw.without_outcomes(model.schema)
     log = raw.open_log(patterns, schema, csv)
     if any(os.path.exists(output) and os.path.samefile(output, path) for path in log.files):
         raise UserError(f"--output={output} is a file of the log")
+    owned.check_scores(output)
+    files.make_directory(output.parent)
+    with files.locked(files.hidden(Path(os.path.realpath(output)), "lock"), output):
+        return _score(model, log, output, keep, drop_bad_rows)
+
+
+def _score(model: Published, log: Log, output: Path, keep: Sequence[str], drop_bad_rows: bool) -> Outcome:
+    schema = raw.without_outcomes(model.schema)
     kept = _kept(model, log, keep)
     types = _types(model, log, kept)
     outcome = Outcome(types.names)
@@ -75,7 +83,7 @@ def score_log(
     call = model.signature("serving_default")
     started = time.monotonic()
     with (
-        replace_file(output) as beside,
+        files.replace_file(output) as beside,
         pq.ParquetWriter(beside, types) as writer,
         Progress(total, unit="rows", desc="score") as progress,
     ):

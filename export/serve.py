@@ -25,8 +25,12 @@ from pipelines import cli
 from pipelines.errors import JobError, UserError
 from stem_tf.quiet import quieten_tensorflow
 
-_MODEL_BASE_PATH = flags.DEFINE_string(
-    "model_base_path", None, "Directory that holds the versions 1, 2, ... of the exported model.", required=True
+_MODEL_BASE_PATH = flags.DEFINE(
+    cli.PATH,
+    "model_base_path",
+    None,
+    "Directory with the versions 1, 2, ... of the exported model.",
+    required=True,
 )
 _MODEL_NAME = flags.DEFINE_string("model_name", "ranker", "The name that requests ask for.")
 _PORT = flags.DEFINE_integer(

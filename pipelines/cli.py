@@ -22,6 +22,19 @@ from absl import app, flags
 
 from pipelines.errors import Stopped, UserError, message
 
+
+class _Path(flags.ArgumentParser):
+    """A path; a leading ~ is somebody's home, as it is to a shell, which only expands it where a word begins."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+PATH = _Path()
+"""For flags that are paths: ``flags.DEFINE(cli.PATH, name, default, help)``."""
+
 _DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 _HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
 _REQUIRED = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")

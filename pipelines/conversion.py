@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import manifest, source, stages, staging
+from pipelines import manifest, owned, source, stages, staging
 from pipelines import schema as schemas
 from pipelines.cleaning import Cleaner
 from pipelines.errors import FULL_DISK, JobError, UserError
@@ -102,7 +102,7 @@ def convert(options: Options) -> Manifest:
     if inside:
         raise UserError(f"{inside[0]}: a file of the log lies in the output directory {options.output}")
     try:
-        with staging.staged(options.output, marker=manifest.FILENAME, overwrite=options.overwrite) as directory:
+        with staging.staged(options.output, kind=owned.DATA, overwrite=options.overwrite) as directory:
             _Conversion(options, log, given, directory).run()
     except OSError as error:
         if error.errno in FULL_DISK:

@@ -24,8 +24,8 @@ from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
 
 _LOG = flags.DEFINE_string("log", None, "The log (or give it as the argument).")
-_SCHEMA = flags.DEFINE_string("schema", None, "Schema file, or the name of a shipped one.")
-_OUTPUT = flags.DEFINE_string("output", None, "Directory to create.")
+_SCHEMA = flags.DEFINE(cli.PATH, "schema", None, "Schema file, or the name of a shipped one.")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "Directory to create.")
 _SPLIT = flags.DEFINE_enum(
     "split",
     None,

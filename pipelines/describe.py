@@ -10,13 +10,14 @@ predict a label too well, are commented out. Read the draft before you use it: n
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
-from pipelines import cli, csv_flags, draft, sample, schema, source
+from pipelines import cli, csv_flags, draft, files, sample, schema, source
 from pipelines.errors import UserError
 
 _LABEL = flags.DEFINE_list(
@@ -24,9 +25,10 @@ _LABEL = flags.DEFINE_list(
     [],
     "Columns to predict, as column or column=value (then 1 where it equals the value). Guessed if not given.",
 )
-_OUTPUT = flags.DEFINE_string("output", None, "File to write; stdout if not given.")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "File to write; stdout if not given.")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output if it exists.")
 flags.adopt_module_key_flags(csv_flags)
+_DRAFTED = "Drafted by stem-describe"
 _ROWS = flags.DEFINE_integer("sample_rows", 200_000, "Rows to draw from the log.", lower_bound=1)
 
 
@@ -35,6 +37,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("which log? Give CSV or Parquet files, globs or directories")
     if _OUTPUT.value and os.path.exists(_OUTPUT.value) and not _OVERWRITE.value:
         raise UserError(f"{_OUTPUT.value}: exists; choose another --output, or pass --overwrite")
+    if _OUTPUT.value:
+        _check_output(_OUTPUT.value)
     log = source.open_log(source.find_files(",".join(argv[1:])), csv_flags.options())
     rows = sample.draw(log, _ROWS.value)
     table = rows.table
@@ -44,17 +48,29 @@ def main(argv: Sequence[str]) -> None:
     text = draft.render(
         result,
         [
-            f"Drafted by stem-describe from {read} of {', '.join(argv[1:3])}{', ...' if len(argv) > 3 else ''}.",
+            f"{_DRAFTED} from {read} of {', '.join(argv[1:3])}{', ...' if len(argv) > 3 else ''}.",
             "Everything here is a guess: check that every feature is known before the outcome it helps to predict.",
         ],
     )
     schema.loads(text, "the draft").validate_columns(log.types, log.files[0], text=log.text)
     if _OUTPUT.value:
-        with open(_OUTPUT.value, "w", encoding="utf-8") as file:
-            file.write(text)
+        files.write_atomically(_OUTPUT.value, text.encode())
     else:
         print(text, end="")
     _summarise(result, rows, read, argv[1:])
+
+
+def _check_output(path: str) -> None:
+    """Refuses to replace what is no schema, --overwrite or not; a draft that was edited may have mistakes."""
+    if not os.path.exists(path):
+        return
+    try:
+        with open(path, "rb") as file:
+            text = file.read(1 << 20).decode()
+    except (OSError, UnicodeDecodeError):
+        text = "unreadable"
+    if text.strip() and not (text.startswith(f"# {_DRAFTED}") or re.search(r"^features:", text, re.MULTILINE)):
+        raise UserError(f"{path} exists and is no schema; choose another --output")
 
 
 def _name(pattern: str) -> str:

@@ -46,6 +46,7 @@ def find_files(patterns: str) -> list[str]:
     """
     found: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        pattern = os.path.expanduser(pattern)
         if os.path.isdir(pattern):
             matches = list(_walk(pattern))
             if not matches:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import hashing, records, source, staging, vocabulary
+from pipelines import files, hashing, records, source, vocabulary
 from pipelines.cleaning import Cleaner, Rows, kept_columns, kept_types
 from pipelines.manifest import SPLITS, Shard, vocabulary_path
 from pipelines.schema import Schema
@@ -255,7 +255,7 @@ def build_vocabulary(job: Job, name: str) -> tuple[int, int]:
     table, distinct = vocabulary.build(pieces(), feature.dtype, feature.min_count)
     path = vocabulary_path(job.directory, name)
     vocabulary.save(table, path)
-    staging.sync(path)
+    files.sync(path)
     return len(table), distinct
 
 
@@ -306,7 +306,7 @@ def encode(job: Job, unit: Unit, segments: int, keep_raw: bool) -> Encoded:
             writer.close()
     for path in writers:
         if path.endswith(".parquet"):
-            staging.sync(path)
+            files.sync(path)
     pa.default_memory_pool().release_unused()
     return counts
 

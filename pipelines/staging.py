@@ -7,53 +7,47 @@ same output; what dead jobs left behind is removed by the next one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+from pipelines import files, owned
 from pipelines.errors import Stopped, UserError
+from pipelines.owned import Kind
 
 
 @contextlib.contextmanager
-def staged(output: str, *, marker: str, overwrite: bool) -> Iterator[str]:
+def staged(output: str, *, kind: Kind, overwrite: bool) -> Iterator[str]:
     """Gives a directory to fill, and puts it in the place of ``output`` when the block ends without an error.
 
     Args:
-      output: the directory to create; missing parents are created.
-      marker: a file that every finished output holds; an existing directory without it is never replaced.
+      output: the directory to create; missing parents are created. Where it is a link, what it points to is meant.
+      kind: what it will hold. An existing directory of another kind is never replaced.
       overwrite: replace a finished output.
 
     Raises:
       UserError: the output exists and is not to be replaced, or another job is writing it.
     """
-    output = os.path.abspath(output)
-    parent, name = os.path.split(output)
-    os.makedirs(parent, exist_ok=True)
-    with locked(os.path.join(parent, f".{name}.lock"), output):
-        hidden = os.path.join(glob.escape(parent), glob.escape(f".{name}."))
-        for old in glob.glob(f"{hidden}replaced-*"):
-            if os.path.exists(output):
-                shutil.rmtree(old)
-            else:  # killed between the two renames below
-                os.rename(old, output)
-        for stale in glob.glob(f"{hidden}partial-*"):
-            shutil.rmtree(stale)
-        _check_output(output, marker, overwrite)
-        partial = os.path.join(parent, f".{name}.partial-{os.getpid()}")
-        os.mkdir(partial)
+    real = Path(os.path.realpath(output))
+    files.make_directory(real.parent)
+    with files.locked(files.hidden(real, "lock"), output):
+        _tidy_up(real, kind)
+        _check_output(output, kind, overwrite)
+        partial = files.hidden(real, f"partial-{os.getpid()}")
+        partial.mkdir()
         kept = "nothing was kept"
         try:
-            yield partial
-            for directory, _, _ in os.walk(partial):
-                sync(directory)
-            replaced = os.path.join(parent, f".{name}.replaced-{os.getpid()}")
-            if os.path.exists(output):
-                os.rename(output, replaced)
-            os.rename(partial, output)
+            owned.mark(partial, kind)
+            yield str(partial)
+            owned.mark(partial, kind, owned.entries(partial))
+            files.sync_tree(partial)
+            replaced = files.hidden(real, f"replaced-{os.getpid()}")
+            if real.exists():
+                real.rename(replaced)
+            partial.rename(real)
             kept = f"{output} is written and whole"
-            sync(parent)
+            files.sync(real.parent)
             shutil.rmtree(replaced, ignore_errors=True)
         except (KeyboardInterrupt, Stopped) as stop:
             stop.add_note(kept)
@@ -62,48 +56,29 @@ def staged(output: str, *, marker: str, overwrite: bool) -> Iterator[str]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def sync(path: str) -> None:
-    """Flushes a finished file, or a directory's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _tidy_up(output: Path, kind: Kind) -> None:
+    """Removes what killed jobs left beside ``output``, and brings back an output that was about to be replaced."""
+    replaced, partial = (files.hidden(output, f"{what}-").name for what in ("replaced", "partial"))
+    for name in sorted(os.listdir(output.parent)):
+        path = output.with_name(name)
+        if not name.startswith((replaced, partial)) or not path.is_dir():
+            continue
+        if owned.kind_of(path) != kind and not owned.is_empty(path):  # empty: killed before it was marked
+            continue
+        if name.startswith(replaced) and not output.exists():  # killed between the two renames
+            path.rename(output)
+        else:
+            shutil.rmtree(path)
 
 
-def _check_output(output: str, marker: str, overwrite: bool) -> None:
-    if not os.path.lexists(output):
+def _check_output(output: str, kind: Kind, overwrite: bool) -> None:
+    if not owned.check(output, kind):
         return
-    if not os.path.isdir(output):
-        raise UserError(f"{output} exists and is not a directory")
-    if not os.listdir(output):
-        return
-    if not os.path.exists(os.path.join(output, marker)):
-        raise UserError(f"{output} exists and holds something else (no {marker}); choose another output")
     if not overwrite:
         raise UserError(f"{output} exists already; --overwrite replaces it")
-
-
-@contextlib.contextmanager
-def locked(path: str, output: str) -> Iterator[None]:
-    """Holds an exclusive lock file, which goes away with the job (the lock itself even when the job is killed).
-
-    Raises:
-      UserError: another job holds it; ``output`` is what it is writing.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(f"another job is writing {output}; wait for it or choose another output") from None
-        # The file may have been removed by its holder between our open and our lock: then nobody else sees our lock.
-        if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            break
-        os.close(descriptor)
-    try:
-        yield
-    finally:
-        os.unlink(path)
-        os.close(descriptor)
+    added = owned.added(output)
+    if added:
+        more = f" and {len(added) - 1:,} more" if len(added) > 1 else ""
+        raise UserError(
+            f"{output} also holds what is no part of it ({added[0]}{more}): move that away, or choose another output"
+        )

@@ -14,20 +14,20 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from pipelines import cli
+from pipelines import cli, files, owned
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs, metrics, report
 from stem_tf.quiet import quieten_tensorflow
-from stem_tf.workdir import Workdir, write_json
+from stem_tf.workdir import Workdir
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, as given to stem-train.", required=True)
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows: {', '.join(manifests.SPLITS)}.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or the path of a checkpoint without its suffix.")
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Where to write <split>.json and <split>.parquet; RUN/evaluation by default."
+_CHECKPOINT = flags.DEFINE(cli.PATH, "checkpoint", "best", "best, latest, or the path of one without its suffix.")
+_OUTPUT = flags.DEFINE(
+    cli.PATH, "output", None, "Where to write <split>.json and <split>.parquet; RUN/evaluation by default."
 )
-_DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
+_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, where it has moved since.")
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: what to read the rows from, if not as the run did."
 )
@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> None:
     if _INPUT_FORMAT.value is not None:
         config = configs.checked(configs.flat(config) | {"data.input_format": _INPUT_FORMAT.value})
     manifest = workdir.data(config, _DATA.value, split)
+    output = Path(_OUTPUT.value or workdir.path / "evaluation")
+    owned.check(output, owned.EVALUATIONS)
 
     quieten_tensorflow()
     from stem_tf import predictions, trained, trainer, trivial
@@ -59,8 +61,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"{split} of {manifest.data_dir}, {len(predicted.row_id):,} rows; {found.checkpoint} ({age})")
     print(table(manifest, results, by_key))
 
-    output = Path(_OUTPUT.value or workdir.path / "evaluation")
-    output.mkdir(parents=True, exist_ok=True)
     mean, without = metrics.mean_auc(results)
     tasks = {
         task: {**values, "trivial": {column: answer.get(task) for column, answer in by_key.items()}}
@@ -77,8 +77,10 @@ def main(argv: Sequence[str]) -> None:
         "tasks": tasks,
         "prior_rows": trivial.PRIOR_ROWS,
     }
-    write_json(output / f"{split}.json", report.finite(tree))
-    predictions.write(output / f"{split}.parquet", manifest, split, predicted)
+    owned.claim(output, owned.EVALUATIONS)
+    with files.locked(output / ".lock", output, wait=True):  # both files are of one evaluation
+        predictions.write(output / f"{split}.parquet", manifest, split, predicted)
+        files.write_json(output / f"{split}.json", report.finite(tree))
     print(f"written to {output}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")

@@ -17,20 +17,21 @@ import numpy as np
 from absl import flags
 from numpy.typing import NDArray
 
-from pipelines import cli
+from pipelines import cli, owned
 from pipelines import manifest as manifests
+from pipelines.files import replace_file, write_json
 from pipelines.manifest import Manifest
 from stem_tf import report
 from stem_tf.quiet import quieten_tensorflow
-from stem_tf.workdir import Workdir, replace_file, write_json
+from stem_tf.workdir import Workdir
 
 if TYPE_CHECKING:
     from stem_tf.models.base import RankingModel
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, as given to stem-train.", required=True)
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows the gates see: {', '.join(manifests.SPLITS)}.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "best, latest, or the path of a checkpoint without its suffix.")
-_DATA = flags.DEFINE_string("data", None, "The run's converted data, where it has moved since.")
+_CHECKPOINT = flags.DEFINE(cli.PATH, "checkpoint", "best", "best, latest, or the path of one without its suffix.")
+_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, where it has moved since.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
     workdir, split = Workdir(_WORKDIR.value), _SPLIT.value
     config = workdir.config()
     manifest = workdir.data(config, _DATA.value, split)
+    output = workdir.path / "inspection"
+    owned.check(output, owned.INSPECTIONS)
 
     quieten_tensorflow()
     from stem_tf import summary, trained, trainer
@@ -64,8 +67,7 @@ def main(argv: Sequence[str]) -> None:
         return
     rows = manifest.rows(split)
     print(f"\ngates on {split}, {rows:,} rows: mean weight of each expert ± standard deviation\n{table(gates)}")
-    output = workdir.path / "inspection"
-    output.mkdir(exist_ok=True)
+    owned.claim(output, owned.INSPECTIONS)
     write_json(output / f"gates-{split}.json", {"split": split, "rows": rows, "epoch": found.epoch, "gates": gates})
     written = [f"gates-{split}.json"]
     if picture(gates, output / f"gates-{split}.png"):

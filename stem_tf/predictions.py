@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from pipelines import input as inputs
 from pipelines.errors import JobError, UserError
+from pipelines.files import replace_file
 from pipelines.manifest import Manifest
 from stem_tf import metrics
 from stem_tf.callbacks import Predicting, Signals
 from stem_tf.models.base import Predictor
-from stem_tf.workdir import replace_file
 
 _ROW_GROUP = 1 << 20
 

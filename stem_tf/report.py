@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stem_tf.workdir import replace_file
+from pipelines.files import replace_file
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

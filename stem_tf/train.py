@@ -16,25 +16,27 @@ from absl import flags
 from pipelines import cli
 from pipelines import manifest as manifests
 from pipelines.errors import UserError
+from pipelines.files import write_json
 from pipelines.manifest import Manifest
 from stem_tf import configs, monitor, report
 from stem_tf.configs import base
 from stem_tf.quiet import quieten_tensorflow
-from stem_tf.workdir import Workdir, write_json
+from stem_tf.workdir import Workdir
 
 if TYPE_CHECKING:
     from stem_tf.trainer import Trainer
 
 __doc__ = f"{__doc__}\nConfig keys and their defaults, --config.KEY=VALUE:\n{base.describe()}"
 
-_CONFIG = flags.DEFINE_string(
+_CONFIG = flags.DEFINE(
+    cli.PATH,
     "config",
     None,
     f"Experiment: {', '.join(configs.shipped())}, or the path of a Python file with get_config().",
     required=True,
 )
 _OVERRIDES = flags.DEFINE_multi_string(configs.OVERRIDE, [], "KEY=VALUE, what --config.KEY=VALUE is short for.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; runs/<config.experiment> by default.")
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run; runs/<config.experiment> by default.")
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: short for --config.data.input_format."
 )

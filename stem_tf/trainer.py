@@ -10,11 +10,12 @@ import tensorflow as tf
 
 from pipelines import input as inputs
 from pipelines.errors import UserError
+from pipelines.files import write_json
 from pipelines.manifest import Manifest
 from stem_tf import callbacks, configs, models, monitor, predictions, report
 from stem_tf.checkpoints import Checkpoints, RunState, check_finite
 from stem_tf.models.base import RankingModel
-from stem_tf.workdir import Workdir, write_json
+from stem_tf.workdir import Workdir
 
 
 def use_memory_as_needed() -> None:

@@ -12,12 +12,12 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipelines import input as inputs
+from pipelines.files import replace_file
 from pipelines.manifest import Manifest
 from pipelines.schema import Task
 from stem_tf import metrics
 from stem_tf.metrics import smoothed_means
 from stem_tf.predictions import Predictions, reading
-from stem_tf.workdir import replace_file
 
 PRIOR_ROWS = 5
 _BATCH_ROWS = 8192

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import manifest as manifests
-from pipelines.errors import JobError, UserError, did_you_mean, naming_full_disk
+from pipelines import owned
+from pipelines.errors import UserError, did_you_mean, naming_full_disk
+from pipelines.files import write_atomically, write_json
 from pipelines.manifest import Manifest
 from stem_tf import configs
 from stem_tf.configs import base
@@ -49,12 +51,9 @@ class Workdir:
         """Keeps other jobs from training in the same directory; the lock goes with the process, however it ends.
 
         Raises:
-          UserError: another job holds it.
+          UserError: another job holds it, or the directory is no run's.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--workdir={self.path} is a file, or lies under one") from None
+        owned.claim(self.path, owned.RUN)
         with open(self.path / ".lock", "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,11 +71,15 @@ class Workdir:
         What stands here without a checkpoint is no run yet: it failed at once, or was killed early.
 
         Raises:
-          UserError: the directory belongs to a run with another config or other data, or is the data directory.
+          UserError: the run that is here has another config or other data, or has lost its config.
         """
-        if self.path.resolve() == Path(manifest.data_dir).resolve():
-            raise UserError(f"--workdir={self.path} is the converted data; choose another directory")
-        if self._config.exists() and any(self.checkpoints.glob("*.index")):
+        started = any(self.checkpoints.glob("ckpt-*"))
+        if started and not self._config.exists():
+            raise UserError(
+                f"{self.path} holds checkpoints, but its {self._config.name} is gone: put it back, or train in another "
+                "--workdir"
+            )
+        if started:
             self._check_config(configs.flat(config))
             self.check_data(manifest)
         else:
@@ -184,38 +187,6 @@ class Workdir:
                 f"{self.path} holds a run with another config ({differences}): train in another --workdir, or give the "
                 f"old values (these may change: {', '.join(FREE_KEYS)}; train.epochs may be raised)"
             )
-
-
-@contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it is flushed to the disk and renamed when the context is left without error.
-
-    Readers see the old file or the whole new one.
-    """
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        with naming_full_disk(path):
-            yield beside
-            with open(beside, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces the content of a file; see :func:`replace_file`."""
-    with replace_file(path) as beside:
-        beside.write_bytes(data)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """``value`` as indented JSON, atomically. NaN is not JSON: give None."""
-    try:
-        text = json.dumps(value, indent=1, allow_nan=False)
-    except ValueError as error:
-        raise JobError(f"{path}: {error}") from error
-    write_atomically(path, f"{text}\n".encode())
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

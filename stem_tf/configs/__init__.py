@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import runpy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ def checked(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
       UserError: a value of the wrong type or out of its range.
     """
     typed = {path: _typed(path, key, values.get(path, key.default)) for path, key in KEYS.items()}
+    typed["data.dir"] = os.path.expanduser(typed["data.dir"])
     for path, value in typed.items():
         _check_range(path, KEYS[path], value)
     _check_together(typed)

@@ -156,7 +156,8 @@ def test_rows_are_numbered_through_files_and_bad_ones(tmp_path: Path) -> None:
 
 def test_nothing_is_written_when_a_log_cannot_be_scored(model: Published, test_rows: pa.Table, tmp_path: Path) -> None:
     output = tmp_path / "out.parquet"
-    output.write_text("as before")
+    pq.write_table(pa.table({"row": [1], "score_click": [0.5]}), output)
+    before = output.read_bytes()
     pq.write_table(test_rows, tmp_path / "a.parquet")
     lengths = pa.array([-7] * test_rows.num_rows, pa.int64())
     bad = test_rows.set_column(test_rows.column_names.index("length"), "length", lengths)
@@ -165,7 +166,7 @@ def test_nothing_is_written_when_a_log_cannot_be_scored(model: Published, test_r
     with pytest.raises(UserError, match=r"b.parquet, row 0: feature 'length' is -7; log1p needs values above -1"):
         scoring.score_log(model, log, output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet", "out.parquet"]
-    assert output.read_text() == "as before"
+    assert output.read_bytes() == before
     done = scoring.score_log(model, log, output, drop_bad_rows=True)
     assert done.rows == pq.read_metadata(output).num_rows == test_rows.num_rows
     assert sum(done.bad.values()) == test_rows.num_rows

@@ -24,6 +24,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from export import check, saved_model, tables
 from pipelines import manifest as manifests
+from pipelines import owned
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError
 from stem_tf import configs, predictions, report
@@ -149,7 +150,7 @@ def test_a_model_that_does_not_reproduce_the_trainer_is_not_published(
     assert "nothing was published: signature serving_default, row_id " in message
     for words in ("task '", "trained ", "served ", "features: user=b'"):
         assert words in message
-    assert not list((tmp_path / "models").iterdir())
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [owned.MARKER]
 
 
 def test_a_full_disk_publishes_nothing(nasty_run: Callable[[str], Any], tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_a_full_disk_publishes_nothing(nasty_run: Callable[[str], Any], tmp_path
             nasty_run("float32").export(tmp_path / "models")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list((tmp_path / "models").iterdir())
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [owned.MARKER]
 
 
 RESERVED = """
@@ -192,7 +193,8 @@ def test_the_job_says_what_it_did(
     moved = tmp_path / "moved data"
     shutil.copytree(reserved.manifest.data_dir, moved)
     output = tmp_path / "models"
-    (output / "4").mkdir(parents=True)
+    owned.claim(output, owned.VERSIONS)
+    (output / "4").mkdir()
     job = run_job(
         "export.saved_model",
         f"--workdir={reserved.workdir.path}",

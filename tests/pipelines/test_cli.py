@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from absl import flags
+
+from pipelines import cli, source
 
 JOB = '''"""Fails in the way it is told."""
 
@@ -162,3 +166,30 @@ def test_flag_files(job: Job, tmp_path: Path) -> None:
     assert result.returncode == 2 and result.stderr.startswith("error: a --flagfile is not UTF-8 (")
     result = job(f"--flagfile={tmp_path}/none")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
+
+
+def test_home_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the ~ of --output=~/x alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = flags.FlagValues()
+    flags.DEFINE(cli.PATH, "output", "~/default", "", flag_values=values)
+    assert values(["job"]) and values.output == str(tmp_path / "default")
+    for text, path in {"~/x": f"{tmp_path}/x", "~": str(tmp_path), "./~": "./~", "a/~/b": "a/~/b", "": ""}.items():
+        values(["job", f"--output={text}"])
+        assert values.output == path
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    (tmp_path / "b.csv").write_text("x\n1\n")
+    assert source.find_files("~/a.csv,~/b*") == [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+
+
+def test_every_flag_that_is_a_path_is_read_as_one() -> None:
+    """But --log and those of splits, which are several paths each, and config.data.dir, a key of the config."""
+    root = Path(cli.__file__).parent.parent
+    defined = re.compile(r'DEFINE_string\(\s*"(\w+)",[^()]*?"[^"]*\b(?:[Dd]irectory|[Ff]ile|path)\b')
+    found = {
+        name
+        for package in ("pipelines", "stem_tf", "export", "benchmarks")
+        for path in (root / package).rglob("*.py")
+        for name in defined.findall(path.read_text(encoding="utf-8"))
+    }
+    assert not found

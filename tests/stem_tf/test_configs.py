@@ -129,3 +129,8 @@ def test_override_flags_may_stand_anywhere() -> None:
         "--",
         "--config.a=1",
     ]
+
+
+def test_home_in_the_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert configs.load("kuairand_sample", ["data.dir=~/data"]).data.dir == "/home/me/data"

@@ -67,9 +67,19 @@ def test_a_run_without_a_checkpoint_may_start_over_with_another_config(
     assert prepared.config().model.dim == 8
 
 
+def test_checkpoints_without_a_config_are_kept(
+    prepared: Workdir, tiny_data: Path, tiny_settings: dict[str, Any]
+) -> None:
+    (prepared.path / "config.json").unlink()
+    with pytest.raises(UserError, match="holds checkpoints, but its config.json is gone"):
+        prepared.prepare(configs.checked(tiny_settings), manifests.load(str(tiny_data)))
+    assert (prepared.checkpoints / "ckpt-1.index").exists()
+
+
 def test_a_kill_before_config_json_leaves_nothing_that_counts(
     prepared: Workdir, tiny_data: Path, tiny_settings: dict[str, Any]
 ) -> None:
+    (prepared.checkpoints / "ckpt-1.index").unlink()
     (prepared.path / "config.json").unlink()
     with pytest.raises(UserError, match="holds no run"):
         prepared.config()
@@ -86,14 +96,15 @@ def test_one_job_at_a_time(prepared: Workdir) -> None:
         pass
 
 
-def test_wrong_places(tmp_path: Path, tiny_data: Path, tiny_settings: dict[str, Any]) -> None:
+def test_wrong_places(tmp_path: Path, tiny_data: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match="is a file, or lies under one"):
+        with pytest.raises(UserError, match="is a file[,;] "):
             with Workdir(path).locked():
                 pass
-    with pytest.raises(UserError, match="is the converted data"):
-        Workdir(tiny_data).prepare(configs.checked(tiny_settings), manifests.load(str(tiny_data)))
+    with pytest.raises(UserError, match="data holds converted data, not a run: choose another directory"):
+        with Workdir(tiny_data).locked():
+            pass
 
 
 def test_damaged_or_foreign_config_json(prepared: Workdir) -> None:
