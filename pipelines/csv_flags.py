@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Sequence
+
 from absl import flags
 
 from pipelines.errors import UserError
@@ -24,3 +28,20 @@ def options() -> CsvOptions:
     if len(set(_COLUMNS.value)) < len(_COLUMNS.value):
         raise UserError(f"--csv_columns={','.join(_COLUMNS.value)}: a name is there more than once")
     return CsvOptions(delimiter, tuple(_COLUMNS.value), tuple(_NULLS.value))
+
+
+def arguments(given: CsvOptions) -> list[str]:
+    """The flags that say the same to another job: those that differ from their defaults."""
+    delimiter = "tab" if given.delimiter == "\t" else given.delimiter
+    return [
+        *([] if delimiter is None else [f"--csv_delimiter={delimiter}"]),
+        *([f"--csv_columns={_list(given.columns)}"] if given.columns else []),
+        *([f"--csv_nulls={_list(given.nulls)}"] if given.nulls != CsvOptions().nulls else []),
+    ]
+
+
+def _list(values: Sequence[str]) -> str:
+    """As a flag reads a list."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()

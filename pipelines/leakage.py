@@ -5,27 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 
 _BINS = 64
 _PRIOR_ROWS = 5.0
 _MIN_EACH = 10  # positives and negatives in each half, below which an AUC says nothing
+_BY_CHANCE = 20  # exceptions that unrelated columns would have, below which none says nothing
 
 
-def codings(values: np.ndarray) -> list[np.ndarray]:
+def codes(values: pa.Array) -> np.ndarray:
+    """A column as categories, int64 [N]: 0 for a missing value, and from 1 each value."""
+    indices = values.dictionary_encode().indices
+    return indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+
+
+def codings(values: pa.Array) -> list[np.ndarray]:
     """Ways to see a column as categories, int64 [N] from 0 each; a missing value is a category of its own.
 
     Args:
-      values: [N], numbers or texts, missing ones None or NaN.
+      values: [N], numbers or texts; missing ones null.
 
     Returns:
       Each value a category; for numbers also 64 bins of equal frequency.
     """
-    exact = np.asarray(pd.factorize(values)[0], np.int64) + 1
-    if not np.issubdtype(values.dtype, np.number) or not (exact > 0).any():
+    exact = codes(values)
+    if pa.types.is_string(values.type) or not exact.any():
         return [exact]
-    edges = np.nanquantile(values.astype(np.float64), np.linspace(0, 1, _BINS + 1)[1:-1])
-    return [exact, np.where(exact == 0, 0, np.searchsorted(edges, values, "right") + 1)]
+    numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
+    edges = np.nanquantile(numbers, np.linspace(0, 1, _BINS + 1)[1:-1])
+    return [exact, np.where(exact == 0, 0, np.searchsorted(edges, numbers, "right") + 1)]
+
+
+def implies(part: np.ndarray, whole: np.ndarray) -> bool:
+    """Whether bool [N] ``part`` holds only where ``whole`` does, in more rows than chance would have it."""
+    by_chance = np.count_nonzero(part) * (1 - np.count_nonzero(whole) / max(len(whole), 1))
+    return by_chance >= _BY_CHANCE and np.count_nonzero(part & ~whole) == 0
 
 
 def alone_auc(codings: Sequence[np.ndarray], labels: np.ndarray, seed: int = 0) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import casts, source
+from pipelines import casts, guess, source
+from pipelines.errors import UserError
 from pipelines.progress import Progress
 
 _MAX_UNITS = 64
-_LEADING_ZERO = r"^\s*-?0[0-9]"
+_INTEGER = r"^[-+]?[0-9]+$"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Sample:
 
     Attributes:
       table: the rows, in the log's order; columns of CSV logs are int64, double, string or, where bytes are not UTF-8,
-        binary; dictionaries are decoded.
+        binary, as all rows that were read allow; dictionaries are decoded; what no feature can be made of is null.
       seen: rows that were read to draw them.
       malformed: CSV rows with a wrong number of columns, not among them.
       complete: whether every row of the log is in the table.
@@ -36,38 +39,136 @@ class Sample:
 def draw(log: source.Log, limit: int, seed: int = 0) -> Sample:
     """Draws up to ``limit`` rows, each with the same probability.
 
-    A long log is read in part: 64 of its units (a CSV file; about a million rows of Parquet), evenly spread.
+    A long log is read in part: 64 of its units (a CSV file; about a million rows of Parquet), evenly spread. Of what is
+    read, a row of every kind that decides what a column can be is in the sample, however rare: with a missing value, a
+    negative one, one that is not finite, ...
 
     Raises:
-      UserError: a file is damaged.
+      UserError: a file is damaged, or without columns.
     """
     count = min(len(log.units), _MAX_UNITS)
     units = [log.units[i * len(log.units) // count] for i in range(count)]
+    names = [name for name, kind in log.types.items() if guess.is_read(kind)] or list(log.types)
+    if not names:
+        raise UserError(f"{log.files[0]}: there is no column that can be read; {'; '.join(log.problems.values())}")
     rng = np.random.default_rng(seed)
+    columns = {name: _Column(log.text or name in log.directory_columns) for name in names}
     held: list[pa.Table] = []
     keys: list[np.ndarray] = []
     below, seen, malformed = 1.0, 0, 0
     total = None if log.text else sum(unit.rows for unit in units)
     with Progress(total, unit="rows", desc="sample") as progress:
         for unit in units:
-            for chunk in source.read(log, unit, None, skip_malformed=True):
+            for chunk in source.read(log, unit, names, skip_malformed=True):
                 # Every row has a random key; the rows with the smallest keys are the sample.
                 drawn = rng.random(len(chunk.rows))
+                arrays = {name: _plain(array) for name, array in log.alike(chunk.columns).items()}
+                for name, column in columns.items():
+                    drawn[column.first_of_a_kind(arrays[name])] = 0.0
                 keep = drawn < below
-                columns = {name: casts.plain(array) for name, array in log.alike(chunk.columns).items()}
-                held.append(pa.table(columns).filter(keep))
+                held.append(pa.table(arrays).filter(keep))
                 keys.append(drawn[keep])
                 if sum(map(len, keys)) > 2 * limit:
                     held, keys, below = _smallest(held, keys, limit)
                 seen += len(drawn)
                 malformed += chunk.malformed
                 progress.update(len(drawn))
-    held, keys, below = _smallest(held, keys, limit)
-    table = held[0].combine_chunks()
-    for name in log.types if log.text else log.directory_columns:
-        typed = _typed(table.column(name).combine_chunks())
-        table = table.set_column(table.column_names.index(name), name, typed)
+    if not held:
+        return Sample(pa.table({name: pa.nulls(0) for name in log.types}), 0, malformed, complete=True)
+    kept = _smallest(held, keys, limit)[0][0].combine_chunks()
+    table = pa.table(
+        {
+            name: columns[name].typed(kept.column(name).combine_chunks()) if name in columns else pa.nulls(len(kept))
+            for name in log.types
+        }
+    )
     return Sample(table, seen, malformed, complete=len(table) == seen and count == len(log.units))
+
+
+class _Column:
+    """What the rows of one column that were read so far say about it.
+
+    Args:
+      text: the column is of a CSV log: bytes whose type has to be found.
+    """
+
+    def __init__(self, text: bool) -> None:
+        self._types = [pa.int64(), pa.float64(), pa.string(), pa.binary()] if text else []  # that may hold every value
+        self._seen: set[str] = set()
+        self._length: int | None = None  # of the first list
+
+    def first_of_a_kind(self, array: pa.Array) -> list[int]:
+        """Places of rows whose value is of a kind that was not seen before."""
+        if self._types:
+            array = self._narrowed(array)
+        places = []
+        for kind, find in self._kinds_of(array):
+            place = -1 if kind in self._seen else pc.index(find(), True).as_py()
+            if place >= 0:
+                self._seen.add(kind)
+                places.append(place)
+        return places
+
+    def _kinds_of(self, array: pa.Array) -> Iterator[tuple[str, Callable[[], pa.Array]]]:
+        """Kinds that values of the array's type may be of, and which of its values are."""
+        kind = array.type
+        yield "missing", lambda: pc.is_null(array, nan_is_null=True)
+        if pa.types.is_signed_integer(kind) or pa.types.is_floating(kind):
+            yield "negative", lambda: pc.less(array, 0)
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            yield "not 0 or 1", lambda: pc.invert(pc.is_in(array, pa.array([0, 1]).cast(kind)))
+        if pa.types.is_floating(kind):
+            yield "not finite", lambda: pc.greater(pc.abs(array), _LARGEST)
+        if pa.types.is_uint64(kind):
+            yield "beyond int64", lambda: pc.greater(array, pa.scalar(2**63 - 1, kind))
+        if casts.is_text(kind):
+            yield "empty", lambda: pc.equal(pc.binary_length(array), 0)
+            yield "not UTF-8", lambda: _undecodable(array)
+        if casts.is_list(kind):
+            lengths = pc.list_value_length(array)
+            if self._length is None:
+                self._length = next((length for length in lengths.to_pylist() if length is not None), None)
+            yield "of another length", lambda: pc.not_equal(lengths, self._length)
+
+    def _narrowed(self, array: pa.Array) -> pa.Array:
+        """The narrowest type that holds every value so far; others are given up."""
+        while True:
+            try:
+                return self.typed(array)
+            except pa.ArrowInvalid:
+                self._types.pop(0)
+
+    def typed(self, array: pa.Array) -> pa.Array:
+        """A column of CSV in the type that holds all of it; others as they are.
+
+        Raises:
+          ArrowInvalid: a value that the type cannot hold.
+        """
+        if not self._types or self._types[0] == pa.binary():
+            return array
+        text = array.cast(pa.string())
+        if self._types[0] == pa.string():
+            return text
+        text = pc.utf8_trim_whitespace(pc.if_else(pc.equal(pc.binary_length(text), 0), None, text))
+        if guess.has_codes(text):
+            raise pa.ArrowInvalid("a code, not a number")
+        try:
+            return text.cast(self._types[0])
+        except pa.ArrowInvalid:
+            if self._types[0] == pa.int64() and pc.all(pc.match_substring_regex(text, _INTEGER)).as_py():
+                self._types.pop(0)  # ids beyond int64, which floats would round
+            raise
+
+
+def _undecodable(array: pa.Array) -> pa.Array:
+    """Which text is not UTF-8, bool [n]: the first one at least."""
+    low, high = 0, len(array)  # the first `low` are, the first `high` are not
+    if guess.can_cast(array, pa.string()):
+        return pa.array(np.zeros(len(array), bool))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if guess.can_cast(array.slice(0, middle), pa.string()) else (low, middle)
+    return pa.array(np.arange(len(array)) == low)
 
 
 def _smallest(
@@ -78,18 +179,23 @@ def _smallest(
     if len(key) <= limit:
         return [table], [key], 1.0
     bound = float(np.partition(key, limit)[limit])
-    return [table.filter(key < bound)], [key[key < bound]], bound
+    keep = (key < bound) | (key == 0)
+    return [table.filter(keep)], [key[keep]], bound
 
 
-def _typed(array: pa.Array) -> pa.Array:
-    """The narrowest of int64, double and string that holds every value of a CSV column."""
-    text, undecodable = casts.to_text(array)
-    if undecodable.any():
-        return array
-    if pc.any(pc.match_substring_regex(text, _LEADING_ZERO + r"\d*\s*$")).as_py():
-        return text  # 007 is a code, not a number
-    for cast in (casts.to_int64, casts.to_float64):
-        numbers, bad = cast(text) if len(text) else (text, np.zeros(0, bool))
-        if not bad.any():
-            return numbers
-    return text
+def _plain(array: pa.Array) -> pa.Array:
+    """Dictionaries decoded, and types that few functions know made ones that all do."""
+    kind = _plain_type(array.type)
+    return array if kind == array.type else array.cast(kind)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if casts.is_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind):
+        return pa.binary()
+    return pa.float32() if pa.types.is_float16(kind) else kind

@@ -172,18 +172,21 @@ def test_a_key_that_gives_a_label_away_stays_with_a_remark() -> None:
 
 
 def test_an_auc_is_measured_on_other_rows_than_it_is_fitted_on() -> None:
+    def alone(values: np.ndarray, labels: np.ndarray) -> float:
+        return leakage.alone_auc(leakage.codings(pa.array(values, from_pandas=True)), labels)
+
     labels = np.random.default_rng(3).integers(0, 2, 4000).astype(float)
     # A different value in every row would be perfect on its own rows, and says nothing about others.
-    assert leakage.alone_auc(leakage.codings(np.arange(4000)), labels) == pytest.approx(0.5, abs=0.05)
-    assert leakage.alone_auc(leakage.codings(labels * 3), labels) == 1.0
+    assert alone(np.arange(4000), labels) == pytest.approx(0.5, abs=0.05)
+    assert alone(labels * 3, labels) == 1.0
     # Half of the rows know the label, the other half share a value: (1 + 1 + 1 + 0.5) / 4 of the pairs in order.
     half = np.where(np.arange(4000) % 2, labels, 0.5)
-    assert leakage.alone_auc(leakage.codings(half), labels) == pytest.approx(0.875, abs=0.01)
+    assert alone(half, labels) == pytest.approx(0.875, abs=0.01)
     missing = np.where(labels > 0, np.nan, 1.0)
-    assert leakage.alone_auc(leakage.codings(missing), labels) == 1.0
-    assert leakage.alone_auc(leakage.codings(half), np.zeros(4000)) == -1.0
+    assert alone(missing, labels) == 1.0
+    assert alone(half, np.zeros(4000)) == -1.0
     outside = np.where(np.arange(4000) < 3000, labels, np.nan)
-    assert leakage.alone_auc(leakage.codings(half), outside) == pytest.approx(0.875, abs=0.01)
+    assert alone(half, outside) == pytest.approx(0.875, abs=0.01)
 
 
 @pytest.mark.parametrize(
