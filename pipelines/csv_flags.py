@@ -14,6 +14,9 @@ from pipelines.source import CsvOptions
 _DELIMITER = flags.DEFINE_string("csv_delimiter", None, "A character or 'tab' (by default tab in .tsv files).")
 _COLUMNS = flags.DEFINE_list("csv_columns", [], "Column names of CSV files that have no header line.")
 _NULLS = flags.DEFINE_list("csv_nulls", [""], "Texts that mean null in CSV files, as in --csv_nulls=,NA")
+_QUOTES = flags.DEFINE_boolean(
+    "csv_quotes", True, "A value of a CSV file may stand in quotes; without, a quote is a character like any."
+)
 
 
 def options() -> CsvOptions:
@@ -27,7 +30,7 @@ def options() -> CsvOptions:
         raise UserError(f"--csv_delimiter={delimiter}: should be one ASCII character, no quote or line end, or 'tab'")
     if len(set(_COLUMNS.value)) < len(_COLUMNS.value):
         raise UserError(f"--csv_columns={','.join(_COLUMNS.value)}: a name is there more than once")
-    return CsvOptions(delimiter, tuple(_COLUMNS.value), tuple(_NULLS.value))
+    return CsvOptions(delimiter, tuple(_COLUMNS.value), tuple(_NULLS.value), _QUOTES.value)
 
 
 def arguments(given: CsvOptions) -> list[str]:
@@ -37,6 +40,7 @@ def arguments(given: CsvOptions) -> list[str]:
         *([] if delimiter is None else [f"--csv_delimiter={delimiter}"]),
         *([f"--csv_columns={_list(given.columns)}"] if given.columns else []),
         *([f"--csv_nulls={_list(given.nulls)}"] if given.nulls != CsvOptions().nulls else []),
+        *([] if given.quotes else ["--nocsv_quotes"]),
     ]
 
 

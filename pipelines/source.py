@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipelines import casts
+from pipelines import casts, csv_text
 from pipelines.errors import UserError, did_you_mean
 
 CHUNK_ROWS = 131_072
@@ -124,11 +124,13 @@ class CsvOptions:
       delimiter: one character, or None for a tab in .tsv files and a comma elsewhere.
       columns: names of the columns of files without a header line; () when they have one.
       nulls: texts that mean null.
+      quotes: whether a value may stand in quotes; else a quote is a character like any.
     """
 
     delimiter: str | None = None
     columns: tuple[str, ...] = ()
     nulls: tuple[str, ...] = ("",)
+    quotes: bool = True
 
     def delimiter_of(self, path: str) -> str:
         if self.delimiter is not None:
@@ -408,57 +410,68 @@ class _Malformed:
 
 
 def _open_csv(
-    path: str, csv: CsvOptions, names: list[str], malformed: _Malformed, block_bytes: int = _CSV_BLOCK_BYTES
+    path: str, csv: CsvOptions, read: csv_text.Text, names: Sequence[str], malformed: _Malformed, header: bool
 ) -> pyarrow.csv.CSVStreamingReader:
-    """Opens a CSV file to read ``names`` (all columns when there are none) as bytes.
+    """Opens a CSV file to read ``names`` as bytes, or, for the first line alone, without names.
 
     Types are ours to check, so that a bad value can be traced to its row; without threads pyarrow knows the numbers of
     malformed rows.
     """
-    try:
-        return pyarrow.csv.open_csv(
-            path,
-            read_options=pyarrow.csv.ReadOptions(
-                use_threads=False, block_size=block_bytes, column_names=csv.columns or None
-            ),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=csv.delimiter_of(path), newlines_in_values=True, invalid_row_handler=malformed
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.binary()),
-                include_columns=names,
-                strings_can_be_null=True,
-                null_values=list(csv.nulls),
-                check_utf8=False,
-            ),
-        )
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, "CSV", error) from None
+    columns = None if header else _csv_columns(path, csv)
+    return pyarrow.csv.open_csv(
+        pa.PythonFile(read, mode="r"),
+        read_options=pyarrow.csv.ReadOptions(
+            use_threads=False,
+            block_size=_HEADER_BYTES if header else _CSV_BLOCK_BYTES,
+            column_names=columns and _unique(columns),
+            skip_rows_after_names=int(not header and not csv.columns),
+        ),
+        parse_options=pyarrow.csv.ParseOptions(
+            delimiter=csv.delimiter_of(path),
+            quote_char='"' if csv.quotes else False,
+            newlines_in_values=csv.quotes,
+            invalid_row_handler=malformed,
+        ),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.binary()),
+            include_columns=names,
+            strings_can_be_null=True,
+            null_values=list(csv.nulls),
+            check_utf8=False,
+        ),
+    )
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, but for those that were there before: nobody asks for such columns."""
+    return [name if name not in names[:i] else f"{name}\0{i}" for i, name in enumerate(names)]
 
 
 def _csv_columns(path: str, csv: CsvOptions) -> list[str]:
-    with _open_csv(path, csv, [], _Malformed(0), block_bytes=_HEADER_BYTES) as reader:
-        return list(reader.schema.names)
+    """The names that the first line holds, or that were given.
+
+    Raises:
+      UserError: the file is no text, or its header is not UTF-8.
+    """
+    try:
+        csv_text.check(path, header=not csv.columns)
+        if csv.columns:
+            return list(csv.columns)
+        text = csv_text.Text(path)
+        with _open_csv(path, csv, text, [], _Malformed(0), header=True) as reader:
+            return [name.strip(" ") for name in reader.schema.names]
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, "CSV", error) from None
 
 
 def _read_csv(log: Log, unit: Unit, names: list[str], skip_malformed: bool) -> Iterator[Chunk]:
     malformed = _Malformed(header_lines=0 if log.csv.columns else 1)
     good = reported = 0  # rows parsed, malformed rows handed on
-    # With no column to read there would be no rows to count.
-    reader = _open_csv(
-        unit.path, log.csv, names or [n for n in log.types if n not in log.directories[unit.file]][:1], malformed
-    )
-    ended = False
-    while not ended:
-        try:
-            batch = next(reader, None)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(unit.path, "CSV", error) from None
+    for batch in _csv_batches(log, unit, names, malformed):
         if malformed.places and not skip_malformed:
+            _check_quotes(unit.path, log.csv)
             where = f"{unit.path}, row {malformed.places[0]:,}"
             raise UserError(f"{where}: {malformed.first} (--on_bad_rows=drop counts and skips such rows)")
-        if batch is None:  # one more round, for malformed rows at the file's end
-            ended, batch = True, pa.RecordBatch.from_pylist([], pa.schema([(name, pa.binary()) for name in names]))
         # Row i of the good ones lies behind every malformed row that has at most i good rows before it.
         before = np.asarray(malformed.places, np.int64) - np.arange(len(malformed.places))
         for start in range(0, max(batch.num_rows, 1), CHUNK_ROWS):
@@ -469,8 +482,42 @@ def _read_csv(log: Log, unit: Unit, names: list[str], skip_malformed: bool) -> I
             good, reported = good + part.num_rows, len(before)
 
 
+def _csv_batches(log: Log, unit: Unit, names: list[str], malformed: _Malformed) -> Iterator[pa.RecordBatch]:
+    """The file's columns, and an empty batch at the end, for malformed rows there.
+
+    Raises:
+      UserError: the file cannot be read, or a quote swallows lines of it.
+    """
+    # With no column to read there would be no rows to count.
+    wanted = names or [name for name in log.types if name not in log.directories[unit.file]][:1]
+    text, rows = csv_text.Text(unit.path), 0 if log.csv.columns else 1
+    try:
+        reader = _open_csv(unit.path, log.csv, text, wanted, malformed, header=False)
+        while (batch := next(reader, None)) is not None:
+            rows += batch.num_rows
+            columns = dict(zip(wanted, batch.columns, strict=True))
+            if text.marked:
+                columns = {name: csv_text.unmarked(array) for name, array in columns.items()}
+            columns = {name: csv_text.trimmed(array, log.csv.nulls) for name, array in columns.items()}
+            yield pa.RecordBatch.from_pydict(columns)
+    except (pa.ArrowException, OSError) as error:
+        _check_quotes(unit.path, log.csv)
+        raise _damaged(unit.path, "CSV", error) from None
+    if text.quoted and text.lines != rows + len(malformed.places):  # a value of several lines, or an empty line
+        _check_quotes(unit.path, log.csv)
+    yield pa.RecordBatch.from_pydict(dict.fromkeys(wanted, pa.array([], pa.binary())))
+
+
+def _check_quotes(path: str, csv: CsvOptions) -> None:
+    problem = csv_text.unclosed(path, csv.delimiter_of(path)) if csv.quotes else None
+    if problem is not None:
+        raise problem
+
+
 def _damaged(path: str, kind: str, error: Exception) -> UserError:
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "straddling" in why:
+        why = f"a row of more than {_CSV_BLOCK_BYTES >> 20} MiB"
     return UserError(f"{path}: cannot be read as {kind} ({why})")
 
 
