@@ -50,7 +50,8 @@ def test_quotes_that_swallow_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(csv_text, "_LINES", limit := 1 + trial % 3)
         letters = b'a,\n"' if trial % 2 else b'aa,\n\r""""'
         text = bytes(random.choice(list(letters), random.integers(1, 40)).tolist())
-        quotes, start, answer = csv_text._Quotes(","), 0, None
+        quotes, start = csv_text._Quotes(","), 0
+        answer: tuple[int, int | None] | None = None
         while start < len(text) and answer is None:
             cut = text.find(b"\n", start + int(random.integers(0, 12))) + 1 or len(text)
             answer = quotes.read(text[start:cut])
