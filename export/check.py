@@ -12,6 +12,7 @@ stdout with their number.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -311,8 +312,9 @@ def check(
 def main(path: str) -> None:
     arguments = json.loads(Path(path).read_text(encoding="utf-8"))
     result = Path(arguments.pop("result"))
+    os.chdir(arguments["directory"])  # whose name may hold what TensorFlow takes for a pattern
     try:
-        outcome = check(**arguments)
+        outcome = check(**arguments | {"directory": "."})
     except Mismatch as mismatch:
         outcome = {"mismatch": str(mismatch)}
     result.write_text(json.dumps(outcome), encoding="utf-8")

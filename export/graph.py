@@ -26,6 +26,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import tables, vocabulary_asset
+from pipelines import files
 from pipelines.casts import EMPTY_INT
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
@@ -107,7 +108,8 @@ class ServingModule(tf.Module):
     def save(self, directory: Path) -> None:
         """Writes the SavedModel."""
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(self, str(directory), signatures=self._signatures(), options=options)
+        with files.literal(directory) as path:
+            tf.saved_model.save(self, path, signatures=self._signatures(), options=options)
         _rename_inputs(directory, {alias: name for name, alias in self._aliases.items() if alias != name})
 
     @property

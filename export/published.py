@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from export import check, publish
+from pipelines import files
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError, message
@@ -84,7 +85,8 @@ class Published:
             for gpu in tf.config.list_physical_devices("GPU"):
                 tf.config.experimental.set_memory_growth(gpu, True)
             try:
-                self._calls = check.load(str(self.directory))
+                with files.literal(self.directory) as path:
+                    self._calls = check.load(path)
             # Whatever a damaged directory raises: OpError, OSError, ValueError, DecodeError ...
             except Exception as error:
                 raise JobError(f"{self.directory} cannot be loaded: {_first_line(error)}") from error

@@ -10,12 +10,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import JobError, UserError, naming_full_disk
 
+_PATTERN = re.compile(r"[][*?\\\ud800-\udfff]")
+"""In a path: characters of patterns, and bytes that are not UTF-8."""
 _NAME_BYTES = 190
 """Of a file name that others are made from; file systems of Linux allow 255."""
 
@@ -52,6 +55,22 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     for directory in missing:
         sync(directory.parent)
     return real
+
+
+@contextlib.contextmanager
+def literal(directory: str | os.PathLike[str]) -> Iterator[str]:
+    """A path to a directory, valid in this process while the context lasts, for libraries that take paths for patterns.
+
+    TensorFlow finds checkpoints by patterns, and reads names as UTF-8.
+    """
+    if not _PATTERN.search(os.fspath(directory)):
+        yield os.fspath(directory)
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def hidden(path: Path, suffix: str) -> Path:

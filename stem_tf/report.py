@@ -83,16 +83,15 @@ def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, st
     for axis, (task, kind) in zip(axes.flat, tasks.items(), strict=False):
         loss = "logloss" if kind == "binary" else "mse"
         for records_of, key, label in ((train, f"loss/{task}", "train"), (validation, f"{loss}/{task}", "validation")):
-            axis.plot(list(records_of), [r[key] for r in records_of.values()], marker=".", label=f"{loss}, {label}")
+            axis.plot(list(records_of), [r.get(key) for r in records_of.values()], marker=".", label=f"{loss}, {label}")
         axis.set_title(task)
         axis.set_xlabel("epoch")
         axis.set_ylabel(loss)
         handles, labels = axis.get_legend_handles_labels()
         if kind == "binary":
             right = axis.twinx()
-            right.plot(
-                list(validation), [r[f"auc/{task}"] for r in validation.values()], "k--", label="AUC, validation"
-            )
+            aucs = [record.get(f"auc/{task}") for record in validation.values()]
+            right.plot(list(validation), aucs, "k--", label="AUC, validation")
             right.set_ylabel("AUC")
             handles, labels = handles + right.get_legend_handles_labels()[0], [*labels, "AUC, validation"]
         # Below the panel: inside, it would cover the lines of one axis or the other.

@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> None:
     watched = monitor.monitor(config.train.monitor, manifest)
     workdir = Workdir(_WORKDIR.value or Path("runs") / config.experiment)
     with workdir.locked():
-        workdir.prepare(config, manifest)
-        if watched.warning:
-            print(f"warning: {watched.warning}", file=sys.stderr)
+        started_over = workdir.prepare(config, manifest)
+        for warning in filter(None, (started_over, watched.warning)):
+            print(f"warning: {warning}", file=sys.stderr)
         _train(config, manifest, workdir)
 
 
@@ -97,6 +97,8 @@ def _say_start(trainer: Trainer) -> None:
         f"data: {manifest.data_dir}, {manifest.rows('train'):,} train and {manifest.rows('validation'):,} validation "
         f"rows\n{trainer.steps:,} steps of {config.data.batch_size:,} rows an epoch, up to {config.train.epochs} epochs"
     )
+    for path in trainer.checkpoints.damaged:
+        print(f"warning: {path} is damaged; the one before it is taken", file=sys.stderr)
     if trainer.resumed_from and (state.stopped or state.epoch >= config.train.epochs):
         hint = "" if state.stopped else "; raise --config.train.epochs to train on"
         print(f"{trainer.workdir.path} is finished{hint}")
@@ -111,7 +113,13 @@ def _say_start(trainer: Trainer) -> None:
 def _say_end(trainer: Trainer) -> None:
     state, workdir, manifest = trainer.state, trainer.workdir, trainer.manifest
     records = workdir.read_metrics()
-    best = next(r for r in records if r["kind"] == "validation" and r["epoch"] == state.best_epoch + 1)
+    curves = [record for record in records if record["kind"] == "validation"]
+    known: dict[str, Any] = {"epoch": state.best_epoch + 1, "score": state.best_score}
+    best = next((record for record in curves if record["epoch"] == known["epoch"]), known)
+    if len(curves) < state.epoch:
+        print(
+            f"warning: {workdir.metrics} lacks the evaluation of some epochs, and so does the report", file=sys.stderr
+        )
     stopped = state.stopped or f"all {trainer.config.train.epochs} epochs done"
     speed = state.samples / state.seconds if state.seconds else None
     write_json(
@@ -128,7 +136,7 @@ def _say_end(trainer: Trainer) -> None:
             "steps": trainer.global_step,
             "stopped": stopped,
             "samples_per_second": speed and round(speed, 1),
-            "learning_curves": [record for record in records if record["kind"] == "validation"],
+            "learning_curves": curves,
         },
     )
     kind = "mean AUC" if trainer.monitor.kind == "auc" else "loss"

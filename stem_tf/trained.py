@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +14,13 @@ from numpy.typing import NDArray
 from pipelines.errors import JobError, UserError
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
-from stem_tf.checkpoints import is_behind, latest, restore_weights
+from stem_tf.checkpoints import Held, hold, is_behind, latest, restore_weights
 from stem_tf.models import snapshots
 from stem_tf.models.base import Predictor, RankingModel
 from stem_tf.workdir import Workdir
+
+_TRIES = 20
+"""Times that checkpoints are looked for while a job replaces them."""
 
 
 @dataclass(frozen=True)
@@ -44,46 +50,90 @@ def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> 
     if checkpoint in ("best", str(workdir.best_epochs)) and workdir.best_epochs.exists():
         return _of_tasks(workdir, config, manifest)
     directories = {"best": workdir.best, "latest": workdir.checkpoints}
-    path = checkpoint.removesuffix(".index")
-    if checkpoint in directories:
+
+    def find() -> str:
+        if checkpoint not in directories:
+            return checkpoint.removesuffix(".index")
         found = latest(directories[checkpoint])
         if found is None:
             hint = ", or take --checkpoint=latest" if latest(workdir.checkpoints) else ""
             raise UserError(f"{workdir.path} has no {checkpoint} checkpoint yet: go on with stem-train{hint}")
-        path = found
-    model = models.build(config, manifest, training=config.optimizer.tables == "deferred" and is_behind(path))
-    state = restore_weights(model, path)
-    return Trained(model, path, state.epoch, state.step)
+        return found
+
+    with _held(lambda: [find()]) as (held,):
+        training = config.optimizer.tables == "deferred" and is_behind(held)
+        model = models.build(config, manifest, training=training)
+        state = restore_weights(model, held)
+    return Trained(model, held.path, state.epoch, state.step)
+
+
+@contextlib.contextmanager
+def _held(find: Callable[[], list[str]]) -> Iterator[list[Held]]:
+    """Holds the checkpoints that ``find`` names, again where a job that trains has just replaced one of them.
+
+    Raises:
+      UserError: one is not there.
+    """
+    with contextlib.ExitStack() as stack:
+        for left in reversed(range(_TRIES)):
+            paths = find()
+            with contextlib.ExitStack() as trying:
+                try:
+                    held = [trying.enter_context(hold(path)) for path in paths]
+                except (FileNotFoundError, NotADirectoryError):
+                    if left and paths != find():
+                        continue
+                    missing = next((path for path in paths if not os.path.exists(f"{path}.index")), paths[0])
+                    raise UserError(f"{missing}: there is no such checkpoint (no {missing}.index)") from None
+                stack.enter_context(trying.pop_all())
+                break
+        yield held
 
 
 def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
     """The best weights of a run whose tasks have best epochs of their own."""
-    try:
-        chosen = json.loads(workdir.best_epochs.read_text(encoding="utf-8"))
+    chosen: dict[str, Any] = {}
+
+    def find() -> list[str]:
+        chosen.update(_chosen(workdir, manifest))
+        return [str(workdir.best / name) for name in _names(chosen)]
+
+    with _held(find) as held:
+        by_name = dict(zip(_names(chosen), held, strict=True))
         tasks_of: dict[str, list[str]] = {}
         for task in manifest.schema.task_names:
             tasks_of.setdefault(chosen["tasks"][task], []).append(task)
-        rest = chosen["rest"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise JobError(f"{workdir.best_epochs} is damaged ({error}); take --checkpoint=latest") from None
-    epochs: dict[str, int] = {}
-    if configs.best(config) == "own":
-        model = models.build(config, manifest, training=False)
-        own: dict[str, list[NDArray]] = {}
+        epochs: dict[str, int] = {}
+        if configs.best(config) == "own":
+            model = models.build(config, manifest, training=False)
+            own: dict[str, list[NDArray]] = {}
+            for name, tasks in tasks_of.items():
+                epoch = restore_weights(model, by_name[name]).epoch
+                epochs |= dict.fromkeys(tasks, epoch)
+                own |= {task: snapshots.take(model, task) for task in tasks}
+            restore_weights(model, by_name[chosen["rest"]])
+            for task, values in own.items():
+                snapshots.put(model, task, values)
+            return Trained(model, str(workdir.best_epochs), epochs, 0)
+        members: list[tuple[RankingModel, list[str]]] = []
         for name, tasks in tasks_of.items():
-            epoch = restore_weights(model, str(workdir.best / name)).epoch
-            epochs |= dict.fromkeys(tasks, epoch)
-            own |= {task: snapshots.take(model, task) for task in tasks}
-        restore_weights(model, str(workdir.best / rest))
-        for task, values in own.items():
-            snapshots.put(model, task, values)
-        return Trained(model, str(workdir.best_epochs), epochs, 0)
-    members: list[tuple[RankingModel, list[str]]] = []
-    for name, tasks in tasks_of.items():
-        members.append((models.build(config, manifest, training=False), tasks))
-        epochs |= dict.fromkeys(tasks, restore_weights(members[-1][0], str(workdir.best / name)).epoch)
+            members.append((models.build(config, manifest, training=False), tasks))
+            epochs |= dict.fromkeys(tasks, restore_weights(members[-1][0], by_name[name]).epoch)
     if len(members) == 1:
         return Trained(members[0][0], str(workdir.best_epochs), epochs, 0)
     joined = snapshots.Snapshots(members)
     joined.compile(optimizer=[], steps_per_execution=config.train.steps_per_execution)
     return Trained(joined, str(workdir.best_epochs), epochs, 0)
+
+
+def _chosen(workdir: Workdir, manifest: Manifest) -> dict[str, Any]:
+    """What epochs.json says: names of checkpoints by task, and of the one with all that is no task's own, or None."""
+    try:
+        chosen = json.loads(workdir.best_epochs.read_text(encoding="utf-8"))
+        return {"tasks": {task: chosen["tasks"][task] for task in manifest.schema.task_names}, "rest": chosen["rest"]}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise JobError(f"{workdir.best_epochs} is damaged ({error}); take --checkpoint=latest") from None
+
+
+def _names(chosen: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(filter(None, [*chosen["tasks"].values(), chosen["rest"]])))

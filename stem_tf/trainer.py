@@ -109,7 +109,7 @@ class Trainer:
                         if not state.stopped and state.epoch < config.epochs:
                             signals.check()
                     except callbacks.Interrupted:
-                        self.checkpoints.save()
+                        self._save()
                         raise
         finally:
             self._logger.close()
@@ -162,9 +162,14 @@ class Trainer:
         self._logged_step = self.global_step
         self._logger.train(self.state.epoch, self.global_step, callbacks.numbers(logs))
 
+    def _save(self) -> None:
+        """A checkpoint, after the metrics up to it."""
+        self.workdir.sync_metrics()
+        self.checkpoints.save()
+
     def _checkpoint(self, logs: callbacks.Logs) -> None:
         self.state.losses = callbacks.numbers(logs)
-        self.checkpoints.save()
+        self._save()
 
     def _evaluate_epoch(self, signals: callbacks.Signals) -> None:
         """Validation metrics, the best weights, and the checkpoint that ends the epoch."""
@@ -194,7 +199,7 @@ class Trainer:
         if config.patience and without_gain >= config.patience:
             epochs, each = "epochs" if without_gain > 1 else "epoch", " for any task" if self.monitors else ""
             state.stopped = f"{without_gain} {epochs} without a better score{each}"
-        self.checkpoints.save()
+        self._save()
         self._say_epoch(epoch, results, score, "best" if better else "", improved)
 
     def _note_tasks(self, epoch: int, results: monitor.Results, better: bool) -> list[str]:
@@ -217,8 +222,8 @@ class Trainer:
         own = configs.best(self.config) == "own"
         if improved or (own and better):
             self._best.save_as(f"epoch-{epoch + 1}")
-            names = {task: f"epoch-{best['best_epoch'] + 1}" for task, best in by_task.items()}
-            rest = f"epoch-{self.state.best_epoch + 1}" if own else None
+            names = {task: self._best.newest(f"epoch-{best['best_epoch'] + 1}") for task, best in by_task.items()}
+            rest = self._best.newest(f"epoch-{self.state.best_epoch + 1}") if own else None
             write_json(self.workdir.best_epochs, {"tasks": names, "rest": rest})
             self._best.keep_only({*names.values(), *filter(None, [rest])})
         return improved

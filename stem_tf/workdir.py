@@ -1,9 +1,11 @@
 """The work directory of a run: everything that later stages and a resumed job need. Does not import TensorFlow.
 
+.stem-tf         says that this is a run
 config.json      the config, complete
 schema.yaml, manifest.json, vocabulary/     what the run was trained on
 checkpoints/     of the whole training state, the last ones
 best/            weights of the best epoch, or of each task's (epochs.json says whose is which)
+before-1/        best weights and metrics of a run whose checkpoints were gone, so that it started over
 metrics.jsonl    one JSON object a line: training losses, validation metrics
 tensorboard/     the same for TensorBoard
 report.json, learning_curves.png            at the end
@@ -14,15 +16,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines import files, owned
 from pipelines import manifest as manifests
-from pipelines import owned
 from pipelines.errors import UserError, did_you_mean, naming_full_disk
 from pipelines.files import write_atomically, write_json
 from pipelines.manifest import Manifest
@@ -31,6 +35,8 @@ from stem_tf.configs import base
 
 FREE_KEYS = ("data.dir", "train.checkpoint_every", "train.log_every")
 """Config keys that may change when a run goes on: they do not change its numbers. ``train.epochs`` may be raised."""
+
+_CHECKPOINT = re.compile(r"ckpt-(\d+)\.(?:index|data-.*)")
 
 
 class Workdir:
@@ -65,15 +71,18 @@ class Workdir:
             file.flush()
             yield
 
-    def prepare(self, config: Any, manifest: Manifest) -> None:
+    def prepare(self, config: Any, manifest: Manifest) -> str:
         """Makes a new run here, or makes sure that the run that is here is this one.
 
         What stands here without a checkpoint is no run yet: it failed at once, or was killed early.
 
+        Returns:
+          Words of warning where the checkpoints of a run are gone, so that it starts over; else "".
+
         Raises:
           UserError: the run that is here has another config or other data, or has lost its config.
         """
-        started = any(self.checkpoints.glob("ckpt-*"))
+        started, warning = has_checkpoints(self.checkpoints), ""
         if started and not self._config.exists():
             raise UserError(
                 f"{self.path} holds checkpoints, but its {self._config.name} is gone: put it back, or train in another "
@@ -83,6 +92,7 @@ class Workdir:
             self._check_config(configs.flat(config))
             self.check_data(manifest)
         else:
+            warning = self._set_aside()
             for directory in (self.checkpoints, self.best, self.path / "vocabulary"):
                 shutil.rmtree(directory, ignore_errors=True)
             data = Path(manifest.data_dir)
@@ -91,7 +101,21 @@ class Workdir:
             (self.path / "vocabulary").mkdir()
             for path in sorted((data / "vocabulary").glob("*.parquet")):
                 _link_or_copy(path, self.path / "vocabulary" / path.name)
+            files.sync_tree(self.path / "vocabulary")
         write_json(self._config, configs.flat(config))
+        return warning
+
+    def _set_aside(self) -> str:
+        """Moves what an earlier run has reached out of the way of a new one; returns what to say about it."""
+        evaluated = any(record["kind"] == "validation" for record in self.read_metrics())
+        if not evaluated and not (self.best.is_dir() and any(self.best.iterdir())):
+            return ""
+        aside = next(path for i in itertools.count(1) if not (path := self.path / f"before-{i}").exists())
+        aside.mkdir()
+        for path in (self.best, self.metrics, self.report):
+            if path.exists():
+                path.rename(aside / path.name)
+        return f"{self.path} has no checkpoint to go on from: training starts over; what was reached is in {aside}"
 
     def check_data(self, manifest: Manifest) -> None:
         """Raises UserError when ``manifest`` is of other data than the run's."""
@@ -143,14 +167,16 @@ class Workdir:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one that a kill cut off is left out."""
+        """The lines of metrics.jsonl; what is none is left out, as one that a kill cut off."""
         if not self.metrics.exists():
             return []
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                records.append(json.loads(line))
-        return records
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [record for line in lines if (record := _record(line)) is not None]
+
+    def sync_metrics(self) -> None:
+        """Flushes metrics.jsonl to the disk: its lines count on being there once a later checkpoint is."""
+        if self.metrics.exists():
+            files.sync(self.metrics)
 
     def rewind_metrics(self, epoch: int, step: int) -> None:
         """Drops what was written after a checkpoint: lines of later steps, and evaluations of epochs not finished.
@@ -187,6 +213,30 @@ class Workdir:
                 f"{self.path} holds a run with another config ({differences}): train in another --workdir, or give the "
                 f"old values (these may change: {', '.join(FREE_KEYS)}; train.epochs may be raised)"
             )
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        whole = record["kind"] in ("train", "validation") and type(record["epoch"]) is type(record["step"]) is int
+    except (ValueError, TypeError, KeyError):
+        return None
+    return dict(record) if whole else None
+
+
+def numbers(directory: Path) -> set[int]:
+    """Numbers of the checkpoints in a directory, be they there in parts."""
+    names = os.listdir(directory) if directory.is_dir() else []
+    return {int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))}
+
+
+def has_checkpoints(directory: Path) -> bool:
+    """Whether a checkpoint was ever finished in a directory, whatever has become of it.
+
+    The first one does not count before it has its index: a job was killed while it wrote it.
+    """
+    found = numbers(directory)
+    return bool(found - {1}) or (directory / "ckpt-1.index").exists()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, predict
 
 from export.server import tensors
 from export.server.status import StatusError, invalid_argument
-from pipelines import tfrecord
+from pipelines import files, tfrecord
 
 DEFAULT_SIGNATURE = "serving_default"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
@@ -53,7 +53,8 @@ class Servable:
         with tf.Graph().as_default() as graph:
             self._session = tf.compat.v1.Session(graph=graph, config=config)
             try:
-                meta = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(path))
+                with files.literal(path) as readable:
+                    meta = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], readable)
                 self._signatures = {key: _Signature(self._session, x) for key, x in meta.signature_def.items()}
             # Whatever a damaged or foreign directory raises (OpError, OSError, ValueError, KeyError, DecodeError ...),
             # the version that serves goes on serving.

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from pipelines import manifest as manifests
 from pipelines.errors import JobError, UserError
-from stem_tf import configs, predictions, trained
-from stem_tf.checkpoints import restore_weights
+from pipelines.files import write_json
+from stem_tf import checkpoints, configs, predictions, trained
 from stem_tf.models.snapshots import Snapshots
 from stem_tf.monitor import Monitor, Results
 from stem_tf.trainer import Trainer
@@ -133,15 +133,30 @@ def test_one_task_cannot_watch_over_all(tmp_path: Path, tiny_settings: dict[str,
         run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.monitor": "auc:click"})
 
 
-def test_a_damaged_choice_is_named(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
+def test_a_choice_that_is_replaced_meanwhile_and_a_damaged_one(
+    tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.epochs": 1})
     path = trainer.workdir.best_epochs
     assert json.loads(path.read_text()) == {"tasks": {"click": "epoch-1", "watched": "epoch-1"}, "rest": None}
+
+    def late(checkpoint: str) -> Any:
+        """Between the look for names and the opening of files a job that trains replaces both."""
+        monkeypatch.setattr(trained, "hold", checkpoints.hold)
+        name = trainer._best.save_as("epoch-1")
+        write_json(path, {"tasks": {"click": name, "watched": name}, "rest": None})
+        trainer._best.keep_only({name})
+        return checkpoints.hold(checkpoint)
+
+    monkeypatch.setattr(trained, "hold", late)
+    assert trained.load(trainer.workdir, trainer.config, trainer.manifest, "best").epoch == {"click": 1, "watched": 1}
+    assert not (trainer.workdir.best / "epoch-1.index").exists()
+
     path.write_text('{"tasks": {"click": "epoch-1"}, "rest": null}')
     with pytest.raises(JobError, match=r"epochs.json is damaged \('watched'\); take --checkpoint=latest"):
         trained.load(trainer.workdir, trainer.config, trainer.manifest, "best")
     latest = trained.load(trainer.workdir, trainer.config, trainer.manifest, "latest")
     assert latest.epoch == 1
     with pytest.raises(UserError, match="there is no such checkpoint"):
-        restore_weights(latest.model, str(tmp_path / "none"))
+        trained.load(trainer.workdir, trainer.config, trainer.manifest, str(tmp_path / "none"))
     assert isinstance(latest.model, tf.keras.Model)

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from pipelines import manifest as manifests
 from pipelines.errors import JobError, UserError
-from stem_tf import configs
+from stem_tf import configs, trained
 from stem_tf.callbacks import Interrupted
 from stem_tf.checkpoints import latest
 from stem_tf.trainer import Trainer
@@ -64,7 +65,8 @@ def test_replicas_share_the_batch_evenly(make: Make) -> None:
 
 def test_a_run_from_start_to_end_and_on(make: Make) -> None:
     said: list[str] = []
-    trainer = make(say=said.append, **{"train.steps_per_execution": 7, "train.checkpoint_every": 5})
+    directory = "lr[0.1] *"  # a pattern, to TensorFlow
+    trainer = make(directory, said.append, **{"train.steps_per_execution": 7, "train.checkpoint_every": 5})
     trainer.run()
     assert trainer.state.epoch == 2 and trainer.global_step == 36 and not trainer.state.stopped
     assert int(trainer.model.global_step) == 36
@@ -82,15 +84,16 @@ def test_a_run_from_start_to_end_and_on(make: Make) -> None:
     assert validation[0]["score"] == validation[0]["auc/click"] > 0.6
     assert list(trainer.workdir.tensorboard.glob("train/events*")) and list(trainer.workdir.best.glob("*.index"))
 
-    finished = make(**{"train.steps_per_execution": 7, "train.checkpoint_every": 5})
+    finished = make(directory, **{"train.steps_per_execution": 7, "train.checkpoint_every": 5})
     assert finished.resumed_from == latest(trainer.workdir.checkpoints)
     finished.run()
     assert finished.global_step == 36 and finished.workdir.read_metrics() == records
 
-    raised = make(**{"train.steps_per_execution": 7, "train.checkpoint_every": 5, "train.epochs": 3})
+    raised = make(directory, **{"train.steps_per_execution": 7, "train.checkpoint_every": 5, "train.epochs": 3})
     raised.run()
     assert raised.state.epoch == 3 and int(raised.model.global_step) == 54
     assert raised.workdir.read_metrics()[: len(records)] == records
+    assert trained.load(raised.workdir, raised.config, raised.manifest, "best").epoch == raised.state.best_epoch + 1
 
 
 def test_patience_ends_a_run_that_does_not_get_better(make: Make) -> None:
@@ -151,17 +154,18 @@ def test_interrupted_inside_an_evaluation(make: Make, monkeypatch: pytest.Monkey
     assert len(losses(resumed)) == 36
 
 
-def test_damaged_checkpoint(make: Make, tmp_path: Path) -> None:
+def test_damaged_checkpoints(make: Make) -> None:
     trainer = make(**{"train.epochs": 1, "train.checkpoint_every": 9})
     trainer.run()
     last = latest(trainer.workdir.checkpoints)
     assert last is not None
-    Path(f"{last}.data-00000-of-00001").write_bytes(b"")
-    with pytest.raises(JobError, match=r"the checkpoint is damaged.*Delete .*\* to go on from the one before it"):
+    os.truncate(f"{last}.data-00000-of-00001", 1000)
+    resumed = make(**{"train.epochs": 1, "train.checkpoint_every": 9})
+    assert resumed.global_step == 18 and resumed.state.step == 18 and resumed.checkpoints.damaged == [last]
+    for path in trainer.workdir.checkpoints.glob("*.index"):
+        path.write_bytes(b"")
+    with pytest.raises(JobError, match="none of the checkpoints in .* is whole: .*the checkpoint is damaged"):
         make(**{"train.epochs": 1, "train.checkpoint_every": 9})
-    for path in trainer.workdir.checkpoints.glob(f"{Path(last).name}.*"):
-        path.unlink()
-    assert make(**{"train.epochs": 1, "train.checkpoint_every": 9}).global_step == 18
 
 
 def test_checkpoints_hold_the_state_as_json(make: Make) -> None:

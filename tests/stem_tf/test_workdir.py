@@ -87,6 +87,39 @@ def test_a_kill_before_config_json_leaves_nothing_that_counts(
     assert prepared.config().seed == 5
 
 
+def test_a_run_whose_checkpoints_are_gone_starts_over_beside_what_it_had(
+    prepared: Workdir, tiny_data: Path, tiny_settings: dict[str, Any]
+) -> None:
+    config, manifest = configs.checked(tiny_settings), manifests.load(str(tiny_data))
+    prepared.best.mkdir()
+    (prepared.best / "ckpt-1.index").write_text("best")
+    prepared.append_metrics({"kind": "validation", "epoch": 1, "step": 18})
+    assert prepared.prepare(config, manifest) == ""
+    (prepared.checkpoints / "ckpt-1.index").unlink()
+    warning = prepared.prepare(config, manifest)
+    before = prepared.path / "before-1"
+    assert "has no checkpoint to go on from: training starts over" in warning and str(before) in warning
+    assert (before / "best" / "ckpt-1.index").read_text() == "best" and (before / "metrics.jsonl").exists()
+    assert prepared.prepare(config, manifest) == "" and prepared.read_metrics() == []
+    prepared.checkpoints.mkdir()
+    (prepared.checkpoints / "ckpt-1.data-00000-of-00001").touch()  # killed while it wrote the first one
+    assert prepared.prepare(config, manifest) == ""
+    prepared.checkpoints.mkdir()
+    (prepared.checkpoints / "ckpt-2.data-00000-of-00001").touch()  # its index has been lost
+    with pytest.raises(UserError, match="with another config"):
+        prepared.prepare(configs.checked(tiny_settings | {"seed": 1}), manifest)
+
+
+def test_lines_that_are_no_records_are_left_out(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    workdir.sync_metrics()  # there are none yet
+    workdir.append_metrics({"kind": "train", "epoch": 1, "step": 1})
+    with open(workdir.metrics, "ab") as file:
+        file.write(b'\xff\xfe\n3\n[]\nnull\n\n{"kind": "train", "epoch": "1", "step": 2}\n{"kind": "x"}\n\0\0')
+    workdir.append_metrics({"kind": "train", "epoch": 1, "step": 3})  # on the line of the zeros
+    assert [record["step"] for record in workdir.read_metrics()] == [1]
+
+
 def test_one_job_at_a_time(prepared: Workdir) -> None:
     with prepared.locked():
         with pytest.raises(UserError, match=r"is in use by another job \(process \d+\)"):
