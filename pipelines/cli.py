@@ -29,6 +29,10 @@ class _Path(flags.ArgumentParser):
     syntactic_help = "a path"
 
     def parse(self, argument: str) -> str:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise ValueError("its bytes are not UTF-8") from None
         return os.path.expanduser(argument)
 
 

@@ -6,6 +6,7 @@ Links are followed: what a link points to is written, and the link stays.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,6 +29,9 @@ def sync(path: str | os.PathLike[str]) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (os.path.isdir(path) and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise  # else a file system that flushes no directories, as some on a network
     finally:
         os.close(descriptor)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +39,15 @@ class Kind:
     looks: Callable[[Path], bool]
 
 
+_OF_DATA = re.compile(
+    r"manifest\.json|schema\.yaml|(blocks|rows)/\w+-\d+-of-\d+\.tfrecord|vocabulary/[^/]+\.parquet"
+    r"|raw/\w+/part-\d+\.parquet"
+)
+
+
 def _looks_like_data(path: Path) -> bool:
-    ours = {"manifest.json", "schema.yaml", "vocabulary", "blocks", "rows", "raw"}
     found = _json(path / "manifest.json").keys()
-    return {"splits", "vocabularies", "format"} <= found and set(os.listdir(path)) <= ours
+    return {"splits", "vocabularies", "format"} <= found and all(map(_OF_DATA.fullmatch, entries(path)))
 
 
 def _looks_like_a_run(path: Path) -> bool:

@@ -97,6 +97,12 @@ def _say_start(trainer: Trainer) -> None:
         f"data: {manifest.data_dir}, {manifest.rows('train'):,} train and {manifest.rows('validation'):,} validation "
         f"rows\n{trainer.steps:,} steps of {config.data.batch_size:,} rows an epoch, up to {config.train.epochs} epochs"
     )
+    if state.best_epoch >= 0 and not any(trainer.workdir.best.glob("*.index")):
+        print(
+            f"warning: the best weights, those of epoch {state.best_epoch + 1}, are gone from {trainer.workdir.best}; "
+            "until an epoch is better, only --checkpoint=latest can be evaluated",
+            file=sys.stderr,
+        )
     for path in trainer.checkpoints.damaged:
         print(f"warning: {path} is damaged; the one before it is taken", file=sys.stderr)
     if trainer.resumed_from and (state.stopped or state.epoch >= config.train.epochs):

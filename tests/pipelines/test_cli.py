@@ -177,6 +177,8 @@ def test_home_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, path in {"~/x": f"{tmp_path}/x", "~": str(tmp_path), "./~": "./~", "a/~/b": "a/~/b", "": ""}.items():
         values(["job", f"--output={text}"])
         assert values.output == path
+    with pytest.raises(flags.IllegalFlagValueError, match="its bytes are not UTF-8"):
+        values(["job", "--output=a\udcff"])
     (tmp_path / "a.csv").write_text("x\n1\n")
     (tmp_path / "b.csv").write_text("x\n1\n")
     assert source.find_files("~/a.csv,~/b*") == [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]

@@ -1,5 +1,6 @@
 """Files are replaced whole, after they have reached the disk."""
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -33,6 +34,16 @@ def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path: Path, monkeypatch
     done.clear()
     made = files.make_directory(tmp_path / "a" / "b")
     assert made.is_dir() and sorted(done) == [("fsync", "a"), ("fsync", tmp_path.name)]
+
+
+def test_a_file_system_that_flushes_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    files.sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        files.write_atomically(tmp_path / "file", b"")
 
 
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:

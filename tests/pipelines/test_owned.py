@@ -8,9 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from export.publish import publishing
 from pipelines import owned
 from pipelines.errors import UserError
 from pipelines.owned import Kind
+from pipelines.staging import staged
+from stem_tf.workdir import Workdir
 
 KINDS = (owned.DATA, owned.RUN, owned.VERSIONS, owned.VERSION, owned.EVALUATIONS, owned.INSPECTIONS)
 
@@ -74,6 +77,40 @@ def test_a_job_takes_its_own_kind_alone(tmp_path: Path, there: Kind, marked: boo
     assert owned.kind_of(directory) == there
 
 
+def train(path: Path) -> None:
+    with Workdir(path).locked():
+        pass
+
+
+def convert(path: Path) -> None:
+    with staged(str(path), kind=owned.DATA, overwrite=True):
+        pass
+
+
+def export(path: Path) -> None:
+    with publishing(path):
+        pass
+
+
+JOBS: dict[Callable[[Path], None], Kind] = {train: owned.RUN, convert: owned.DATA, export: owned.VERSIONS}
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.__name__)
+def test_jobs_ask_before_they_write(tmp_path: Path, job: Callable[[Path], None]) -> None:
+    for kind, make in BEFORE_MARKERS.items():
+        make(tmp_path / kind.name)
+    write(tmp_path / "foreign" / "checkpoints" / "mine.pt")
+    (tmp_path / "link").symlink_to(tmp_path / "foreign")
+    before = sorted(tmp_path.rglob("*"))
+    for path in sorted(tmp_path.iterdir()):
+        if path.name != JOBS[job].name:
+            with pytest.raises(UserError, match="choose another directory"):
+                job(path)
+    assert sorted(tmp_path.rglob("*")) == before
+    job(tmp_path / JOBS[job].name)
+    assert owned.kind_of(tmp_path / JOBS[job].name) == JOBS[job]
+
+
 FOREIGN = {
     "a file": "notes.txt",
     "checkpoints of something else": "checkpoints/mine.pt",
@@ -106,6 +143,16 @@ def test_a_damaged_marker_says_nothing(tmp_path: Path, marker: str) -> None:
     run(tmp_path / "p")
     if "holds" not in marker:
         assert owned.kind_of(tmp_path / "p") == owned.RUN
+
+
+def test_data_of_earlier_versions_with_something_more_in_it(tmp_path: Path) -> None:
+    """It has no list of what was in it, but one knows how its files are called."""
+    for more in ("runs/first/config.json", "raw/photo.png", "notes.txt"):
+        data(tmp_path / "p")
+        assert owned.kind_of(tmp_path / "p") == owned.DATA
+        write(tmp_path / "p" / more)
+        assert owned.kind_of(tmp_path / "p") is None
+        (tmp_path / "p" / more).unlink()
 
 
 def test_empty_directories_files_and_links(tmp_path: Path) -> None:

@@ -140,6 +140,11 @@ def test_mistakes_get_one_line(
         ("stem_tf.train", [*arguments, "--config.model.dim=5", f"--workdir={undisturbed}"], "(model.dim: 4 -> 5)"),
         ("stem_tf.train", ["--config=census_income", "--config.data.dir=nowhere"], "nowhere holds no converted data"),
         ("stem_tf.evaluate", [f"--workdir={tmp_path}"], "holds no run"),
+        (
+            "stem_tf.evaluate",
+            [f"--workdir={undisturbed}", f"--output={convert_tiny(1)}"],
+            "holds converted data, not",
+        ),
         ("stem_tf.evaluate", [f"--workdir={undisturbed}", "--split=tets"], "no such split; did you mean 'test'?"),
         ("stem_tf.evaluate", [f"--workdir={undisturbed}", f"--data={convert_tiny(1)}"], "is other data than"),
         ("stem_tf.evaluate", [f"--workdir={undisturbed}", "--checkpoint=ckpt-9"], "there is no such checkpoint"),
