@@ -101,6 +101,7 @@ def _is(task: Task) -> str:
     label, space = task.label, task.space
     column = f"`{label.column}`" + (f" / `{label.divide_by}`" if label.divide_by else "")
     rows = "" if space is None else f", given that `{space.task or space.column}` is 1"
+    rows += f"; rows weigh their `{task.row_weight}`" if task.row_weight else ""
     if task.type == "binary":
         return f"the probability of {column}{_condition(label)}{rows}"
     return f"the value of {column}" + (f", clipped to {list(label.clip)}" if label.clip else "") + rows

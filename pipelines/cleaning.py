@@ -33,6 +33,7 @@ class Rows:
       numerics: by numeric feature, float32 [n], missing ones NaN.
       vectors: by dense feature, float32 [n, length]; missing elements are 0.
       labels: by task, float32 [n]; NaN outside its sample space.
+      weights: by column of row weights, float32 [n] of 0 or more; what no task's label counts with is 0.
       keys: by role (group, item), raw values: int64 or string [n] without nulls.
     """
 
@@ -44,6 +45,7 @@ class Rows:
     numerics: dict[str, np.ndarray]
     vectors: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
     keys: dict[str, pa.Array]
 
     @classmethod
@@ -74,6 +76,7 @@ class Rows:
             {name: values[places] for name, values in self.numerics.items()},
             {name: values[places] for name, values in self.vectors.items()},
             {name: values[places] for name, values in self.labels.items()},
+            {name: values[places] for name, values in self.weights.items()},
             {name: values.take(index) for name, values in self.keys.items()},
         )
 
@@ -223,6 +226,9 @@ class Cleaner:
             else:
                 vectors[feature.name] = _dense(array, feature, bad)
         labels = _labels(chunk, self.schema.tasks, bad)
+        weights = {
+            column: _weights(chunk, column, self.schema.tasks, labels, bad) for column in self.schema.row_weights
+        }
         keys = {
             role: self._key(chunk, column, bad)
             for role, column in (("group", self.schema.group), ("item", self.schema.item))
@@ -230,7 +236,7 @@ class Cleaner:
         }
         split = self._assign(chunk, row_ids, file, bad)
         bad.raise_first()
-        rows = Rows(np.arange(len(row_ids)), row_ids, split, ids, lists, numerics, vectors, labels, keys)
+        rows = Rows(np.arange(len(row_ids)), row_ids, split, ids, lists, numerics, vectors, labels, weights, keys)
         return rows.take(bad.good), bad.counts
 
     def _key(self, chunk: Chunk, column: str, bad: _BadRows) -> pa.Array:
@@ -389,6 +395,26 @@ def _labels(chunk: Chunk, tasks: tuple[Task, ...], bad: _BadRows) -> dict[str, n
         return casts.to_numpy(values.fill_null(False))
 
     return {task.name: make(task) for task in tasks}
+
+
+def _weights(
+    chunk: Chunk, column: str, tasks: tuple[Task, ...], labels: dict[str, np.ndarray], bad: _BadRows
+) -> np.ndarray:
+    """float32 [n] of a column of row weights; the labels of its tasks become NaN where it is 0."""
+    weighted = [task.name for task in tasks if task.row_weight == column]
+    inside = ~np.isnan([labels[name] for name in weighted]).all(axis=0)
+    shown = f"weight '{column}' is {{}}"
+    values, missing = _number(chunk.columns[column], column, shown, inside, bad)
+    detail = f"{shown}; a row of task '{weighted[0]}' needs a weight of 0 or more (0 leaves it out)"
+    bad.add(missing & inside, column, "missing weight", detail)
+    bad.add((values < 0) & inside, column, "negative weight", detail)
+    with np.errstate(over="ignore"):
+        weights = values.astype(np.float32)
+    bad.add(np.isinf(weights) & inside, column, "weight not finite", f"{shown}, which is not finite in float32")
+    weights = np.where(inside & np.isfinite(weights), weights, np.float32(0))
+    for name in weighted:
+        labels[name] = np.where(weights > 0, labels[name], np.float32("nan"))
+    return weights
 
 
 def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: _BadRows) -> np.ndarray:

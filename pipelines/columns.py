@@ -51,6 +51,9 @@ def validate(
         if space in typed and not casts.is_number(typed[space]):
             why = f"holds {typed[space]}; a space is a column of bools, or of 0 and 1{_cast(space, 'bool')}"
             _refuse(why, schema, f"tasks.{task.name}.space", space, source)
+        if task.row_weight in typed and not casts.is_number(kind := typed[task.row_weight]):
+            why = f"holds {kind}; a weight is a number of 0 or more{_cast(task.row_weight, 'float32')}"
+            _refuse(why, schema, f"tasks.{task.name}.row_weight", task.row_weight, source)
     for key, name in (("group", schema.group), ("item", schema.item)):
         if name in typed and not (casts.is_int(typed[name]) or casts.is_text(typed[name])):
             why = f"holds {typed[name]}; a key is int64 or string{_cast(name, 'int64')}"
@@ -65,6 +68,8 @@ def _uses(schema: Schema) -> Iterator[tuple[str, str]]:
         yield from ((f"tasks.{task.name}.label.{key}", column) for key, column in task.label.uses.items())
         if task.space is not None and task.space.column is not None:
             yield f"tasks.{task.name}.space.column", task.space.column
+        if task.row_weight is not None:
+            yield f"tasks.{task.name}.row_weight", task.row_weight
     for key, column in (("group", schema.group), ("item", schema.item)):
         if column is not None:
             yield key, column

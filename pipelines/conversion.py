@@ -404,10 +404,12 @@ class _Conversion:
         self, split: int, fits: list[stages.Fit], encoded: list[Encoded], shards: dict[str, list[manifest.Shard]]
     ) -> Split:
         tasks, rare = {}, {}
-        for name in self._schema.task_names:
-            inside = sum(int(fit.inside[name][split]) for fit in fits)
-            labels = sum(float(fit.label_sums[name][split]) for fit in fits)
-            tasks[name] = TaskCounts(inside, labels / inside if inside else None)
+        for task in self._schema.tasks:
+            inside = sum(int(fit.inside[task.name][split]) for fit in fits)
+            weight = sum(float(fit.weights[task.name][split]) for fit in fits)
+            labels = sum(float(fit.label_sums[task.name][split]) for fit in fits)
+            rate = labels / weight if inside else None
+            tasks[task.name] = TaskCounts(inside, rate, weight if task.row_weight else None)
         for name in encoded[0].values:
             values = sum(int(e.values[name][split]) for e in encoded)
             rare[name] = sum(int(e.rare[name][split]) for e in encoded) / values if values else 0.0

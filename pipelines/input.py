@@ -11,7 +11,8 @@ A batch is a dict (B = batch_size, L = max_length, n = length)::
 
     {"features": {name: int32 [B] | int32 [B, L] (0-padded) | float32 [B] (raw, NaN = missing) | float32 [B, n]},
      "labels": {task: float32 [B], 0 outside the task's space},
-     "weights": {task: float32 [B], 1 inside the task's space, 0 outside it and in padding rows},
+     "weights": {task: float32 [B], the row's weight (1 if the task has none) inside the task's space, 0 outside it and
+                 in padding rows},
      "group": int64 [B], "item": int64 [B] (those the schema has), "row_id": int64 [B] (-1 in padding rows)}
 
 Training batches are a function of (seed, epoch, reader) alone, whatever TensorFlow's global seed: an epoch can be
@@ -445,6 +446,7 @@ class _Column:
 def _columns(schema: Schema) -> dict[str, _Column]:
     columns = {f"feature:{f.name}": _Column(_KINDS[f.kind], f) for f in schema.features}
     columns |= {f"label:{task.name}": _Column(tf.float32) for task in schema.tasks}
+    columns |= {f"weight:{column}": _Column(tf.float32) for column in schema.row_weights}
     keys = {"key:group": schema.group, "key:item": schema.item, "key:row_id": True}
     return columns | {key: _Column(tf.int64) for key, present in keys.items() if present}
 
@@ -504,6 +506,9 @@ def _batch(schema: Schema, columns: Columns) -> dict[str, Any]:
         "labels": {name: tf.where(inside[name], label, 0.0) for name, label in labels.items()},
         "weights": {name: tf.cast(mask, tf.float32) for name, mask in inside.items()},
     }
+    for task in schema.tasks:
+        if task.row_weight is not None:
+            batch["weights"][task.name] *= columns[f"weight:{task.row_weight}"]
     return batch | {name: columns[f"key:{name}"] for name in ("group", "item", "row_id") if f"key:{name}" in columns}
 
 

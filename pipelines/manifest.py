@@ -44,10 +44,17 @@ class Source:
 
 @dataclass(frozen=True)
 class TaskCounts:
-    """``rows`` inside a task's sample space, and the mean label over them (None when there are none)."""
+    """What a split holds of a task.
+
+    Attributes:
+      rows: inside its sample space.
+      rate: the mean label over them, weighted where the task has row weights; None when there are none.
+      weight: the sum of their row weights, or None where the task has none.
+    """
 
     rows: int
     rate: float | None
+    weight: float | None = None
 
 
 @dataclass(frozen=True)

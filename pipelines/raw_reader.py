@@ -169,6 +169,7 @@ def shapes(schema: Schema) -> list[tuple[str, tuple[type, int]]]:
     return [
         *features.items(),
         *((f"label:{name}", (np.float32, 0)) for name in schema.task_names),
+        *((f"weight:{column}", (np.float32, 0)) for column in schema.row_weights),
         *((f"key:{role}", (np.int64, 0)) for role in [*keys, "row_id"]),
     ]
 

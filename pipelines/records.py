@@ -2,7 +2,8 @@
 
 Encoded rows are pyarrow record batches; their column names are the keys of the messages:
 ``feature:<name>`` int32 (categorical), list<int32> (multivalent), float32 (numeric), fixed-size list<float32> (dense);
-``label:<task>`` float32, NaN outside the task's space; ``key:group``, ``key:item`` and ``key:row_id`` int64.
+``label:<task>`` float32, NaN outside the task's space; ``weight:<column>`` float32; ``key:group``,
+``key:item`` and ``key:row_id`` int64.
 """
 
 from __future__ import annotations

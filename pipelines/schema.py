@@ -18,6 +18,7 @@ The schema travels with the converted data, with every run and with every export
       income: {weight: 0.5, label: {column: income_50k, equals: "50000+."}}    # or in: [a, b]
       loved: {label: {column: rating, at_least: 4}}                           # or at_most, or both
       long_view: {label: {column: play_ms, at_least: {column: duration_ms, times: 0.5}}}
+      worth: {label: {column: is_buy}, row_weight: price}                     # rows count by their price
       buy: {label: {column: is_buy}, space: {task: click}}     # only rows where click is 1; or {column: is_shown}
       completion:
         type: regression
@@ -181,6 +182,8 @@ class Task:
       output: what the model's output becomes as a regression's score: ``linear``, itself, or ``sigmoid``, for labels in
         [0, 1].
       space: rows that the task is about; all of them when None.
+      row_weight: column whose value a row counts with in the task's loss, rates and metrics; each counts 1 when None.
+        A row of weight 0 is outside the task's space.
     """
 
     name: str
@@ -189,11 +192,13 @@ class Task:
     weight: float = 1.0
     output: Literal["linear", "sigmoid"] = "linear"
     space: Space | None = None
+    row_weight: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the log that say what the task's labels are."""
-        return self.label.columns + ((self.space.column,) if self.space and self.space.column else ())
+        """Columns of the log that say what the task's labels are, and what they count."""
+        space = self.space.column if self.space else None
+        return *self.label.columns, *filter(None, (space, self.row_weight))
 
 
 @dataclass(frozen=True)
@@ -220,6 +225,11 @@ class Schema:
     @property
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def row_weights(self) -> tuple[str, ...]:
+        """Columns of row weights, each once."""
+        return tuple(dict.fromkeys(task.row_weight for task in self.tasks if task.row_weight))
 
     @property
     def task_features(self) -> tuple[Feature, ...]:
@@ -294,15 +304,17 @@ def loads(text: str, source: str = "schema") -> Schema:
     Raises:
       UserError: the first mistake, with its key path, the value and what is allowed.
     """
-    fields = yaml_reader.parse(text, source).record(_SCHEMA_REQUIRED, ("group", "item", "task_tables"), "a schema")
+    fields = yaml_reader.parse(text, source).record(_SCHEMA_REQUIRED, _SCHEMA_OPTIONAL, "a schema")
     if not _SCHEMA_NAME.fullmatch(fields["name"].text()):
         fields["name"].fail(f"{fields['name'].value!r} should be letters, digits, '_', '.' and '-', a letter first")
     features = {name: _feature(name, node) for name, node in _named(fields["features"], "feature").items()}
-    tasks = {name: _task(name, node) for name, node in _named(fields["tasks"], "task").items()}
+    weight = _row_weight(fields)
+    tasks = {name: _task(name, node, weight) for name, node in _named(fields["tasks"], "task").items()}
     if all(task.weight == 0 for task in tasks.values()):
         fields["tasks"].fail("every task has weight 0: nothing would be learned")
     _check_spaces(tasks, fields["tasks"])
     users = {column: f"space of task {task.name!r}" for task in tasks.values() for column in task.columns}
+    users |= {task.row_weight: f"row weight of task {task.name!r}" for task in tasks.values() if task.row_weight}
     users |= {column: f"label of task {task.name!r}" for task in tasks.values() for column in task.label.columns}
     for name, feature in features.items():
         if feature.column in users and not feature.allow_label_column:
@@ -340,6 +352,7 @@ def _line(key: str, value: Any) -> str:
 
 
 _SCHEMA_REQUIRED = {"name": "of the data set", "features": "what the model reads", "tasks": "what it predicts"}
+_SCHEMA_OPTIONAL = ("group", "item", "task_tables", "weight")
 _SCHEMA_NAME = re.compile("[A-Za-z][A-Za-z0-9_.-]*")
 # What a SavedModel signature, a Keras layer and a TensorFlow scope all accept.
 _NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
@@ -518,11 +531,35 @@ def _clip(node: Node) -> tuple[float, float]:
     return limits[0], limits[1]
 
 
-def _task(name: str, node: Node) -> Task:
-    optional = ("type", "weight", "output", "space")
-    fields = node.record({"label": "as in label: {column: is_click}"}, optional, "a task")
+def _row_weight(fields: Mapping[str, Node]) -> str | None:
+    """The column of the schema's rows' weights."""
+    if "weight" not in fields:
+        return None
+    node = fields["weight"]
+    if not isinstance(node.value, str):
+        node.fail(
+            f"should be a column that holds the weights of rows; got {yaml_reader.shown(node.value)} (a number belongs "
+            "to a task, and weighs its loss)"
+        )
+    return node.text()
+
+
+_TASK_OPTIONAL = ("type", "weight", "row_weight", "output", "space")
+
+
+def _task(name: str, node: Node, row_weight: str | None) -> Task:
+    """A task; its rows' weights are those of the schema, the column ``row_weight``, where it names none."""
+    fields = node.record({"label": "as in label: {column: is_click}"}, _TASK_OPTIONAL, "a task")
     task_type: Any = fields["type"].choice(("binary", "regression")) if "type" in fields else "binary"
-    weight = fields["weight"].number(0) if "weight" in fields else 1.0
+    weight = 1.0
+    if "weight" in fields and isinstance(fields["weight"].value, str):
+        if "row_weight" in fields:
+            fields["weight"].fail("names a column of row weights, as row_weight does; here a number weighs the loss")
+        row_weight = fields["weight"].text()
+    elif "weight" in fields:
+        weight = fields["weight"].number(0)
+    if "row_weight" in fields:
+        row_weight = fields["row_weight"].text()
     label = _label(fields["label"], task_type)
     output: Any = "linear"
     if "output" in fields:
@@ -540,7 +577,7 @@ def _task(name: str, node: Node) -> Task:
             f"{space.column!r} is the label's own column, which is always 1 in that space; name another, or leave "
             "space out"
         )
-    return Task(name, label, task_type, weight, output, space)
+    return Task(name, label, task_type, weight, output, space, row_weight)
 
 
 def _space(node: Node) -> Space:

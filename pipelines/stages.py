@@ -132,7 +132,8 @@ class Fit:
       segments: how many scratch files hold the unit's rows, each some chunks together.
       rows: good rows by split.
       inside: by task, rows inside its sample space by split.
-      label_sums: by task, sum of their labels by split.
+      weights: by task, the sum of their row weights by split, or their number where the task has none.
+      label_sums: by task, the sum of their labels, times the weights, by split.
       bad: bad rows by (column, reason).
       numerics: by numeric feature.
     """
@@ -140,6 +141,7 @@ class Fit:
     segments: int
     rows: np.ndarray
     inside: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
     label_sums: dict[str, np.ndarray]
     bad: Counter[tuple[str, str]]
     numerics: dict[str, NumericFit]
@@ -152,6 +154,7 @@ def fit(job: Job, unit: Unit) -> Fit:
         segments=0,
         rows=np.zeros(3, np.int64),
         inside={name: np.zeros(3, np.int64) for name in schema.task_names},
+        weights={name: np.zeros(3) for name in schema.task_names},
         label_sums={name: np.zeros(3) for name in schema.task_names},
         bad=Counter(),
         numerics={f.name: NumericFit.empty(f) for f in schema.features if f.kind == "numeric"},
@@ -160,7 +163,7 @@ def fit(job: Job, unit: Unit) -> Fit:
     segment: list[Rows] = []
     for _, rows, bad in job.chunks(unit, job.cleaner.columns):
         result.bad.update(bad)
-        _count_labels(result, rows)
+        _count_labels(result, schema, rows)
         train = rows.split == 0
         if result.numerics and train.any():
             hashes = hashing.seeded64(rows.row_ids[train], job.seed, "sample")
@@ -178,16 +181,19 @@ def fit(job: Job, unit: Unit) -> Fit:
     return result
 
 
-def _count_labels(result: Fit, rows: Rows) -> None:
+def _count_labels(result: Fit, schema: Schema, rows: Rows) -> None:
     result.rows += np.bincount(rows.split, minlength=3)
     for number in range(3):
         of_split = rows.split == number
         if not of_split.any():
             continue
-        for name, labels in rows.labels.items():
-            inside = labels[of_split & ~np.isnan(labels)]
-            result.inside[name][number] += len(inside)
-            result.label_sums[name][number] += inside.sum(dtype=np.float64)
+        for task in schema.tasks:
+            inside = of_split & ~np.isnan(rows.labels[task.name])
+            labels, count = rows.labels[task.name][inside].astype(np.float64), int(np.count_nonzero(inside))
+            weights = None if task.row_weight is None else rows.weights[task.row_weight][inside].astype(np.float64)
+            result.inside[task.name][number] += count
+            result.weights[task.name][number] += count if weights is None else weights.sum()
+            result.label_sums[task.name][number] += (labels if weights is None else labels * weights).sum()
 
 
 def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], segment: list[Rows]) -> None:
@@ -223,6 +229,7 @@ def _columns(schema: Schema, rows: Rows, ids: Callable[[str, pa.Array], pa.Array
             flat = pa.array(rows.vectors[name].reshape(-1))
             columns[key] = pa.FixedSizeListArray.from_arrays(flat, feature.length)
     columns |= {f"label:{name}": pa.array(labels) for name, labels in rows.labels.items()}
+    columns |= {f"weight:{name}": pa.array(weights) for name, weights in rows.weights.items()}
     columns |= {f"key:{role}": pa.array(hashing.key64(values)) for role, values in rows.keys.items()}
     return columns | {"key:row_id": pa.array(rows.row_ids)}
 

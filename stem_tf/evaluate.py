@@ -62,8 +62,13 @@ def main(argv: Sequence[str]) -> None:
     print(table(manifest, results, by_key))
 
     mean, without = metrics.mean_auc(results)
+    weighted = {task.name: {"row_weight": task.row_weight} for task in manifest.schema.tasks if task.row_weight}
     tasks = {
-        task: {**values, "trivial": {column: answer.get(task) for column, answer in by_key.items()}}
+        task: {
+            **values,
+            **weighted.get(task, {}),
+            "trivial": {column: answer.get(task) for column, answer in by_key.items()},
+        }
         for task, values in results.items()
     }
     tree = {
@@ -129,6 +134,11 @@ def table(manifest: Manifest, results: metrics.Results, by_key: Mapping[str, Map
     if by_key:
         columns = [f"per {column}" for column in by_key]
         texts.append(f"{', '.join(columns)}: what the train mean of the label for that value would reach as a score")
+    weighted = {task.name: task.row_weight for task in manifest.schema.tasks if task.row_weight}
+    if weighted:
+        texts.append(
+            f"rows count with weights: {', '.join(f'{task} by {column}' for task, column in weighted.items())}"
+        )
     return "\n\n".join(texts)
 
 

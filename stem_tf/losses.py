@@ -14,8 +14,8 @@ from pipelines.schema import Task
 class TaskLoss(tfrs.tasks.Ranking):
     """Sum of the losses of the rows inside a task's space: binary cross-entropy on logits, or squared error.
 
-    ``sum_i weight_i * loss(y_i, o_i)``; the caller divides by the number of rows over all replicas, which a mean taken
-    here could not know.
+    ``sum_i weight_i * loss(y_i, o_i)``: the row's weight, 1 where the schema has none, 0 outside the space. The caller
+    divides by the sum of the weights over all replicas, which a mean taken here could not know.
 
     Args:
       task: of the schema.

@@ -123,7 +123,11 @@ def mse(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
 
 
 def smoothed_means(
-    keys_train: ArrayLike, labels_train: ArrayLike, keys: ArrayLike, prior_rows: float = 5
+    keys_train: ArrayLike,
+    labels_train: ArrayLike,
+    keys: ArrayLike,
+    prior_rows: float = 5,
+    weights_train: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """The trivial answer: the train mean of the label per key, pulled towards the train mean m.
 
@@ -134,6 +138,7 @@ def smoothed_means(
       labels_train: [M].
       keys: [N], the keys to score.
       prior_rows: how many rows at the train mean are added to every key.
+      weights_train: [M], or None; rows then count with their weights, and those at the train mean with the mean weight.
 
     Returns:
       [N] float64; NaN when there are no train rows.
@@ -146,13 +151,15 @@ def smoothed_means(
         )
     if not len(labels_train):
         return np.full(len(keys), np.nan)
-    mean = labels_train.mean()
+    weights = np.ones(len(labels_train)) if weights_train is None else np.asarray(weights_train, np.float64)
+    mean = np.average(labels_train, weights=weights)
+    prior = prior_rows * weights.mean()
     encoded = pa.array(keys_train).dictionary_encode()
     known, inverse = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
-    sums = np.bincount(inverse, labels_train)
-    rows = np.bincount(inverse)
+    sums = np.bincount(inverse, labels_train * weights)
+    rows = np.bincount(inverse, weights)
     order = np.argsort(known)
-    known, means = known[order], ((sums + prior_rows * mean) / (rows + prior_rows))[order]
+    known, means = known[order], ((sums + prior * mean) / (rows + prior))[order]
     place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     return np.where(known[place] == keys, means[place], mean)
 

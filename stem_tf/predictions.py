@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,21 @@ class Predictions:
     Attributes:
       row_id: int64 [N], the rows' places in the log, ascending.
       labels, scores: float32 [N] by task; a label is NaN outside the task's space.
+      weights: float32 [N] by task that has row weights; 0 outside its space.
       group, item: int64 [N] keys, or None where the schema has none.
     """
 
     row_id: NDArray[np.int64]
     labels: dict[str, NDArray[np.float32]]
     scores: dict[str, NDArray[np.float32]]
+    weights: dict[str, NDArray[np.float32]]
     group: NDArray[np.int64] | None
     item: NDArray[np.int64] | None
+
+    def weights_of(self, task: str) -> NDArray:
+        """What each row counts with in the task's metrics, ``[N]``: 0 outside its space."""
+        weights = self.weights.get(task)
+        return ~np.isnan(self.labels[task]) if weights is None else weights
 
 
 def predict(
@@ -74,7 +82,7 @@ def predict(
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
     callback = Predicting(desc, rows, data.batch_size, signals)
-    kept = _Rows(rows)
+    kept = _Rows(rows, [task.name for task in model.tasks if task.row_weight])
     execute = model.make_predict_function()
 
     def keep(iterator: Any) -> dict[str, Any]:
@@ -93,10 +101,10 @@ def predict(
 
 
 class _Rows:
-    """Arrays for a known number of rows, filled one batch after another."""
+    """Arrays for a known number of rows, filled one batch after another; weights of the tasks ``weighted``."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows, self._filled = rows, 0
+    def __init__(self, rows: int, weighted: Sequence[str]) -> None:
+        self._rows, self._weighted, self._filled = rows, weighted, 0
         self._arrays: Any = None
 
     def add(self, outputs: dict[str, Any]) -> None:
@@ -106,6 +114,7 @@ class _Rows:
         batch["labels"] = {
             task: np.where(weights[task] > 0, label, np.float32("nan")) for task, label in batch["labels"].items()
         }
+        batch["weights"] = {task: weights[task] for task in self._weighted}
         real = batch["row_id"] >= 0  # the last batch is padded
         batch = tf.nest.map_structure(lambda values: values[real][: self._rows - self._filled], batch)
         if self._arrays is None:
@@ -134,12 +143,14 @@ def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:
         if not np.isfinite(scores).all():
             raise JobError(f"the model's scores of task '{task}' are not finite: training has diverged")
     types = {task.name: task.type for task in manifest.schema.tasks}
-    inside = {task: ~np.isnan(labels) for task, labels in predictions.labels.items()}
-    return metrics.evaluate(types, predictions.labels, predictions.scores, inside, predictions.group)
+    weights = {task: predictions.weights_of(task) for task in predictions.labels}
+    return metrics.evaluate(types, predictions.labels, predictions.scores, weights, predictions.group)
 
 
 def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) -> None:
     """Writes row_id, the raw group value, then ``label_<task>`` (null outside its space) and ``score_<task>``.
+
+    Tasks that have row weights get ``weight_<task>`` between the two.
 
     The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
     """
@@ -154,6 +165,8 @@ def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) ->
             columns[f"{group}_key"] = pa.array(predicted.group[rows])
         for task in manifest.schema.task_names:
             columns[f"label_{task}"] = pa.array(predicted.labels[task][rows], from_pandas=True)  # NaN is null
+            if task in predicted.weights:
+                columns[f"weight_{task}"] = pa.array(predicted.weights[task][rows])
             columns[f"score_{task}"] = pa.array(predicted.scores[task][rows])
         return pa.table(columns)
 

@@ -76,24 +76,26 @@ def compare(
     """By task, the AUC of a binary task or the MSE of a regression that ``scores`` would reach."""
     metric_of = {task.name: metrics.auc if task.type == "binary" else metrics.mse for task in tasks}
     return {
-        task: metric_of[task](predicted.labels[task], values, ~np.isnan(predicted.labels[task]))
-        for task, values in scores
+        task: metric_of[task](predicted.labels[task], values, predicted.weights_of(task)) for task, values in scores
     }
 
 
 def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
-    """Reads the train split once; holds 8 bytes a row for each key and 4 for each task."""
+    """Reads the train split once; holds 8 bytes a row for each key, and 4 for each task and its row weights."""
     present = [key for key, column in (("group", manifest.schema.group), ("item", manifest.schema.item)) if column]
     tasks = manifest.schema.task_names
+    weighted = [task.name for task in manifest.schema.tasks if task.row_weight]
     rows, filled = manifest.rows("train"), 0
     columns: dict[str, NDArray] = {name: np.empty(rows, np.int64) for name in present}
-    columns |= {name: np.empty(rows, np.float32) for name in tasks}
+    columns |= {f"label:{task}": np.empty(rows, np.float32) for task in tasks}
+    columns |= {f"weight:{task}": np.empty(rows, np.float32) for task in weighted}
     dataset = inputs.dataset(manifest, "train", training=False, **reading(data) | {"batch_size": _BATCH_ROWS})
 
     def keys_and_labels(batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         # NaN again where a row is outside the task's space, so that keys and labels stay side by side.
-        labels = {task: tf.where(batch["weights"][task] > 0, batch["labels"][task], np.nan) for task in tasks}
-        return {**labels, **{key: batch[key] for key in [*present, "row_id"]}}
+        labels = {f"label:{t}": tf.where(batch["weights"][t] > 0, batch["labels"][t], np.nan) for t in tasks}
+        weights = {f"weight:{task}": batch["weights"][task] for task in weighted}
+        return {**labels, **weights, **{key: batch[key] for key in [*present, "row_id"]}}
 
     with inputs.naming_corrupt_records(manifest, "train", data.input_format):
         for batch in dataset.map(keys_and_labels).as_numpy_iterator():
@@ -106,10 +108,12 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
     arrays: dict[str, NDArray] = {}
     for key in present:
         for task in tasks:
-            inside = ~np.isnan(columns[task])
-            keys, labels = columns[key][inside], columns[task][inside]
+            inside = ~np.isnan(columns[f"label:{task}"])
+            keys, labels = columns[key][inside], columns[f"label:{task}"][inside]
+            weights = columns[f"weight:{task}"][inside] if task in weighted else None
             known = np.sort(pa.array(keys).unique().to_numpy())
             arrays[f"{key}/{task}/keys"] = known
-            arrays[f"{key}/{task}/means"] = smoothed_means(keys, labels, known, PRIOR_ROWS)
-            arrays[f"{key}/{task}/unseen"] = np.asarray(labels.mean(dtype=np.float64) if len(labels) else np.nan)
+            arrays[f"{key}/{task}/means"] = smoothed_means(keys, labels, known, PRIOR_ROWS, weights)
+            mean = np.average(labels.astype(np.float64), weights=weights) if len(labels) else np.nan
+            arrays[f"{key}/{task}/unseen"] = np.asarray(mean)
     return arrays

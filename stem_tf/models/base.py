@@ -111,8 +111,10 @@ class RankingModel(Predictor):
     gradient back to the tables' own optimizer::
 
         rows = table_optimizers.read(distinct ids)
-        loss = sum_t weight_t * sum_i in space_t loss_t(i) / |space_t|          (PLE Eq. 8 and 9; 0 for an empty space)
+        loss = sum_t weight_t * sum_i w_ti loss_t(i) / sum_i w_ti        (PLE Eq. 8 and 9; 0 where all w_ti are 0)
                + the network's own penalty, where it has one
+        w_ti: the weight of row i for task t, 1 where the schema has none; 0 outside the task's space. Sums are over
+              the rows of the batch on all replicas.
         network, rows <- Adam(gradient clipped to a global norm)
 
     What it does not do: it has no ``compile`` with Keras losses or optimizers, and no ``add_loss``.
@@ -293,7 +295,7 @@ class RankingModel(Predictor):
         return total + self.network.penalty(outputs, batch["weights"], spaces, share)
 
     def mean_losses(self, batch: Batch, outputs: Mapping[str, tf.Tensor], spaces: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Losses by task ``[T]``; ``spaces`` are the sizes of the tasks' spaces over all replicas."""
+        """Losses by task ``[T]``; ``spaces`` are the sums of the tasks' weights over all replicas."""
         return tf.stack(
             [
                 tf.math.divide_no_nan(
@@ -371,7 +373,7 @@ class RankingModel(Predictor):
         Args:
           batch: with transformed ``inputs`` in place of features.
           looked_up: by group ``[B * P, W]``, None where there is no table.
-          spaces: sizes of the tasks' spaces over all replicas.
+          spaces: sums of the tasks' weights over all replicas.
           seed: of dropout, ``[2]``.
           share: this replica's of what no row has a part in.
 

@@ -295,6 +295,56 @@ def _spaces(columns: Mapping[str, list], *tasks: Task) -> dict[str, list]:
     return {name: [None if np.isnan(v) else v for v in labels] for name, labels in rows.labels.items()}
 
 
+def _weighted(columns: Mapping[str, list], *tasks: Task, drop: bool = False) -> Rows:
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    chunk = Chunk("log.parquet", np.arange(len(next(iter(arrays.values())))), arrays, 0)
+    return Cleaner(Schema("s", (), tasks), _EVERYTHING_TRAIN, drop).clean(chunk, chunk.rows, 0)[0]
+
+
+def test_row_weights() -> None:
+    click, buy = Task("click", Label("c"), row_weight="w"), Task("buy", Label("b"), space=Space(task="click"))
+    rows = _weighted({"c": [1, 1, 0, 1], "b": [1, 0, None, 1], "w": [2, 0.5, 0, 0]}, click, buy)
+    assert rows.weights == {"w": pytest.approx([2, 0.5, 0, 0])}
+    # A row of weight 0 is outside its task's space, and not outside that of a task which asks for the label alone.
+    np.testing.assert_array_equal(rows.labels["click"], np.array([1, 1, np.nan, np.nan], np.float32))
+    np.testing.assert_array_equal(rows.labels["buy"], np.array([1, 0, np.nan, 1], np.float32))
+    assert _weighted({"c": [b"1", b"0"], "w": [b" 2.5", b"1e1"]}, click).weights["w"].tolist() == [2.5, 10]
+    assert _weighted({"c": [1, 0], "w": [True, False]}, click).weights["w"].tolist() == [1, 0]
+    # What no label counts with is not looked at.
+    outside = Task("t", Label("c", missing="outside"), row_weight="w")
+    assert _weighted({"c": [1, None, None, None], "w": [3, None, -1, np.inf]}, outside).weights["w"].tolist() == [
+        3,
+        0,
+        0,
+        0,
+    ]
+    either = _weighted(
+        {"c": [1, None, None], "b": [None, 0, None], "w": [3.0, 4.0, None]},
+        outside,
+        Task("u", Label("b", missing="outside"), row_weight="w"),
+    )
+    assert either.weights["w"].tolist() == [3, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("weight", "why"),
+    [
+        (None, "weight 'w' is null; a row of task 't' needs a weight of 0 or more .0 leaves it out."),
+        (np.nan, "weight 'w' is nan; a row of task 't' needs a weight of 0 or more"),
+        (-0.5, "weight 'w' is -0.5; a row of task 't' needs a weight of 0 or more"),
+        (np.inf, "weight 'w' is inf, which is not finite in float32"),
+        (1e39, "weight 'w' is 1e.39, which is not finite in float32"),
+        (b"much", "weight 'w' is 'much', which is not a number"),
+    ],
+)
+def test_bad_weights(weight: Any, why: str) -> None:
+    columns: dict[str, list] = {"c": [1, 0], "w": [b"1", weight] if isinstance(weight, bytes) else [1.0, weight]}
+    task = Task("t", Label("c"), row_weight="w")
+    with pytest.raises(UserError, match=f"row 1: {why}"):
+        _weighted(columns, task)
+    assert _weighted(columns, task, drop=True).row_ids.tolist() == [0]
+
+
 CLICK = Task("click", Label("c", missing="outside"))
 
 

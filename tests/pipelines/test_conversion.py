@@ -160,6 +160,30 @@ def test_manifest_counts(tmp_path: Path) -> None:
     assert done.schema == schema.loads(_SCHEMA)
 
 
+def test_row_weights_reach_records_and_rates(tmp_path: Path) -> None:
+    table = _log().append_column("worth", pa.array(np.arange(60) % 4 / 2))
+    weighted = _SCHEMA.replace("click: {label: {column: click}}", "click: {label: {column: click}, weight: worth}")
+    log = _write(tmp_path / "log.parquet", table)
+    done = _convert(log, tmp_path / "out", schema=schema.loads(weighted))
+    train = table.slice(0, 48).to_pandas()
+    counts = done.splits["train"].tasks
+    assert (counts["click"].rows, counts["click"].weight) == ((train["worth"] > 0).sum(), train["worth"].sum())
+    assert counts["click"].rate == pytest.approx(np.average(train["click"], weights=train["worth"]), rel=1e-12)
+    assert counts["done"].weight is None
+    worth = {row["key:row_id"][0]: row["weight:worth"] for row in _rows(done, "train")}
+    assert worth == {i: [i % 4 / 2] for i in range(48)}
+    np.testing.assert_array_equal(
+        _block_column(done, "train", "weight:worth", "<f4"),
+        [w for row in _rows(done, "train") for w in row["weight:worth"]],
+    )
+    # For all tasks, and one with a column of its own.
+    everywhere = schema.loads("weight: worth\n" + weighted.replace("weight: worth", "row_weight: seen, weight: 0.5"))
+    assert [(task.row_weight, task.weight) for task in everywhere.tasks] == [("seen", 0.5), ("worth", 1.0)]
+    assert schema.loads(schema.dumps(everywhere)) == everywhere
+    counts = _convert(log, tmp_path / "all", schema=everywhere).splits["train"].tasks
+    assert counts["click"].weight == train["seen"].sum() and counts["done"].weight is not None
+
+
 def test_raw_rows_join_by_row_id(tmp_path: Path) -> None:
     table = _log()
     done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out")
@@ -586,7 +610,7 @@ def test_labels_are_nan_outside_their_spaces(tmp_path: Path, kind: str) -> None:
             expected = np.array(labels[first:end], np.float32)
             np.testing.assert_array_equal(np.array([row[f"label:{task}"][0] for row in rows], np.float32), expected)
             np.testing.assert_array_equal(_block_column(done, split, f"label:{task}", "<f4")[order], expected)
-    counts = {s: {n: dataclasses.astuple(c) for n, c in split.tasks.items()} for s, split in done.splits.items()}
+    counts = {s: {n: (c.rows, c.rate) for n, c in split.tasks.items()} for s, split in done.splits.items()}
     assert counts == {
         "train": {"pay": (2, 0.375), "click": (4, 0.75), "buy": (3, 2 / 3), "like": (3, 1 / 3)},
         "validation": {"pay": (1, 1.0), "click": (1, 1.0), "buy": (1, 1.0), "like": (0, None)},

@@ -41,7 +41,8 @@ features:
   age: {kind: numeric, side: user, bucketise: {quantiles: 4}}
   image: {kind: dense, side: item, length: 2}
 tasks:
-  click: {label: {column: click}}
+  click: {label: {column: click}, row_weight: worth}
+  liked: {label: {column: done, at_least: 0.5, missing: outside}, row_weight: worth}
   done: {type: regression, label: {column: done, missing: outside}}
 """
 ROWS = 1100
@@ -68,6 +69,7 @@ def log() -> pa.Table:
             "click": pa.array(random.integers(0, 2, ROWS), pa.int8()),
             "done": pa.array(random.random(ROWS), mask=nulls(0.5)),
             "seconds": pa.array(seconds),
+            "worth": pa.array(seconds % 5, pa.float32()),
             "moment": pa.array((seconds * 1e3).astype(np.int64), pa.timestamp("ms", "UTC")),
             "country": pa.array(
                 [["de", "fr", "pl", "at"][i] for i in random.integers(4, size=ROWS)]

@@ -158,8 +158,8 @@ GIVES_AWAY = (
 # fmt: off
 UNREADABLE = [
     # (text of SMALL, what stands there instead, the message behind "s.yaml: ")
-    ("name: small", "name: small\nseed: 1", "unknown key 'seed' of a schema; allowed: name, features, tasks, group, item, task_tables"),
-    ("name: small", "nmae: small", "unknown key 'nmae' of a schema; did you mean 'name'? Allowed: name, features, tasks, group, item, task_tables"),
+    ("name: small", "name: small\nseed: 1", "unknown key 'seed' of a schema; allowed: name, features, tasks, group, item, task_tables, weight"),
+    ("name: small", "nmae: small", "unknown key 'nmae' of a schema; did you mean 'name'? Allowed: name, features, tasks, group, item, task_tables, weight"),
     ("name: small\n", "", "the key 'name' is missing (of the data set)"),
     ("name: small", "name: 3", "name: should be text (put it in quotes); got 3"),
     ("name: small", "name: ''", "name: should not be empty"),
@@ -224,7 +224,7 @@ UNREADABLE = [
     (USER, "user: {kind: multivalent, side: user, dtype: string, max_length: 3, pooling: max}", "features.user.pooling: 'max' (text) is not allowed; allowed: mean, sum"),
     (USER, "user: {kind: dense, side: user}", "features.user: the key 'length' is missing (how many elements the vector has)"),
     (USER, "user: {kind: dense, side: user, length: -4}", "features.user.length: should be a whole number of at least 1; got -4"),
-    (CLICK, "click: {lable: {column: is_click}}", "tasks.click: unknown key 'lable' of a task; did you mean 'label'? Allowed: label, type, weight, output, space"),
+    (CLICK, "click: {lable: {column: is_click}}", "tasks.click: unknown key 'lable' of a task; did you mean 'label'? Allowed: label, type, weight, row_weight, output, space"),
     (CLICK, "click: {}", "tasks.click: the key 'label' is missing (as in label: {column: is_click})"),
     (CLICK, "click: {label: is_click}", "tasks.click.label: should be a mapping with the keys column, equals, in, at_least, at_most, divide_by, clip, missing; got 'is_click' (text)"),
     (CLICK, "click: {label: {equals: 1}}", "tasks.click.label: the key 'column' is missing (of the log)"),
@@ -255,6 +255,10 @@ UNREADABLE = [
     (CLICK, "click: {label: {column: c, at_most: {column: d, times: 0}}}", "tasks.click.label.at_most.times: 0 should be above 0"),
     (CLICK, "click: {label: {column: c, at_most: {column: c}}}", "tasks.click.label.at_most.column: 'c' would be compared with itself; name another column"),
     (CLICK, "click: {label: {column: c, at_least: {column: user}}}", "features.user: column 'user' is used by the label of task 'click', so the feature may give the label away; drop it, or set allow_label_column: true if it is known before the label"),
+    ("name: small", "name: small\nweight: 2", "weight: should be a column that holds the weights of rows; got 2 (a number belongs to a task, and weighs its loss)"),
+    (CLICK, CLICK[:-1] + ", weight: w, row_weight: v}", "tasks.click.weight: names a column of row weights, as row_weight does; here a number weighs the loss"),
+    (CLICK, CLICK[:-1] + ", row_weight: 2}", "tasks.click.row_weight: should be text (put it in quotes); got 2"),
+    (CLICK, CLICK[:-1] + ", weight: user}", "features.user: column 'user' is used by the row weight of task 'click', so the feature may give the label away; drop it, or set allow_label_column: true if it is known before the label"),
     (WATCHED, "{column: play, at_least: 3}", "tasks.watched.label.at_least: does not apply to a regression task, only to a binary one (type: binary)"),
     (WATCHED, "{column: play, equals: 3}", "tasks.watched.label.equals: does not apply to a regression task, only to a binary one (type: binary)"),
     (WATCHED, "{column: play, divide_by: play}", "tasks.watched.label.divide_by: 'play' divided by itself is always 1"),
@@ -310,7 +314,7 @@ def test_the_wrong_encoding_an_empty_file_and_binary_rubbish(tmp_path: Path) -> 
         (b"name: \x00", "is not YAML: unacceptable character #x0000: special characters are not allowed"),
         (
             b"- a",
-            "should be a mapping with the keys name, features, tasks, group, item, task_tables; got ['a'] (a list)",
+            "should be a mapping with the keys name, features, tasks, group, item, task_tables, weight; got ['a'] (a list)",
         ),
         (b"{name: a, features: {}, tasks: {}}", "features: is empty; at least one feature is needed"),
         (
@@ -428,6 +432,8 @@ MISFITS = [
     ("column: is_click", "column: is_click, at_least: 1, at_most: 3", {"is_click": STRING}, "tasks.click.label: column 'is_click' of log.parquet holds string; at_least and at_most need numbers. Say which values mean 1, as in in: [\"yes\", \"maybe\"]"),
     ("column: is_click", "column: play, at_least: {column: total}", {"total": LIST}, "tasks.click.label: column 'total' of log.parquet holds list<item: int64>; at_least need numbers"),
     ("column: is_click", "column: play, at_least: {column: totl}", {}, "tasks.click.label.at_least.column: 'totl' is not in log.parquet; did you mean 'total'? Columns: user, vid, is_click, play, total"),
+    (CLICK, CLICK[:-1] + ", weight: worth}", {"worth": STRING}, "tasks.click.row_weight: column 'worth' of log.parquet holds string; a weight is a number of 0 or more. Cast it when the log is written (pyarrow: table['worth'].cast('float32'))"),
+    (CLICK, CLICK[:-1] + ", weight: wort}", {"worth": INT}, "tasks.click.row_weight: 'wort' is not in log.parquet; did you mean 'worth'? Columns: user, vid, is_click, play, total, worth"),
     (CLICK, MASKED, {"shown": STRING}, "tasks.click.space: column 'shown' of log.parquet holds string; a space is a column of bools, or of 0 and 1. Cast it when the log is written (pyarrow: table['shown'].cast('bool'))"),
     (CLICK, MASKED, {"show": pa.bool_()}, "tasks.click.space.column: 'shown' is not in log.parquet; did you mean 'show'? Columns: user, vid, is_click, play, total, show"),
     ("name: small", "name: small\ngroup: session", {"session": pa.float32()}, "group: column 'session' of log.parquet holds float; a key is int64 or string. Cast it when the log is written (pyarrow: table['session'].cast('int64'))"),

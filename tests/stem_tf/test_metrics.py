@@ -162,6 +162,13 @@ def test_smoothed_means_by_hand() -> None:
     np.testing.assert_allclose(got, [2.5 / 7, 0.5, 4.5 / 7, 0.5], rtol=1e-15)
     np.testing.assert_allclose(metrics.smoothed_means([7, 9], [1, 0], [7], prior_rows=0), [1])
     assert np.isnan(metrics.smoothed_means([], [], [1, 2])).all()
+    # A row of weight 2 is two rows; the scale of weights does not matter.
+    once = metrics.smoothed_means([7, 7, 7, 9, 9], [1, 1, 0, 0, 1], [7, 9, 8], prior_rows=0)
+    for scale in (1, 10):
+        weighted = metrics.smoothed_means([7, 7, 9, 9], [1, 0, 0, 1], [7, 9, 8], 0, scale * np.array([2, 1, 1, 1]))
+        np.testing.assert_allclose(weighted, once, rtol=1e-15)
+    got = metrics.smoothed_means([7, 9], [1, 0], [7], 4, [3, 1])  # the mean is 3/4, the mean weight 2
+    np.testing.assert_allclose(got, [(3 + 8 * 0.75) / (3 + 8)], rtol=1e-15)
 
 
 def test_evaluate_and_mean_auc() -> None:
@@ -181,6 +188,22 @@ def test_evaluate_and_mean_auc() -> None:
     mean, others = metrics.mean_auc({"completion": results["completion"]})
     assert np.isnan(mean)
     assert others == ("completion",)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_weighted_metrics_equal_scikit_learn(kind: type) -> None:
+    labels, scores, rng = random_rows(4, levels=20)  # with ties
+    weights = rng.choice(np.array([0, 0.5, 1, 7.25], kind), len(labels))
+    types: dict[str, str] = {"y": "binary", "z": "regression"}
+    by_task = [dict.fromkeys(types, values) for values in (labels, scores, weights)]
+    results = metrics.evaluate(types, by_task[0], by_task[1], by_task[2])
+    wide = {"sample_weight": weights.astype(np.float64)}
+    assert results["y"]["auc"] == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores, **wide), abs=1e-12)
+    logloss = sklearn.metrics.log_loss(labels, scores.astype(np.float64), **wide)
+    assert results["y"]["logloss"] == pytest.approx(logloss, abs=1e-9)
+    assert results["z"]["mse"] == pytest.approx(sklearn.metrics.mean_squared_error(labels, scores, **wide), abs=1e-9)
+    assert results["y"]["rate"] == pytest.approx(np.average(labels, weights=wide["sample_weight"]), abs=1e-9)
+    assert results["y"]["rows"] == np.count_nonzero(weights)
 
 
 @pytest.mark.parametrize(

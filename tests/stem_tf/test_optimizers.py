@@ -51,7 +51,7 @@ def model(
 
 
 def batches(count: int, size: int) -> dict[str, Any]:
-    """Rows outside a task's space in uneven numbers, so that replicas hold different parts of a space."""
+    """Rows outside a task's space in uneven numbers, and row weights: replicas hold different parts of their sum."""
     rng = np.random.default_rng(0)
     rows = count * size
     inside = (rng.random(rows) < np.linspace(0.1, 0.9, rows)).astype(np.float32)
@@ -64,7 +64,7 @@ def batches(count: int, size: int) -> dict[str, Any]:
             "click": rng.integers(0, 2, rows).astype(np.float32),
             "time": rng.random(rows).astype(np.float32) * inside,
         },
-        "weights": {"click": np.ones(rows, np.float32), "time": inside},
+        "weights": {"click": rng.choice(np.array([0, 0.5, 3], np.float32), rows), "time": inside},
     }
 
 
@@ -94,6 +94,19 @@ def test_two_replicas_train_as_one(tables: str, steps_per_execution: int) -> Non
     np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-5)
     for one, two in zip(weights, mirrored_weights, strict=True):
         np.testing.assert_allclose(two, one, atol=2e-5)
+
+
+def test_the_scale_of_row_weights_does_not_matter_and_0_is_no_loss() -> None:
+    def losses(weights: np.ndarray) -> list[float]:
+        made, batch = model("dense"), batches(1, 16)
+        batch["weights"]["click"] = weights.astype(np.float32)
+        logs = made.train_step(tf.nest.map_structure(tf.constant, batch))
+        assert int(made.first_bad_step) == -1
+        return [float(logs[f"loss/{task.name}"]) for task in TASKS]
+
+    counts = np.array([0, 1, 2, 3] * 4)
+    assert losses(counts * 7.0) == pytest.approx(losses(counts), rel=1e-5)
+    assert losses(counts * 0)[0] == 0
 
 
 @pytest.mark.parametrize("tables", ["dense", "deferred", "lazy"])
@@ -143,7 +156,7 @@ def test_each_loss_is_the_mean_over_its_own_space() -> None:
     outputs = made(batch["features"])
     logs = made.train_step(batch)
     y, p = batch["labels"]["click"].numpy(), tf.sigmoid(outputs["click"]).numpy()
-    click = -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
+    click = -np.average(y * np.log(p) + (1 - y) * np.log(1 - p), weights=batch["weights"]["click"].numpy())
     inside = batch["weights"]["time"].numpy() == 1.0
     time = np.mean((batch["labels"]["time"].numpy() - outputs["time"].numpy())[inside] ** 2)
     assert 0 < inside.sum() < 16
