@@ -165,17 +165,18 @@ def _add_task(result: Draft, columns: Mapping[str, Column], task: str, fields: d
 
 def _no_label(result: Draft, columns: Mapping[str, Column]) -> str:
     """What to say where nothing is to be predicted."""
-    two = [column for column in columns.values() if column.kind in ("int", "text") and column.distinct == 2]
-    two = [column for column in reversed(two) if column.name not in result.left_out][:_SHOWN_CANDIDATES]
-    ways = [column.name if guess.is_binary(column) and column.kind == "int" else _asking(column) for column in two]
-    constant = [
+    two = [name for name in result.features if columns[name].kind != "list" and columns[name].distinct == 2]
+    some = [columns[name] for name in reversed(two)][:_SHOWN_CANDIDATES]
+    ways = [column.name if guess.is_binary(column) and column.kind == "int" else _asking(column) for column in some]
+    left = [
         name for name, why in result.left_out.items() if why.startswith("constant") and guess.is_outcome(columns[name])
     ]
     return (
         "no column looks like a label (0 and 1 under a name like click or is_*, or marks under one like rating); name "
         "it: --label=COLUMN, --label='COLUMN=VALUE' or --label='COLUMN>=NUMBER'"
         + (f". With two values: {', '.join(ways)}" if ways else "")
-        + (f". Constant: {', '.join(constant)}" if constant else "")
+        + (f". Numbers: {', '.join(result.tasks)}" if result.tasks else "")
+        + (f". Constant: {', '.join(left)}" if left else "")
     )
 
 

@@ -16,12 +16,12 @@ from pipelines import casts, yaml_reader
 # Words of names, in the singular where both are there. Users and items can be keys, the first of a list before others.
 _USERS = (
     "user usr uid member customer buyer viewer reader visitor listener client account subscriber player shopper "
-    "consumer guest passenger student patient person"
+    "consumer guest passenger student patient person reviewer"
 ).split()
-_STAND_INS = "session cookie device household".split()  # for a user
+_STAND_INS = "session cookie device household search srch".split()  # for a user
 _ITEMS = (
     "item iid video vid movie film photo product goods sku asin isbn article news post ad adgroup creative song track "
-    "album book game recipe hotel listing course restaurant business content story"
+    "album book game recipe hotel listing property prop course restaurant business content story"
 ).split()
 _USER_TRAITS = "age gender sex occupation profession education marital".split()
 _ITEM_TRAITS = (
@@ -52,11 +52,11 @@ _OUTCOMES = set(
     "purchase purchased cart conversion convert converted order ordered pay paid install installed download finish "
     "finished watch watched play played view viewed listen listened stay dwell favourite favorite collect subscribe "
     "skip rating ratings rated star stars grade enter label target outcome reply retweet save saved signup complete "
-    "completed completion revenue gmv response responded engaged".split()
+    "completed completion booking booked apply applied reserved revenue gmv response responded engaged".split()
 )
 _LAST_OUTCOMES = set("income salary class churn churned default survived y".split())  # where nothing else is one
 _EVENTS = set("event action behavior behaviour interaction feedback outcome label target response reaction".split())
-_RATINGS = {"rating", "ratings", "rated", "star", "stars", "grade", "score"}
+_RATINGS = {"rating", "ratings", "rated", "star", "stars", "grade", "score", "overall"}
 _TIMES = "time timestamp ts date datetime day dt created updated at unixtime".split()
 _WEIGHT = re.compile(r"^(instance|sample|row|case|importance)_?weights?$", re.IGNORECASE)
 _INDEX = re.compile(r"Unnamed: ?\d+|__index_level_\d+__")
@@ -314,7 +314,8 @@ def is_outcome(column: Column) -> bool:
         return True
     if _says_id(column):
         return False
-    named = bool(set(column.words) & _OUTCOMES) or is_rating(column)
+    words = _OUTCOMES | _EVENTS if column.kind == "text" else _OUTCOMES
+    named = bool(set(column.words) & words) or is_rating(column)
     if named and (column.kind != "text" or column.distinct == 2):
         return True
     return is_binary(column) and column.words[:1] in (["is"], ["has"], ["did"])

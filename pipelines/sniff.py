@@ -12,8 +12,10 @@ from pipelines.errors import UserError
 from pipelines.source import CsvOptions
 
 _BYTES = 1 << 16
-_DELIMITERS = (",", "\t", ";", "|")
+_DELIMITERS = (",", "\t", ";", "|", " ")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_NAME = re.compile(r"[^\W\d_]")
+_NO_NAMES = {"na", "n/a", "nan", "null", "none", "inf", "-inf"}  # but values that are missing
 _SHOWN = 4
 
 
@@ -74,9 +76,10 @@ def _rows(lines: list[str], delimiter: str) -> list[list[str]]:
 
 
 def _parts(lines: list[str], delimiter: str) -> bool:
-    """Whether a delimiter parts nearly all lines into as many values as the first, two or more."""
+    """Whether a delimiter parts nearly all lines into as many values as the first, two or more; spaces all of them."""
     sizes = [len(row) for row in _rows(lines, delimiter)]
-    return sizes[0] > 1 and sizes.count(sizes[0]) >= 0.9 * len(sizes)
+    share = sizes.count(sizes[0]) / len(sizes)
+    return share == 1 and sizes[0] > 2 if delimiter == " " else share >= 0.9 and sizes[0] > 1
 
 
 def _advice(path: str, rows: list[list[str]], options: CsvOptions) -> str | None:
@@ -96,12 +99,14 @@ def _advice(path: str, rows: list[list[str]], options: CsvOptions) -> str | None
 
 
 def _is_data(first: list[str], others: list[list[str]]) -> bool:
-    """Whether at least half of the first line are numbers above numbers, or texts that come again below."""
+    """Whether the first line holds numbers above numbers, or texts that come again below, and no name above numbers."""
     if first == [str(i) for i in range(len(first))] or not others:
         return False  # as pandas names columns that have no names
     like = 0
     for i, value in enumerate(first):
         below = [row[i].strip() for row in others]
-        numbers = sum(bool(_NUMBER.fullmatch(other)) for other in below)
-        like += (bool(_NUMBER.fullmatch(value)) and numbers >= len(below) / 2) or (value != "" and value in below)
-    return like >= len(first) / 2
+        numbers = sum(bool(_NUMBER.fullmatch(other)) for other in below) >= len(below) / 2
+        if numbers and _NAME.search(value) and value.lower() not in _NO_NAMES and value not in below:
+            return False
+        like += (bool(_NUMBER.fullmatch(value)) and numbers) or (value != "" and value in below)
+    return like >= len(first) / 4
