@@ -379,7 +379,7 @@ def _counts(column: Column) -> dict[Any, int]:
 def _positive(column: Column) -> Any:
     """Which of two values means 1: the larger number, a yes, or the rarer text."""
     counts = _counts(column)
-    if column.kind == "int":
+    if column.kind != "text":
         return max(counts)
     return min(counts, key=lambda text: (text.lower() not in _POSITIVE, counts[text], text))
 

@@ -323,7 +323,8 @@ def is_outcome(column: Column) -> bool:
 
 def is_last_outcome(column: Column) -> bool:
     """Two values under a name that is that of an outcome where nothing else in the log is one: income, class."""
-    return column.kind in ("int", "float", "text") and column.distinct == 2 and bool({*column.words} & _LAST_OUTCOMES)
+    two = column.kind in ("int", "text") and column.distinct == 2
+    return (two or is_binary(column)) and bool(set(column.words) & _LAST_OUTCOMES)
 
 
 def is_event(column: Column) -> bool:
