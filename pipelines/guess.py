@@ -216,7 +216,7 @@ def no_use(column: Column) -> str | None:
     if column.distinct == 1 and not column.values.null_count:
         return f"constant ({shown(present[0].as_py())})"
     if _WEIGHT.match(column.name) and column.kind in ("int", "float"):
-        return "the weight of a row, by its name: no feature"
+        return f"the weight of a row, by its name: no feature; for rows to count so: weight: {column.name}"
     return _no_text(column) if column.kind == "text" else _no_number(column)
 
 

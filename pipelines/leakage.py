@@ -57,25 +57,23 @@ def alone_auc(codings: Sequence[np.ndarray], labels: np.ndarray, seed: int = 0) 
     """
     inside = np.isfinite(labels)
     positive = labels[inside] > 0.5
-    first = np.random.default_rng(seed).random(len(positive)) < 0.5
-    counts = [np.count_nonzero(positive[half] == label) for half in (first, ~first) for label in (False, True)]
-    if min(counts) < _MIN_EACH:
+    half = np.random.default_rng(seed).random(len(positive)) < 0.5
+    cells = 2 * half + positive
+    if np.bincount(cells, minlength=4).min() < _MIN_EACH:
         return -1.0
-    kept = [codes[inside] for codes in codings]
-    return max((_score(codes, positive, first) + _score(codes, positive, ~first)) / 2 for codes in kept)
+    scores = []
+    for codes in codings:
+        counts = np.bincount(4 * codes[inside] + cells)
+        first, second = np.pad(counts, (0, -len(counts) % 4)).reshape(-1, 2, 2).swapaxes(0, 1)
+        scores.append((_score(first, second) + _score(second, first)) / 2)
+    return max(scores)
 
 
-def _score(codes: np.ndarray, positive: np.ndarray, fit: np.ndarray) -> float:
-    """AUC on the rows outside ``fit`` of the smoothed mean label per category inside it."""
-    size = int(codes.max()) + 1
-
-    def count(rows: np.ndarray) -> np.ndarray:
-        return np.bincount(codes[rows], minlength=size)
-
-    means = (count(fit & positive) + _PRIOR_ROWS * positive[fit].mean()) / (count(fit) + _PRIOR_ROWS)
+def _score(fit: np.ndarray, other: np.ndarray) -> float:
+    """AUC on the other half of the smoothed mean label per category; both are counts, [categories, label 0 or 1]."""
+    means = (fit[:, 1] + _PRIOR_ROWS * fit[:, 1].sum() / fit.sum()) / (fit.sum(1) + _PRIOR_ROWS)
     # Rows of one mean are tied: one step of the ROC curve, whose area is a sum over steps.
     step = np.unique(means, return_inverse=True)[1]
-    hits = np.bincount(step, count(~fit & positive))
-    misses = np.bincount(step, count(~fit & ~positive))
+    misses, hits = np.bincount(step, other[:, 0]), np.bincount(step, other[:, 1])
     below = np.cumsum(misses) - misses
     return float((hits * (below + misses / 2)).sum() / (hits.sum() * misses.sum()))

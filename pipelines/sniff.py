@@ -70,7 +70,7 @@ def _lines(path: str) -> list[str]:
 
 def _rows(lines: list[str], delimiter: str) -> list[list[str]]:
     try:
-        return list(csv.reader(lines, delimiter=delimiter))
+        return list(csv.reader(lines, delimiter=delimiter, skipinitialspace=True))
     except csv.Error:
         return [line.split(delimiter) for line in lines]
 

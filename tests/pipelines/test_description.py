@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import conversion, description, schema
+from pipelines import conversion, description, schema, sniff
 from pipelines.errors import UserError
 from pipelines.manifest import SPLITS, Manifest
 from pipelines.schema import Schema
@@ -136,8 +136,9 @@ def test_census_and_the_way_uci_writes_it(tmp_path: Path) -> None:
     assert "instance_weight" not in [feature.column for feature in drafted.features]
     found = description.describe([str(path)], CsvOptions(), (), 200_000)
     assert schema.loads(found.text).task_names == ("income_50k",)
-    # Without a header, as UCI has it, though with plain commas.
-    pyarrow.csv.write_csv(table, tmp_path / "census.data", pyarrow.csv.WriteOptions(include_header=False))
+    # As UCI has it: without a header, and with a space behind each comma.
+    rows = table.to_pandas().itertuples(index=False)
+    (tmp_path / "census.data").write_text("".join(", ".join(map(str, row)) + "\n" for row in rows))
     with pytest.raises(
         UserError, match=r"the first line looks like data, .* name its 42 columns, as in --csv_columns="
     ):
@@ -436,6 +437,29 @@ def test_headerless_logs_and_names_given_twice(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "named.csv", index=False)
     with pytest.raises(UserError, match="the first line holds the names of --csv_columns: leave the flag out"):
         description.describe([str(tmp_path / "named.csv")], CsvOptions(columns=tuple(frame.columns)), (), 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "delimiter", "is_data"),
+    [
+        ("user;item;click\n1;2,5;0\n", ";", False),
+        ("user item click\n1 2 0\n3 4 1\n", " ", False),
+        ("a|b\n1|2\n", "|", False),
+        ("101,121,click\n3,4,0\n5,6,1\n", None, False),  # numbers as names, and a name that is none
+        ("0,1,2\n5,6,7\n", None, False),  # as pandas names columns without names
+        (",user,click\n0,5,1\n1,6,0\n", None, False),
+        ("5,x,1\n6,y,0\n5,x,0\n", None, True),
+        ("39, State-gov, 77516\n50, Self-emp, 83311\n", None, True),
+        ("anna,film,yes\nanna,film,no\nben,film,yes\n", None, True),
+        ("196\t242\t3\n186\t302\t3\n", "\t", True),
+        ('"only one column\n"', None, False),
+        ("", None, False),
+    ],
+)
+def test_the_first_lines_of_csv(tmp_path: Path, text: str, delimiter: str | None, is_data: bool) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    seen = sniff.look(str(tmp_path / "log.csv"), CsvOptions())
+    assert (seen.csv.delimiter, seen.advice is not None) == (delimiter, is_data)
 
 
 def test_logs_of_no_rows(tmp_path: Path) -> None:
