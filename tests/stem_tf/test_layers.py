@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from pipelines.manifest import Constants
 from pipelines.schema import Feature
+from stem_tf.layers import embedding
 from stem_tf.layers.embedding import SHARED, Embeddings, deduplicate, deduplicate_static
 from stem_tf.layers.gate import Gate, mixture
 from stem_tf.layers.inputs import InputTransform
@@ -87,6 +88,36 @@ def test_deduplicate_in_static_shapes(size: int, compiled: bool) -> None:
     expected = np.unique(given)
     np.testing.assert_array_equal(ids, np.append(expected, np.full(size - len(expected), size)))
     np.testing.assert_array_equal(ids[place], given)
+
+
+@pytest.mark.parametrize("bits", [11, 8])
+@pytest.mark.parametrize("side", [4, 4096, 16384])
+def test_places_are_exact_where_products_round_their_factors(
+    monkeypatch: pytest.MonkeyPatch, bits: int, side: int
+) -> None:
+    """As a GPU does with TF32, or bfloat16. ``side`` rows of as many positions: 2^24 and 2^28 of them in the larger."""
+
+    def rounded(x: tf.Tensor) -> np.ndarray:
+        fraction, exponent = np.frexp(np.asarray(x, np.float64))
+        return np.ldexp(np.round(np.ldexp(fraction, bits)), exponent - bits)
+
+    def product(digits: tf.Tensor, triangle: None) -> tf.Tensor:
+        sums = np.cumsum(rounded(digits), axis=-1)  # what a product with the triangle is
+        assert sums.max() < 1 << 24
+        return tf.constant(sums, tf.float32)
+
+    monkeypatch.setattr(tf, "matmul", product)
+    totals = np.random.default_rng(side).integers(0, side + 1, side).astype(np.int32)
+    totals[:2] = side, side - 1
+    expected = np.cumsum(totals) - totals
+    np.testing.assert_array_equal(embedding._sums_before(tf.constant(totals), None), expected)
+    if bits < np.log2(side):  # what the product of the totals themselves would be
+        assert (np.cumsum(rounded(tf.constant(totals))) - totals != expected).mean() > 0.9
+
+
+def test_no_batch_outgrows_exact_places() -> None:
+    with pytest.raises(ValueError, match="at most 268,435,456 rows a step, but looks up 300,000,000"):
+        tf.function(lambda: embedding._prefix_sum(tf.zeros([300_000_000], tf.int32)))()
 
 
 def test_numeric_transforms_in_order_and_missing_values() -> None:
