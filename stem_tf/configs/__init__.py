@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import difflib
+import math
 import os
+import re
 import runpy
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ OVERRIDE = "config_key"
 """The flag that holds overrides; see :func:`override_flags`."""
 
 _HERE = Path(__file__).parent
+_LARGEST = math.ldexp(2.0 - 2.0**-23, 127)  # of float32, in which every number is used
 
 
 def shipped() -> list[str]:
@@ -53,12 +58,16 @@ def override_flags(argv: Sequence[str]) -> list[str]:
     return result
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+def load(
+    name: str, overrides: Sequence[str] = (), leave_out: Callable[[str], None] | None = None
+) -> ml_collections.ConfigDict:
     """The config of an experiment, complete and checked, read-only.
 
     Args:
       name: a shipped experiment, or the path of a Python file with ``get_config()``.
       overrides: ``key=value`` each, later ones win.
+      leave_out: overrides that would do nothing for the chosen model are left out and told to it, a sentence each;
+        refused when not given.
 
     Raises:
       UserError: no such experiment, a file that fails, an unknown key, a value of the wrong type or out of its range.
@@ -72,13 +81,13 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     except UserError:
         raise
     except Exception as error:  # whatever the user's own file raises
-        raise UserError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: {_of_file(error, path)}") from error
     if not isinstance(config, Mapping | ml_collections.ConfigDict):
         raise UserError(f"{path}: get_config() should return a ConfigDict, but returned {type(config).__name__}")
     values = _flat(config)
     unknown = [key for key in values if key not in KEYS]
     if unknown:
-        raise UserError(f"{path}: the config has no key '{unknown[0]}'{did_you_mean(unknown[0], KEYS)}")
+        raise UserError(f"{path}: the config has no key '{unknown[0]}'{_suggestion(unknown[0])}")
     given = {}
     for override in overrides:
         key, _, text = override.partition("=")
@@ -91,7 +100,21 @@ def load(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
         units = values.get("model.expert_units", ())
         if any(isinstance(u, tuple | list) for u in units) and not _applies("model.layers", given["model.name"]):
             values["model.expert_units"] = tuple(width for level in units for width in level)  # levels become layers
+    if leave_out is not None:
+        given = _that_act(values, given, leave_out)
     return checked(values | given)
+
+
+def _that_act(values: Mapping[str, Any], given: Mapping[str, Any], leave_out: Callable[[str], None]) -> dict[str, Any]:
+    """Those of ``given`` that do something, together with ``values`` and each other."""
+    kept = dict(given)
+    while True:
+        typed = _all_typed({**values, **kept})
+        idle = next(((path, why[0]) for path in kept if (why := _idle(path, typed))), None)
+        if idle is None:
+            return kept
+        leave_out(f"--config.{idle[0]} is left out: it {idle[1]}")
+        del kept[idle[0]]  # which may leave others without use
 
 
 def checked(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -100,12 +123,16 @@ def checked(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     Raises:
       UserError: a value of the wrong type or out of its range.
     """
-    typed = {path: _typed(path, key, values.get(path, key.default)) for path, key in KEYS.items()}
+    typed = _all_typed(values)
     typed["data.dir"] = os.path.expanduser(typed["data.dir"])
     for path, value in typed.items():
         _check_range(path, KEYS[path], value)
     _check_together(typed)
     return ml_collections.FrozenConfigDict(base.from_flat(typed))
+
+
+def _all_typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: _typed(path, key, values.get(path, key.default)) for path, key in KEYS.items()}
 
 
 def flat(config: Any) -> dict[str, Any]:
@@ -216,12 +243,34 @@ def plain(value: Any) -> Any:
 
 
 def _suggestion(key: str) -> str:
-    """The closest key: by its whole path, else by its last part (``dim`` for ``model.dim``)."""
+    """The closest key: by its last part (``dim`` for ``model.dim``), by its whole path, else by a similar last part."""
     last = key.rpartition(".")[2]
-    same = [path for path in KEYS if path.rpartition(".")[2] == last]
-    if same:
-        return f"; did you mean '{same[0]}'?"
-    return did_you_mean(key, KEYS) or "; stem-train --help lists them"
+    by_last: dict[str, str] = {}
+    for path in KEYS:
+        group, _, name = path.rpartition(".")
+        by_last.setdefault(name, path)
+        by_last.setdefault(group, group)
+    if last in by_last:
+        return f"; did you mean '{by_last[last]}'?"
+    similar = difflib.get_close_matches(last, by_last, n=1)
+    return did_you_mean(key, KEYS) or (
+        f"; did you mean '{by_last[similar[0]]}'?" if similar else "; stem-train --help lists them"
+    )
+
+
+def _of_file(error: Exception, path: Path) -> str:
+    """What a config file raised, in a sentence; a key that the config has not is named with the line that names it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+    where = f"line {line}: " if line else ""
+    text = " ".join(str(error).split())
+    if "ml_collections" in Path(frames[-1].filename).parts and isinstance(error, AttributeError | KeyError):
+        # Of a key that is written, and of one that is read: the name alone, in as many quotes as it came through.
+        named = re.search(r"""Key "(\w+)" does not exist|^\W*(\w+)\W*(?:nDid you mean .*)?$""", text)
+        if named:
+            key = named[1] or named[2]
+            return f"{where}the config has no key '{key}'{_suggestion(key)}"
+    return f"{where}{type(error).__name__}: {text}"
 
 
 def _parse(path: str, text: str) -> Any:
@@ -282,7 +331,7 @@ def _typed(path: str, key: Key, value: Any) -> Any:
         if key.by and isinstance(key.default, str) and value:
             raise TypeError
         return _typed_level(key, value)
-    except TypeError:
+    except (TypeError, OverflowError):
         raise UserError(f"config.{path} should be {_kind(key)}, but is {value!r}") from None
 
 
@@ -324,6 +373,9 @@ def _check_range(path: str, key: Key, value: Any) -> None:
         ):
             if bound is not None and not fits(bound, number):  # NaN fits no bound
                 raise UserError(f"config.{path} should be {words} {bound:g}, but is {number}")
+        if abs(number) > (_LARGEST if isinstance(number, float) else 2**31 - 1):
+            kind = "a finite number (float32)" if isinstance(number, float) else "a number of 32 bits"
+            raise UserError(f"config.{path} should be {kind}, but is {number}")
 
 
 def _numbers(value: Any) -> list[Any]:
@@ -333,16 +385,24 @@ def _numbers(value: Any) -> list[Any]:
     return [n for v in value for n in _numbers(v)] if isinstance(value, tuple) else [value]
 
 
+def _idle(path: str, values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why a key that is not at its default does nothing beside the other ``values``, and the way out; else None."""
+    key = KEYS[path]
+    if values[path] == key.default:
+        return None
+    if key.only_if is not None and values[key.only_if[0]] not in key.only_if[1]:
+        other, allowed = key.only_if
+        return f"would do nothing with config.{other}={values[other]}", f"set that to {' or '.join(map(str, allowed))}"
+    if path == "model.released_stacking" and _depth(values["model.name"], values["model.layers"]) == 1:
+        return "would do nothing with one layer", "set config.model.layers"
+    return None
+
+
 def _check_together(values: Mapping[str, Any]) -> None:
     for path, key in KEYS.items():
-        if key.only_if is not None and values[path] != key.default:
-            other, allowed = key.only_if
-            if values[other] not in allowed:
-                default = "nothing" if key.default == "" else key.default
-                raise UserError(
-                    f"config.{path}={values[path]} would do nothing with config.{other}={values[other]}; "
-                    f"set that to {' or '.join(map(str, allowed))}, or leave this at {default}"
-                )
+        if why := _idle(path, values):
+            default = "nothing" if key.default == "" else key.default
+            raise UserError(f"config.{path}={values[path]} {why[0]}; {why[1]}, or leave this at {default}")
     if values["optimizer.schedule"] != "constant" and values["optimizer.decay_steps"] == 0:
         raise UserError(f"config.optimizer.decay_steps should be given for the schedule {values['optimizer.schedule']}")
     _check_levels(values)
@@ -368,7 +428,5 @@ def _check_levels(values: Mapping[str, Any]) -> None:
                 raise UserError(f"config.{path}={given} names {len(given)} levels, but {name} has {levels}")
     if not sum(_numbers((values["model.task_experts"], values["model.shared_experts"]))):
         raise UserError("config.model.task_experts and config.model.shared_experts are both 0: there are no experts")
-    if values["model.released_stacking"] and levels == 1:
-        raise UserError("config.model.released_stacking would do nothing with one layer; set config.model.layers")
     if values["model.expert"] == "fwfm" and len(units[0] if isinstance(units[0], tuple) else units) > 1:
         raise UserError(f"config.model.expert_units should be one width for experts of kind fwfm, but is {units}")

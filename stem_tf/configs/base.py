@@ -225,7 +225,11 @@ KEYS: dict[str, Key] = {
     ),
     # Training.
     "train.epochs": Key(8, "at most; may be raised when a run goes on", low=1),
-    "train.patience": Key(1, "stop after so many epochs in a row without a better score; 0 never stops early", low=0),
+    "train.patience": Key(
+        1,
+        "stop after so many epochs in a row without a better score; 0 never stops early; may change when a run goes on",
+        low=0,
+    ),
     "train.monitor": Key("auc", "what 'better' means on validation: auc, loss, auc:<task> or loss:<task>"),
     "train.best": Key(
         "auto",

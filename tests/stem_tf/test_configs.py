@@ -56,6 +56,13 @@ def test_overrides_take_the_type_of_the_default() -> None:
         ("optimizer.l2=small", "--config.optimizer.l2 should be a number, or table:1e-06,..., but is 'small'"),
         ("model.dropout=1", "config.model.dropout should be less than 1, but is 1"),
         ("model.dropout=nan", "config.model.dropout should be at least 0, but is nan"),
+        (
+            "optimizer.learning_rate=inf",
+            "config.optimizer.learning_rate should be a finite number (float32), but is inf",
+        ),
+        ("loss.weights=income:1e999", "config.loss.weights should be a finite number (float32), but is inf"),
+        ("optimizer.l2=1e39", "config.optimizer.l2 should be a finite number (float32), but is 1e+39"),
+        ("train.epochs=10000000000", "config.train.epochs should be a number of 32 bits, but is 10000000000"),
         ("optimizer.learning_rate=0", "should be more than 0"),
         ("model.expert_units=8,0", "config.model.expert_units should be at least 1, but is 0"),
         ("train.deterministic=maybe", "--config.train.deterministic should be true or false, but is 'maybe'"),
@@ -113,8 +120,49 @@ def test_experiments_by_name_or_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"mine.py has no function get_config\(\)"):
         configs.load(str(mine))
     mine.write_text("import nowhere_to_be_found\n")
-    with pytest.raises(UserError, match="mine.py: ModuleNotFoundError: No module named 'nowhere_to_be_found'"):
+    with pytest.raises(UserError, match="mine.py: line 1: ModuleNotFoundError: No module named 'nowhere_to_be_found'"):
         configs.load(str(mine))
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("config.model.dimm = 3", "the config has no key 'dimm'; did you mean 'model.dim'?"),
+        ("config.model.dim = config.modle.dim", "the config has no key 'modle'; did you mean 'model'?"),
+        ("config['model']['dimm'] = 3", "the config has no key 'dimm'; did you mean 'model.dim'?"),
+        ("config.update({'sed': 3})", "the config has no key 'sed'; did you mean 'seed'?"),
+        ("config.something.new = 3", "the config has no key 'something'; stem-train --help lists them"),
+        ("{}['a']", "KeyError: 'a'"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_one_sentence_with_its_line(tmp_path: Path, line: str, words: str) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from stem_tf.configs import base\n\n\ndef get_config():\n"
+        f"    config = base.get_config()\n    {line}\n    return config\n"
+    )
+    with pytest.raises(UserError) as error:
+        configs.load(str(mine))
+    assert str(error.value) == f"{mine}: line 6: {words}"
+
+
+def test_keys_without_use_may_be_left_out_with_a_line_each() -> None:
+    given = ["model.experts=4", "model.expert=dcn", "model.cross_layers=3", "model.dropout=0.1", "model.gives=a:b"]
+    left_out: list[str] = []
+    config = configs.load("kuairand_sample", ["model.name=esmm", *given, "model.follows=a:b"], left_out.append)
+    assert (config.model.name, config.model.expert, config.model.dropout) == ("esmm", "mlp", 0.1)
+    assert [line.split()[0] for line in left_out] == [
+        "--config.model.experts", "--config.model.expert", "--config.model.cross_layers", "--config.model.gives",
+    ]  # fmt: skip
+    # A key that is of use only beside another one goes with it.
+    assert left_out[2].endswith(" is left out: it would do nothing with config.model.expert=mlp")
+
+    left_out.clear()
+    config = configs.load("kuairand_sample", ["model.name=mmoe", *given], left_out.append)
+    assert (config.model.experts, config.model.cross_layers) == (4, 3)
+    assert [line.split()[0] for line in left_out] == ["--config.model.gives"]
+    with pytest.raises(UserError, match="config.model.dropout should be less than 1"):
+        configs.load("kuairand_sample", ["model.dropout=2", "model.experts=4"], left_out.append)
 
 
 def test_override_flags_may_stand_anywhere() -> None:
