@@ -93,7 +93,9 @@ def _tasks(tree: Mapping[str, Any], schema: Schema) -> list[list[str]]:
         metric = "auc" if task.type == "binary" else "mse"
         cells = [f"{metrics['rows']:,}", report.number(metrics["rate"])] if metrics else ["", ""]
         value = metrics.get(metric)
-        lines.append([f"`{task.name}`", _is(task), *cells, "" if value is None else f"{metric.upper()} {value:.4f}"])
+        why = tree["run"]["untrained"].get(task.name)
+        means = f"nothing: it was not trained, {why}" if why else _is(task)
+        lines.append([f"`{task.name}`", means, *cells, "" if value is None else f"{metric.upper()} {value:.4f}"])
     return lines
 
 

@@ -36,7 +36,7 @@ from pipelines.manifest import Manifest
 from pipelines.progress import Progress
 from pipelines.schema import Schema
 from pipelines.version import __version__
-from stem_tf import configs, report
+from stem_tf import configs, learning, report
 from stem_tf.quiet import quieten_tensorflow
 from stem_tf.workdir import Workdir
 
@@ -307,6 +307,7 @@ class _Export:
                 "checkpoint": self.trained.checkpoint,
                 "epoch": self.trained.epoch,
                 "step": self.trained.step,
+                "untrained": learning.untrained(self.config, manifest),
                 "config": configs.flat(self.config),
             },
             "data": {
@@ -398,6 +399,8 @@ def _say(workdir: Workdir, directory: Path, tree: dict[str, Any]) -> None:
         print(f"{sentence}\n{report.table(head, lines)}")
     if tree["why_no_rank"]:
         print(f"no signature 'rank': {tree['why_no_rank']}")
+    for task, why in tree["run"]["untrained"].items():
+        print(f"warning: the task '{task}' was not trained ({why}): its scores mean nothing", file=sys.stderr)
     if tree["test_metrics"] is None:
         print(f"no test metrics: run stem-evaluate --workdir={shlex.quote(str(workdir.path))} before exporting")
     print(

@@ -8,7 +8,7 @@ Prints a table; writes metrics as JSON and predictions as Parquet.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from absl import flags
 from pipelines import cli, files, owned
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
-from stem_tf import configs, metrics, report
+from stem_tf import configs, learning, metrics, report
 from stem_tf.quiet import quieten_tensorflow
 from stem_tf.workdir import Workdir
 
@@ -58,10 +58,12 @@ def main(argv: Sequence[str]) -> None:
         for key, column in keys.items()
     }
     age = report.age(found.epoch, found.step)
+    untrained = learning.untrained(config, manifest)
     print(f"{split} of {manifest.data_dir}, {len(predicted.row_id):,} rows; {found.checkpoint} ({age})")
-    print(table(manifest, results, by_key))
+    print(table(manifest, results, by_key, untrained))
 
-    mean, without = metrics.mean_auc(results)
+    mean, _ = metrics.mean_auc({task: values for task, values in results.items() if task not in untrained})
+    without = [task for task, values in results.items() if task in untrained or np.isnan(values.get("auc", np.nan))]
     weighted = {task.name: {"row_weight": task.row_weight} for task in manifest.schema.tasks if task.row_weight}
     tasks = {
         task: {
@@ -78,7 +80,8 @@ def main(argv: Sequence[str]) -> None:
         "epoch": found.epoch,
         "step": found.step,  # of an epoch that was not finished; 0 after one that was
         "mean_auc": mean,
-        "mean_auc_without": list(without),
+        "mean_auc_without": without,
+        "untrained": untrained,
         "tasks": tasks,
         "prior_rows": trivial.PRIOR_ROWS,
     }
@@ -91,13 +94,19 @@ def main(argv: Sequence[str]) -> None:
         print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
 
 
-def table(manifest: Manifest, results: metrics.Results, by_key: Mapping[str, Mapping[str, float]]) -> str:
+def table(
+    manifest: Manifest,
+    results: metrics.Results,
+    by_key: Mapping[str, Mapping[str, float]],
+    untrained: Collection[str] = (),
+) -> str:
     """The metrics as text: a line a task, the mean line, and words where a trivial answer is as good.
 
     Args:
       manifest: of the data.
       results: by task.
       by_key: the trivial answers' AUC or MSE by key column and task.
+      untrained: tasks that were not trained; the mean is without them.
     """
     types = {task.name: task.type for task in manifest.schema.tasks}
     groups = {
@@ -125,9 +134,10 @@ def table(manifest: Manifest, results: metrics.Results, by_key: Mapping[str, Map
                     f"{values['rows']:,}",
                     report.number(values["rate"]),
                     *map(report.number, numbers),
-                    _verdict(kind, own, trivial),
+                    "not trained" if task in untrained else _verdict(kind, own, trivial),
                 ]
             )
+        tasks = [task for task in tasks if task not in untrained]
         if kind == "binary" and len(tasks) > 1:
             lines.append(_mean_line(results, tasks, by_key))
         texts.append(report.table([kind, "rows", "rate" if kind == "binary" else "mean", *columns, ""], lines))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import Manifest
+from stem_tf import learning
 
 Results = Mapping[str, Mapping[str, float]]
 
@@ -37,26 +39,28 @@ class Monitor:
         return old is None or (new > old if self.kind == "auc" else new < old)
 
 
-def of_tasks(name: str, manifest: Manifest) -> dict[str, Monitor]:
-    """What "better" means for each task by itself: its AUC (``name`` auc) where it has one, else its loss.
+def of_tasks(config: Any, manifest: Manifest) -> dict[str, Monitor]:
+    """What "better" means for each task by itself: its AUC (``train.monitor`` auc) where it has one, else its loss.
 
-    A task without validation rows follows the monitor of all.
+    A task without validation rows, or one that is not trained, follows the monitor of all.
 
     Raises:
-      UserError: ``name`` is of one task.
+      UserError: ``train.monitor`` is of one task.
     """
+    name = config.train.monitor
     kind, _, only = name.partition(":")
     if only:
         raise UserError(
             f"config.train.monitor={name} is of one task, but best weights are kept for each: set it to {kind}"
         )
-    together = monitor(name, manifest)
+    together, untrained = monitor(config, manifest), learning.untrained(config, manifest)
     result = {}
     for task in manifest.schema.task_names:
         if kind == "auc" and together.kind == "auc" and task in together.weights:
             result[task] = Monitor("auc", {task: 1.0})
         else:
-            result[task] = Monitor("loss", {task: 1.0}) if manifest.task_rows("validation", task) else together
+            alone = manifest.task_rows("validation", task) and task not in untrained
+            result[task] = Monitor("loss", {task: 1.0}) if alone else together
     return result
 
 
@@ -65,39 +69,48 @@ def task_loss(metrics: Mapping[str, float]) -> float:
     return metrics["logloss"] if "logloss" in metrics else metrics["mse"]
 
 
-def monitor(name: str, manifest: Manifest) -> Monitor:
-    """The monitor ``config.train.monitor`` names, for what the validation split holds.
+def monitor(config: Any, manifest: Manifest) -> Monitor:
+    """The monitor ``config.train.monitor`` names, for what the validation split holds and what is trained.
 
-    ``auc`` is the mean over binary tasks that have both classes there, and the loss where there is none.
+    ``auc`` is the mean over binary tasks that have both classes there, and the loss where there is none. ``loss`` is
+    the sum that training minimises, weights that change at their start. Tasks that are not trained have no part in it.
 
     Raises:
       UserError: an unknown task, or one that has no such score.
     """
+    name = config.train.monitor
     kind, _, only = name.partition(":")
-    tasks = manifest.schema.tasks
+    tasks, untrained = manifest.schema.tasks, learning.untrained(config, manifest)
     rows = {task.name: manifest.task_rows("validation", task.name) for task in tasks}
     has_auc = [
         task.name
         for task in tasks
         if task.type == "binary" and rows[task.name] and 0 < manifest.task_rate("validation", task.name) < 1
     ]
-    # A task without rows has a loss of NaN.
-    losses = {task.name: task.weight for task in tasks if rows[task.name]}
     if only:
         if only not in rows:
             raise UserError(
                 f"config.train.monitor: no task '{only}'{did_you_mean(only, rows)} Tasks: {', '.join(rows)}"
             )
-        if only not in (has_auc if kind == "auc" else losses):
+        if only in untrained:
+            raise UserError(f"config.train.monitor={name}: the task is not trained: {untrained[only]}")
+        if only not in has_auc if kind == "auc" else not rows[only]:
             why = "rows of both classes" if kind == "auc" else "rows"
             raise UserError(f"config.train.monitor={name}: the task has no {why} in the validation split")
         return Monitor(kind, {only: 1.0})
-    missing = [task.name for task in tasks if task.type == "binary" and task.name not in has_auc]
+    # A task without rows has a loss of NaN.
+    losses = {
+        task: weight
+        for task, weight in learning.task_weights(config, manifest.schema).items()
+        if rows[task] and task not in untrained
+    }
+    trained = [task for task in has_auc if task not in untrained]
+    missing = [t.name for t in tasks if t.type == "binary" and t.name not in has_auc and t.name not in untrained]
     warning = f"without both classes in validation, so without an AUC: {', '.join(missing)}" if missing else ""
-    if kind == "auc" and has_auc:
-        return Monitor("auc", dict.fromkeys(has_auc, 1.0), warning)
+    if kind == "auc" and trained:
+        return Monitor("auc", dict.fromkeys(trained, 1.0), warning)
     if not losses:
-        raise UserError(f"no task has rows in the validation split of {manifest.data_dir}")
+        raise UserError(f"no task that is trained has rows in the validation split of {manifest.data_dir}")
     if kind == "auc":
         warning = "; ".join(filter(None, [warning, "no task has a validation AUC: the loss decides"]))
     return Monitor("loss", losses, warning)

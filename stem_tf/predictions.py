@@ -25,6 +25,8 @@ from stem_tf.callbacks import Predicting, Signals
 from stem_tf.models.base import Predictor
 
 _ROW_GROUP = 1 << 20
+_SAME = 1e-5
+"""Scores that differ by less, relative to the largest, come from one input: float32 sums in another order."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ class Predictions:
         """What each row counts with in the task's metrics, ``[N]``: 0 outside its space."""
         weights = self.weights.get(task)
         return ~np.isnan(self.labels[task]) if weights is None else weights
+
+    def constant(self) -> list[str]:
+        """The tasks whose scores do not differ, up to rounding, between the rows of their space."""
+        found = []
+        for task, labels in self.labels.items():
+            scores = self.scores[task][~np.isnan(labels)]
+            if len(scores) > 1 and np.ptp(scores) <= _SAME * np.abs(scores).max():
+                found.append(task)
+        return found
 
 
 def predict(

@@ -32,6 +32,13 @@ def number(value: float | None, digits: int = 4) -> str:
     return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) else text
 
 
+def percent(share: float) -> str:
+    """``12 %``, ``.4 %``; never 0 of what there is, or all where there is more."""
+    if not 0.0005 <= share <= 0.9995:
+        return {0.0: "0 %", 1.0: "100 %"}.get(share, "<.1 %" if share < 0.5 else ">99.9 %")
+    return f"{number(100 * share, 0 if 0.01 <= share <= 0.99 else 1)} %"
+
+
 def age(epoch: int | Mapping[str, int], step: int) -> str:
     """How far weights are trained: ``epoch 3``, ``epoch 4, step 120``, or each task's own epoch."""
     if isinstance(epoch, Mapping):

@@ -40,6 +40,12 @@ _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run; runs/<
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: short for --config.data.input_format."
 )
+_SKIP_UNUSED = flags.DEFINE_bool(
+    "skip_unused_keys",
+    False,
+    "Leave out --config keys that do nothing for the chosen model, with a line each, instead of refusing them: for one "
+    "command line over several models.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,16 +53,15 @@ def main(argv: Sequence[str]) -> None:
     overrides = [*_OVERRIDES.value]
     if _INPUT_FORMAT.value is not None:
         overrides.append(f"data.input_format={_INPUT_FORMAT.value}")
-    config = configs.load(_CONFIG.value, overrides)
+    config = configs.load(_CONFIG.value, overrides, print if _SKIP_UNUSED.value else None)
     if not config.data.dir:
         raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
     manifest = manifests.load(config.data.dir)
-    watched = monitor.monitor(config.train.monitor, manifest)
+    monitor.monitor(config, manifest)  # refuses before anything is written
     workdir = Workdir(_WORKDIR.value or Path("runs") / config.experiment)
     with workdir.locked():
-        started_over = workdir.prepare(config, manifest)
-        for warning in filter(None, (started_over, watched.warning)):
-            print(f"warning: {warning}", file=sys.stderr)
+        if started_over := workdir.prepare(config, manifest):
+            print(f"warning: {started_over}", file=sys.stderr)
         _train(config, manifest, workdir)
 
 
@@ -107,7 +112,7 @@ def _say_start(trainer: Trainer) -> None:
         print(f"warning: {path} is damaged; the one before it is taken", file=sys.stderr)
     if trainer.resumed_from and (state.stopped or state.epoch >= config.train.epochs):
         hint = "" if state.stopped else "; raise --config.train.epochs to train on"
-        print(f"{trainer.workdir.path} is finished{hint}")
+        print(f"{trainer.workdir.path} is finished: {trainer.why_ended()}{hint}")
     elif trainer.resumed_from:
         print(
             f"going on from step {trainer.global_step:,} (epoch {state.epoch + 1}, step {state.step:,} of "
@@ -126,7 +131,7 @@ def _say_end(trainer: Trainer) -> None:
         print(
             f"warning: {workdir.metrics} lacks the evaluation of some epochs, and so does the report", file=sys.stderr
         )
-    stopped = state.stopped or f"all {trainer.config.train.epochs} epochs done"
+    stopped = trainer.why_ended()
     speed = state.samples / state.seconds if state.seconds else None
     write_json(
         workdir.report,

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from pipelines import input as inputs
 from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.manifest import Manifest
-from stem_tf import callbacks, configs, models, monitor, predictions, report
+from stem_tf import callbacks, configs, learning, models, monitor, predictions, report
 from stem_tf.checkpoints import Checkpoints, RunState, check_finite
 from stem_tf.models.base import RankingModel
 from stem_tf.workdir import Workdir
+
+_FIRST_STEPS = 20
+"""Steps after which tasks' gradients on what they share are compared."""
+
+_DROWNED = 0.95
+"""Share of the gradient on shared parts from which on one task leaves nothing for the others; measured on real logs,
+one of two tasks has up to .75."""
+
+
+def warn(sentence: str) -> None:
+    """Says what the user should know, and could mend."""
+    print(f"warning: {sentence}", file=sys.stderr)
 
 
 def use_memory_as_needed() -> None:
@@ -56,12 +71,20 @@ class Trainer:
       manifest: of the data.
       workdir: prepared and locked.
       say: prints a line.
+      warn: prints a warning.
     """
 
-    def __init__(self, config: Any, manifest: Manifest, workdir: Workdir, say: Callable[[str], None] = print) -> None:
-        self.config, self.manifest, self.workdir, self.say = config, manifest, workdir, say
-        self.monitor = monitor.monitor(config.train.monitor, manifest)
-        self.monitors = monitor.of_tasks(config.train.monitor, manifest) if configs.best(config) != "together" else {}
+    def __init__(
+        self,
+        config: Any,
+        manifest: Manifest,
+        workdir: Workdir,
+        say: Callable[[str], None] = print,
+        warn: Callable[[str], None] = warn,
+    ) -> None:
+        self.config, self.manifest, self.workdir, self.say, self.warn = config, manifest, workdir, say, warn
+        self.monitor = monitor.monitor(config, manifest)
+        self.monitors = monitor.of_tasks(config, manifest) if configs.best(config) != "together" else {}
         self._reading = predictions.reading(config.data)
         strategy = set_up(config)
         self.steps = inputs.steps(manifest, "train", training=True, **self._reading)
@@ -72,11 +95,15 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir.checkpoints, self.model, self.state)
         self._best = Checkpoints(workdir.best, self.model, self.state, weights_only=True, keep=1)
         self.resumed_from = self.checkpoints.restore()
+        # Patience may have changed since, and epochs may have been added that a schedule leaves nothing for.
+        self.state.stopped = "" if self.state.step else self._why_stopped()
         workdir.rewind_metrics(self.state.epoch, self.global_step)
         self._logger = callbacks.Logger(workdir, self.model)
         self._epoch_start = time.monotonic()
         self._logged_step = -1
         self._compiled = self._said_heading = False
+        self._untrained = learning.untrained(config, manifest)
+        self._collapsed: set[str] = set()
 
     @property
     def global_step(self) -> int:
@@ -98,6 +125,9 @@ class Trainer:
           JobError: a loss that is not finite, a damaged record.
         """
         state, config = self.state, self.config.train
+        for sentence in (self.monitor.warning, *learning.warnings(self.config, self.manifest, self.steps)):
+            if sentence:
+                self.warn(sentence)
         try:
             with callbacks.Signals() as signals:
                 while not state.stopped and state.epoch < config.epochs:
@@ -133,6 +163,12 @@ class Trainer:
         actions: list[tuple[int, Callable[[callbacks.Logs], None]]] = [(config.train.log_every, self._log)]
         if config.train.checkpoint_every:
             actions.append((config.train.checkpoint_every, self._checkpoint))
+        first = min(_FIRST_STEPS, self.steps)
+        if state.epoch == 0 and state.step < first:
+            # Not the batch of that step: reading it would take it from training.
+            with inputs.naming_corrupt_records(self.manifest, "train", config.data.input_format):
+                batch = next(iter(dataset.take(1)))
+            actions.insert(0, (first, functools.partial(self._compare_tasks, batch)))
         steps = callbacks.Steps(state, config.data.batch_size, actions, signals, compiling=not self._compiled)
         self._compiled = True
         desc = f"epoch {state.epoch + 1}/{config.train.epochs}"
@@ -167,6 +203,34 @@ class Trainer:
         self.workdir.sync_metrics()
         self.checkpoints.save()
 
+    def _compare_tasks(self, batch: Any, logs: callbacks.Logs) -> None:
+        """Says, once, each task's share of the gradient on what tasks share."""
+        if self.state.step - self.config.train.steps_per_execution >= _FIRST_STEPS:
+            return
+        norms = self.model.shared_gradients(batch)
+        if not sum(norms.values()):
+            return
+        shares = {task: norm / sum(norms.values()) for task, norm in norms.items()}
+        listed = ", ".join(f"{task} {report.percent(share)}" for task, share in shares.items())
+        self.say(f"gradient on what the tasks share, after {self.state.step:,} steps: {listed}")
+        task = max(shares, key=lambda name: shares[name])
+        if shares[task] > _DROWNED and len(shares) > len(self._untrained) + 1:
+            self.warn(self._drowns(task, shares))
+
+    def _drowns(self, task: str, shares: Mapping[str, float]) -> str:
+        others = [share for name, share in shares.items() if name != task and name not in self._untrained]
+        weight = configs.of_task(self.config.loss.weights, task, 1.0) * np.mean(others) / shares[task]
+        ways = f"--config.loss.weights={task}:{weight:.1g} would leave it as much as the others"
+        if next(t.type for t in self.manifest.schema.tasks if t.name == task) == "regression":
+            ways += (
+                "; or bring its label to a scale of 1 in the schema, with 'label: {standardise: true}' (undone in what "
+                "is served) or divide_by"
+            )
+        return (
+            f"the task '{task}' has {report.percent(shares[task])} of the gradient on what the tasks share: the others "
+            f"will hardly learn. {ways}"
+        )
+
     def _checkpoint(self, logs: callbacks.Logs) -> None:
         self.state.losses = callbacks.numbers(logs)
         self._save()
@@ -180,6 +244,7 @@ class Trainer:
             self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
         )
         results = predictions.evaluate(predicted, self.manifest)
+        self._warn_of_collapse(epoch, predicted)
         score = self.monitor.value(results)
         self._logger.validation(epoch, self.global_step, {"score": score} | by_metric(results))
 
@@ -191,16 +256,40 @@ class Trainer:
             state.without_gain += 1
         if self.monitors:
             improved = self._note_tasks(epoch, results, better)
-            without_gain = min(best["without_gain"] for best in state.by_task.values())
         else:
-            improved, without_gain = [], state.without_gain
+            improved = []
             if better:
                 self._best.save()
-        if config.patience and without_gain >= config.patience:
-            epochs, each = "epochs" if without_gain > 1 else "epoch", " for any task" if self.monitors else ""
-            state.stopped = f"{without_gain} {epochs} without a better score{each}"
+        state.stopped = self._why_stopped()
         self._save()
         self._say_epoch(epoch, results, score, "best" if better else "", improved)
+
+    def why_ended(self) -> str:
+        """Of a run that is finished, in words."""
+        return self.state.stopped or f"all {self.config.train.epochs} epochs done"
+
+    def _why_stopped(self) -> str:
+        """Why no epoch should follow, in words; "" where one should."""
+        state, patience = self.state, self.config.train.patience
+        without_gain = min((best["without_gain"] for best in state.by_task.values()), default=state.without_gain)
+        if patience and without_gain >= patience:
+            epochs, each = "epochs" if without_gain > 1 else "epoch", " for any task" if self.monitors else ""
+            return f"{without_gain} {epochs} without a better score{each}"
+        end = learning.last_step(self.config)
+        if end is not None and self.global_step >= end and state.epoch < self.config.train.epochs:
+            return f"the learning rate is 0 from step {end:,} on"
+        return ""
+
+    def _warn_of_collapse(self, epoch: int, predicted: predictions.Predictions) -> None:
+        """Warns, once a task, of a model that gives every row the same score."""
+        found = [t for t in predicted.constant() if t not in self._untrained and t not in self._collapsed]
+        if found:
+            self._collapsed.update(found)
+            self.warn(
+                f"after epoch {epoch + 1} all validation rows have the same score for {', '.join(found)}: the model "
+                "tells no rows apart. Start its tables from larger values (config.model.init_std), pull less on them "
+                "(config.optimizer.l2) or lower config.optimizer.learning_rate, in a new --workdir"
+            )
 
     def _note_tasks(self, epoch: int, results: monitor.Results, better: bool) -> list[str]:
         """Keeps the weights where they are the best so far of some task; returns the names of those tasks.

@@ -33,8 +33,9 @@ from pipelines.manifest import Manifest
 from stem_tf import configs
 from stem_tf.configs import base
 
-FREE_KEYS = ("data.dir", "train.checkpoint_every", "train.log_every")
-"""Config keys that may change when a run goes on: they do not change its numbers. ``train.epochs`` may be raised."""
+FREE_KEYS = ("data.dir", "train.checkpoint_every", "train.log_every", "train.patience")
+"""Config keys that may change when a run goes on: they do not change the numbers of its epochs, only how many there
+are. ``train.epochs`` may be raised."""
 
 _CHECKPOINT = re.compile(r"ckpt-(\d+)\.(?:index|data-.*)")
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
-from stem_tf import configs
+from stem_tf import configs, learning
 from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
 from stem_tf.losses import Weighting
@@ -157,10 +157,9 @@ def _training(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
     def by_task(value: Any, default: float) -> dict[str, float]:
         return {task: configs.of_task(value, task, default) for task in schema.task_names}
 
-    weights = by_task(loss.weights, 1.0)
     weighting = Weighting(
         schema.tasks,
-        [task.weight * weights[task.name] for task in schema.tasks],
+        list(learning.task_weights(config, schema).values()),
         loss.weighting,
         list(by_task(loss.gamma, 1.0).values()),
         loss.gamma_per,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
@@ -293,6 +294,43 @@ class RankingModel(Predictor):
         """What is differentiated; ``share`` is this replica's of what no row has a part in."""
         total = self.weighting(losses, self.global_step, self.epoch, share)
         return total + self.network.penalty(outputs, batch["weights"], spaces, share)
+
+    def shared_gradients(self, batch: Batch) -> dict[str, float]:
+        """Norms by task of the gradient that its weighted loss has on what several tasks train, tables and layers.
+
+        Of one batch, without dropout and L2; ``{}`` where tasks share nothing. Called outside of any step: it costs a
+        backward pass a task, and writes nothing.
+        """
+        strategy, compute = self.distribute_strategy, self._squared_gradients
+        if strategy.num_replicas_in_sync > 1:  # each of which is given the whole batch
+            compute = tf.function(compute, autograph=False)
+        squares = strategy.experimental_local_results(strategy.run(compute, [batch]))[0].numpy()
+        shared = squares[:, np.count_nonzero(squares, axis=0) > 1]
+        if not shared.size:
+            return {}
+        return {task.name: float(norm) for task, norm in zip(self.tasks, np.sqrt(shared.sum(axis=1)), strict=True)}
+
+    def _squared_gradients(self, batch: Batch) -> tf.Tensor:
+        """Of the tasks' weighted losses, summed over each table and each of the network's variables, ``[T, parts]``."""
+        inputs, spaces = self.inputs(batch["features"]), _spaces(batch["weights"])
+        looked_up = self._looked_up(self._read(inputs, self.global_step))
+        groups = self.embeddings.groups
+        rows = [(looked, len(g.tables)) for looked, g in zip(looked_up, groups, strict=True) if looked is not None]
+        kernels = [(weight, len(group.tables)) for group in groups for weight in group.trainable_variables]
+        parts = [*rows, *kernels, *((weight, 1) for weight in self.network.trainable_variables)]
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch([looked for looked, _ in rows])
+            losses = self.mean_losses(batch, self.forward(inputs, looked_up, training=False), spaces)
+            losses = tf.unstack(self.weighting.weights(self.global_step, self.epoch) * losses)
+        squares = []
+        for loss in losses:
+            gradients = tape.gradient(
+                loss, [part for part, _ in parts], unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            # Tables stand side by side in the last axis.
+            by_table = [tf.reshape(g, [-1, n, g.shape[-1] // n]) for g, (_, n) in zip(gradients, parts, strict=True)]
+            squares.append(tf.concat([tf.reduce_sum(tf.square(g), axis=[0, 2]) for g in by_table], axis=0))
+        return tf.stack(squares)
 
     def mean_losses(self, batch: Batch, outputs: Mapping[str, tf.Tensor], spaces: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Losses by task ``[T]``; ``spaces`` are the sums of the tasks' weights over all replicas."""

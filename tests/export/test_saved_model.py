@@ -22,7 +22,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import check, saved_model, tables
+from export import card, check, saved_model, tables
 from pipelines import manifest as manifests
 from pipelines import owned
 from pipelines import schema as schemas
@@ -215,6 +215,13 @@ def test_the_job_says_what_it_did(
     assert sorted(scores) == ["class", "from"]
 
 
+def test_a_card_says_which_task_was_not_trained(reserved: Any) -> None:
+    tree = {"run": {"untrained": {"from": "its weight is 0"}}, "test_metrics": None}
+    lines = card._tasks(tree, reserved.manifest.schema)
+    assert [line[1] for line in lines if line[0] == "`from`"] == ["nothing: it was not trained, its weight is 0"]
+    assert all("not trained" not in line[1] for line in lines if line[0] != "`from`")
+
+
 def test_a_killed_export_leaves_nothing_numbered(reserved: Any, tmp_path: Path) -> None:
     output = tmp_path / "models"
     command = [sys.executable, "-m", "export.saved_model", f"--workdir={reserved.workdir.path}", f"--output={output}"]
@@ -302,5 +309,5 @@ def test_rounded_tables_score_as_the_trainer_with_the_same_tables(
     for task, metric in (("click", "auc"), ("watched", "mse")):
         expected = {"metric": metric, "float32": before[task][metric], kind: after[task][metric]}
         assert told["cost"]["tasks"][task] == pytest.approx(expected)
-    card = (directory / "card.md").read_text()
-    assert f"Tables in {kind}: " in card and f"| click | AUC | {report.number(before['click']['auc'])} |" in card
+    text = (directory / "card.md").read_text()
+    assert f"Tables in {kind}: " in text and f"| click | AUC | {report.number(before['click']['auc'])} |" in text

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines import input as inputs
 from pipelines import manifest as manifests
 from pipelines.errors import JobError, UserError
-from stem_tf import configs, trained
+from stem_tf import configs, predictions, trained
 from stem_tf.callbacks import Interrupted
 from stem_tf.checkpoints import latest
 from stem_tf.trainer import Trainer
@@ -21,14 +23,20 @@ Make = Callable[..., Trainer]
 
 @pytest.fixture
 def make(tmp_path: Path, tiny_settings: dict[str, Any]) -> Make:
-    """``make(directory, **{"model.dim": 8})``: a trainer of the tiny run, silent."""
+    """``make(directory, **{"model.dim": 8})``: a trainer of the tiny run, silent; ``warned`` collects its warnings."""
 
-    def trainer(directory: str = "run", say: Callable[[str], None] = lambda line: None, **settings: Any) -> Trainer:
+    def trainer(
+        directory: str = "run",
+        say: Callable[[str], None] = lambda line: None,
+        warned: list[str] | None = None,
+        manifest: manifests.Manifest | None = None,
+        **settings: Any,
+    ) -> Trainer:
         config = configs.checked(tiny_settings | settings)
-        workdir, manifest = Workdir(tmp_path / directory), manifests.load(config.data.dir)
+        workdir, manifest = Workdir(tmp_path / directory), manifest or manifests.load(config.data.dir)
         with workdir.locked():
             workdir.prepare(config, manifest)
-        return Trainer(config, manifest, workdir, say)
+        return Trainer(config, manifest, workdir, say, (warned if warned is not None else []).append)
 
     return trainer
 
@@ -70,8 +78,9 @@ def test_a_run_from_start_to_end_and_on(make: Make) -> None:
     trainer.run()
     assert trainer.state.epoch == 2 and trainer.global_step == 36 and not trainer.state.stopped
     assert int(trainer.model.global_step) == 36
-    assert said[1].split() == ["epoch", "seconds", "mean", "AUC", "click", "watched", "MSE"]
-    assert len(said) == 4 and said[2].split()[0] == "1/2" and said[2].endswith("best")
+    assert re.fullmatch(r"gradient on what the tasks share, after 18 steps: click \d+ %, watched \d+ %", said[0])
+    assert said[2].split() == ["epoch", "seconds", "mean", "AUC", "click", "watched", "MSE"]
+    assert len(said) == 5 and said[3].split()[0] == "1/2" and said[3].endswith("best")
 
     records = trainer.workdir.read_metrics()
     # 18 steps in executions of 7, 7 and 4.
@@ -104,6 +113,111 @@ def test_patience_ends_a_run_that_does_not_get_better(make: Make) -> None:
     again = make(**{"optimizer.learning_rate": 1e-30, "train.epochs": 6, "train.patience": 2})
     again.run()
     assert again.state.epoch == 3
+    patient = make(**{"optimizer.learning_rate": 1e-30, "train.epochs": 6, "train.patience": 3})
+    assert not patient.state.stopped
+    patient.run()
+    assert patient.state.epoch == 4 and patient.state.stopped == "3 epochs without a better score"
+    impatient = make(**{"optimizer.learning_rate": 1e-30, "train.epochs": 6, "train.patience": 1})
+    assert impatient.state.stopped == impatient.why_ended() == "3 epochs without a better score"
+
+
+def test_training_ends_where_a_cosine_has_ended(make: Make) -> None:
+    cosine = {"optimizer.schedule": "cosine", "optimizer.decay_steps": 20}
+    warned: list[str] = []
+    make(warned=warned, **cosine, **{"train.epochs": 2}).run()
+    assert warned == []
+    raised = make(warned=warned, **cosine, **{"train.epochs": 4})
+    weights = raised.model.get_weights()
+    raised.run()
+    assert raised.state.epoch == 2 and raised.why_ended() == "the learning rate is 0 from step 20 on"
+    assert [w.startswith("the learning rate is 0 from step 20 on ") for w in warned] == [True]
+    for before, after in zip(weights, raised.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"model.name": "mmoe", "model.experts": 2, "optimizer.tables": "lazy", "model.batch_norm": True},
+        {"model.name": "shared_bottom", "train.xla": "step", "optimizer.tables": "dense"},
+        {"train.strategy": "mirrored", "train.steps_per_execution": 7},
+        {"loss.weighting": "uncertainty", "train.xla": "network"},
+    ],
+)
+def test_a_task_that_drowns_the_others_is_told(make: Make, settings: dict[str, Any]) -> None:
+    said: list[str] = []
+    warned: list[str] = []
+    if settings.get("model.name", "stem_net") != "stem_net":
+        settings = {"model.gate_units": (128, 64)} | settings  # the default, where there may be no gates
+    trainer = make(say=said.append, warned=warned, **settings, **{"loss.weights": {"watched": 1e5}, "train.epochs": 1})
+    trainer.run()
+    assert said[0] in [
+        f"gradient on what the tasks share, after {steps} steps: click <.1 %, watched >99.9 %" for steps in (18, 21)
+    ]
+    (warning,) = warned
+    assert warning.startswith(
+        "the task 'watched' has >99.9 % of the gradient on what the tasks share: the others will "
+    )
+    assert re.search(r"--config.loss.weights=watched:[\de.-]+ would leave it as much as the others", warning)
+    assert "label: {standardise: true}" in warning and "divide_by" in warning
+
+
+def test_a_binary_task_that_drowns_the_others_has_no_scale(make: Make) -> None:
+    warned: list[str] = []
+    make(warned=warned, **{"loss.weights": {"click": 1e5}, "train.epochs": 1}).run()
+    assert len(warned) == 1 and "standardise" not in warned[0] and "loss.weights=click:" in warned[0]
+
+
+def test_gradients_on_what_is_shared_by_hand(make: Make) -> None:
+    """Of Shared-Bottom: its table, its numeric vectors and its bottom; not the towers."""
+    trainer = make(
+        **{"model.name": "shared_bottom", "model.gate_units": (128, 64), "loss.weights": {"click": 2.0, "watched": 0.0}}
+    )
+    model = trainer.model
+    batch = next(iter(inputs.dataset(trainer.manifest, "train", training=True, seed=0, epoch=0, start_step=0,
+                                     **predictions.reading(trainer.config.data))))  # fmt: skip
+    assert model.shared_gradients(batch) == {}  # click alone trains what both could
+    model.weighting.initial = tf.constant([2.0, 3.0])
+    norms = model.shared_gradients(batch)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    (packed,) = model.embeddings.groups
+    ids = packed.ids(model.inputs(batch["features"]))
+    bottom = model.network.bottom.trainable_variables
+    for number, (task, weight) in enumerate((("click", 2.0), ("watched", 3.0))):
+        rows = packed.look_up(ids)
+        with tf.GradientTape() as tape:
+            tape.watch(rows)
+            outputs = model.forward(model.inputs(batch["features"]), [rows], training=False)
+            spaces = {name: tf.reduce_sum(w) for name, w in batch["weights"].items()}
+            loss = weight * model.mean_losses(batch, outputs, spaces)[number]
+        gradients = tape.gradient(loss, [rows, *packed.trainable_variables, *bottom])
+        assert norms[task] == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-5)
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_models_that_share_nothing_say_nothing(make: Make) -> None:
+    said: list[str] = []
+    make(say=said.append, **{"model.name": "single_task", "model.gate_units": (128, 64), "train.epochs": 1}).run()
+    assert not [line for line in said if "gradient" in line]
+
+
+def test_a_model_that_tells_no_rows_apart_is_told_once(make: Make) -> None:
+    warned: list[str] = []
+    trainer = make(warned=warned)
+    kernel = trainer.model.network.towers["click"].trainable_variables[-2]
+    evaluate = trainer._evaluate_epoch
+
+    def spoil_and_evaluate(signals: Any) -> None:
+        kernel.assign(tf.zeros_like(kernel))
+        evaluate(signals)
+
+    trainer._evaluate_epoch = spoil_and_evaluate  # type: ignore[method-assign]
+    trainer.run()
+    assert len(warned) == 1
+    assert warned[0].startswith("after epoch 1 all validation rows have the same score for click: the model tells no ")
+    assert "config.model.init_std" in warned[0]
 
 
 def test_a_loss_that_is_not_finite_names_step_and_task_and_leaves_the_last_good_checkpoint(make: Make) -> None:
