@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def _tensor(feature: Mapping[str, Any], column: pa.Array) -> np.ndarray:
     if feature["kind"] not in ("multivalent", "dense"):
         return _values(column, dtype)
     if feature.get("separator") is not None:
-        column = pc.split_pattern(_text(column), feature["separator"])
+        column = pc.split_pattern(_without_ends(_text(column), feature["separator"]), feature["separator"])
     elif pa.types.is_fixed_size_list(column.type):
         column = column.cast(pa.list_(column.type.value_type))
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
@@ -58,6 +59,15 @@ def _tensor(feature: Mapping[str, Any], column: pa.Array) -> np.ndarray:
     padded = np.full((len(column), width), EMPTY[dtype], _NUMPY[dtype])
     padded[np.arange(width) < lengths[:, np.newaxis]] = _values(_plain(column.flatten()), dtype)
     return padded
+
+
+def _without_ends(text: pa.Array, separator: str) -> pa.Array:
+    """As conversion does: separators with spaces lose them at the ends of CSV's values, and the rest goes too."""
+    begin, end = re.escape(separator.lstrip(" ")), re.escape(separator.rstrip(" "))
+    patterns = (f"^{begin}" if separator[0] == " " else "", f"{end}$" if separator[-1] == " " else "")
+    for pattern in filter(None, patterns):
+        text = pc.replace_substring_regex(text, pattern=pattern, replacement="")
+    return text
 
 
 _NUMPY: dict[str, Any] = {"int64": np.int64, "string": object, "float32": np.float32}
@@ -70,6 +80,7 @@ def _values(column: pa.Array, dtype: str) -> np.ndarray:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         text = _text(column)
         column = pc.if_else(pc.equal(pc.binary_length(text), 0), None, pc.utf8_trim_whitespace(text))
+        column = pc.replace_substring_regex(column, pattern=r"^([-+]?[0-9]+)\.0*$", replacement=r"\1")  # 18.0 is 18
     if dtype == "int64":
         return column.cast(pa.int64()).fill_null(EMPTY["int64"]).to_numpy()
     if pa.types.is_boolean(column.type):

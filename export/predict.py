@@ -19,6 +19,7 @@ from absl import flags
 
 from pipelines import cli, csv_flags
 from pipelines.errors import UserError
+from pipelines.manifest import Dropped
 from stem_tf.quiet import quieten_tensorflow
 
 _MODEL = flags.DEFINE(
@@ -85,7 +86,7 @@ def _score_log(log: str) -> None:
         drop_bad_rows=_ON_BAD_ROWS.value == "drop",
     )
     for (column, reason), rows in sorted(done.bad.items()):
-        print(f"dropped {rows:,} rows: {f'column {column!r}: ' if column else ''}{reason}")
+        print(Dropped(column, reason, rows))
     print(f"{model.name}: {done.rows:,} rows in {done.seconds:.1f} s, {done.rows / done.seconds:,.0f} rows/s")
     print(f"written: {output} ({', '.join(done.columns)})")
 

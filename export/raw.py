@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipelines import casts, source
+from pipelines import casts, sniff, source
 from pipelines.casts import EMPTY_INT, Lists
 from pipelines.cleaning import Cleaner, Rows, kept_columns, kept_types
 from pipelines.schema import Schema
@@ -29,8 +29,9 @@ def open_log(patterns: str, schema: Schema, csv: CsvOptions | None = None) -> Lo
       UserError: no files, files that cannot be read, or columns that do not fit the schema.
     """
     log = source.open_log(source.find_files(patterns), csv)
+    sniff.explain(log, Cleaner(schema, GivenSplit(()), drop=False).columns)
     schema.validate_columns(
-        log.types, patterns, text=log.text, directories=log.directory_columns, problems=log.problems
+        log.types, patterns, text=log.text, directories=log.directory_columns, problems=log.problems, served=True
     )
     return log
 
@@ -45,7 +46,7 @@ def read(
     Raises:
       UserError: a damaged file; a row that conversion would refuse, unless such are dropped.
     """
-    cleaner = Cleaner(schema, GivenSplit((2,) * len(log.files)), drop_bad_rows)
+    cleaner = Cleaner(schema, GivenSplit((2,) * len(log.files)), drop_bad_rows, served=True)
     columns, kinds = list(dict.fromkeys([*cleaner.columns, *keep])), kept_types(log, schema)
     file = start = seen = 0  # file, the place of its first row, rows of it before this unit
     for unit in log.units:

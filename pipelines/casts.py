@@ -6,6 +6,7 @@ cast array, in which missing values are null, and a mask of the values that coul
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,11 +176,15 @@ def to_text(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def to_int64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """int64 [n]; bad are texts that are not integers and integers beyond int64. -2^63 is null."""
+    """int64 [n]; bad are texts that are not integers and integers beyond int64. -2^63 is null.
+
+    Text may be a whole number written as a float, as pandas writes integers beside missing values: 18.0 is 18. Beyond
+    2^53, where floats are rounded, it is bad.
+    """
     array = plain(array)
     if is_text(array.type):
         text, undecodable = to_text(array)
-        integers, bad = try_cast(pc.utf8_trim_whitespace(text), pa.int64())
+        integers, bad = _integers(pc.utf8_trim_whitespace(text))
         bad |= undecodable
     else:
         integers, bad = try_cast(array, pa.int64())
@@ -187,12 +192,27 @@ def to_int64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return (_null_where(integers, empty) if pc.any(empty).as_py() else integers), bad
 
 
-def to_float64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """float64 [n]; bad are texts that are not numbers. NaN is null; infinities are left to the caller."""
+def _integers(text: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    try:
+        return text.cast(pa.int64()), np.zeros(len(text), bool)
+    except pa.ArrowInvalid:
+        whole = pc.replace_substring_regex(text, pattern=r"^([-+]?[0-9]+)\.0*$", replacement=r"\1")
+        integers, bad = try_cast(whole, pa.int64())
+        rounded = pc.and_(pc.not_equal(whole, text), pc.greater(pc.abs_checked(integers), 2**53))
+        rounded = pc.fill_null(rounded, False)
+        return _null_where(integers, rounded), bad | to_numpy(rounded)
+
+
+def to_float64(array: pa.Array, *, bools: bool = False) -> tuple[pa.Array, np.ndarray]:
+    """float64 [n]; bad are texts that are not numbers. NaN is null; infinities are left to the caller.
+
+    With ``bools``, true and false in any case are 1 and 0 as text too.
+    """
     array = plain(array)
     if is_text(array.type):
         text, undecodable = to_text(array)
-        floats, bad = try_cast(pc.utf8_trim_whitespace(text), pa.float64())
+        text = pc.utf8_trim_whitespace(text)
+        floats, bad = _floats(text, bools)
         bad |= undecodable
     else:
         if pa.types.is_boolean(array.type):
@@ -203,18 +223,31 @@ def to_float64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return (_null_where(floats, empty) if pc.any(empty).as_py() else floats), bad
 
 
+def _floats(text: pa.Array, bools: bool) -> tuple[pa.Array, np.ndarray]:
+    try:
+        return text.cast(pa.float64()), np.zeros(len(text), bool)
+    except pa.ArrowInvalid:
+        if bools:
+            words = pc.utf8_lower(text)
+            text = pc.if_else(pc.equal(words, "true"), "1", pc.if_else(pc.equal(words, "false"), "0", text))
+        return try_cast(text, pa.float64())
+
+
 def to_bools(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """bool [n] of bools or the numbers 0 and 1, as text also true and false in any case; bad are all other values."""
-    array = plain(array)
-    undecodable = np.zeros(len(array), bool)
-    if is_text(array.type):
-        text, undecodable = to_text(array)
-        words = pc.utf8_lower(pc.utf8_trim_whitespace(text))
-        array = pc.if_else(pc.equal(words, "true"), "1", pc.if_else(pc.equal(words, "false"), "0", words))
-    numbers, bad = to_float64(array)
+    numbers, bad = to_float64(array, bools=True)
     known = to_numpy(pc.is_in(numbers, pa.array([0.0, 1.0, None], pa.float64())))
-    bad |= undecodable | ~known
+    bad |= ~known
     return _null_where(pc.equal(numbers, 1), pa.array(bad)), bad
+
+
+def _without_ends(text: pa.Array, separator: str) -> pa.Array:
+    """Text without what is left of a separator at its ends when spaces around it are gone: "a, b," is "a, b"."""
+    if separator != separator.lstrip(" "):
+        text = pc.replace_substring_regex(text, pattern="^" + re.escape(separator.lstrip(" ")), replacement="")
+    if separator != separator.rstrip(" "):
+        text = pc.replace_substring_regex(text, pattern=re.escape(separator.rstrip(" ")) + "$", replacement="")
+    return text
 
 
 def to_lists(array: pa.Array, dtype: str, separator: str | None) -> tuple[Lists, np.ndarray]:
@@ -228,7 +261,7 @@ def to_lists(array: pa.Array, dtype: str, separator: str | None) -> tuple[Lists,
         array, undecodable = pa.nulls(len(array), pa.list_(pa.null())), np.zeros(len(array), bool)
     else:
         text, undecodable = to_text(array)
-        array = pc.split_pattern(text, separator)
+        array = pc.split_pattern(_without_ends(text, str(separator)), separator)
     lengths = to_numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
     rows = np.repeat(np.arange(len(array)), lengths)
     flat = array.flatten()  # skips what hides behind null lists

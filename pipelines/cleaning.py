@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import casts, hashing
+from pipelines import advice, casts, hashing
+from pipelines.advice import Wanted
 from pipelines.casts import Lists
 from pipelines.errors import UserError
 from pipelines.schema import Feature, Schema, Task, Threshold
@@ -137,8 +138,8 @@ def _decoded(array: pa.Array, kind: pa.DataType) -> pa.Array:
 class _BadRows:
     """Gathers what is wrong with the rows of one chunk; a row counts once, for what was found first."""
 
-    def __init__(self, chunk: Chunk, drop: bool) -> None:
-        self._chunk, self._drop = chunk, drop
+    def __init__(self, chunk: Chunk, drop: bool, served: bool = False) -> None:
+        self._chunk, self._drop, self._served = chunk, drop, served
         self._mask = np.zeros(len(chunk.rows), bool)
         self._first: tuple[int, str] | None = None  # the earliest bad row and what is wrong with it
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -147,8 +148,25 @@ class _BadRows:
     def good(self) -> np.ndarray:
         return np.flatnonzero(~self._mask)
 
-    def add(self, bad: np.ndarray, column: str, reason: str, detail: str, values: np.ndarray | None = None) -> None:
-        """Marks rows bad. ``detail`` is the message, ``{}`` standing for the value in ``values``, or in the log."""
+    def add(
+        self,
+        bad: np.ndarray,
+        column: str,
+        reason: str,
+        detail: str,
+        values: np.ndarray | None = None,
+        wanted: Wanted | None = None,
+    ) -> None:
+        """Marks rows bad.
+
+        Args:
+          bad: bool [n].
+          column: of the log.
+          reason: under which they are counted.
+          detail: the message, ``{}`` standing for the value.
+          values: those that are bad, if not the column's own.
+          wanted: what the column's own should be, for advice.
+        """
         new = bad & ~self._mask
         if not new.any():
             return
@@ -156,8 +174,12 @@ class _BadRows:
         self.counts[column, reason] += int(new.sum())
         place = int(np.flatnonzero(new)[0])
         if not self._drop and (self._first is None or place < self._first[0]):
-            value = self._chunk.columns[column][place] if values is None else pa.scalar(values[place])
-            self._first = (place, detail.replace("{}", _shown(value)))
+            array = self._chunk.columns[column] if values is None else pa.array(values)
+            value = _raw(array[place])
+            if wanted is not None:
+                csv = pa.types.is_binary(array.type)
+                detail += advice.way_out(value, wanted, self._chunk.path, csv=csv, served=self._served)
+            self._first = (place, detail.replace("{}", _shown(value), 1))
 
     def raise_first(self) -> None:
         if self._first is not None:
@@ -166,13 +188,18 @@ class _BadRows:
             raise UserError(f"{where}: {detail} (--on_bad_rows=drop counts and skips such rows)")
 
 
-def _shown(value: pa.Scalar) -> str:
-    raw = (value.cast(pa.binary()) if casts.is_text(value.type) else value).as_py()  # text may not be UTF-8
+def _raw(value: pa.Scalar) -> Any:
+    """A value; text that is not UTF-8 as bytes."""
+    raw = (value.cast(pa.binary()) if casts.is_text(value.type) else value).as_py()
     if isinstance(raw, bytes):
         try:
-            raw = raw.decode()
+            return raw.decode()
         except UnicodeDecodeError:
-            return repr(raw[:60])
+            return raw[:60]
+    return raw
+
+
+def _shown(raw: Any) -> str:
     text = repr(raw)
     return "null" if raw is None else text if len(text) <= 60 else text[:57] + "..."
 
@@ -185,11 +212,13 @@ class Cleaner:
       schema: what the columns mean.
       split: how rows are divided.
       drop: whether bad rows are skipped and counted; otherwise the first one is an error.
+      served: the schema came with an exported model, so that it is no advice to change it.
     """
 
     schema: Schema
     split: SplitPolicy
     drop: bool
+    served: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -210,7 +239,7 @@ class Cleaner:
         Raises:
           UserError: a bad row, unless they are dropped: its file, place, column, value and the rule it breaks.
         """
-        bad = _BadRows(chunk, self.drop)
+        bad = _BadRows(chunk, self.drop, self.served)
         ids: dict[str, pa.Array] = {}
         lists: dict[str, Lists] = {}
         numerics: dict[str, np.ndarray] = {}
@@ -244,12 +273,16 @@ class Cleaner:
         array = chunk.columns[column]
         if casts.is_text(casts.plain_type(array.type)) and column not in integer_columns(self.schema):
             values, wrong = casts.to_text(array)
-            bad.add(wrong, column, "not UTF-8", f"column '{column}' is {{}}, which is not UTF-8 text")
+            bad.add(wrong, column, "not UTF-8", f"column '{column}' is {{}}, which is not UTF-8 text", wanted="text")
         else:
             values, wrong = casts.to_int64(array)
-            bad.add(wrong, column, "not an int64", f"column '{column}' is {{}}, which is not an int64")
+            bad.add(wrong, column, "not an int64", f"column '{column}' is {{}}, which is not an int64", wanted="id")
         missing = casts.to_numpy(values.is_null())
-        bad.add(missing & ~wrong, column, "missing key", f"the key column '{column}' is {{}}; every row needs a value")
+        detail = (
+            f"the key column '{column}' is {{}}; every row needs a value: cast missing ones to an id of their own "
+            f"when the log is written (pandas: log['{column}'].fillna(0))"
+        )
+        bad.add(missing & ~wrong, column, "missing key", detail)
         return values.fill_null("" if pa.types.is_string(values.type) else 0) if values.null_count else values
 
     def _assign(self, chunk: Chunk, row_ids: np.ndarray, file: int, bad: _BadRows) -> np.ndarray:
@@ -295,7 +328,8 @@ class Cleaner:
 def time_keys(chunk: Chunk, column: str, kind: pa.DataType, bad: _BadRows) -> np.ndarray:
     """uint64 [n] that sort as a time column does; rows without a time are bad."""
     values, wrong = time_values(chunk.columns[column], kind)
-    bad.add(wrong, column, "not a time", f"column '{column}' is {{}}, which is not of the column's type {kind}")
+    detail = f"column '{column}' is {{}}, which is not of the column's type {kind}"
+    bad.add(wrong, column, "not a time", detail, wanted="time")
     missing = casts.to_numpy(values.is_null()) & ~wrong
     bad.add(missing, column, "missing time", f"the time column '{column}' is {{}}; every row needs a time")
     return order_keys(values.fill_null(pa.scalar(0, pa.int64()).cast(values.type)) if values.null_count else values)
@@ -307,12 +341,17 @@ def _check_missing(missing: np.ndarray, feature: Feature, bad: _BadRows) -> None
         bad.add(missing, feature.column, "missing value", detail)
 
 
-_TYPE_NAMES = {"int64": "an int64", "string": "UTF-8 text", "float32": "a number"}
+_TYPE_NAMES: dict[str, tuple[str, Wanted]] = {
+    "int64": ("an int64", "id"),
+    "string": ("UTF-8 text", "text"),
+    "float32": ("a number", "number"),
+}
 
 
 def _check_type(wrong: np.ndarray, feature: Feature, bad: _BadRows) -> None:
-    name = _TYPE_NAMES[feature.dtype]
-    bad.add(wrong, feature.column, f"not {name}", f"feature '{feature.name}' is {{}}, which is not {name}")
+    name, wanted = _TYPE_NAMES[feature.dtype]
+    detail = f"feature '{feature.name}' is {{}}, which is not {name}"
+    bad.add(wrong, feature.column, f"not {name}", detail, wanted=wanted if feature.kind != "multivalent" else None)
 
 
 def _categorical(array: pa.Array, feature: Feature, bad: _BadRows) -> pa.Array:
@@ -424,7 +463,7 @@ def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: _BadRows) -> np.nda
     if label.values:
         values, missing = _holds(chunk.columns[column], label.values, column, space, bad)
     else:
-        values, missing = _number(chunk.columns[column], column, shown, space, bad)
+        values, missing = _number(chunk.columns[column], column, shown, space, bad, "label")
     _check_label(missing & space, task, column, f"{shown}; task '{task.name}' needs a value", bad)
     if label.divide_by is not None:
         denominator, absent = _number(
@@ -447,7 +486,8 @@ def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: _BadRows) -> np.nda
     if task.type == "binary":
         ratio = f" divided by '{label.divide_by}'" if label.divide_by else ""
         wrong = inside & (floats != 0) & (floats != 1)
-        bad.add(wrong, column, "binary label not 0 or 1", f"{shown}{ratio}; a binary label is 0 or 1")
+        detail = f"{shown}{ratio}; a binary label is 0 or 1"
+        bad.add(wrong, column, "binary label not 0 or 1", detail, wanted=None if ratio else "label")
     else:
         bad.add(inside & ~np.isfinite(floats), column, "label not finite", f"{shown}, which is not finite in float32")
     if task.output == "sigmoid":
@@ -471,18 +511,20 @@ def _holds(
     """Whether the column holds one of some values: (float64 [n] of 0 and 1, bool [n] missing)."""
     if isinstance(wanted[0], str):
         texts, wrong = casts.to_text(array)
-        bad.add(wrong & space, column, "not UTF-8", f"label '{column}' is {{}}, which is not UTF-8 text")
+        detail = f"label '{column}' is {{}}, which is not UTF-8 text"
+        bad.add(wrong & space, column, "not UTF-8", detail, wanted="text")
         missing = casts.to_numpy(array.is_null()).copy()  # "" is a value like others here
         return casts.to_numpy(pc.is_in(texts.fill_null(""), pa.array(wanted))).astype(np.float64), missing
     kind = casts.plain_type(array.type)
     large = casts.is_text(kind) and any(isinstance(value, int) and abs(value) > _EXACT for value in wanted)
     if large or not (casts.is_text(kind) or pa.types.is_floating(kind)):
         integers, wrong = casts.to_int64(array)
-        bad.add(wrong & space, column, "not an int64", f"label '{column}' is {{}}, which is not an int64")
+        detail = f"label '{column}' is {{}}, which is not an int64"
+        bad.add(wrong & space, column, "not an int64", detail, wanted="label")
         missing = casts.to_numpy(integers.is_null()) & ~wrong
         whole = pa.array([value for value in wanted if isinstance(value, int)], pa.int64())
         return casts.to_numpy(pc.is_in(integers, whole)).astype(np.float64), missing
-    floats, missing = _number(array, column, f"label '{column}' is {{}}", space, bad)
+    floats, missing = _number(array, column, f"label '{column}' is {{}}", space, bad, "label")
     return (np.isin(floats, _stored(wanted, kind)) & ~missing).astype(np.float64), missing
 
 
@@ -534,10 +576,10 @@ def _meets(
 
 
 def _number(
-    array: pa.Array, column: str, shown: str, space: np.ndarray, bad: _BadRows
+    array: pa.Array, column: str, shown: str, space: np.ndarray, bad: _BadRows, wanted: Wanted = "number"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [n] with 0 for missing, bool [n] missing)."""
-    values, wrong = casts.to_float64(array)
-    bad.add(wrong & space, column, "not a number", f"{shown}, which is not a number")
+    """(float64 [n] with 0 for missing, bool [n] missing); true and false are 1 and 0, as text too."""
+    values, wrong = casts.to_float64(array, bools=True)
+    bad.add(wrong & space, column, "not a number", f"{shown}, which is not a number", wanted=wanted)
     missing = casts.to_numpy(values.is_null()) & ~wrong
     return casts.to_numpy(values.fill_null(0.0)), missing

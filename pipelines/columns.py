@@ -24,6 +24,7 @@ def validate(
     text: bool,
     directories: Collection[str] = (),
     problems: Mapping[str, str] = MappingProxyType({}),
+    served: bool = False,
 ) -> None:
     """See :meth:`pipelines.schema.Schema.validate_columns`."""
     for path, column in _uses(schema):
@@ -37,9 +38,13 @@ def validate(
     kinds = {name: casts.plain_type(kind) for name, kind in log_columns.items()}
     for feature in schema.features:
         if text or feature.column in directories:
-            why = _text_problem(feature, "CSV text" if text else "a directory's name")
+            holds = f"is {'CSV text' if text else 'the name of a directory'}"
+            why = _text_problem(feature, holds)
         else:
+            holds = f"holds {kinds[feature.column]}"
             why = _feature_problem(feature, kinds[feature.column])
+        if why is not None and served:
+            why = f"{holds}; the model takes {_taken(feature)}"
         _refuse(why, schema, f"features.{feature.name}", feature.column, source)
     # Text is judged value by value; a column of nothing but nulls may have Arrow's type null, which says nothing.
     typed = {n: kind for n, kind in kinds.items() if not (text or n in directories or pat.is_null(kind))}
@@ -80,15 +85,26 @@ def _refuse(why: str | None, schema: Schema, path: str, column: str, source: str
         raise UserError(f"schema {schema.name}: {path}: column {column!r} of {source} {why}")
 
 
+def _taken(feature: Feature) -> str:
+    """What a model takes of a feature, and how the log comes to it."""
+    if feature.kind == "dense":
+        return f"lists of {feature.length} numbers: write the log as Parquet with such a column"
+    if feature.kind == "multivalent":
+        if feature.separator is not None:
+            return f"text whose values {feature.separator!r} parts"
+        return f"lists of {feature.dtype}: write the log as Parquet with such a column"
+    return f"one {feature.dtype} a row{_cast(feature.column, feature.dtype)}"
+
+
 def _cast(column: str, dtype: str) -> str:
     return f". Cast it when the log is written (pyarrow: table[{column!r}].cast('{dtype}'))"
 
 
-def _text_problem(feature: Feature, what: str) -> str | None:
+def _text_problem(feature: Feature, holds: str) -> str | None:
     if feature.kind == "multivalent" and feature.separator is None:
-        return f'is {what}: a multivalent feature needs the separator of its values, as in separator: "|"'
+        return f'{holds}: a multivalent feature needs the separator of its values, as in separator: "|"'
     if feature.kind == "dense":
-        return f"is {what}, which holds no vectors; write the log as Parquet with a list column"
+        return f"{holds}, which holds no vectors; write the log as Parquet with a list column"
     return None
 
 

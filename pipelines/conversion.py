@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import manifest, owned, source, stages, staging
+from pipelines import manifest, owned, sniff, source, stages, staging
 from pipelines import schema as schemas
 from pipelines.cleaning import Cleaner
 from pipelines.errors import FULL_DISK, JobError, UserError
@@ -85,14 +85,13 @@ def convert(options: Options) -> Manifest:
     """
     log, given = _open(options)
     source_name = log.files[0] if len(log.files) == 1 else f"the log ({log.files[0]}, ...)"
+    used = [*Cleaner(options.schema, GivenSplit(()), drop=False).columns]
+    used += filter(None, (options.split_column, options.split_group))
+    sniff.explain(log, used)
     options.schema.validate_columns(
         log.types, source_name, text=log.text, directories=log.directory_columns, problems=log.problems
     )
-    if "row_id" in (
-        options.split_column,
-        options.split_group,
-        *Cleaner(options.schema, GivenSplit(()), drop=False).columns,
-    ):
+    if "row_id" in used:
         raise UserError(
             f"{log.files[0]}: the column name 'row_id' is taken by the place of a row in the log; rename it"
         )
@@ -233,7 +232,10 @@ class _Conversion:
         train, validation, _ = fractions
         ranks = [round(total * train), min(round(total * (train + validation)), total)]
         if not ranks[0]:
-            raise UserError(f"the log has {total:,} rows with a time, too few for a split by shares of them")
+            dropped = (
+                f" (others are dropped: '{column}' is missing or no {kind})" if self._options.drop_bad_rows else ""
+            )
+            raise UserError(f"the log has {total:,} rows with a time, too few for a split by shares of them{dropped}")
         limits = kth_smallest(pieces, ranks)
         for path in paths:
             os.unlink(path)
@@ -334,7 +336,9 @@ class _Conversion:
                 progress.update(int(fit.rows.sum()) + fit.bad.total())
         train = sum(int(fit.rows[0]) for fit in fits)
         if not train:
-            raise UserError(f"the train split has no rows (the log has {rows:,})")
+            bad = sum((fit.bad for fit in fits), Counter())
+            why = "".join(f"; {Dropped(column, reason, count)}" for (column, reason), count in bad.most_common())
+            raise UserError(f"the train split has no rows (the log has {rows:,}{why})")
         return fits, {name: numeric.constants() for name, numeric in numerics.items()}
 
     def _vocabularies(self, pool: Pool, job: Job) -> dict[str, Vocabulary]:

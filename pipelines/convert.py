@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from pipelines import cli, csv_flags
+from pipelines import cli, constant_labels, csv_flags
 from pipelines import schema as schemas
 from pipelines.conversion import Options, convert
 from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
+from pipelines.source import CsvOptions
 
 _LOG = flags.DEFINE_string("log", None, "The log (or give it as the argument).")
 _SCHEMA = flags.DEFINE(cli.PATH, "schema", None, "Schema file, or the name of a shipped one.")
@@ -173,7 +174,7 @@ def _fractions(texts: list[str]) -> tuple[float, float, float]:
     return train, validation, test
 
 
-def _report(done: Manifest, seconds: float) -> None:
+def _report(done: Manifest, seconds: float, csv: CsvOptions) -> None:
     """What was written, as tables on stdout; warnings on stderr."""
     rows = sum(done.rows(split) for split in SPLITS)
     tasks = done.schema.task_names
@@ -193,8 +194,7 @@ def _report(done: Manifest, seconds: float) -> None:
             shares = (f"  {done.splits[split].rare_share[name]:>16.2%}" for split in SPLITS)
             print(f"{name:{width}}  {done.num_ids(name):>12,}  {sizes.distinct:>12,}" + "".join(shares))
     for dropped in done.dropped:
-        column = f"column '{dropped.column}': " if dropped.column else ""
-        print(f"dropped {dropped.rows:,} rows: {column}{dropped.reason}")
+        print(dropped)
     print(f"\nwritten to {done.data_dir}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")
     source = "" if done.splits["train"].shards else " --input_format=parquet"
     print(f"next: stem-train --config=CONFIG --config.data.dir={done.data_dir}{source}")
@@ -202,11 +202,14 @@ def _report(done: Manifest, seconds: float) -> None:
         if not done.rows(split):
             needed = ": stem-train will refuse these data" if split == "validation" else ""
             print(f"warning: the {split} split has no rows{needed}", file=sys.stderr)
+    for warning in constant_labels.warnings(done, csv):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> None:
-    started = time.monotonic()
-    _report(convert(_options(argv)), time.monotonic() - started)
+    started, options = time.monotonic(), _options(argv)
+    done = convert(options)
+    _report(done, time.monotonic() - started, options.csv)
 
 
 def run() -> None:

@@ -107,6 +107,10 @@ class Dropped:
     reason: str
     rows: int
 
+    def __str__(self) -> str:
+        column = f"column '{self.column}': " if self.column else ""
+        return f"dropped {self.rows:,} rows: {column}{self.reason}"
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -259,6 +259,7 @@ class Schema:
         text: bool = False,
         directories: Collection[str] = (),
         problems: Mapping[str, str] = MappingProxyType({}),
+        served: bool = False,
     ) -> None:
         """Refuses a log whose columns do not fit the schema.
 
@@ -268,11 +269,14 @@ class Schema:
           text: the log is CSV: columns have no types of their own, and the types given here are ignored.
           directories: columns that are names of directories, which have no types of their own either.
           problems: columns that cannot be read, and why.
+          served: the schema came with an exported model, so that it is no advice to change it.
 
         Raises:
           UserError: the first column that is missing or has a type that its use does not allow.
         """
-        columns.validate(self, log_columns, source, text=text, directories=directories, problems=problems)
+        columns.validate(
+            self, log_columns, source, text=text, directories=directories, problems=problems, served=served
+        )
 
 
 def load(path_or_name: str | os.PathLike[str]) -> Schema:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from pipelines.errors import UserError
-from pipelines.source import CsvOptions
+from pipelines.source import CsvOptions, Log
 
 _BYTES = 1 << 16
 _DELIMITERS = (",", "\t", ";", "|", " ")
@@ -55,6 +56,25 @@ def look(path: str, options: CsvOptions) -> Look:
             options = replace(options, delimiter=best)
     rows = _rows(lines, options.delimiter_of(path))
     return Look(options, _advice(path, rows, options))
+
+
+def explain(log: Log, columns: Iterable[str]) -> None:
+    """Where a CSV log lacks columns that are used: does its first line say why?
+
+    Raises:
+      UserError: its values are parted by something else, or it has no names.
+    """
+    if not log.text or all(column in log.types or column in log.problems for column in columns):
+        return
+    path, given = log.files[0], log.csv.delimiter_of(log.files[0])
+    seen = look(path, log.csv)
+    if (found := seen.csv.delimiter_of(path)) != given:
+        raise UserError(
+            f"{path}: its values seem to be parted by {found!r}, not by {given!r}: "
+            f"--csv_delimiter={'tab' if found == chr(9) else repr(found)}"
+        )
+    if seen.advice is not None:
+        raise UserError(seen.advice)
 
 
 def _lines(path: str) -> list[str]:

@@ -62,3 +62,26 @@ def test_columns_of_nothing_but_nulls() -> None:
         assert lists.lengths.tolist() == [0, 0]
         assert lists.missing.tolist() == [True, True]
         assert not bad.any()
+
+
+def test_whole_numbers_written_as_floats_are_integers() -> None:
+    text = pa.array([b"18.0", b" 7.", b"-3.000", b"1.5", b"9007199254740992.0", b"9007199254740994.0", b""])
+    values, bad = casts.to_int64(text)
+    assert values.to_pylist() == [18, 7, -3, None, 2**53, None, None]
+    assert bad.tolist() == [False, False, False, True, False, True, False]
+    assert casts.to_int64(pa.array([b"9007199254740993"]))[0].to_pylist() == [2**53 + 1]
+
+
+def test_words_for_bools_are_numbers_where_asked_for() -> None:
+    text = pa.array(["True", "FALSE", " true", "0.5", "yes", None])
+    values, bad = casts.to_float64(text, bools=True)
+    assert values.to_pylist() == [1.0, 0.0, 1.0, 0.5, None, None]
+    assert bad.tolist() == [False, False, False, False, True, False]
+    assert casts.to_float64(text)[1].sum() == 4
+
+
+def test_separators_with_spaces_at_the_ends_of_values() -> None:
+    lists, _ = casts.to_lists(pa.array(["a, b", "a, b,", "a,b, c", ""]), "string", ", ")
+    assert lists.values.to_pylist() == ["a", "b", "a", "b", "a,b", "c"]
+    lists, _ = casts.to_lists(pa.array(["| a | b", "a | b |"]), "string", " | ")
+    assert lists.values.to_pylist() == ["a", "b"] * 2

@@ -13,10 +13,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import hashing, raw_reader, schema, source, stages, tfrecord
+from pipelines import constant_labels, hashing, raw_reader, schema, source, stages, tfrecord
 from pipelines.conversion import Options, convert
 from pipelines.errors import UserError
 from pipelines.manifest import Constants, Manifest, Vocabulary
+from pipelines.source import CsvOptions
 
 _SCHEMA = """
 name: tiny
@@ -562,6 +563,78 @@ def test_directories_split_and_are_features(tmp_path: Path) -> None:
     plan.write(output, 0, 1)
     (read,) = pa.ipc.open_stream(output.getvalue())
     assert read.column("feature:slot").to_pylist() == [2] * 12  # the vocabulary's first
+
+
+def _csv(path: Path, header: str, *rows: str) -> Path:
+    path.write_text("\n".join([header, *rows, ""]))
+    return path
+
+
+_INCOME = """
+name: income
+features: {age: {kind: numeric, side: user}}
+tasks:
+  rich: {label: {column: pay, equals: ">50k"}}
+  old: {label: {column: age, at_least: 200}}
+  alive: {label: {column: age, at_least: 0}}
+  seen: {label: {column: seen}}
+  some: {label: {column: some}}
+"""
+
+
+def test_labels_that_are_all_the_same_are_warned_about(tmp_path: Path) -> None:
+    pays = ("<=50K", ">50K.", ">50K", "?")
+    rows = [f"{i}, {pays[i % 4]}, {i % 2}, 1" for i in range(40)]
+    log = _csv(tmp_path / "log.csv", "age, pay, seen, some", *rows[:36], *(row[:-1] + "0" for row in rows[36:]))
+    text = _INCOME.replace("kind: numeric, side: user", "kind: numeric, side: user, allow_label_column: true")
+    settings = {"schema": schema.loads(text), "split_column": "age"}
+    done = _convert(log, tmp_path / "out", **settings)
+    assert constant_labels.warnings(done, CsvOptions()) == [
+        "task 'rich': every label is 0: column 'pay' is never '>50k'; nearest of its values: '>50K', '>50K.', '<=50K', "
+        "...",
+        "task 'old': every label is 0: at_least: 200 never holds; column 'age' is from 0 to 39",
+        "task 'alive': every label is 1: at_least: 0 always holds; column 'age' is from 0 to 39",
+        "task 'some': every label of test is 0",
+        "task 'some': every label of train and validation is 1",
+    ]
+
+
+def test_csv_labels_of_pandas(tmp_path: Path) -> None:
+    """True and False, ids as floats beside a missing one; what has other words for it is told what to write."""
+    text = (
+        "name: a\nfeatures: {user: {kind: categorical, side: user, dtype: int64}}\ntasks: {click: {label: {column: c}}}"
+    )
+    settings: dict[str, Any] = {"schema": schema.loads(text), "split": "random", "split_column": None}
+    rows = [f"{i % 5}.0,{bool(i % 2)}" for i in range(40)]
+    done = _convert(_csv(tmp_path / "log.csv", "user,c", *rows, ",True"), tmp_path / "out", **settings)
+    assert sum(done.task_rows(split, "click") for split in ("train", "validation", "test")) == 41
+    assert done.vocabularies["user"] == Vocabulary(5, 5)
+    raw = pq.read_table(os.path.join(done.data_dir, "raw/test"))
+    assert raw["user"].type == pa.int64()
+    for row, why in [
+        ("1,yes", "label 'c' is 'yes', which is not a number; say which value means 1, as in equals: \"yes\" .--on"),
+        ("1,5", "label 'c' is '5'; a binary label is 0 or 1; say which values mean 1, as in equals: 5 or at_least: 4"),
+        ("u1,0", "feature 'user' is 'u1', which is not an int64; dtype: string takes any text"),
+        (
+            "1,NULL",
+            "label 'c' is 'NULL', which is not a number; if it means a missing value, --csv_nulls=,NULL says so",
+        ),
+    ]:
+        with pytest.raises(UserError, match=f"log.csv, row 40: {why.replace('?', '.')}"):
+            _convert(_csv(tmp_path / "log.csv", "user,c", *rows, row), tmp_path / "bad", **settings)
+    with pytest.raises(UserError, match="no rows .the log has 2; dropped 2 rows: column 'user': not an int64"):
+        _convert(_csv(tmp_path / "log.csv", "user,c", "a,0", "b,1"), tmp_path / "bad", drop_bad_rows=True, **settings)
+
+
+def test_csv_headers_that_say_why_a_column_is_missing(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"split": "random", "split_column": None}
+    for lines, why in [
+        (["user;video;click", "1;a;0", "2;b;1"], "seem to be parted by ';', not by ',': --csv_delimiter=';'"),
+        (["user\tvideo\tclick", "1\ta\t0", "2\tb\t1"], "--csv_delimiter=tab"),
+        (["1,a,0", "2,b,1", "2,a,1"], "the first line looks like data, not like names"),
+    ]:
+        with pytest.raises(UserError, match=why):
+            _convert(_csv(tmp_path / "log.csv", *lines), tmp_path / "out", **settings)
 
 
 _SPACES = """

@@ -477,6 +477,22 @@ def test_columns_that_fit(feature: str, kind: pa.DataType) -> None:
     schema.loads(SMALL.replace(CATEGORY, feature)).validate_columns({**LOG, "user": kind})
 
 
+@pytest.mark.parametrize(
+    ("feature", "kind", "message"),
+    [
+        (CATEGORY, STRING, "holds string; the model takes one int64 a row. Cast it when the log is written .pyarrow"),
+        (CATEGORY.replace("int64", "string"), INT, "holds int64; the model takes one string a row. Cast it when"),
+        ("kind: numeric, side: user", STRING, "holds string; the model takes one float32 a row. Cast it when"),
+        (MULTI % "int64", INT, "holds int64; the model takes lists of int64: write the log as Parquet with such a"),
+        (MULTI % "int64" + ", separator: ','", INT, "holds int64; the model takes text whose values ',' parts"),
+        ("kind: dense, side: user, length: 4", INT, "holds int64; the model takes lists of 4 numbers: write the log"),
+    ],
+)
+def test_the_schema_of_a_model_is_not_to_be_changed(feature: str, kind: pa.DataType, message: str) -> None:
+    with pytest.raises(UserError, match=f"features.user: column 'user' of the log {message}"):
+        schema.loads(SMALL.replace(CATEGORY, feature)).validate_columns({**LOG, "user": kind}, served=True)
+
+
 @pytest.mark.parametrize("kind", [pa.bool_(), pa.int8(), pa.float64(), pa.dictionary(pa.int8(), pa.int64())])
 def test_spaces_that_fit(kind: pa.DataType) -> None:
     schema.loads(SMALL.replace(CLICK, MASKED)).validate_columns({**LOG, "shown": kind})
