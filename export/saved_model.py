@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from absl import flags
 
 from export import card, check, publish
-from pipelines import cli, vocabulary
+from pipelines import cli, owned, vocabulary
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError, message
@@ -199,7 +199,8 @@ class _Export:
         outcome = self._check(directory, scratch)
         tree = self._manifest(vocabularies, told, signatures, graph.why_no_rank(self.schema), outcome)
         (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
-        files = sorted(path for path in directory.rglob("*") if path.is_file())
+        # Without the marker: a version copied as DIR/* is whole.
+        files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != owned.MARKER)
         tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in files}
         text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
         (directory / manifests.FILENAME).write_text(f"{text}\n", encoding="utf-8")

@@ -131,9 +131,9 @@ class Checkpoints:
         return name
 
     def newest(self, name: str) -> str:
-        """The last one that :meth:`save_as` wrote as ``name``."""
+        """The last one that :meth:`save_as` wrote as ``name``; ``name`` where it is gone."""
         written = [n for n in self._names() if n == name or n.startswith(f"{name}-")]
-        return max(written, key=lambda n: (len(n), n))
+        return max(written, key=lambda n: (len(n), n), default=name)
 
     def keep_only(self, names: Collection[str]) -> None:
         """Deletes the checkpoints of :meth:`save_as` that are not among ``names``."""

@@ -18,6 +18,7 @@ import pytest
 
 from export import candidates, raw, scoring
 from export.published import Published
+from pipelines import files
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError
 from stem_tf import predictions
@@ -188,6 +189,12 @@ def test_logs_that_do_not_fit(model: Published, test_rows: pa.Table, tmp_path: P
         scoring.score_log(model, str(log), output, keep=["row"])
     with pytest.raises(UserError, match="is a file of the log"):
         scoring.score_log(model, str(log), log)
+    with files.locked(files.hidden(output, "lock"), output), pytest.raises(UserError, match="another job is writing"):
+        scoring.score_log(model, str(log), output)
+    pq.write_table(test_rows, output)
+    with pytest.raises(UserError, match="out.parquet exists and does not hold scores of rows: choose another output"):
+        scoring.score_log(model, str(log), output)
+    assert pq.read_table(output).equals(test_rows)
 
 
 def test_what_is_no_model(tmp_path: Path, exported: Path) -> None:

@@ -85,8 +85,8 @@ def test_weights_are_float32_variables_and_all_that_is_saved(
 def test_manifest_and_card(exported: Exported, nasty_run: Callable[[str], Any]) -> None:
     directory, tree = exported
     assert json.loads((directory / "manifest.json").read_text()) == tree
-    found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()} - {"manifest.json"}
-    assert found == set(tree["files"])
+    found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    assert found == {*tree["files"], "manifest.json", owned.MARKER}
     assert {"saved_model.pb", "schema.yaml", "card.md", "assets.extra/tf_serving_warmup_requests"} < found
     for name, digest in tree["files"].items():
         assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == digest
