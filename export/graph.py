@@ -31,7 +31,6 @@ from pipelines.casts import EMPTY_INT
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
 from stem_tf.layers.sides import gather_share
-from stem_tf.losses import score
 from stem_tf.models.base import Predictor
 
 Tensors = Mapping[str, tf.Tensor]
@@ -170,7 +169,7 @@ class ServingModule(tf.Module):
         return {name: tf.reshape(s, [requests, candidates]) for name, s in self._scores(outputs).items()}
 
     def _scores(self, outputs: Tensors) -> dict[str, tf.Tensor]:
-        return {task.name: score(task, outputs[task.name]) for task in self._model().tasks}
+        return self._model().scores(outputs)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

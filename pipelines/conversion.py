@@ -16,7 +16,7 @@ from pipelines import manifest, owned, sniff, source, stages, staging
 from pipelines import schema as schemas
 from pipelines.cleaning import Cleaner
 from pipelines.errors import FULL_DISK, JobError, UserError
-from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, Manifest, Split, TaskCounts, Vocabulary
+from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, LabelScale, Manifest, Split, TaskCounts, Vocabulary
 from pipelines.progress import Progress
 from pipelines.schema import Schema
 from pipelines.source import CsvOptions, Log
@@ -35,6 +35,7 @@ from pipelines.split import (
     time_kind,
 )
 from pipelines.stages import Encoded, Job
+from pipelines.transforms import Moments
 from pipelines.workers import Pool
 
 
@@ -172,6 +173,7 @@ class _Conversion:
                 splits={name: self._summary(i, fits, encoded, shards[name]) for i, name in enumerate(SPLITS)},
                 vocabularies=vocabularies,
                 numerics=constants,
+                label_scales={task: self._scale(task, fits) for task in fits[0].scales},
                 dropped=tuple(Dropped(column, reason, rows) for (column, reason), rows in sorted(bad.items())),
             )
         )
@@ -403,6 +405,10 @@ class _Conversion:
         fractions = list(self._options.fractions) if share is None else [1 - share, share, 0.0]
         by_value = self._options.validation_from is not None or self._options.test_from is not None
         return {"by": "time", "column": policy.column, "fractions": None if by_value else fractions} | policy.describe()
+
+    def _scale(self, task: str, fits: list[stages.Fit]) -> LabelScale:
+        moments = sum((fit.scales[task] for fit in fits), Moments())
+        return LabelScale(moments.mean, moments.std)
 
     def _summary(
         self, split: int, fits: list[stages.Fit], encoded: list[Encoded], shards: dict[str, list[manifest.Shard]]

@@ -92,6 +92,19 @@ class Constants:
 
 
 @dataclass(frozen=True)
+class LabelScale:
+    """Mean and standard deviation (population) of a standardised label over train, weighted as its rows are.
+
+    Attributes:
+      mean: 0 where train has no label.
+      std: 1 where it is under 1e-12.
+    """
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """Sizes of a feature's vocabulary: ``size`` without the two reserved ids, ``distinct`` before the minimum count."""
 
@@ -126,6 +139,7 @@ class Manifest:
       vocabularies: of categorical and multivalent features.
       numerics: of numeric features.
       dropped: skipped bad rows.
+      label_scales: of tasks whose label is standardised.
       created_by: program and version.
     """
 
@@ -138,6 +152,7 @@ class Manifest:
     vocabularies: dict[str, Vocabulary]
     numerics: dict[str, Constants]
     dropped: tuple[Dropped, ...] = ()
+    label_scales: dict[str, LabelScale] = dataclasses.field(default_factory=dict)
     created_by: str = f"stem-tf {__version__}"
 
     @functools.cached_property
@@ -252,5 +267,6 @@ def _from_tree(data_dir: str, tree: dict[str, Any]) -> Manifest:
         vocabularies={name: Vocabulary(**sizes) for name, sizes in tree["vocabularies"].items()},
         numerics=numerics,
         dropped=tuple(Dropped(**dropped) for dropped in tree["dropped"]),
+        label_scales={task: LabelScale(**scale) for task, scale in tree.get("label_scales", {}).items()},
         created_by=tree["created_by"],
     )

@@ -120,6 +120,7 @@ class Label:
       at_most: values up to here mean 1, likewise; with ``at_least`` those that both hold for.
       divide_by: column of the denominator.
       clip: (low, high), after the division.
+      standardise: train on (y - mean) / std with constants of train, after all of the above; undone in every score.
       missing: what a null (in any of the columns) or a zero denominator means: ``error``, or ``outside``: the row is
         outside the task's sample space (PLE Eq. 9).
     """
@@ -131,6 +132,7 @@ class Label:
     at_most: float | Threshold | None = None
     divide_by: str | None = None
     clip: tuple[float, float] | None = None
+    standardise: bool = False
     missing: Literal["error", "outside"] = "error"
 
     @property
@@ -455,12 +457,14 @@ def _feature(name: str, node: Node) -> Feature:
 
 
 _CONDITIONS = ("equals", "in", "at_least", "at_most")
-_LABEL_OPTIONAL = (*_CONDITIONS, "divide_by", "clip", "missing")
+_OF_REGRESSIONS = ("divide_by", "clip", "standardise")
+_LABEL_OPTIONAL = (*_CONDITIONS, *_OF_REGRESSIONS, "missing")
 
 
 def _label(node: Node, task_type: str) -> Label:
     fields = node.record({"column": "of the log"}, _LABEL_OPTIONAL, "a label")
-    for key, wanted in (*((key, "binary") for key in _CONDITIONS), ("divide_by", "regression"), ("clip", "regression")):
+    kinds = dict.fromkeys(_CONDITIONS, "binary") | dict.fromkeys(_OF_REGRESSIONS, "regression")
+    for key, wanted in kinds.items():
         if key in fields and task_type != wanted:
             fields[key].fail(f"does not apply to a {task_type} task, only to a {wanted} one (type: {wanted})")
     column = fields["column"].text()
@@ -475,6 +479,7 @@ def _label(node: Node, task_type: str) -> Label:
         at_most=_threshold(fields["at_most"]) if "at_most" in fields else None,
         divide_by=fields["divide_by"].text() if "divide_by" in fields else None,
         clip=_clip(fields["clip"]) if "clip" in fields else None,
+        standardise="standardise" in fields and fields["standardise"].flag(),
         missing=fields["missing"].choice(("error", "outside")) if "missing" in fields else "error",
     )
     if label.divide_by == column:
@@ -574,6 +579,10 @@ def _task(name: str, node: Node, row_weight: str | None) -> Task:
         fields["label"].child("clip").fail(
             f"{list(label.clip)} is not inside [0, 1], where scores of output: sigmoid lie; clip to [0, 1], or "
             "write output: linear"
+        )
+    if output == "sigmoid" and label.standardise:
+        fields["label"].child("standardise").fail(
+            "cannot be combined with output: sigmoid, whose scores lie in [0, 1]; drop one of them"
         )
     space = _space(fields["space"]) if "space" in fields else None
     if space is not None and space.column == label.column:

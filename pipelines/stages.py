@@ -29,7 +29,7 @@ from pipelines.schema import Schema
 from pipelines.source import Chunk, Log, Unit
 from pipelines.split import LastRows, LastSplit, RandomSplit, TimeSplit
 from pipelines.tfrecord import Writer
-from pipelines.transforms import NumericFit
+from pipelines.transforms import Moments, NumericFit
 from pipelines.vocabulary import Lookup, ValueCounts
 
 _Writers = dict[str, pa.ipc.RecordBatchFileWriter | pq.ParquetWriter]
@@ -134,6 +134,7 @@ class Fit:
       inside: by task, rows inside its sample space by split.
       weights: by task, the sum of their row weights by split, or their number where the task has none.
       label_sums: by task, the sum of their labels, times the weights, by split.
+      scales: by task whose label is standardised, the moments of its labels in train, weighted alike.
       bad: bad rows by (column, reason).
       numerics: by numeric feature.
     """
@@ -143,6 +144,7 @@ class Fit:
     inside: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     label_sums: dict[str, np.ndarray]
+    scales: dict[str, Moments]
     bad: Counter[tuple[str, str]]
     numerics: dict[str, NumericFit]
 
@@ -156,6 +158,7 @@ def fit(job: Job, unit: Unit) -> Fit:
         inside={name: np.zeros(3, np.int64) for name in schema.task_names},
         weights={name: np.zeros(3) for name in schema.task_names},
         label_sums={name: np.zeros(3) for name in schema.task_names},
+        scales={task.name: Moments() for task in schema.tasks if task.label.standardise},
         bad=Counter(),
         numerics={f.name: NumericFit.empty(f) for f in schema.features if f.kind == "numeric"},
     )
@@ -194,6 +197,8 @@ def _count_labels(result: Fit, schema: Schema, rows: Rows) -> None:
             result.inside[task.name][number] += count
             result.weights[task.name][number] += count if weights is None else weights.sum()
             result.label_sums[task.name][number] += (labels if weights is None else labels * weights).sum()
+            if number == 0 and task.label.standardise:
+                result.scales[task.name] += Moments.of(labels, weights)
 
 
 def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], segment: list[Rows]) -> None:

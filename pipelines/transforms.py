@@ -16,17 +16,20 @@ _STD_FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of float64 values."""
+    """Count (or sum of weights), mean and sum of squared deviations of float64 values."""
 
-    count: int = 0
+    count: float = 0
     mean: float = 0.0
     squares: float = 0.0
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Moments:
-        """Of finite values [n]."""
+    def of(cls, values: np.ndarray, weights: np.ndarray | None = None) -> Moments:
+        """Of finite values [n], which count 1, or with positive weights [n]."""
         if not len(values):
             return cls()
+        if weights is not None:
+            mean = float(np.average(values, weights=weights))
+            return cls(float(weights.sum()), mean, float((weights * np.square(values - mean)).sum()))
         mean = float(values.mean())
         return cls(len(values), mean, float(np.square(values - mean).sum()))
 

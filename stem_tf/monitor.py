@@ -64,6 +64,12 @@ def of_tasks(config: Any, manifest: Manifest) -> dict[str, Monitor]:
     return result
 
 
+def _per_error(task: str, manifest: Manifest) -> float:
+    """What a task's loss is of :func:`task_loss`: training sees a standardised label, whose MSE is in its own units."""
+    scale = manifest.label_scales.get(task)
+    return 1.0 if scale is None else scale.std**-2
+
+
 def task_loss(metrics: Mapping[str, float]) -> float:
     """A task's mean loss: logloss, or MSE of a regression."""
     return metrics["logloss"] if "logloss" in metrics else metrics["mse"]
@@ -100,7 +106,7 @@ def monitor(config: Any, manifest: Manifest) -> Monitor:
         return Monitor(kind, {only: 1.0})
     # A task without rows has a loss of NaN.
     losses = {
-        task: weight
+        task: weight * _per_error(task, manifest)
         for task, weight in learning.task_weights(config, manifest.schema).items()
         if rows[task] and task not in untrained
     }

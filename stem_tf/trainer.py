@@ -221,7 +221,8 @@ class Trainer:
         others = [share for name, share in shares.items() if name != task and name not in self._untrained]
         weight = configs.of_task(self.config.loss.weights, task, 1.0) * np.mean(others) / shares[task]
         ways = f"--config.loss.weights={task}:{weight:.1g} would leave it as much as the others"
-        if next(t.type for t in self.manifest.schema.tasks if t.name == task) == "regression":
+        regression = next(t.type for t in self.manifest.schema.tasks if t.name == task) == "regression"
+        if regression and task not in self.model.scales:
             ways += (
                 "; or bring its label to a scale of 1 in the schema, with 'label: {standardise: true}' (undone in what "
                 "is served) or divide_by"

@@ -84,7 +84,7 @@ def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingM
         schema.features, num_ids, options.dim, network.tables, _specific(config, schema), options.init_std
     )
     inputs = InputTransform(schema.features, constants)
-    model = RankingModel(schema.tasks, inputs, embeddings, network, options.embedding_dropout)
+    model = RankingModel(schema.tasks, inputs, embeddings, network, options.embedding_dropout, manifest.label_scales)
     model.build_weights()
     if training:
         model.prepare_training(_training(config, schema, network.tables))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from pipelines.manifest import LabelScale
 from pipelines.schema import Task
 from stem_tf.layers.embedding import Embeddings, deduplicate, deduplicate_static
 from stem_tf.layers.inputs import InputTransform
@@ -70,10 +72,12 @@ class Predictor(tfrs.Model):
     Attributes:
       tasks: of the schema, in its order.
       inputs: numeric transforms.
+      scales: of standardised labels, by task.
     """
 
     tasks: tuple[Task, ...]
     inputs: InputTransform
+    scales: Mapping[str, LabelScale]
 
     @property
     def weight_parts(self) -> dict[str, tf.keras.layers.Layer]:
@@ -102,7 +106,11 @@ class Predictor(tfrs.Model):
         """Scores by task ``[B]`` float32 beside the batch's labels, weights and keys."""
         outputs = self(data["features"])
         kept = {key: value for key, value in data.items() if key != "features"}
-        return {**kept, "scores": {task.name: score(task, outputs[task.name]) for task in self.tasks}}
+        return {**kept, "scores": self.scores(outputs)}
+
+    def scores(self, outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Scores by task, in the units of their labels, of outputs of any shape."""
+        return {task.name: score(task, outputs[task.name], self.scales.get(task.name)) for task in self.tasks}
 
 
 class RankingModel(Predictor):
@@ -126,6 +134,7 @@ class RankingModel(Predictor):
       embeddings: packed tables.
       network: of flat embeddings.
       embedding_dropout: rate on the flat embeddings in training.
+      scales: of standardised labels, by task.
     """
 
     def __init__(
@@ -135,11 +144,13 @@ class RankingModel(Predictor):
         embeddings: Embeddings,
         network: Network,
         embedding_dropout: float = 0.0,
+        scales: Mapping[str, LabelScale] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         # Every replica reports the losses of the global batch; by default Keras would add them up.
         self.distribute_reduction_method = "first"
         self.tasks = tasks
+        self.scales = MappingProxyType(dict(scales))  # Keras would wrap a dict
         self.inputs, self.embeddings, self.network = inputs, embeddings, network
         self.embedding_dropout = embedding_dropout
         self.table_optimizers: list[TableOptimizer] = []
@@ -159,7 +170,9 @@ class RankingModel(Predictor):
         self.training_options, self.schedule = training, training.schedule
         smoothing, positive = training.label_smoothing, training.positive_weight
         self.task_losses = {
-            task.name: TaskLoss(task, smoothing.get(task.name, 0.0), positive.get(task.name, 1.0))
+            task.name: TaskLoss(
+                task, smoothing.get(task.name, 0.0), positive.get(task.name, 1.0), self.scales.get(task.name)
+            )
             for task in self.tasks
         }
         self.weighting = training.weighting or Weighting(self.tasks, [task.weight for task in self.tasks])
@@ -438,10 +451,14 @@ class RankingModel(Predictor):
         self.first_bad_step.assign(tf.where(first, step, self.first_bad_step))
 
     def _log(self, loss: tf.Tensor, losses: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Means over the epoch so far of the loss and of the tasks' own; weights that change, as they are."""
+        """Means over the epoch so far of the loss and of the tasks' own; weights that change, as they are.
+
+        A squared error is logged in the units of its label, standardised or not.
+        """
         self.loss_mean.update_state(loss)
-        for mean, task_loss in zip(self.loss_means.values(), tf.unstack(losses), strict=True):
-            mean.update_state(task_loss)
+        for (name, mean), task_loss in zip(self.loss_means.items(), tf.unstack(losses), strict=True):
+            scale = self.scales.get(name)
+            mean.update_state(task_loss if scale is None else task_loss * scale.std**2)
         logs = {"loss": self.loss_mean.result()}
         logs |= {f"loss/{name}": mean.result() for name, mean in self.loss_means.items()}
         if self.weighting.kind != "static":

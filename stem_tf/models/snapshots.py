@@ -24,6 +24,7 @@ class Snapshots(Predictor):
         self.members = [model for model, _ in members]
         self.tasks_of = [tuple(tasks) for _, tasks in members]
         self.tasks, self.inputs = self.members[0].tasks, self.members[0].inputs
+        self.scales = self.members[0].scales
 
     @property
     def weight_parts(self) -> dict[str, tf.keras.layers.Layer]:

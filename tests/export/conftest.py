@@ -40,7 +40,7 @@ features:
   image: {kind: dense, side: item, length: 3}
 tasks:
   click: {label: {column: clicked}}
-  watched: {type: regression, weight: 0.01, label: {column: seconds, missing: outside}}
+  watched: {type: regression, label: {column: seconds, standardise: true, missing: outside}}
 """
 
 NASTY = [

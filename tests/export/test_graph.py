@@ -65,7 +65,8 @@ def test_what_is_missing_scores_as_rare_ids_and_train_means(serving: tuple[graph
     floats = {"age": [np.nan], "temperature": [np.nan], "length": [np.nan], "image": [[0.0, 0.0, 0.0]]}
     bags = {"history": tf.zeros([1, 3], tf.int32), "tags": tf.zeros([1, 2], tf.int32)}
     outputs = model(rare | bags | {name: tf.constant(x, tf.float32) for name, x in floats.items()})
-    expected = [[tf.sigmoid(outputs["click"])[0], outputs["watched"][0]]]
+    scale = model.scales["watched"]  # of its standardised label
+    expected = [[tf.sigmoid(outputs["click"])[0], outputs["watched"][0] * scale.std + scale.mean]]
     np.testing.assert_allclose(score(module, row()), expected, rtol=1e-6)
     empty = module.score_examples({"examples": tf.constant([tf.train.Example().SerializeToString()])})
     np.testing.assert_array_equal(np.stack(list(empty.values()), axis=1), score(module, row()))

@@ -185,6 +185,29 @@ def test_row_weights_reach_records_and_rates(tmp_path: Path) -> None:
     assert counts["click"].weight == train["seen"].sum() and counts["done"].weight is not None
 
 
+def test_standardised_labels_have_their_constants_of_train(tmp_path: Path) -> None:
+    table = _log().append_column("worth", pa.array(np.arange(60) % 4 / 2))
+    text = _SCHEMA.replace("clip: [0, 1], missing", "clip: [0, 2], standardise: true, missing")
+    text += "  seen: {type: regression, label: {column: seen, standardise: true}, row_weight: worth}\n"
+    text += "  same: {type: regression, label: {column: one, standardise: true}}\n"
+    table = table.append_column("one", pa.array([0.1] * 60))
+    done = _convert(_write(tmp_path / "log.parquet", table, 7), tmp_path / "out", schema=schema.loads(text))
+    train = table.slice(0, 48).to_pandas()
+    ratio = (
+        np.clip(train["seen"] / train["length"], 0, 2).to_numpy()[train["length"] > 0].astype(np.float32).astype(float)
+    )
+    mean = np.average(train["seen"], weights=train["worth"])
+    variance = np.average((train["seen"] - mean) ** 2, weights=train["worth"])
+    found = {task: dataclasses.astuple(scale) for task, scale in done.label_scales.items()}
+    assert found == {
+        "done": pytest.approx((ratio.mean(), ratio.std())),
+        "seen": pytest.approx((mean, variance**0.5)),
+        "same": pytest.approx((0.1, 1.0)),
+    }
+    # Records hold the label as it is.
+    assert {row["label:seen"][0] for row in _rows(done, "train") if row["weight:worth"][0]} <= {0.0, 1.0, 2.0, 3.0}
+
+
 def test_raw_rows_join_by_row_id(tmp_path: Path) -> None:
     table = _log()
     done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out")

@@ -36,6 +36,7 @@ tasks:
   watched: {type: regression, weight: 1e-3, label: {column: play, divide_by: ms, clip: [0, 1], missing: outside}}
   buy: {label: {column: is_buy}, space: {task: click}}
   share: {type: regression, output: sigmoid, label: {column: shared, clip: [0, 1]}, space: {column: shown}}
+  ms_watched: {type: regression, label: {column: play, standardise: true}}
   loved: {label: {column: rating, at_least: 4.5}}
   meh: {label: {column: rating, at_least: 2, at_most: 3}}
   rated: {label: {column: rating, in: [1, 4.5]}}
@@ -82,6 +83,7 @@ def test_every_key_arrives_in_the_dataclass() -> None:
             Task(
                 "share", Label("shared", clip=(0.0, 1.0)), "regression", output="sigmoid", space=Space(column="shown")
             ),
+            Task("ms_watched", Label("play", standardise=True), "regression"),
             Task("loved", Label("rating", at_least=4.5)),
             Task("meh", Label("rating", at_least=2.0, at_most=3.0)),
             Task("rated", Label("rating", one_of=(1, 4.5))),
@@ -226,9 +228,9 @@ UNREADABLE = [
     (USER, "user: {kind: dense, side: user, length: -4}", "features.user.length: should be a whole number of at least 1; got -4"),
     (CLICK, "click: {lable: {column: is_click}}", "tasks.click: unknown key 'lable' of a task; did you mean 'label'? Allowed: label, type, weight, row_weight, output, space"),
     (CLICK, "click: {}", "tasks.click: the key 'label' is missing (as in label: {column: is_click})"),
-    (CLICK, "click: {label: is_click}", "tasks.click.label: should be a mapping with the keys column, equals, in, at_least, at_most, divide_by, clip, missing; got 'is_click' (text)"),
+    (CLICK, "click: {label: is_click}", "tasks.click.label: should be a mapping with the keys column, equals, in, at_least, at_most, divide_by, clip, standardise, missing; got 'is_click' (text)"),
     (CLICK, "click: {label: {equals: 1}}", "tasks.click.label: the key 'column' is missing (of the log)"),
-    (CLICK, "click: {label: {column: c, equal: 1}}", "tasks.click.label: unknown key 'equal' of a label; did you mean 'equals'? Allowed: column, equals, in, at_least, at_most, divide_by, clip, missing"),
+    (CLICK, "click: {label: {column: c, equal: 1}}", "tasks.click.label: unknown key 'equal' of a label; did you mean 'equals'? Allowed: column, equals, in, at_least, at_most, divide_by, clip, standardise, missing"),
     (CLICK, "click: {type: classification, label: {column: c}}", "tasks.click.type: 'classification' (text) is not allowed; allowed: binary, regression"),
     (CLICK, "click: {weight: -1, label: {column: c}}", "tasks.click.weight: should be a finite number of at least 0; got -1"),
     (CLICK, "click: {weight: .inf, label: {column: c}}", "tasks.click.weight: should be a finite number of at least 0; got inf"),
@@ -259,6 +261,9 @@ UNREADABLE = [
     (CLICK, CLICK[:-1] + ", weight: w, row_weight: v}", "tasks.click.weight: names a column of row weights, as row_weight does; here a number weighs the loss"),
     (CLICK, CLICK[:-1] + ", row_weight: 2}", "tasks.click.row_weight: should be text (put it in quotes); got 2"),
     (CLICK, CLICK[:-1] + ", weight: user}", "features.user: column 'user' is used by the row weight of task 'click', so the feature may give the label away; drop it, or set allow_label_column: true if it is known before the label"),
+    (CLICK, "click: {label: {column: c, standardise: true}}", "tasks.click.label.standardise: does not apply to a binary task, only to a regression one (type: regression)"),
+    (WATCHED, "{column: play, standardise: 1}", "tasks.watched.label.standardise: should be true or false; got 1"),
+    (WATCHED, "{column: play, standardise: true}, output: sigmoid", "tasks.watched.label.standardise: cannot be combined with output: sigmoid, whose scores lie in [0, 1]; drop one of them"),
     (WATCHED, "{column: play, at_least: 3}", "tasks.watched.label.at_least: does not apply to a regression task, only to a binary one (type: binary)"),
     (WATCHED, "{column: play, equals: 3}", "tasks.watched.label.equals: does not apply to a regression task, only to a binary one (type: binary)"),
     (WATCHED, "{column: play, divide_by: play}", "tasks.watched.label.divide_by: 'play' divided by itself is always 1"),

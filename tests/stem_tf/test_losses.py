@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines.manifest import LabelScale
 from pipelines.schema import Label, Task
 from stem_tf.losses import TaskLoss, Weighting, score
 
@@ -35,6 +36,14 @@ def test_a_sigmoid_regression_is_scored_and_trained_through_its_sigmoid() -> Non
     np.testing.assert_array_equal(score(TIME, tf.constant(OUTPUTS)), OUTPUTS)
     expected = ((LABELS - sigmoid(OUTPUTS)) ** 2).sum()
     assert float(TaskLoss(SHARE)(LABELS, OUTPUTS, tf.ones(3))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_standardised_label_is_learned_in_its_scale_and_scored_in_its_units() -> None:
+    scale = LabelScale(mean=30_000.0, std=500.0)
+    labels = 30_000 + 500 * LABELS
+    loss = TaskLoss(TIME, scale=scale)(labels, OUTPUTS, tf.constant([1.0, 0.5, 1.0]))
+    assert float(loss) == pytest.approx(0.49 + 0.5 * 0.49 + 1.0, rel=1e-5)
+    np.testing.assert_allclose(score(TIME, tf.constant(OUTPUTS), scale), 30_000 + 500 * OUTPUTS, rtol=1e-6)
 
 
 def test_label_smoothing_and_the_weight_of_positives() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines.manifest import LabelScale
 from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
@@ -94,6 +95,26 @@ def test_two_replicas_train_as_one(tables: str, steps_per_execution: int) -> Non
     np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-5)
     for one, two in zip(weights, mirrored_weights, strict=True):
         np.testing.assert_allclose(two, one, atol=2e-5)
+
+
+def test_a_standardised_label_trains_as_if_it_had_been_divided() -> None:
+    """Labels in milliseconds, standardised, give the weights that labels so scaled give; losses are in milliseconds."""
+    plain, scaled = model("dense"), model("dense")
+    scale = LabelScale(mean=20_000.0, std=4_000.0)
+    scaled.scales = {"time": scale}
+    scaled.prepare_training(scaled.training_options)
+    batch = tf.nest.map_structure(tf.constant, batches(1, 16))
+    inside = batch["weights"]["time"]
+    labels = batch["labels"] | {"time": inside * (batch["labels"]["time"] * scale.std + scale.mean)}
+    logs = [made.train_step(given) for made, given in ((plain, batch), (scaled, batch | {"labels": labels}))]
+    assert float(logs[1]["loss/time"]) == pytest.approx(float(logs[0]["loss/time"]) * scale.std**2, rel=1e-4)
+    assert float(logs[1]["loss"]) == pytest.approx(float(logs[0]["loss"]), rel=1e-4)
+    for one, other in zip(plain.network.weights, scaled.network.weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    outputs = scaled(batch["features"])["time"]
+    np.testing.assert_allclose(
+        scaled.predict_step(batch)["scores"]["time"], outputs * scale.std + scale.mean, rtol=1e-6
+    )
 
 
 def test_the_scale_of_row_weights_does_not_matter_and_0_is_no_loss() -> None:

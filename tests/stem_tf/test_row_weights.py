@@ -24,7 +24,7 @@ features:
 tasks:
   click: {label: {column: rating, at_least: 4}, weight: worth}
   plain: {label: {column: rating, at_least: 4}}
-  rating: {type: regression, label: {column: rating}, row_weight: worth}
+  rating: {type: regression, label: {column: rating, standardise: true}, row_weight: worth}
 """
 
 
