@@ -7,6 +7,8 @@ version is built under a name that is no number, flushed to the disk and renamed
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines import files, owned
+from pipelines import manifest as manifests
 
 _LAST = ".last_version"
 """Holds the highest number so far: one that was deleted (a roll-back) is not used again for another model."""
@@ -23,6 +26,28 @@ def versions(directory: Path) -> list[int]:
     """The versions that are published under ``directory``, ascending."""
     names = [entry.name for entry in directory.iterdir() if entry.is_dir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def damage(version: Path) -> str:
+    """What tells a version's directory from the one that was published, or ""; reads all of it.
+
+    Compares with the manifest, where there is one: a directory that is still being copied is damaged, too.
+    """
+    if not (version / "saved_model.pb").is_file():
+        return "saved_model.pb is missing"
+    manifest = version / manifests.FILENAME
+    if not manifest.exists():
+        return ""
+    try:
+        for name, digest in json.loads(manifest.read_bytes())["files"].items():
+            with open(version / name, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    return f"{name} is not the file of {manifest.name}: its SHA-256 differs"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).relative_to(version)}, listed in {manifest.name}, is missing"
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        return f"{manifest.name} is not a manifest: {' '.join(str(error).split())}"
+    return ""
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,11 +100,12 @@ class Published:
         return guarded
 
     def _manifest(self) -> dict[str, Any]:
-        path = self.directory / manifests.FILENAME
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); export the model again") from None
+        path, way_out = self.directory / manifests.FILENAME, "export the model again"
+        tree = files.read_json(path, way_out)
+        for key in ("model", "version", "why_no_rank"):
+            if key not in tree:
+                raise UserError(f"{path} is damaged (it has no '{key}'); {way_out}")
+        return tree
 
 
 def _first_line(error: Exception) -> str:

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from absl import flags
 
 from export import card, check, publish
-from pipelines import cli, owned, vocabulary
+from pipelines import cli, files, owned, vocabulary
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError, message
@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
 
     # The graph is the same everywhere, and on a CPU float32 products are float32: a GPU would round them to TF32.
     tf.config.set_visible_devices([], "GPU")
-    directory, tree = export(workdir, config, manifest, _CHECKPOINT.value, output, _NAME.value, _TABLES.value)
+    with manifests.in_use(manifest.data_dir):
+        directory, tree = export(workdir, config, manifest, _CHECKPOINT.value, output, _NAME.value, _TABLES.value)
     _say(workdir, directory, tree)
 
 
@@ -139,6 +140,7 @@ def _data(workdir: Workdir, config: Any, moved_to: str | None) -> Manifest:
         )
     if not any(_raw(manifest).glob("*.parquet")):
         raise UserError(f"{_raw(manifest)} is gone: the raw rows that the export is checked on; convert the log again")
+    manifest.check_raw("validation")
     return manifest
 
 
@@ -171,6 +173,8 @@ class _Export:
     ) -> None:
         self.workdir, self.config, self.manifest = workdir, config, manifest
         self.name, self.version, self.trained, self.tables = name, version, trained, tables
+        self._weights = trained.fingerprint()  # before tables are rounded
+        self._metrics = self._test_metrics()
 
     @property
     def schema(self) -> Schema:
@@ -309,6 +313,7 @@ class _Export:
                 "epoch": self.trained.epoch,
                 "step": self.trained.step,
                 "untrained": learning.untrained(self.config, manifest),
+                "weights": self._weights,
                 "config": configs.flat(self.config),
             },
             "data": {
@@ -325,7 +330,7 @@ class _Export:
                 for name, path in vocabularies.items()
             },
             "tables": tables,
-            "test_metrics": self._test_metrics(),
+            "test_metrics": self._metrics,
             "check": {
                 "split": "validation",
                 "rows": outcome["rows"],
@@ -337,14 +342,23 @@ class _Export:
         }
 
     def _test_metrics(self) -> dict[str, Any] | None:
-        """What stem-evaluate found for these weights; None where it has not been run on them."""
+        """What stem-evaluate found for these weights; None where it has not been run on them.
+
+        Raises:
+          UserError: the file is damaged.
+        """
         path = self.workdir.path / "evaluation" / "test.json"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        if not path.exists():
             return None
-        same = (found.get("epoch"), found.get("step")) == (self.trained.epoch, self.trained.step)
-        return {key: found[key] for key in ("rows", "mean_auc", "tasks")} if same else None
+        way_out = "run stem-evaluate again"
+        found = files.read_json(path, way_out)
+        if found.get("weights") != self._weights:
+            return None
+        try:
+            tasks = {task: dict(found["tasks"][task]) for task in self.schema.task_names}
+            return {"rows": int(found["rows"]), "mean_auc": found["mean_auc"], "tasks": tasks}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error!r}); {way_out}") from None
 
 
 def _features(schema: Schema) -> list[dict[str, Any]]:

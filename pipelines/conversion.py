@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import manifest, owned, sniff, source, stages, staging
+from pipelines import integrity, manifest, owned, sniff, source, stages, staging
 from pipelines import schema as schemas
 from pipelines.cleaning import Cleaner
 from pipelines.errors import FULL_DISK, JobError, UserError
@@ -102,7 +102,10 @@ def convert(options: Options) -> Manifest:
     if inside:
         raise UserError(f"{inside[0]}: a file of the log lies in the output directory {options.output}")
     try:
-        with staging.staged(options.output, kind=owned.DATA, overwrite=options.overwrite) as directory:
+        with (
+            manifest.replacing(options.output, options.overwrite),
+            staging.staged(options.output, kind=owned.DATA, overwrite=options.overwrite) as directory,
+        ):
             _Conversion(options, log, given, directory).run()
     except OSError as error:
         if error.errno in FULL_DISK:
@@ -137,6 +140,7 @@ class _Conversion:
 
     def __init__(self, options: Options, log: Log, given: tuple[int, ...], directory: str) -> None:
         self._options, self._log, self._given, self._directory = options, log, given, directory
+        self._stamps = [integrity.stamp(path) for path in log.files]
         self._schema = options.schema
         self._scratch = os.path.join(directory, "scratch")
         # One unit cannot occupy two processes, and starting one takes a second.
@@ -152,6 +156,7 @@ class _Conversion:
             vocabularies = self._vocabularies(pool, job)
             encoded = self._encode(pool, job, fits)
             shards = self._shards(pool, job, fits)
+            sources = self._sources(pool, unit_rows)
         self._number_raw_parts(job)
         shutil.rmtree(self._scratch)
         with open(os.path.join(self._directory, "schema.yaml"), "w", encoding="utf-8") as file:
@@ -159,24 +164,35 @@ class _Conversion:
             file.flush()
             os.fsync(file.fileno())
         bad = sum((fit.bad for fit in fits), Counter())
-        file_rows = self._file_rows(unit_rows)
+        others = [path for path in owned.entries(self._directory) if not path.startswith(LAYOUTS)]
         manifest.save(
             Manifest(
                 data_dir=self._directory,
                 name=self._schema.name,
                 seed=self._options.seed,
-                sources=tuple(
-                    manifest.Source(os.path.abspath(path), rows, os.path.getsize(path))
-                    for path, rows in zip(self._log.files, file_rows, strict=True)
-                ),
+                sources=sources,
                 split=self._describe(policy),
                 splits={name: self._summary(i, fits, encoded, shards[name]) for i, name in enumerate(SPLITS)},
                 vocabularies=vocabularies,
                 numerics=constants,
                 label_scales={task: self._scale(task, fits) for task in fits[0].scales},
                 dropped=tuple(Dropped(column, reason, rows) for (column, reason), rows in sorted(bad.items())),
+                files={path: integrity.recorded(os.path.join(self._directory, path)) for path in others},
             )
         )
+
+    def _sources(self, pool: Pool, unit_rows: list[int]) -> tuple[manifest.Source, ...]:
+        """The files of the log, which should be what they were when the conversion began to read them."""
+        tasks = [] if self._log.text else [(path, (path,)) for path in self._log.files]
+        checksums = list(pool.run(integrity.crc32c, tasks)) or [""] * len(self._log.files)
+        sources = []
+        for path, rows, before, checksum in zip(
+            self._log.files, self._file_rows(unit_rows), self._stamps, checksums, strict=True
+        ):
+            if integrity.stamp(path) != before:
+                raise UserError(f"{path} changed while it was converted: convert it again when nobody writes to it")
+            sources.append(manifest.Source(os.path.abspath(path), rows, before.bytes, before.mtime_ns, checksum))
+        return tuple(sources)
 
     def _named(self, index: int) -> str:
         unit = self._log.units[index]

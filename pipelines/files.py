@@ -144,6 +144,23 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_atomically(path, f"{text}\n".encode())
 
 
+def read_json(path: str | os.PathLike[str], way_out: str) -> dict[str, Any]:
+    """The object that a file holds, as :func:`write_json` wrote it.
+
+    Raises:
+      UserError: it is missing, or holds something else; ``way_out`` says what to do about it.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {way_out}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {way_out}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (it should hold a JSON object); {way_out}")
+    return value
+
+
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], output: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     """Holds an exclusive lock file, which goes away with the job (the lock itself even when the job is killed).

@@ -88,8 +88,8 @@ def dataset(
       device: prefetch to this device, e.g. ``/GPU:0``. The data set must then be iterated as it is.
 
     Raises:
-      UserError: a split, format or policy that does not exist; missing shards; a log that is missing, CSV or changed;
-        no rows, or fewer than a training batch.
+      UserError: a split, format or policy that does not exist; data or a log that are missing or have changed since
+        they were converted, or since the epoch before; a CSV log; no rows, or fewer than a training batch.
       CorruptRecord: a shard is shorter than the manifest says (``fail``). Damage inside a shard of the right size, and
         what is wrong inside a log, shows when it is read, as a tf.errors.OpError: read inside
         :func:`naming_corrupt_records`.
@@ -101,6 +101,8 @@ def dataset(
         raise ValueError(f"start_step should be 0 or more, but is {start_step}")
     # Refuses too few rows.
     steps(manifest, split, batch_size, training=training, input_format=input_format, on_corrupt=on_corrupt)
+    records = input_format != "parquet" and on_corrupt == "fail"
+    manifest.check(manifest.shards(split, input_format) if records else ())  # a log is looked at by its reader
     if input_format == "parquet":
         rows = _read_log(manifest, split, training, seed, epoch, reader)
     else:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines import integrity
 from pipelines import schema as schemas
 from pipelines.errors import UserError
 from pipelines.version import __version__
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Formats that `load` reads. 1 has no checksums but those of shards."""
 FILENAME = "manifest.json"
+RESTORE = "restore it, or convert the log again (stem-convert --overwrite)"
+"""What to do about a file of a data directory."""
+_AGAIN = "convert again with stem-convert --overwrite"
 SPLITS = ("train", "validation", "test")
 LAYOUTS = ("blocks", "rows")
 """How records lie in files."""
@@ -35,11 +44,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the log (an absolute path), in row_id order; ``rows`` counts bad rows too."""
+    """One file of the log (an absolute path), in row_id order; ``rows`` counts bad rows too.
+
+    Attributes:
+      mtime_ns: when it was written last: a file of the same size and time is taken for the same.
+      crc32c: of its content, in hex; "" where it is not known: of CSV, which is not read again, and in format 1.
+    """
 
     path: str
     rows: int
     bytes: int
+    mtime_ns: int = 0
+    crc32c: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,7 +156,9 @@ class Manifest:
       numerics: of numeric features.
       dropped: skipped bad rows.
       label_scales: of tasks whose label is standardised.
+      files: those of the data directory by path, but for shards and the manifest; none in format 1.
       created_by: program and version.
+      loaded: ``manifest.json`` as it was when this was read from it (not stored).
     """
 
     data_dir: str
@@ -153,12 +171,65 @@ class Manifest:
     numerics: dict[str, Constants]
     dropped: tuple[Dropped, ...] = ()
     label_scales: dict[str, LabelScale] = dataclasses.field(default_factory=dict)
+    files: dict[str, integrity.File] = dataclasses.field(default_factory=dict)
     created_by: str = f"stem-tf {__version__}"
+    loaded: integrity.File | None = dataclasses.field(default=None, compare=False)
+
+    @functools.cached_property
+    def watch(self) -> integrity.Watch:
+        """What was seen of the files that are in use."""
+        return integrity.Watch()
 
     @functools.cached_property
     def schema(self) -> schemas.Schema:
-        """The schema that travels with the data."""
-        return schemas.load(os.path.join(self.data_dir, "schema.yaml"))
+        """The schema that travels with the data.
+
+        Raises:
+          UserError: it is missing, or not the one that the data were converted with.
+        """
+        self._check_files("schema.yaml".__eq__)
+        schema = schemas.load(os.path.join(self.data_dir, "schema.yaml"))
+        if self.loaded is not None and not self.files:  # format 1: there is only this to compare
+            features = {feature.name for feature in schema.features if feature.kind != "dense"}
+            tasks = {name for split in self.splits.values() for name in split.tasks}
+            differing = (features ^ {*self.vocabularies, *self.numerics}) | (set(schema.task_names) ^ tasks)
+            if differing:
+                raise UserError(
+                    f"{self.data_dir}/schema.yaml is not the schema that the data were converted with (they differ in "
+                    f"{', '.join(sorted(differing))}): {RESTORE}"
+                )
+        return schema
+
+    def check(self, shards: Iterable[Shard] = ()) -> None:
+        """Makes sure that the files of the data directory are the ones that were converted. Costs a stat each.
+
+        Args:
+          shards: with absolute paths, to be looked at beside manifest, schema and vocabularies.
+
+        Raises:
+          UserError: a file is missing or has changed.
+        """
+        if self.loaded is not None:
+            path = os.path.join(self.data_dir, FILENAME)
+            self.watch.check_file(path, self.loaded, "the data were replaced while they were in use; start again")
+        self._check_files(lambda path: not path.startswith("raw/"))
+        for shard in shards:
+            same = functools.partial(_has_sha256, shard.path, shard.sha256)
+            self.watch.check(shard.path, shard.bytes, same, read=False, way_out=RESTORE)
+
+    def check_raw(self, split: str) -> None:
+        """The same of the raw rows that were kept of validation or test."""
+        self._check_files(lambda path: path.startswith(f"raw/{split}/"))
+
+    def check_copies(self, directory: str) -> None:
+        """The same of a run's copies of schema and vocabularies."""
+        self._check_files(lambda path: path.startswith(("schema.yaml", "vocabulary/")), directory)
+
+    def _check_files(self, chosen: Callable[[str], bool], directory: str = "") -> None:
+        for path, file in self.files.items():
+            if chosen(path):
+                way_out = f"copy it from {os.path.join(self.data_dir, path)}" if directory else RESTORE
+                self.watch.check_file(os.path.join(directory or self.data_dir, path), file, way_out)
 
     def num_ids(self, feature: str) -> int:
         """Ids of a feature: padding (0), rare (1), then its vocabulary or its buckets."""
@@ -209,15 +280,72 @@ def vocabulary_path(data_dir: str, feature: str) -> str:
     return os.path.join(data_dir, "vocabulary", f"{feature}.parquet")
 
 
+@contextlib.contextmanager
+def in_use(data_dir: str) -> Iterator[None]:
+    """Keeps conversions from replacing converted data while a job reads them; goes with the process, however it ends.
+
+    Raises:
+      UserError: a conversion is replacing them.
+    """
+    why = f"{data_dir} is being replaced by a conversion: wait for it"
+    with integrity.locked(os.path.join(data_dir, FILENAME), exclusive=False, why=why):
+        yield
+
+
+@contextlib.contextmanager
+def replacing(data_dir: str, overwrite: bool) -> Iterator[None]:
+    """Keeps jobs from starting to read what a conversion is about to ``overwrite``, if there is anything.
+
+    Raises:
+      UserError: a job is reading it.
+    """
+    path = os.path.join(data_dir, FILENAME)
+    why = f"{data_dir} is being read by another job (a training, an evaluation): wait for it or choose another output"
+    with (
+        integrity.locked(path, exclusive=True, why=why)
+        if overwrite and os.path.isfile(path)
+        else contextlib.nullcontext()
+    ):
+        yield
+
+
+def check_source(source: Source, watch: integrity.Watch) -> Source:
+    """Makes sure that a file of the log is the one that was converted; returns it with the time that it has now.
+
+    Raises:
+      UserError: it is missing or has changed.
+    """
+
+    def same() -> bool:
+        touched = os.stat(source.path).st_mtime_ns != source.mtime_ns
+        return not (touched and source.crc32c) or integrity.crc32c(source.path) == source.crc32c
+
+    way_out = "restore it, or convert the log again"
+    found = watch.check(source.path, source.bytes, same, read=True, way_out=way_out)
+    return dataclasses.replace(source, mtime_ns=found.mtime_ns)
+
+
+def _has_sha256(path: str, sha256: str) -> bool:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
 def save(manifest: Manifest) -> None:
     """Writes ``manifest.json`` into the manifest's data directory, flushed to the disk."""
     tree = {"format": FORMAT} | dataclasses.asdict(manifest)
-    del tree["data_dir"]
+    del tree["data_dir"], tree["loaded"]
+    tree["sha256"] = _own_sha256(tree)
     with open(os.path.join(manifest.data_dir, FILENAME), "w", encoding="utf-8") as file:
         json.dump(tree, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _own_sha256(tree: dict[str, Any]) -> str:
+    """Of what a manifest says, but for this checksum."""
+    said = {key: value for key, value in tree.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def load(data_dir: str) -> Manifest:
@@ -228,19 +356,23 @@ def load(data_dir: str) -> Manifest:
     """
     path = os.path.join(data_dir, FILENAME)
     try:
-        with open(path, encoding="utf-8") as file:
-            tree = json.load(file)
+        with open(path, "rb") as file:
+            content = file.read()
+        tree = json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{data_dir} holds no converted data (no {FILENAME}); write it with stem-convert") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); convert again with stem-convert --overwrite") from None
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {_AGAIN}") from None
+    if not isinstance(tree, dict) or tree.get("format") not in READABLE:
         found = tree.get("format") if isinstance(tree, dict) else None
         raise UserError(f"{path} has format {found}; this version reads format {FORMAT}: convert again")
+    if tree["format"] != 1 and tree.get("sha256") != _own_sha256(tree):
+        raise UserError(f"{path} is damaged (it says other things than when it was written); {_AGAIN}")
     try:
-        return _from_tree(os.path.abspath(data_dir), tree)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); convert again with stem-convert --overwrite") from None
+        manifest = _from_tree(os.path.abspath(data_dir), tree)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); {_AGAIN}") from None
+    return dataclasses.replace(manifest, loaded=integrity.file_of(content))
 
 
 def _from_tree(data_dir: str, tree: dict[str, Any]) -> Manifest:
@@ -268,5 +400,6 @@ def _from_tree(data_dir: str, tree: dict[str, Any]) -> Manifest:
         numerics=numerics,
         dropped=tuple(Dropped(**dropped) for dropped in tree["dropped"]),
         label_scales={task: LabelScale(**scale) for task, scale in tree.get("label_scales", {}).items()},
+        files={path: integrity.File(**file) for path, file in tree.get("files", {}).items()},
         created_by=tree["created_by"],
     )

@@ -29,7 +29,8 @@ import pyarrow as pa
 from pipelines import source, stages
 from pipelines.cleaning import Cleaner
 from pipelines.errors import UserError, message
-from pipelines.manifest import SPLITS, Manifest, Source
+from pipelines.integrity import Watch
+from pipelines.manifest import SPLITS, Manifest, Source, check_source
 from pipelines.schema import Schema
 from pipelines.source import Chunk, Log, Unit
 from pipelines.split import GivenSplit, HashSplit, TimeSplit, restore
@@ -39,6 +40,8 @@ SIDE_BY_SIDE = 8
 """How many parts training reads side by side."""
 WINDOW = "window"
 """The last column: the number of the window. Only a stream that was cut off inside it has another value there."""
+
+_watch = Watch()
 
 Columns = dict[str, np.ndarray]
 """Encoded rows by record key: [n], or [n, length]."""
@@ -64,7 +67,7 @@ class Plan:
     Attributes:
       data_dir: of the conversion, for its vocabularies.
       log: the log, without its units.
-      sources: its files as the conversion read them.
+      sources: its files as they are now.
       cleaner: of the conversion.
       split: number of the split to read.
       parts: of the log, in the order of reading.
@@ -121,7 +124,7 @@ class Plan:
         columns: list[Columns] = []
         read = windows = 0
         for unit in part.units:
-            check(self.sources[unit.file])
+            check_source(self.sources[unit.file], _watch)
             if not self._has_rows(unit):
                 continue
             for chunk in source.read(
@@ -225,13 +228,13 @@ def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int
       UserError: a CSV log, or a file of it is missing or has changed.
     """
     files = [file.path for file in manifest.sources]
-    found = tuple((file, check(file)) for file in manifest.sources)
+    sources = tuple(check_source(file, manifest.watch) for file in manifest.sources)
     if not files or not source.is_parquet(files[0]):
         raise UserError(
             f"{manifest.data_dir} was converted from CSV, which --input_format=parquet does not read: read its records "
             "(blocks or rows)"
         )
-    log = _open_log(found)
+    log = _open_log(sources)
     policy = restore(manifest.split, manifest.data_dir, files, manifest.seed)
     number = SPLITS.index(name)
     units = [unit for unit in log.units if unit.rows]
@@ -248,7 +251,7 @@ def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int
     return Plan(
         data_dir=manifest.data_dir,
         log=replace(log, units=()),
-        sources=manifest.sources,
+        sources=sources,
         cleaner=Cleaner(manifest.schema, policy, drop=bool(manifest.dropped)),
         split=number,
         parts=parts,
@@ -259,35 +262,19 @@ def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int
     )
 
 
-def check(file: Source) -> int:
-    """When a file of the log was written, in nanoseconds.
-
-    Raises:
-      UserError: it is missing, or is not the one that was converted.
-    """
-    try:
-        status = os.stat(file.path)
-    except FileNotFoundError:
-        raise UserError(f"{file.path}, a file of the log, is missing: restore it, or convert the log again") from None
-    if status.st_size != file.bytes:
-        raise _changed(file, f"{status.st_size:,} bytes, {file.bytes:,} then")
-    return status.st_mtime_ns
-
-
-def _changed(file: Source, how: str) -> UserError:
-    return UserError(f"{file.path} has changed since it was converted ({how}): restore it, or convert the log again")
-
-
 @functools.lru_cache(maxsize=4)
-def _open_log(files: tuple[tuple[Source, int], ...]) -> Log:
+def _open_log(files: tuple[Source, ...]) -> Log:
     """The log with a unit for each row group. The cache saves a second look at files that have not changed."""
-    log = source.open_log([file.path for file, _ in files], unit_rows=0)
+    log = source.open_log([file.path for file in files], unit_rows=0)
     rows = [0] * len(files)
     for unit in log.units:
         rows[unit.file] += unit.rows
-    for (file, _), count in zip(files, rows, strict=True):
+    for file, count in zip(files, rows, strict=True):
         if count != file.rows:
-            raise _changed(file, f"{count:,} rows, {file.rows:,} then")
+            raise UserError(
+                f"{file.path} has changed since it was converted ({count:,} rows, {file.rows:,} then): restore it, or "
+                "convert the log again"
+            )
     return log
 
 

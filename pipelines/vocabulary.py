@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.casts import EMPTY_INT
+from pipelines.errors import UserError
 
 PADDING_ID = 0
 RARE_ID = 1
@@ -117,8 +118,16 @@ def save(table: pa.Table, path: str) -> None:
 
 
 def load(path: str) -> pa.Table:
-    """Reads a vocabulary: columns value (int64, or binary holding UTF-8) and count; row i is id i + 2."""
-    return pq.read_table(path, memory_map=True)
+    """Reads a vocabulary: columns value (int64, or binary holding UTF-8) and count; row i is id i + 2.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    try:
+        return pq.read_table(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read as a vocabulary ({why}); convert the log again") from error
 
 
 class Lookup:

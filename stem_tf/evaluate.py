@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -42,7 +43,14 @@ def main(argv: Sequence[str]) -> None:
     manifest = workdir.data(config, _DATA.value, split)
     output = Path(_OUTPUT.value or workdir.path / "evaluation")
     owned.check(output, owned.EVALUATIONS)
+    with manifests.in_use(manifest.data_dir):
+        if manifest.schema.group is not None:
+            manifest.check_raw(split)
+        _evaluate(workdir, config, manifest, split, output)
 
+
+def _evaluate(workdir: Workdir, config: Any, manifest: Manifest, split: str, output: Path) -> None:
+    """Scores, compares, prints and writes."""
     quieten_tensorflow()
     from stem_tf import predictions, trained, trainer, trivial
 
@@ -78,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
         "rows": len(predicted.row_id),
         "checkpoint": found.checkpoint,
         "epoch": found.epoch,
+        "weights": found.fingerprint(),
         "step": found.step,  # of an epoch that was not finished; 0 after one that was
         "mean_auc": mean,
         "mean_auc_without": without,

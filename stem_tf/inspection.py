@@ -41,7 +41,12 @@ def main(argv: Sequence[str]) -> None:
     manifest = workdir.data(config, _DATA.value, split)
     output = workdir.path / "inspection"
     owned.check(output, owned.INSPECTIONS)
+    with manifests.in_use(manifest.data_dir):
+        _inspect(workdir, config, manifest, split, output)
 
+
+def _inspect(workdir: Workdir, config: Any, manifest: Manifest, split: str, output: Path) -> None:
+    """Looks, prints and writes."""
     quieten_tensorflow()
     from stem_tf import summary, trained, trainer
     from stem_tf.models.snapshots import Snapshots

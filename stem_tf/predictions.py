@@ -17,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipelines import input as inputs
-from pipelines.errors import JobError, UserError
+from pipelines.errors import JobError, UserError, message
 from pipelines.files import replace_file
 from pipelines.manifest import Manifest
 from stem_tf import metrics
@@ -166,12 +166,12 @@ def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) ->
     The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
     """
     group, raw = manifest.schema.group, Path(manifest.data_dir) / "raw" / split
-    raw_rows = ds.dataset(raw, format="parquet") if group is not None and raw.is_dir() else None
+    with_raw = group is not None and raw.is_dir()
 
     def part(rows: slice) -> pa.Table:
         columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id[rows])}
-        if group is not None and raw_rows is not None:
-            columns[group] = _raw_values(raw_rows, group, predicted.row_id[rows])
+        if group is not None and with_raw:
+            columns[group] = _raw_values(raw, group, predicted.row_id[rows])
         elif predicted.group is not None:
             columns[f"{group}_key"] = pa.array(predicted.group[rows])
         for task in manifest.schema.task_names:
@@ -188,14 +188,17 @@ def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) ->
             writer.write_table(table)
 
 
-def _raw_values(raw: ds.FileSystemDataset, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
+def _raw_values(raw: Path, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
     """The raw values of ``column`` for these rows, both in ascending order; reads the row groups that hold them."""
     inside = (pc.field("row_id") >= row_ids[0]) & (pc.field("row_id") <= row_ids[-1])
-    found = raw.to_table(columns=["row_id", column], filter=inside)
+    try:
+        found = ds.dataset(raw, format="parquet").to_table(columns=["row_id", column], filter=inside)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{raw}: the raw rows cannot be read ({message(error)}); convert the log again") from error
     known = found["row_id"].to_numpy()
     place = np.searchsorted(known, row_ids)
-    if place[-1] == len(known) or not np.array_equal(known[place], row_ids):
-        raise UserError(f"{raw.files[0]} and those beside it lack rows of the records; convert the log again")
+    if not len(known) or place[-1] == len(known) or not np.array_equal(known[place], row_ids):
+        raise UserError(f"{raw} lacks rows of the records; convert the log again")
     return found[column].take(pa.array(place))
 
 

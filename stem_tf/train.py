@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     manifest = manifests.load(config.data.dir)
     monitor.monitor(config, manifest)  # refuses before anything is written
     workdir = Workdir(_WORKDIR.value or Path("runs") / config.experiment)
-    with workdir.locked():
+    with manifests.in_use(manifest.data_dir), workdir.locked():
         if started_over := workdir.prepare(config, manifest):
             print(f"warning: {started_over}", file=sys.stderr)
         _train(config, manifest, workdir)

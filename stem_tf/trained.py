@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipelines.errors import JobError, UserError
+from pipelines import files
+from pipelines.errors import UserError
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
 from stem_tf.checkpoints import Held, hold, is_behind, latest, restore_weights
@@ -21,6 +24,7 @@ from stem_tf.workdir import Workdir
 
 _TRIES = 20
 """Times that checkpoints are looked for while a job replaces them."""
+_BYTES_AT_A_TIME = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,18 @@ class Trained:
     checkpoint: str
     epoch: int | dict[str, int]
     step: int
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights as they are now: the same for equal weights, wherever they come from."""
+        digest = hashlib.sha256()
+        for name, part in self.model.weight_parts.items():
+            for number, weight in enumerate(part.weights):
+                digest.update(f"{name} {number} {weight.dtype.name} {weight.shape}".encode())
+                values = weight if weight.shape.rank else weight[tf.newaxis]
+                rows = max(1, _BYTES_AT_A_TIME // max(1, weight.dtype.size * math.prod(values.shape[1:])))
+                for start in range(0, values.shape[0], rows):
+                    digest.update(values[start : start + rows].numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> Trained:
@@ -95,7 +111,7 @@ def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
     chosen: dict[str, Any] = {}
 
     def find() -> list[str]:
-        chosen.update(_chosen(workdir, manifest))
+        chosen.update(_chosen(workdir, manifest, configs.best(config) == "own"))
         return [str(workdir.best / name) for name in _names(chosen)]
 
     with _held(find) as held:
@@ -126,13 +142,18 @@ def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
     return Trained(joined, str(workdir.best_epochs), epochs, 0)
 
 
-def _chosen(workdir: Workdir, manifest: Manifest) -> dict[str, Any]:
+def _chosen(workdir: Workdir, manifest: Manifest, own: bool) -> dict[str, Any]:
     """What epochs.json says: names of checkpoints by task, and of the one with all that is no task's own, or None."""
-    try:
-        chosen = json.loads(workdir.best_epochs.read_text(encoding="utf-8"))
-        return {"tasks": {task: chosen["tasks"][task] for task in manifest.schema.task_names}, "rest": chosen["rest"]}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise JobError(f"{workdir.best_epochs} is damaged ({error}); take --checkpoint=latest") from None
+    path, way_out = workdir.best_epochs, "take --checkpoint=latest"
+    chosen = files.read_json(path, way_out)
+    tasks, rest = chosen.get("tasks"), chosen.get("rest")
+    if (
+        not isinstance(tasks, dict)
+        or not all(isinstance(tasks.get(task), str) for task in manifest.schema.task_names)
+        or not isinstance(rest, str if own else str | None)
+    ):
+        raise UserError(f"{path} is damaged (it should name a checkpoint for each task); {way_out}")
+    return {"tasks": {task: tasks[task] for task in manifest.schema.task_names}, "rest": rest}
 
 
 def _names(chosen: dict[str, Any]) -> list[str]:

@@ -96,6 +96,7 @@ class Workdir:
             warning = self._set_aside()
             for directory in (self.checkpoints, self.best, self.path / "vocabulary"):
                 shutil.rmtree(directory, ignore_errors=True)
+            manifest.check()
             data = Path(manifest.data_dir)
             for name in (manifests.FILENAME, "schema.yaml"):
                 write_atomically(self.path / name, (data / name).read_bytes())
@@ -119,14 +120,25 @@ class Workdir:
         return f"{self.path} has no checkpoint to go on from: training starts over; what was reached is in {aside}"
 
     def check_data(self, manifest: Manifest) -> None:
-        """Raises UserError when ``manifest`` is of other data than the run's."""
+        """Makes sure that ``manifest`` is of the run's data, and that these and the run's copies of them are whole.
+
+        Raises:
+          UserError: other data, or a file that is missing or has changed.
+        """
         ours, theirs = self.path / manifests.FILENAME, Path(manifest.data_dir) / manifests.FILENAME
-        if ours.read_bytes() != theirs.read_bytes():
+        if not ours.exists() or ours.read_bytes() != theirs.read_bytes():
+            try:
+                manifests.load(str(self.path))
+            except UserError as error:
+                why, way_out = str(error).partition("; ")[0], f"copy {theirs} there, if the run was trained on that"
+                raise UserError(f"{why}; {way_out}, or train in another --workdir") from None
             raise UserError(
                 f"{manifest.data_dir} is other data than {self.path} was trained on (another {manifests.FILENAME}): "
                 "give the directory of that conversion (--config.data.dir, or --data of stem-evaluate), or train in "
                 "another --workdir"
             )
+        manifest.check()
+        manifest.check_copies(str(self.path))
 
     def data(self, config: Any, moved_to: str | None, split: str) -> Manifest:
         """The manifest of the run's data, of which ``split`` is to be read.
@@ -194,14 +206,12 @@ class Workdir:
         write_atomically(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def _read_config(self) -> dict[str, Any]:
-        try:
-            values = json.loads(self._config.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{self._config} is damaged ({error})") from None
+        way_out = "train in another --workdir, or write the keys that the run was started with into it"
+        values = files.read_json(self._config, way_out)
         unknown = set(values) - set(base.KEYS)
         if unknown:
             raise UserError(f"{self._config} has unknown keys ({', '.join(sorted(unknown))}): another version wrote it")
-        return dict(values)
+        return values
 
     def _check_config(self, new: dict[str, Any]) -> None:
         old = configs.flat(configs.checked(self._read_config()))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_log_pb2
 
+from export import publish
 from export.server import tensors
 from export.server.status import StatusError, invalid_argument
 from pipelines import files, tfrecord
@@ -47,7 +46,8 @@ class Servable:
     def __init__(self, path: Path, name: str, version: int, *, as_content: bool = False) -> None:
         self.name, self.version = name, version
         self._as_content = as_content
-        _check_files(path)
+        if why := publish.damage(path):
+            raise LoadError(why)
         config = config_pb2.ConfigProto()
         config.gpu_options.allow_growth = True  # the next version loads beside this one
         with tf.Graph().as_default() as graph:
@@ -209,22 +209,3 @@ def _wrong_number(sent: set[str], expected: set[str]) -> str:
 def _one_line(error: Exception) -> str:
     message = error.message if isinstance(error, tf.errors.OpError) else str(error)
     return " ".join(message.split())[:500] or type(error).__name__
-
-
-def _check_files(path: Path) -> None:
-    """Compares with the manifest, where the export has one: a directory still being copied never loads."""
-    if not (path / "saved_model.pb").is_file():
-        raise LoadError("saved_model.pb is missing")
-    manifest = path / "manifest.json"
-    if not manifest.exists():
-        return
-    try:
-        files = json.loads(manifest.read_bytes())["files"]
-        for name, digest in files.items():
-            with open(path / name, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise LoadError(f"{name} is not the file of manifest.json: its SHA-256 differs")
-    except FileNotFoundError as error:
-        raise LoadError(f"{Path(error.filename).relative_to(path)}, listed in manifest.json, is missing") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise LoadError(f"manifest.json is not a manifest: {_one_line(error)}") from error

@@ -56,7 +56,7 @@ def test_missing_damaged_and_foreign_manifests(tmp_path: Path) -> None:
     tree = json.loads(path.read_text())
     for text, why in [
         (path.read_text()[:-20], "damaged"),
-        (json.dumps(tree | {"format": 99}), "format 99; this version reads format 1"),
+        (json.dumps(tree | {"format": 99}), "format 99; this version reads format 2"),
         (json.dumps([]), "format None"),
         (json.dumps({key: value for key, value in tree.items() if key != "splits"}), "damaged"),
     ]:

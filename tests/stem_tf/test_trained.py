@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import manifest as manifests
-from pipelines.errors import JobError, UserError
+from pipelines.errors import UserError
 from pipelines.files import write_json
 from stem_tf import checkpoints, configs, predictions, trained
 from stem_tf.models.snapshots import Snapshots
@@ -153,7 +153,7 @@ def test_a_choice_that_is_replaced_meanwhile_and_a_damaged_one(
     assert not (trainer.workdir.best / "epoch-1.index").exists()
 
     path.write_text('{"tasks": {"click": "epoch-1"}, "rest": null}')
-    with pytest.raises(JobError, match=r"epochs.json is damaged \('watched'\); take --checkpoint=latest"):
+    with pytest.raises(UserError, match=r"epochs.json is damaged \(it should name .*\); take --checkpoint=latest"):
         trained.load(trainer.workdir, trainer.config, trainer.manifest, "best")
     latest = trained.load(trainer.workdir, trainer.config, trainer.manifest, "latest")
     assert latest.epoch == 1

@@ -1,0 +1,123 @@
+"""Whether files are those that a manifest tells of, and stay so while a job reads them.
+
+A look at a file costs a stat. Its content is read at the first look, if it is small, and where inode, size or time say
+that it is not the file of the look before: one that was copied or restored passes, one with other content does not.
+Where the file system has locks, nobody replaces converted data while they are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import google_crc32c
+
+from pipelines.errors import UserError
+
+_READ_BYTES = 8 << 20
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+
+
+@dataclass(frozen=True)
+class File:
+    """What is known of a file as it was written: its size, and CRC-32C of its content in hex."""
+
+    bytes: int
+    crc32c: str
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a directory says of a file. A file with the same stamp was not touched."""
+
+    inode: int
+    bytes: int
+    mtime_ns: int
+
+
+def stamp(path: str) -> Stamp:
+    status = os.stat(path)
+    return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def crc32c(path: str) -> str:
+    """Of a file's content, at the speed of memory."""
+    checksum = google_crc32c.Checksum()
+    with open(path, "rb") as file:
+        while data := file.read(_READ_BYTES):
+            checksum.update(data)
+    return checksum.hexdigest().decode()
+
+
+def file_of(content: bytes) -> File:
+    return File(len(content), google_crc32c.Checksum(content).hexdigest().decode())
+
+
+def recorded(path: str) -> File:
+    """A file that was just written."""
+    return File(os.path.getsize(path), crc32c(path))
+
+
+class Watch:
+    """Looks at files again and again."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Stamp] = {}
+
+    def check(self, path: str, size: int, same: Callable[[], bool], *, read: bool, way_out: str) -> Stamp:
+        """Makes sure that a file is the one that was recorded.
+
+        Args:
+          path: of the file.
+          size: that it should have.
+          same: reads its content, and says whether it is that.
+          read: also when it is looked at for the first time.
+          way_out: what to do about it, for the message.
+
+        Raises:
+          UserError: it is missing, or another one.
+        """
+        try:
+            now = stamp(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{path} is missing: {way_out}") from None
+        before = self._seen.get(path)
+        if now == before:
+            return now
+        if now.bytes != size:
+            raise UserError(f"{path} has changed since the conversion ({now.bytes:,} bytes, {size:,} then): {way_out}")
+        if (read or before is not None) and not same():
+            raise UserError(f"{path} has changed since the conversion (its checksum is another): {way_out}")
+        self._seen[path] = now
+        return now
+
+    def check_file(self, path: str, file: File, way_out: str) -> None:
+        """The same of a small file: its content is read at the first look."""
+        self.check(path, file.bytes, lambda: crc32c(path) == file.crc32c, read=True, way_out=way_out)
+
+
+@contextlib.contextmanager
+def locked(path: str, *, exclusive: bool, why: str) -> Iterator[None]:
+    """Holds a shared or exclusive lock on a file, which goes with the process, however that ends.
+
+    Where the file system has no locks, nothing is held.
+
+    Raises:
+      UserError: somebody else's lock excludes it; ``why`` says what that means.
+    """
+    descriptor = os.open(path, os.O_RDWR if exclusive else os.O_RDONLY)  # over NFS an exclusive lock needs writing
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(why) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
