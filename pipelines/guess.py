@@ -65,7 +65,8 @@ _SEPARATORS = ("|", ";", ", ", ",", " ")
 _FEW, _FEW_AMOUNTS = 256, 100  # integers with no more distinct values are categories, under the name of an amount too
 _EVENT_VALUES = 8  # of a column that says what happened
 _CODE = r"^[-+]?0[0-9]+$"
-_DATE = r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
+DATE = r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
+"""How a text that is a date begins."""
 # Plausible times from 1990 to 2100, as text or numbers.
 _EPOCHS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 _FROM, _TO = 631_152_000, 4_102_444_800
@@ -226,7 +227,7 @@ def _no_text(column: Column) -> str | None:
         return "lists written as text; write a list column, or the values with a separator, as in a|b"
     if _share(column, r"^\s*-?\d+,\d+\s*$") > 0.9:
         return "numbers with a decimal comma; write a point"
-    if set(column.words) & set(_TIMES) and _share(column, _DATE) > 0.9:
+    if set(column.words) & set(_TIMES) and _share(column, DATE) > 0.9:
         return "a time that cannot be read; write it as in 2024-01-31 or 2024-01-31 23:59:00"
     if {text.lower() for text in column.tally[0][: len(_SPLIT_NAMES) + 1].to_pylist()} <= _SPLIT_NAMES:
         return "says which split a row is in"
@@ -287,7 +288,7 @@ def time_of(column: Column) -> str | None:
     if column.kind == "time":
         return f"a time ({column.values.type})"
     if column.kind == "text":
-        if _share(column, _DATE) < 1:
+        if _share(column, DATE) < 1:
             return None
         text = pc.utf8_trim_whitespace(column.tally[0])
         return "a time (text)" if any(can_cast(text, pa.timestamp("us", zone)) for zone in (None, "UTC")) else None

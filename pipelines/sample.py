@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,8 +14,11 @@ from pipelines import casts, guess, source
 from pipelines.errors import UserError
 from pipelines.progress import Progress
 
-_MAX_UNITS = 64
+_MIN_UNITS, _ROWS = 64, 64 << 19  # read of a longer log: at least so many units, and as many as have so many rows
+_ROW_BYTES = 100  # of CSV, about
 _INTEGER = r"^[-+]?[0-9]+$"
+_NO_NUMBERS = r"[^-+0-9|;,\s]"
+_HEAD = 256
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -39,14 +43,15 @@ class Sample:
 def draw(log: source.Log, limit: int, seed: int = 0) -> Sample:
     """Draws up to ``limit`` rows, each with the same probability.
 
-    A long log is read in part: 64 of its units (a CSV file; about a million rows of Parquet), evenly spread. Of what is
-    read, a row of every kind that decides what a column can be is in the sample, however rare: with a missing value, a
-    negative one, one that is not finite, ...
+    A long log is read in part: units (a CSV file; some half a million rows of Parquet) that are evenly spread, of about
+    30 million rows, at least 64. A row of every kind of those read is in the sample, however rare, where it decides
+    what a column can be: with a missing value, a negative one, one that is not finite, ...
 
     Raises:
       UserError: a file is damaged, or without columns.
     """
-    count = min(len(log.units), _MAX_UNITS)
+    rows = sum(os.path.getsize(unit.path) // _ROW_BYTES if log.text else unit.rows for unit in log.units)
+    count = min(max(len(log.units) * _ROWS // max(rows, 1), _MIN_UNITS), len(log.units))
     units = [log.units[i * len(log.units) // count] for i in range(count)]
     names = [name for name, kind in log.types.items() if guess.is_read(kind)] or list(log.types)
     if not names:
@@ -103,32 +108,42 @@ class _Column:
             array = self._narrowed(array)
         places = []
         for kind, find in self._kinds_of(array):
-            place = -1 if kind in self._seen else pc.index(find(), True).as_py()
+            if kind in self._seen:
+                continue
+            # Most kinds are there from the start.
+            place = pc.index(find(array.slice(0, _HEAD)), True).as_py()
+            place = place if place >= 0 else pc.index(find(array), True).as_py()
             if place >= 0:
                 self._seen.add(kind)
                 places.append(place)
         return places
 
-    def _kinds_of(self, array: pa.Array) -> Iterator[tuple[str, Callable[[], pa.Array]]]:
-        """Kinds that values of the array's type may be of, and which of its values are."""
+    def _kinds_of(self, array: pa.Array) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
+        """Kinds that values of the array's type may be of, and what finds them: bool [n] of [n]."""
         kind = array.type
-        yield "missing", lambda: pc.is_null(array, nan_is_null=True)
+        yield "missing", lambda part: pc.is_null(part, nan_is_null=True)
         if pa.types.is_signed_integer(kind) or pa.types.is_floating(kind):
-            yield "negative", lambda: pc.less(array, 0)
+            yield "negative", lambda part: pc.less(part, 0)
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            yield "not 0 or 1", lambda: pc.invert(pc.is_in(array, pa.array([0, 1]).cast(kind)))
+            yield "not 0 or 1", lambda part: pc.invert(pc.is_in(part, pa.array([0, 1]).cast(kind)))
         if pa.types.is_floating(kind):
-            yield "not finite", lambda: pc.greater(pc.abs(array), _LARGEST)
+            yield "not finite", lambda part: pc.greater(pc.abs(part), _LARGEST)
         if pa.types.is_uint64(kind):
-            yield "beyond int64", lambda: pc.greater(array, pa.scalar(2**63 - 1, kind))
+            yield "beyond int64", lambda part: pc.greater(part, pa.scalar(2**63 - 1, kind))
         if casts.is_text(kind):
-            yield "empty", lambda: pc.equal(pc.binary_length(array), 0)
-            yield "not UTF-8", lambda: _undecodable(array)
+            yield "empty", lambda part: pc.equal(pc.binary_length(part), 0)
+            yield "not UTF-8", lambda part: _first_without(part, pa.string())
+        if pa.types.is_string(kind) and "not UTF-8" not in self._seen:
+            yield "not numbers", lambda part: pc.match_substring_regex(part, _NO_NUMBERS)
+            yield "no date", lambda part: pc.invert(pc.match_substring_regex(part, guess.DATE))
+        if pa.types.is_string(kind) and "no date" not in self._seen:
+            yield "no time", lambda part: _first_without(part, pa.timestamp("us"))
+            yield "no time in a zone", lambda part: _first_without(part, pa.timestamp("us", "UTC"))
         if casts.is_list(kind):
-            lengths = pc.list_value_length(array)
             if self._length is None:
-                self._length = next((length for length in lengths.to_pylist() if length is not None), None)
-            yield "of another length", lambda: pc.not_equal(lengths, self._length)
+                lengths = pc.list_value_length(array).drop_null()
+                self._length = lengths[0].as_py() if len(lengths) else None
+            yield "of another length", lambda part: pc.not_equal(pc.list_value_length(part), self._length)
 
     def _narrowed(self, array: pa.Array) -> pa.Array:
         """The narrowest type that holds every value so far; others are given up."""
@@ -160,14 +175,14 @@ class _Column:
             raise
 
 
-def _undecodable(array: pa.Array) -> pa.Array:
-    """Which text is not UTF-8, bool [n]: the first one at least."""
-    low, high = 0, len(array)  # the first `low` are, the first `high` are not
-    if guess.can_cast(array, pa.string()):
+def _first_without(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Where the first text is that cannot be cast, bool [n]."""
+    low, high = 0, len(array)  # of the first `high` values one cannot, none of the first `low`
+    if guess.can_cast(array, kind):
         return pa.array(np.zeros(len(array), bool))
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if guess.can_cast(array.slice(0, middle), pa.string()) else (low, middle)
+        low, high = (middle, high) if guess.can_cast(array.slice(low, middle - low), kind) else (low, middle)
     return pa.array(np.arange(len(array)) == low)
 
 

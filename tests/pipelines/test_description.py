@@ -393,6 +393,8 @@ def test_a_rare_value_beyond_the_sample_still_counts(tmp_path: Path) -> None:
             "user_id": pa.array(base["user_id"], mask=late),
             "x": np.where(late, np.inf, np.arange(rows) * 0.5),
             "click": pa.array(base["click"], mask=late),
+            "tags": np.where(late, "a|1", "1|2"),
+            "day": np.where(late, "unknown", "2024-01-31"),
         }
     )
     pq.write_table(table, tmp_path / "log.parquet")
@@ -403,7 +405,8 @@ def test_a_rare_value_beyond_the_sample_still_counts(tmp_path: Path) -> None:
         found = description.describe([str(tmp_path / name)], CsvOptions(), (), 100)
         drafted = schema.loads(found.text)
         assert drafted.group is None and drafted.tasks[0].label.missing == "outside"
-        assert [feature.name for feature in drafted.features] == ["user_id", "item_id"]
+        assert [feature.name for feature in drafted.features] == ["user_id", "item_id", "tags"]
+        assert drafted.feature("tags").dtype == "string" and drafted.feature("tags").separator == "|"
         (tmp_path / f"{number}.yaml").write_text(found.text)
         conversion.convert(_options(found.command(str(tmp_path / f"{number}.yaml"), str(tmp_path / str(number)))))
 
