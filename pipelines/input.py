@@ -1,11 +1,12 @@
 """Batches from converted data: a tf.data pipeline over either record layout, or over the log itself.
 
-    shards -> blocks, interleaved -> shuffle blocks -> group, parse, permute its rows -> cut into batches -> prefetch
-    log -> processes that clean, encode and shuffle windows of rows -> tensorflow-io -> cut into batches -> prefetch
+    training:    records, or the log -> parse -> pools of rows -> permute each pool -> cut into batches -> prefetch
+    evaluation:  records, or the log -> parse -> cut into batches -> prefetch
 
-Rows are permuted inside groups of 64 blocks or more, several batches long; a block of the ``rows`` layout is a run of
-128 records. How the log is read (``parquet``): see :mod:`pipelines.raw_reader`. To leave out batches (``start_step``)
-they are read and parsed, at the speed of the pipeline.
+A pool lies in memory and has as many rows as fit into ``shuffle_megabytes``: all of the split, if it is not larger.
+All its rows are permuted, so that such a split is shuffled as a whole every epoch. A larger one is dealt out to pools
+anew every epoch, in runs of records: :mod:`pipelines.order`. How the log is read (``parquet``):
+:mod:`pipelines.raw_reader`. To leave out batches (``start_step``), pools of records before theirs are not read.
 
 A batch is a dict (B = batch_size, L = max_length, n = length)::
 
@@ -37,7 +38,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from pipelines import raw_reader, raw_streams
+from pipelines import order, raw_reader, raw_streams
 from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import INPUT_FORMATS, Manifest, Shard
 from pipelines.schema import Feature, Schema
@@ -45,13 +46,18 @@ from pipelines.tfrecord import CorruptRecord, Example, Writer, scan
 
 ON_CORRUPT = ("fail", "skip")
 
-# Least number of blocks that are parsed and permuted together; such a group also covers several batches, so that a
-# batch mixes many blocks.
-_GROUP_BLOCKS = 64
-_GROUP_BATCHES = 4
-_SHUFFLE_BLOCKS = 256
-_BLOCK_ROWS = 128  # what the rows layout handles as a block
-_OPEN_SHARDS = 16
+SHUFFLE_MEGABYTES = 1024
+"""Default size of a pool."""
+
+_BYTES_AT_A_TIME = 2 << 20
+"""Rows that are parsed or permuted in one go: small enough for the processor's caches."""
+_BLOCK_ROWS = 128
+"""Records of the rows layout that are handled as a block, one element of a data set."""
+_OPEN_RUNS = 16
+"""How many runs of records are read side by side."""
+_CHECKED_RECORDS = 64
+"""How many records are parsed together to find one that does not parse."""
+_READ_BYTES = 256 << 10
 
 Columns = dict[str, tf.Tensor]
 """Tensors of some rows by record key: int32 / float32 features and labels, int64 keys."""
@@ -69,6 +75,8 @@ def dataset(
     start_step: int = 0,
     reader: tuple[int, int] = (0, 1),
     on_corrupt: str = "fail",
+    shuffle_megabytes: int = SHUFFLE_MEGABYTES,
+    run_kilobytes: int = 0,
     device: str | None = None,
 ) -> tf.data.Dataset:
     """One epoch of a split as batches of static size.
@@ -82,9 +90,14 @@ def dataset(
       seed: of the shuffle, 0 or more.
       epoch: changes order and composition of the batches.
       start_step: leave out this many batches; the others are those of the whole epoch.
-      reader: (index, count): read one part of ``count``. Whole shards (row groups) where there are at least ``count``
-        of them, else every ``count``-th record (row); over all readers each row is read once.
+      reader: (index, count): read one part of ``count``; over all readers each row is read once. Training on records:
+        runs of them, dealt out anew every epoch. Else whole shards (row groups; permuted, in training) where there are
+        at least ``count`` of them, or every ``count``-th record (row).
       on_corrupt: ``fail``, or ``skip`` damaged records (logged and counted). A log has none.
+      shuffle_megabytes: size of a pool; about three times that much memory is used. With ``run_kilobytes`` it decides
+        the batches of a split (a reader's part) that is larger.
+      run_kilobytes: read at least so much in one go of a split that is larger than a pool; the rows share a pool.
+        0: one block, or 128 rows.
       device: prefetch to this device, e.g. ``/GPU:0``. The data set must then be iterated as it is.
 
     Raises:
@@ -103,14 +116,29 @@ def dataset(
     steps(manifest, split, batch_size, training=training, input_format=input_format, on_corrupt=on_corrupt)
     records = input_format != "parquet" and on_corrupt == "fail"
     manifest.check(manifest.shards(split, input_format) if records else ())  # a log is looked at by its reader
-    if input_format == "parquet":
-        rows = _read_log(manifest, split, training, seed, epoch, reader)
+    schema = manifest.schema
+    if training:
+        pool_rows = max(1, (shuffle_megabytes << 20) // _row_bytes(schema))
+        skipped = start_step * batch_size
+        if input_format == "parquet":
+            pools = _pools_of_log(manifest, split, pool_rows, (seed, epoch), reader)
+        else:
+            shards = _readable(manifest, split, input_format, on_corrupt)
+            run_bytes = run_kilobytes << 10
+            reads = order.pools(
+                shards, input_format, pool_rows=pool_rows, run_bytes=run_bytes, seed=(seed, epoch), reader=reader
+            )
+            pools = _pools_of_records(schema, shards, reads, input_format, skipped)
+        rows = _permuted(schema, pools, skipped, batch_size, (seed, epoch, index))
+        batches = rows.rebatch(batch_size, drop_remainder=True)
     else:
-        shards = _readable(manifest, split, input_format, on_corrupt)
-        rows = _read_records(manifest, shards, input_format, batch_size, training, seed, epoch, reader)
-    batches = rows.rebatch(batch_size, drop_remainder=training).skip(start_step)
-    if not training:
-        batches = batches.map(lambda batch: _pad(batch, batch_size))
+        if input_format == "parquet":
+            columns = _read_log(raw_reader.plan(manifest, split, shuffle=None, reader=reader), manifest, split, False)
+        else:
+            shards = _readable(manifest, split, input_format, on_corrupt)
+            columns = _read_records(schema, shards, input_format, reader)
+        rows = columns.map(functools.partial(_batch, schema), tf.data.AUTOTUNE, deterministic=True)
+        batches = rows.rebatch(batch_size).skip(start_step).map(lambda batch: _pad(batch, batch_size))
 
     options = tf.data.Options()
     options.deterministic = True
@@ -123,67 +151,32 @@ def dataset(
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def _read_records(
-    manifest: Manifest,
-    shards: list[Shard],
-    layout: str,
-    batch_size: int,
-    training: bool,
-    seed: int,
-    epoch: int,
-    reader: tuple[int, int],
-) -> tf.data.Dataset:
-    """The rows of some shards in groups of any size, as the dict of a batch."""
+def _read_records(schema: Schema, shards: list[Shard], layout: str, reader: tuple[int, int]) -> tf.data.Dataset:
+    """The columns of some rows at a time, in the order of the shards."""
     index, count = reader
-    by_shard = len(shards) >= count
-    random = np.random.default_rng([seed, epoch, index])
-    if by_shard:
-        shards = shards[index::count]
-    paths = [shard.path for shard in shards]
-
-    def read(paths: Any) -> tf.data.Dataset:
-        """Blocks, each serialised in one record or (``rows``) in a vector of records."""
-        records = tf.data.TFRecordDataset(paths)
-        if not by_shard:
-            records = records.shard(count, index)
-        return records if layout == "blocks" else records.batch(_BLOCK_ROWS)
-
-    if training and by_shard:
-        blocks = tf.data.Dataset.from_tensor_slices([paths[i] for i in random.permutation(len(paths))]).interleave(
-            read,
-            cycle_length=min(_OPEN_SHARDS, len(paths)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-    else:  # Readers that divide records among themselves have to see them in one order; the shuffle is enough.
-        blocks = read(paths)
-
-    records = sum(shard.records for shard in shards)
-    block_rows = sum(shard.rows for shard in shards) / records if layout == "blocks" else _BLOCK_ROWS
-    group = max(_GROUP_BLOCKS, math.ceil(_GROUP_BATCHES * batch_size / block_rows))
-    if training:
-        blocks = _shuffle(blocks, max(_SHUFFLE_BLOCKS, 2 * group), _seed(random))
-    permutation_seed = _seed(random)
-
-    def parse(number: tf.Tensor, records: tf.Tensor) -> dict[str, Any]:
-        columns = _PARSERS[layout](manifest.schema, records)
-        if training:
-            rows = tf.range(tf.shape(columns["key:row_id"])[0])
-            order = tf.random.experimental.stateless_shuffle(rows, tf.stack([permutation_seed, number]))[:, tf.newaxis]
-            columns = {key: tf.gather_nd(column, order) for key, column in columns.items()}  # twice as fast as gather
-        return _batch(manifest.schema, columns)
-
-    groups = blocks.batch(group) if layout == "blocks" else blocks.rebatch(group * _BLOCK_ROWS)
-    return groups.enumerate().map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    if len(shards) >= count:
+        records = tf.data.TFRecordDataset([shard.path for shard in shards[index::count]])
+    else:
+        records = tf.data.TFRecordDataset([shard.path for shard in shards]).shard(count, index)
+    return _parsed(schema, records if layout == "blocks" else records.batch(_BLOCK_ROWS), shards, layout)
 
 
-def _read_log(
-    manifest: Manifest, split: str, training: bool, seed: int, epoch: int, reader: tuple[int, int]
-) -> tf.data.Dataset:
-    """The rows of a split of the log, a window at a time, as the dict of a batch."""
+def _parsed(schema: Schema, blocks: tf.data.Dataset, shards: list[Shard], layout: str) -> tf.data.Dataset:
+    """Blocks, each serialised in one record or (``rows``) in a vector of records -> columns of some rows at a time."""
+    rows = _rows_at_a_time(schema)
+    if layout == "blocks":
+        block_rows = sum(shard.rows for shard in shards) / sum(shard.records for shard in shards)
+        groups = blocks.batch(max(1, int(rows / block_rows)))
+    else:
+        groups = blocks.rebatch(rows)
+    parse = functools.partial(_PARSERS[layout], schema)
+    return groups.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _read_log(plan: raw_reader.Plan, manifest: Manifest, split: str, training: bool) -> tf.data.Dataset:
+    """The columns of a window of the log at a time."""
     from tensorflow_io.arrow import ArrowStreamDataset
 
-    plan = raw_reader.plan(manifest, split, training=training, seed=seed, epoch=epoch, reader=reader)
     count = min(len(os.sched_getaffinity(0)), raw_reader.SIDE_BY_SIDE, len(plan.parts))
     streams = raw_streams.Streams(plan, count)
     _reading[manifest.data_dir, split] = streams
@@ -195,16 +188,16 @@ def _read_log(
     turns = tf.data.Dataset.from_tensor_slices(np.asarray(plan.order, np.int64) % count)
     windows = tf.data.Dataset.choose_from_datasets([source.prefetch(ahead) for source in sources], turns)
 
-    def parse(number: tf.Tensor, columns: tuple[tf.Tensor, ...]) -> dict[str, Any]:
+    def parse(number: tf.Tensor, columns: tuple[tf.Tensor, ...]) -> Columns:
         named = dict(zip(schema.names, columns, strict=True))
         whole = tf.debugging.assert_equal(named.pop(raw_reader.WINDOW)[-1], tf.cast(number, tf.int32), message=_CUT_OFF)
         for key, (_, width) in raw_reader.shapes(manifest.schema):
             named[key] = tf.ensure_shape(named[key], [None, width] if width else [None])
         with tf.control_dependencies([whole]):
-            return _batch(manifest.schema, {key: tf.identity(values) for key, values in named.items()})
+            return {key: tf.identity(values) for key, values in named.items()}
 
     rows = windows.enumerate().map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return rows.filter(lambda batch: batch["row_id"][0] >= 0)  # a window without rows has one row that is none
+    return rows.filter(lambda columns: columns["key:row_id"][0] >= 0)  # a window without rows has one row that is none
 
 
 _CUT_OFF = "the stream of a window was cut off"
@@ -258,7 +251,7 @@ def diagnose(manifest: Manifest, split: str, layout: str = "blocks") -> CorruptR
             try:
                 for record in scan(shard.path):
                     pending.append(record)
-                    if len(pending) == _GROUP_BLOCKS:
+                    if len(pending) == _CHECKED_RECORDS:
                         _check_parses(shard.path, pending, parse)
                         pending = []
             finally:
@@ -408,21 +401,116 @@ def _check_parses(path: str, records: list[tuple[int, bytes]], parse: Callable[[
 # Order
 
 
-def _seed(random: np.random.Generator) -> int:
-    return int(random.integers(2**62))
+def _row_bytes(schema: Schema) -> int:
+    """Of a row in memory."""
+    widths = {f"feature:{f.name}": f.max_length or f.length or 1 for f in schema.features}
+    return sum(column.dtype.size * widths.get(key, 1) for key, column in _columns(schema).items())
 
 
-def _shuffle(records: tf.data.Dataset, buffer: int, seed: int) -> tf.data.Dataset:
-    """Shuffles by ``seed`` alone.
+def _rows_at_a_time(schema: Schema) -> int:
+    return max(1, _BYTES_AT_A_TIME // _row_bytes(schema))
 
-    Dataset.shuffle mixes the seed with TensorFlow's global one; inside a function that is the graph's own, set here.
-    """
 
-    def shuffled(_: tf.Tensor) -> tf.data.Dataset:
-        tf.random.set_seed(0)  # of this graph only
-        return records.shuffle(buffer, seed=seed)
+def _pools_of_records(
+    schema: Schema, shards: list[Shard], reads: list[order.Runs], layout: str, skipped: int
+) -> tf.data.Dataset:
+    """Elements (number of a pool, rows before it, its packed rows), without pools that lie in the first ``skipped``."""
+    paths = tf.constant([shard.path for shard in shards])
+    record_bytes = -(-sum(shard.bytes for shard in shards) // sum(shard.records for shard in shards))
+    ends = np.cumsum([runs.rows.sum() for runs in reads], dtype=np.int64)
+    first = int(np.searchsorted(ends, skipped, "right"))
+    splits = tf.constant(np.cumsum([0, *(len(runs.shard) for runs in reads)]), tf.int64)
+    shard, offset, count, _ = (tf.constant(np.concatenate(values), tf.int64) for values in zip(*reads, strict=True))
 
-    return tf.data.Dataset.from_tensors(0).flat_map(shuffled)
+    def records(shard: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+        # TFRecordDataset has no offsets. A buffer much larger than a run would be filled in vain.
+        size = tf.minimum(count * record_bytes, _READ_BYTES)
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=[paths[shard]], compression_type="", buffer_size=size, byte_offsets=[offset]
+        )
+        found = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(count)
+        return found if layout == "blocks" else found.batch(_BLOCK_ROWS)
+
+    def pool(number: tf.Tensor, before: tf.Tensor) -> tf.data.Dataset:
+        runs = (values[splits[number] : splits[number + 1]] for values in (shard, offset, count))
+        blocks = tf.data.Dataset.from_tensor_slices(tuple(runs)).interleave(
+            records, cycle_length=_OPEN_RUNS, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        packed = _parsed(schema, blocks, shards, layout).map(_packed, tf.data.AUTOTUNE, deterministic=True)
+        return packed.rebatch(_ALL).map(lambda rows: (number, before, rows))
+
+    numbers = np.arange(first, len(reads))
+    return tf.data.Dataset.from_tensor_slices((numbers, np.append(0, ends)[numbers])).flat_map(pool)
+
+
+def _pools_of_log(
+    manifest: Manifest, split: str, pool_rows: int, seed: tuple[int, int], reader: tuple[int, int]
+) -> tf.data.Dataset:
+    """Elements (number of a pool, rows before it, its packed rows)."""
+    plan = raw_reader.plan(manifest, split, shuffle=seed, reader=reader)
+    # Pools of equal size, as far as is known before the log is read.
+    rows = min(manifest.rows(split), sum(unit.rows for part in plan.parts for unit in part.units))
+    pool_rows = math.ceil(rows / math.ceil(rows / pool_rows))
+    packed = _read_log(plan, manifest, split, True).map(_packed, tf.data.AUTOTUNE, deterministic=True)
+    return packed.rebatch(pool_rows).enumerate().map(lambda number, rows: (number, number * pool_rows, rows))
+
+
+def _permuted(
+    schema: Schema, pools: tf.data.Dataset, skipped: int, batch_size: int, seed: tuple[int, ...]
+) -> tf.data.Dataset:
+    """The rows of pools in their final order, as the dict of a batch, without the first ``skipped``."""
+    slice_rows = batch_size * max(1, _rows_at_a_time(schema) // batch_size)
+
+    def permutation(number: np.int64, rows: np.int64) -> np.ndarray:
+        return np.random.default_rng([*seed, int(number)]).permutation(rows)  # faster than TensorFlow's
+
+    def slices(number: tf.Tensor, before: tf.Tensor, pool: dict[str, tf.Tensor]) -> tf.data.Dataset:
+        rows = tf.shape(pool[_SINGLE], tf.int64)[0]
+        order = tf.ensure_shape(tf.numpy_function(permutation, [number, rows], tf.int64, stateful=False), [None])
+
+        def read(start: tf.Tensor) -> dict[str, Any]:
+            places = order[start : start + slice_rows, tf.newaxis]
+            # gather_nd is faster than gather.
+            return _batch(
+                schema, _unpacked(schema, {key: tf.gather_nd(values, places) for key, values in pool.items()})
+            )
+
+        starts = tf.data.Dataset.range(tf.maximum(skipped - before, 0), rows, slice_rows)
+        return starts.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    return pools.prefetch(1).flat_map(slices)
+
+
+_ALL = 2**62
+_SINGLE = "single"
+
+
+def _packed(columns: Columns) -> dict[str, tf.Tensor]:
+    """Columns by record key -> those of single values as one matrix int32 [rows, words]: a row lies together."""
+    packed, words = {}, []
+    for key, values in columns.items():
+        if values.shape.rank > 1:
+            packed[key] = values
+        elif values.dtype.size == 4:
+            words.append(tf.bitcast(values, tf.int32)[tf.newaxis])
+        else:
+            words.append(tf.transpose(tf.bitcast(values, tf.int32)))
+    return packed | {_SINGLE: tf.transpose(tf.concat(words, 0))}
+
+
+def _unpacked(schema: Schema, packed: dict[str, tf.Tensor]) -> Columns:
+    """The inverse of :func:`_packed`."""
+    words, columns, start = tf.transpose(packed[_SINGLE]), {}, 0
+    for key, column in _columns(schema).items():
+        if key in packed:
+            columns[key] = packed[key]
+        elif column.dtype.size == 4:
+            columns[key] = tf.bitcast(words[start], column.dtype)
+            start += 1
+        else:
+            columns[key] = tf.bitcast(tf.transpose(words[start : start + 2]), column.dtype)
+            start += 2
+    return columns
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 The rows come as conversion made them: the same reading, cleaning, splitting and encoding, with the same vocabularies.
 A plan cuts the log into parts (row groups) and these into windows of up to `WINDOW_ROWS` rows, a record batch each.
-For training parts are permuted, a few of them are read side by side, and the rows of a window are shuffled; the order
+For training parts are permuted and a few of them are read side by side (`pipelines.input` permutes the rows); the order
 follows from the plan alone, however many processes share its parts.
 
     python -m pipelines.raw_reader < (plan, stream, streams), pickled > an Arrow stream
@@ -72,7 +72,6 @@ class Plan:
       split: number of the split to read.
       parts: of the log, in the order of reading.
       order: the part of each window.
-      shuffle: a seed, or None to keep the order of the log.
       every: (index, count): read the rows whose row_id has this remainder.
       window_rows: rows of a window of one row group.
     """
@@ -84,7 +83,6 @@ class Plan:
     split: int
     parts: tuple[Part, ...]
     order: tuple[int, ...]
-    shuffle: tuple[int, ...] | None
     every: tuple[int, int]
     window_rows: int
 
@@ -112,9 +110,6 @@ class Plan:
             if not columns:
                 columns = {key: np.zeros((1, width) if width else 1, kind) for key, (kind, width) in shapes(schema)}
                 columns["key:row_id"][:] = -1
-            elif self.shuffle is not None:
-                order = np.random.default_rng([*self.shuffle, number]).permutation(len(columns["key:row_id"]))
-                columns = {key: values[order] for key, values in columns.items()}
             columns[WINDOW] = np.full(len(columns["key:row_id"]), number, np.int32)
             writer.write_batch(pa.RecordBatch.from_arrays(list(map(_array, columns.values())), schema=stream_schema))
         writer.close()
@@ -212,17 +207,15 @@ def _joined(columns: list[Columns]) -> Columns:
     return {key: np.concatenate([part[key] for part in columns]) for key in columns[0]}
 
 
-def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int, reader: tuple[int, int]) -> Plan:
+def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, reader: tuple[int, int]) -> Plan:
     """How to read a split of the log.
 
     Args:
       manifest: of a conversion of the log.
       name: of the split.
-      training: permute and shuffle, or keep the order of the log.
-      seed: of the permutation, with ``epoch`` and the reader's number.
-      epoch: see ``seed``.
-      reader: (index, count): one part of ``count``. Whole row groups where there are at least ``count`` of them, else
-        every ``count``-th row.
+      shuffle: a seed to permute row groups by, or None to keep the order of the log.
+      reader: (index, count): one part of ``count``. Whole row groups where there are at least ``count`` of them, dealt
+        out in the order of reading, else every ``count``-th row.
 
     Raises:
       UserError: a CSV log, or a file of it is missing or has changed.
@@ -240,13 +233,12 @@ def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int
     units = [unit for unit in log.units if unit.rows]
     if isinstance(policy, GivenSplit):
         units = [unit for unit in units if policy.may_hold(unit.file, number)]
+    if shuffle is not None:
+        units = [units[i] for i in np.random.default_rng(shuffle).permutation(len(units))]
     index, count = reader
     by_unit = len(units) >= count
     if by_unit:
         units = units[index::count]
-    shuffle = (seed, epoch, index) if training else None
-    if training:
-        units = [units[i] for i in np.random.default_rng(shuffle).permutation(len(units))]
     parts = _parts(units)
     return Plan(
         data_dir=manifest.data_dir,
@@ -255,8 +247,7 @@ def plan(manifest: Manifest, name: str, *, training: bool, seed: int, epoch: int
         cleaner=Cleaner(manifest.schema, policy, drop=bool(manifest.dropped)),
         split=number,
         parts=parts,
-        order=tuple(_order(parts, SIDE_BY_SIDE if training else 1)),
-        shuffle=shuffle,
+        order=tuple(_order(parts, SIDE_BY_SIDE if shuffle else 1)),
         every=(0, 1) if by_unit else reader,
         window_rows=WINDOW_ROWS,
     )

@@ -157,6 +157,8 @@ class Trainer:
             seed=config.seed,
             epoch=state.epoch,
             start_step=state.step,
+            shuffle_megabytes=config.data.shuffle_megabytes,
+            run_kilobytes=config.data.run_kilobytes,
             device=predictions.single_gpu(self.model),
             **self._reading,
         )

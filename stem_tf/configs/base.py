@@ -93,6 +93,18 @@ KEYS: dict[str, Key] = {
         ("fail", "skip"),
         only_if=("data.input_format", LAYOUTS),
     ),
+    "data.shuffle_megabytes": Key(
+        1024,
+        "rows held in memory and permuted as a whole; a larger split is dealt out to such pools anew every epoch. Up to"
+        " three times that much memory is used",
+        low=1,
+    ),
+    "data.run_kilobytes": Key(
+        0,
+        "of a split that is larger than a pool, read so much in one go: more where seeks are dear; 0 is one block",
+        low=0,
+        only_if=("data.input_format", LAYOUTS),
+    ),
     # The model. Network: keyword arguments of its class, and Parts.
     "model.name": Key("stem_net", "which model; they are listed below", tuple(MODELS)),
     "model.dim": Key(16, "width of an embedding, for features whose schema names none", low=1),

@@ -125,7 +125,7 @@ def read(manifest: Manifest, split: str = "train", **options: Any) -> list[dict[
 
 def windows(manifest: Manifest, split: str = "train", processes: int = 1, **options: Any) -> list[dict[str, Any]]:
     """What the processes send, read here."""
-    defaults: dict[str, Any] = {"training": split == "train", "seed": 0, "epoch": 0, "reader": (0, 1)}
+    defaults: dict[str, Any] = {"shuffle": (0, 0) if split == "train" else None, "reader": (0, 1)}
     plan = raw_reader.plan(manifest, split, **defaults | options)
     found: dict[int, dict[str, Any]] = {}
     for stream in range(processes):
@@ -180,7 +180,7 @@ def test_every_split_has_the_rows_of_its_records(
     assert manifest.split.get("validation_until") is None  # none of these has a test split that begins at a time
     assert sum(manifest.rows(split) for split in SPLITS) == ROWS
     for split in filter(manifest.rows, SPLITS):
-        raw = windows(manifest, split, training=False)
+        raw = windows(manifest, split, shuffle=None)
         records = read(manifest, split, training=False, input_format="blocks")
         assert places(raw) == sorted(row_ids(records))
         users = np.concatenate([columns["feature:user"] for columns in raw])
@@ -214,7 +214,7 @@ def test_bad_rows_are_dropped_again(convert: Convert, tmp_path: Path) -> None:
     table = table.set_column(table.schema.get_field_index("click"), "click", pa.array(clicks))
     pq.write_table(table.set_column(table.schema.get_field_index("seconds"), "seconds", times), path)
     manifest = convert(split="time", split_column="seconds", drop_bad_rows=True)
-    rows = places(windows(manifest, training=False))
+    rows = places(windows(manifest, shuffle=None))
     assert rows == sorted(row_ids(read(manifest, training=False, input_format="blocks")))
     assert {3, 5, 400}.isdisjoint(rows)
 
@@ -225,34 +225,39 @@ def test_training_batches_follow_from_seed_and_epoch_alone(by_time: Manifest, mo
     first = list(dataset.as_numpy_iterator())
     assert len(first) == inputs.steps(by_time, "train", 64, training=True, input_format="parquet") == 880 // 64
     ids = row_ids(first)
-    every = places(windows(by_time, seed=5, epoch=2))
-    assert ids == every[: len(ids)]
-    assert sorted(every) == list(range(880))
-    assert len({i // 100 for i in ids[:64]}) == 1  # a window of one row group, shuffled
-    assert ids[:64] != sorted(ids[:64])
-    assert len({i // 100 for i in ids[: 64 * 8]}) > 5  # of row groups side by side
+    assert len(set(ids)) == len(ids)
+    assert len({i // 100 for i in ids[:64]}) == 9  # of all row groups
     for seed, epoch in ((6, 2), (5, 3)):
-        assert places(windows(by_time, seed=seed, epoch=epoch)) != every
+        assert row_ids(read(by_time, seed=seed, epoch=epoch)) != ids
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     assert_equal(read(by_time, seed=5, epoch=2, start_step=7), first[7:])
-    assert places(windows(by_time, seed=5, epoch=2, processes=3)) == every
+
+
+def test_row_groups_are_permuted_and_read_side_by_side(by_time: Manifest) -> None:
+    every = places(windows(by_time, shuffle=(5, 2)))
+    assert sorted(every) == list(range(880))
+    assert len({i // 100 for i in every[:64]}) == 1
+    assert len({i // 100 for i in every[: 64 * 8]}) > 5
+    assert places(windows(by_time, shuffle=(5, 2), processes=3)) == every
+    for seed in ((6, 2), (5, 3)):
+        assert places(windows(by_time, shuffle=seed)) != every
 
 
 def test_small_row_groups_share_a_window(by_time: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raw_reader, "WINDOW_ROWS", 500)
     found = windows(by_time)
     assert len(found) == 3
-    assert len({i // 100 for i in found[0]["key:row_id"][:64]}) > 3
+    assert len({i // 100 for i in found[0]["key:row_id"]}) > 3
     assert places(windows(by_time, "test")) == list(range(990, 1100))
 
 
 @pytest.mark.parametrize("count", [3, 13])  # by row group, and, there being 11, by row
-@pytest.mark.parametrize("training", [True, False])
-def test_readers_share_the_rows(by_time: Manifest, count: int, training: bool) -> None:
-    parts = [places(windows(by_time, training=training, reader=(index, count))) for index in range(count)]
+@pytest.mark.parametrize("shuffle", [(0, 0), None])
+def test_readers_share_the_rows(by_time: Manifest, count: int, shuffle: tuple[int, int] | None) -> None:
+    parts = [places(windows(by_time, shuffle=shuffle, reader=(index, count))) for index in range(count)]
     assert sorted(i for part in parts for i in part) == list(range(880))
     assert min(map(len, parts)) > 880 / count / 2
-    assert training or all(part == sorted(part) for part in parts)
+    assert shuffle or all(part == sorted(part) for part in parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -358,7 +363,7 @@ def until(done: Callable[[], Any], seconds: float = 30) -> Any:
 
 @pytest.fixture
 def large(convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
-    """A log whose windows are larger than what a socket holds."""
+    """A log whose windows are larger than what a socket holds; a pool of 1 MB holds one."""
     monkeypatch.setattr(raw_reader, "WINDOW_ROWS", 60_000)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     rows = np.arange(600_000)
@@ -372,7 +377,9 @@ def large(convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_killed_reader_ends_the_job_and_spoils_no_batch(large: Manifest) -> None:
-    batches = inputs.dataset(large, "train", batch_size=10_000, training=True, input_format="parquet")
+    batches = inputs.dataset(
+        large, "train", batch_size=10_000, training=True, input_format="parquet", shuffle_megabytes=1
+    )
     seen: set[int] = set()
     gc.collect()  # of tests before
     with (
@@ -394,7 +401,7 @@ def test_readers_end_with_their_iterator(large: Manifest) -> None:
     gc.collect()
     until(lambda: not readers(os.getpid()))
     threads = threading.active_count()
-    batches = inputs.dataset(large, "train", batch_size=64, training=True, input_format="parquet")
+    batches = inputs.dataset(large, "train", batch_size=64, training=True, input_format="parquet", shuffle_megabytes=1)
     first, second = iter(batches), iter(batches)
     assert_equal(next(first)["row_id"].numpy(), next(second)["row_id"].numpy())
     assert len(readers(os.getpid())) == 2
@@ -417,7 +424,7 @@ def test_readers_end_with_their_job_and_import_no_tensorflow(large: Manifest) ->
             "import socket, sys, time\n"
             "from pipelines import manifest, raw_reader, raw_streams\n"
             f"data = manifest.load({large.data_dir!r})\n"
-            "plan = raw_reader.plan(data, 'train', training=True, seed=0, epoch=0, reader=(0, 1))\n"
+            "plan = raw_reader.plan(data, 'train', shuffle=(0, 0), reader=(0, 1))\n"
             "streams = raw_streams.Streams(plan, 1)\n"
             "client = socket.socket(socket.AF_UNIX)\n"
             "client.connect(streams.endpoints[0].removeprefix('unix://'))\n"
