@@ -581,7 +581,7 @@ def test_directories_split_and_are_features(tmp_path: Path) -> None:
     raw = pq.read_table(os.path.join(done.data_dir, "raw/validation"), partitioning=None)
     assert set(raw["day"].to_pylist()) == {"2024-01-05"}
     assert set(raw["slot"].to_pylist()) == {0}
-    plan = raw_reader.plan(done, "validation", training=False, seed=0, epoch=0, reader=(0, 1))
+    plan = raw_reader.plan(done, "validation", shuffle=None, reader=(0, 1))
     output = io.BytesIO()
     plan.write(output, 0, 1)
     (read,) = pa.ipc.open_stream(output.getvalue())
