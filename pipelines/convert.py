@@ -185,8 +185,9 @@ def _report(done: Manifest, seconds: float, csv: CsvOptions) -> None:
         cells = (f"  {rate:>16}  {done.task_rows(s, task):>13,}" for rate, s in zip(rates, SPLITS, strict=True))
         print(f"{task:{width}}" + "".join(cells))
     print(f"{'rows':{width}}" + "".join(f"  {'':>16}  {done.rows(split):>13,}" for split in SPLITS))
-    for weighted in (task for task in done.schema.tasks if task.row_weight):
-        print(f"the rates of {weighted.name} are weighted by column '{weighted.row_weight}'")
+    if done.schema.row_weights:
+        weighted = (f"{task.name} by {task.row_weight}" for task in done.schema.tasks if task.row_weight)
+        print(f"rates are weighted: {', '.join(weighted)}")
     if done.vocabularies:
         width = max(map(len, ("feature", *done.vocabularies)))
         print(f"\n{'feature':{width}}  {'ids':>12}  {'distinct':>12}" + "".join(f"  {s + ' rare':>16}" for s in SPLITS))

@@ -227,7 +227,7 @@ def restore(description: Mapping[str, Any], data_dir: str, files: Sequence[str],
       seed: of the conversion.
 
     Raises:
-      UserError: a description without the exact limits, as earlier versions wrote it; files of the split are missing.
+      UserError: a description without the exact limits, as earlier versions wrote it.
     """
     by = description["by"]
     if by == "given files":
@@ -236,11 +236,9 @@ def restore(description: Mapping[str, Any], data_dir: str, files: Sequence[str],
         rest: Any = restore(description["rest"], data_dir, files, seed) if "rest" in description else None
         return GivenSplit(numbers, rest)
     if by == "leave last":
-        directory = last_directory(data_dir)
-        for name in LastSplit.FILES:
-            if not os.path.exists(os.path.join(directory, name)):
-                raise UserError(f"{os.path.join(directory, name)} is missing; restore it, or convert the log again")
-        return LastSplit(description["column"], _kind(description["type"]), description["group"], directory)
+        return LastSplit(
+            description["column"], _kind(description["type"]), description["group"], last_directory(data_dir)
+        )
     if by == "random":
         return RandomSplit(tuple(description["fractions"]), seed)
     if by == "hash":
