@@ -63,6 +63,12 @@ class Rows:
                 joined[field.name] = _join(values)
         return cls(**joined)
 
+    @property
+    def nbytes(self) -> int:
+        """Of the values of features."""
+        lists = [lists.values for lists in self.lists.values()]
+        return sum(values.nbytes for values in (*self.ids.values(), *lists, *self.vectors.values()))
+
     def take(self, places: np.ndarray) -> Rows:
         """Some of the rows, by ascending place among these."""
         if len(places) == len(self.row_ids):

@@ -26,7 +26,7 @@ from typing import BinaryIO, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from pipelines import source, stages
+from pipelines import records, source, stages
 from pipelines.cleaning import Cleaner
 from pipelines.errors import UserError, message
 from pipelines.integrity import Watch
@@ -111,7 +111,8 @@ class Plan:
                 columns = {key: np.zeros((1, width) if width else 1, kind) for key, (kind, width) in shapes(schema)}
                 columns["key:row_id"][:] = -1
             columns[WINDOW] = np.full(len(columns["key:row_id"]), number, np.int32)
-            writer.write_batch(pa.RecordBatch.from_arrays(list(map(_array, columns.values())), schema=stream_schema))
+            arrays = [_array(values, key) for key, values in columns.items()]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=stream_schema))
         writer.close()
 
     def _windows(self, part: Part) -> Generator[Columns, None, None]:
@@ -194,11 +195,10 @@ def _matrix(array: pa.Array, width: int) -> np.ndarray:
     return matrix
 
 
-def _array(values: np.ndarray) -> pa.Array:
+def _array(values: np.ndarray, key: str) -> pa.Array:
     if values.ndim == 1:
         return pa.array(values)
-    ends = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
-    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values.reshape(-1)))
+    return records.lists(np.full(len(values), values.shape[1]), pa.array(values.reshape(-1)), key)
 
 
 def _joined(columns: list[Columns]) -> Columns:
@@ -239,7 +239,10 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
     by_unit = len(units) >= count
     if by_unit:
         units = units[index::count]
-    parts = _parts(units)
+    # A window has fewer than two times so many rows: chunks of the log do not end where windows do.
+    widest = max(width for _, (_, width) in shapes(manifest.schema))
+    window_rows = max(1, min(WINDOW_ROWS, records.MOST_VALUES // (2 * max(1, widest))))
+    parts = _parts(units, window_rows)
     return Plan(
         data_dir=manifest.data_dir,
         log=replace(log, units=()),
@@ -249,7 +252,7 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
         parts=parts,
         order=tuple(_order(parts, SIDE_BY_SIDE if shuffle else 1)),
         every=(0, 1) if by_unit else reader,
-        window_rows=WINDOW_ROWS,
+        window_rows=window_rows,
     )
 
 
@@ -269,15 +272,15 @@ def _open_log(files: tuple[Source, ...]) -> Log:
     return log
 
 
-def _parts(units: Sequence[Unit]) -> tuple[Part, ...]:
+def _parts(units: Sequence[Unit], window_rows: int) -> tuple[Part, ...]:
     """Consecutive small row groups together, as long as they fit in a window."""
     parts: list[Part] = []
     for unit in units:
-        before = sum(u.rows for u in parts[-1].units) if parts else WINDOW_ROWS
-        if before + unit.rows <= WINDOW_ROWS:
+        before = sum(u.rows for u in parts[-1].units) if parts else window_rows
+        if before + unit.rows <= window_rows:
             parts[-1] = Part((*parts[-1].units, unit), 1)
         else:
-            parts.append(Part((unit,), -(-unit.rows // WINDOW_ROWS)))
+            parts.append(Part((unit,), -(-unit.rows // window_rows)))
     return tuple(parts)
 
 

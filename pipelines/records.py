@@ -14,8 +14,29 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from pipelines.errors import UserError
+
+MOST_VALUES = 2**31 - 1
+"""That the lists of one Arrow array can hold together: where each begins is an int32."""
+
 _ROWS_AT_A_TIME = 2048
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # field numbers in tensorflow.Feature
+
+
+def lists(lengths: np.ndarray, values: pa.Array, name: str) -> pa.ListArray:
+    """The lists of a column, of ``lengths`` [n], whose values lie one after another.
+
+    Raises:
+      UserError: they have more than `MOST_VALUES` values.
+    """
+    check_values(len(values), name, f"{len(lengths):,} rows that are read together; lower its max_length or length")
+    return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32)), values)
+
+
+def check_values(count: int, name: str, where: str) -> None:
+    """Raises UserError where the lists of a column have more than `MOST_VALUES` values."""
+    if count > MOST_VALUES:
+        raise UserError(f"{name} has {count:,} values, more than {MOST_VALUES:,}, in {where}")
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

@@ -37,6 +37,7 @@ _Writers = dict[str, pa.ipc.RecordBatchFileWriter | pq.ParquetWriter]
 _HASH = "hash"
 _SPLIT = "split"
 _SEGMENT_ROWS = 1 << 19
+_SEGMENT_BYTES = 1 << 30
 MALFORMED = ("", "wrong number of columns")
 
 
@@ -173,7 +174,10 @@ def fit(job: Job, unit: Unit) -> Fit:
             for name, numeric in result.numerics.items():
                 numeric.add(rows.numerics[name][train], hashes)
         segment.append(rows)
-        if sum(len(part.row_ids) for part in segment) >= _SEGMENT_ROWS:
+        if (
+            sum(len(part.row_ids) for part in segment) >= _SEGMENT_ROWS
+            or sum(part.nbytes for part in segment) >= _SEGMENT_BYTES
+        ):
             _leave(job, unit, result, counts, segment)
             segment = []
     if any(len(part.row_ids) for part in segment):
@@ -226,8 +230,7 @@ def _columns(schema: Schema, rows: Rows, ids: Callable[[str, pa.Array], pa.Array
             columns[key] = ids(name, rows.ids[name])
         elif feature.kind == "multivalent":
             lists = rows.lists[name]
-            offsets = np.append(0, np.cumsum(lists.lengths)).astype(np.int32)
-            columns[key] = pa.ListArray.from_arrays(pa.array(offsets), ids(name, lists.values))
+            columns[key] = records.lists(lists.lengths, ids(name, lists.values), key)
         elif feature.kind == "numeric":
             columns[key] = pa.array(rows.numerics[name])
         else:
@@ -468,6 +471,10 @@ def _gather(job: Job, plan: ShardPlan) -> pa.RecordBatch:
                     low, high = _hash_range(batch.column(_HASH).to_numpy(), plan.index, plan.shards)
                 if low < high:
                     parts.append(batch.slice(low, high - low))
+    for field in schema:
+        if pa.types.is_list(field.type):
+            values = sum(len(part.column(field.name).flatten()) for part in parts)
+            records.check_values(values, field.name, f"a shard of {plan.split}; convert with a smaller --shard_rows")
     table = pa.Table.from_batches(parts, schema)
     if plan.split == "train":
         order = np.argsort(table[_HASH].to_numpy(), kind="stable")  # merges the parts, which are sorted

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import constant_labels, hashing, raw_reader, schema, source, stages, tfrecord
+from pipelines import constant_labels, hashing, raw_reader, records, schema, source, stages, tfrecord
 from pipelines.conversion import Options, convert
 from pipelines.errors import UserError
 from pipelines.manifest import Constants, Manifest, Vocabulary
@@ -260,11 +260,30 @@ def test_same_bytes_whatever_the_segments(tmp_path: Path, monkeypatch: pytest.Mo
     for split, column in (("random", None), ("time", "time")):
         settings: dict[str, Any] = {"split": split, "split_column": column, "shard_rows": 50, "drop_bad_rows": drop}
         _convert(log, tmp_path / split / "whole", **settings)
-        for rows in (1, 50):
+        for limit, value in (("_SEGMENT_ROWS", 1), ("_SEGMENT_ROWS", 50), ("_SEGMENT_BYTES", 500)):
             with monkeypatch.context() as patch:
-                patch.setattr(stages, "_SEGMENT_ROWS", rows)
-                _convert(log, tmp_path / split / f"of {rows}", **settings)
-            _assert_same_bytes(tmp_path / split / "whole", tmp_path / split / f"of {rows}")
+                patch.setattr(stages, limit, value)
+                _convert(log, tmp_path / split / f"{limit} {value}", **settings)
+            _assert_same_bytes(tmp_path / split / "whole", tmp_path / split / f"{limit} {value}")
+
+
+def test_more_values_than_a_list_column_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with 2^31 of them: where each list begins is an int32."""
+    table = _log(300)
+    table = table.set_column(table.schema.get_field_index("tags"), "tags", pa.array(["a|b"] * 300))
+    log = _write(tmp_path / "log.parquet", table)
+    monkeypatch.setattr(source, "CHUNK_ROWS", 20)
+    monkeypatch.setattr(records, "MOST_VALUES", 40)
+    with pytest.raises(
+        UserError, match="feature:tags has 600 values, more than 40, in 300 rows .* lower its max_length"
+    ):
+        _convert(log, tmp_path / "out", shard_rows=50)
+    monkeypatch.setattr(stages, "_SEGMENT_BYTES", 1)
+    with pytest.raises(
+        UserError, match="feature:tags has [0-9]+ values, .* in a shard of train; .*smaller --shard_rows"
+    ):
+        _convert(log, tmp_path / "out", shard_rows=50)
+    _convert(log, tmp_path / "out", shard_rows=10)
 
 
 def test_layout_of_the_log_does_not_change_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

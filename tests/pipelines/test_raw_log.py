@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipelines import conversion, raw_reader, schema
+from pipelines import conversion, raw_reader, records, schema
 from pipelines import input as inputs
 from pipelines.conversion import Options
 from pipelines.errors import JobError, UserError
@@ -249,6 +249,17 @@ def test_small_row_groups_share_a_window(by_time: Manifest, monkeypatch: pytest.
     assert len(found) == 3
     assert len({i // 100 for i in found[0]["key:row_id"]}) > 3
     assert places(windows(by_time, "test")) == list(range(990, 1100))
+
+
+def test_windows_are_shorter_where_rows_are_wide(by_time: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with rows so wide that 64 of them have 2^31 values: where each list begins is an int32."""
+    monkeypatch.setattr(records, "MOST_VALUES", 3 * 2 * 16)
+    plan = raw_reader.plan(by_time, "train", shuffle=None, reader=(0, 1))
+    assert plan.window_rows == 16
+    assert places(windows(by_time, shuffle=None)) == list(range(880))
+    monkeypatch.setattr(records, "MOST_VALUES", 3)
+    with pytest.raises(UserError, match="feature:tags has .* values, more than 3, in "):
+        dataclasses.replace(plan, order=plan.order[:1]).write(io.BytesIO(), 0, 1)
 
 
 @pytest.mark.parametrize("count", [3, 13])  # by row group, and, there being 11, by row
