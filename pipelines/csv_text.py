@@ -226,7 +226,7 @@ def unmarked(array: pa.Array) -> pa.Array:
 
 
 def trimmed(array: pa.Array, nulls: tuple[str, ...]) -> pa.Array:
-    """Values, binary, without the spaces around them; what then is one of ``nulls`` is null."""
+    """Values, binary, without the spaces around them, and without quotes behind such; one of ``nulls`` then is null."""
     data = array.buffers()[2]
     if data is None or b" " not in data.to_pybytes():
         return array
@@ -236,6 +236,11 @@ def trimmed(array: pa.Array, nulls: tuple[str, ...]) -> pa.Array:
     if not ((codes.take(ends[:-1], mode="clip") == _SPACE) | (codes.take(ends[1:] - 1, mode="clip") == _SPACE)).any():
         return array
     values = pc.ascii_trim(array.view(pa.string()), characters=" ").view(pa.binary())
+    # Arrow knows a quote right behind the delimiter only.
+    quoted = pc.and_(pc.starts_with(array, b" "), pc.match_substring_regex(values, b'^".*"$'))
+    if pc.any(quoted).as_py():
+        plain = [value[1:-1].replace(b'""', b'"') for value in values.filter(quoted).to_pylist()]
+        values = pc.replace_with_mask(values, quoted, pa.array(plain, values.type))
     null = pc.is_in(values, pa.array([text.encode() for text in nulls], pa.binary()))
     return pc.if_else(null, pa.scalar(None, pa.binary()), values)
 

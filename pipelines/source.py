@@ -209,7 +209,7 @@ class Log:
     @property
     def directory_columns(self) -> list[str]:
         """The columns of `types` that are names of directories."""
-        return [name for name in self.types if self.directories and name in self.directories[0]]
+        return [name for name in self.types if any(name in names for names in self.directories)]
 
     def require(self, column: str, where: str) -> None:
         """Refuses a column that cannot be read; ``where`` is what asks for it.
@@ -264,7 +264,9 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int
     ]
     for schema, names in zip(schemas, directories, strict=True):
         schema += [(name, pa.binary()) for name in names]
-    types, problems = _agreement(files, schemas)
+    # What a file without rows says of columns is of no interest, where others have some.
+    full = {unit.file for unit in units} or set(range(len(files)))
+    types, problems = _agreement([files[i] for i in sorted(full)], [schemas[i] for i in sorted(full)])
     directories = [{n: value for n, value in names.items() if n in types} for names in directories]
     return Log(tuple(files), types, tuple(units), text, csv, problems, tuple(directories))
 
@@ -302,6 +304,8 @@ def _parquet_units(path: str, file: int, metadata: pq.FileMetaData, index: int, 
     first = rows = 0
     for group in range(metadata.num_row_groups):
         size = metadata.row_group(group).num_rows
+        if not size:
+            continue
         if groups and rows + size > unit_rows:
             units.append(Unit(index + len(units), file, path, tuple(groups), first, rows))
             groups, first, rows = [], first + rows, 0
@@ -459,7 +463,8 @@ def _csv_columns(path: str, csv: CsvOptions) -> list[str]:
             return list(csv.columns)
         text = csv_text.Text(path)
         with _open_csv(path, csv, text, [], _Malformed(0), header=True) as reader:
-            return [name.strip(" ") for name in reader.schema.names]
+            names = pa.array([name.encode() for name in reader.schema.names], pa.binary())
+            return [name.decode() for name in csv_text.trimmed(names, ()).to_pylist()]
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, "CSV", error) from None
 

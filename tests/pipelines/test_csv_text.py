@@ -136,6 +136,12 @@ def test_spaces_around_values_do_not_count(tmp_path: Path) -> None:
     }
 
 
+def test_quotes_behind_spaces_are_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"x", "y"\n"1", "say ""a"""\n"2",  "日本" \n"""3""", ""\n')
+    assert _read(path) == {"x": [b"1", b"2", b'"3"'], "y": [b'say "a"', "日本".encode(), None]}
+
+
 def test_files_that_are_no_text(tmp_path: Path) -> None:
     path, text = tmp_path / "a.csv", "id,café\n1,2\n"
     for content, why in [

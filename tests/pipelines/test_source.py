@@ -148,6 +148,14 @@ def test_parts_of_several_types_have_one(tmp_path: Path) -> None:
     assert joined.to_pydict() == {"x": [1.0, 2.5, None], "y": [None, 1, 7], "z": ["a", "b", "c"]}
 
 
+def test_files_without_rows_have_no_say(tmp_path: Path) -> None:
+    for name, columns in [("a", {}), ("b", {"x": pa.array([], pa.string())}), ("c", {"x": [1]})]:
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    log = source.open_log(source.find_files(str(tmp_path)))
+    assert dict(log.types) == {"x": pa.int64()}
+    assert [(unit.file, unit.rows) for unit in log.units] == [(2, 1)]
+
+
 def test_types_that_only_arrow_knows(tmp_path: Path) -> None:
     vectors = pa.array([[1, 2], None, [3, None]], pa.list_(pa.float32(), 2))
     views = pa.array(["x", None, "y"], pa.string_view())
