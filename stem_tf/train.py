@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,13 @@ def _say_end(trainer: Trainer) -> None:
     curves = [record for record in records if record["kind"] == "validation"]
     known: dict[str, Any] = {"epoch": state.best_epoch + 1, "score": state.best_score}
     best = next((record for record in curves if record["epoch"] == known["epoch"]), known)
+    if trainer.choice is not None and trainer.choice.assembled:
+        from stem_tf.trainer import by_metric
+
+        of_task = {task: own["epoch"] for task, own in _best_by_task(trainer).items()}
+        rest = _epoch_of(trainer.choice.rest)
+        best = {"kind": "validation", "epoch": of_task, "rest_epoch": rest, "score": trainer.choice.score}
+        best |= report.finite(by_metric(trainer.choice.results))
     if len(curves) < state.epoch:
         print(
             f"warning: {workdir.metrics} lacks the evaluation of some epochs, and so does the report", file=sys.stderr
@@ -139,10 +146,7 @@ def _say_end(trainer: Trainer) -> None:
             "experiment": trainer.config.experiment,
             "monitor": trainer.config.train.monitor,
             "best": best,
-            "best_by_task": {
-                task: {"epoch": own["best_epoch"] + 1, "score": own["best_score"]}
-                for task, own in state.by_task.items()
-            },
+            "best_by_task": _best_by_task(trainer),
             "epochs": state.epoch,
             "steps": trainer.global_step,
             "stopped": stopped,
@@ -152,13 +156,7 @@ def _say_end(trainer: Trainer) -> None:
     )
     kind = "mean AUC" if trainer.monitor.kind == "auc" else "loss"
     rate = f"; {speed:,.0f} samples/s" if speed else ""
-    if state.by_task:
-        own = ", ".join(
-            f"{task} {o['best_epoch'] + 1} ({report.number(o['best_score'])})" for task, o in state.by_task.items()
-        )
-        print(f"best epoch of each task: {own}. Stopped: {stopped}{rate}")
-    else:
-        print(f"best epoch {best['epoch']}: validation {kind} {report.number(best['score'])}. Stopped: {stopped}{rate}")
+    print(f"{_best_weights(trainer, kind, best)}. Stopped: {stopped}{rate}")
     written = [workdir.best, workdir.checkpoints, workdir.report]
     picture = workdir.path / "learning_curves.png"
     if report.learning_curves(records, {task.name: task.type for task in manifest.schema.tasks}, picture):
@@ -167,6 +165,47 @@ def _say_end(trainer: Trainer) -> None:
         print("no picture of the learning curves: matplotlib is not installed (pip install 'stem-tf[plots]')")
     print(f"written to {workdir.path}: {', '.join(str(path.relative_to(workdir.path)) for path in written)}")
     print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
+
+
+def _best_by_task(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """By task the epoch of the weights that are kept for it, and what they score by the task's own measure."""
+    choice = trainer.choice
+    if choice is None:
+        of_task = trainer.state.by_task.items()
+        return {task: {"epoch": own["best_epoch"] + 1, "score": own["best_score"]} for task, own in of_task}
+    return {task: {"epoch": _epoch_of(choice.tasks[task]), "score": score} for task, score in choice.by_task.items()}
+
+
+def _epoch_of(checkpoint: str) -> int:
+    """Of ``epoch-3``, or ``epoch-3-2``: 3."""
+    return int(checkpoint.split("-")[1])
+
+
+def _best_weights(trainer: Trainer, kind: str, kept: Mapping[str, Any]) -> str:
+    """What RUN/best holds and how it scores, in words."""
+    state, choice = trainer.state, trainer.choice
+    own = {task: (of["best_epoch"] + 1, report.number(of["best_score"])) for task, of in state.by_task.items()}
+    if choice is None and own:
+        return "best epoch of each task: " + ", ".join(
+            f"{task} {epoch} ({score})" for task, (epoch, score) in own.items()
+        )
+    score = report.number(kept["score"])
+    if choice is None or choice.tried is None:
+        return f"best epoch {kept['epoch']}: validation {kind} {score}"
+    by_task = ", ".join(f"{task} {report.number(value)}" for task, value in choice.by_task.items())
+    epochs = ", ".join(f"{task} {epoch}" for task, (epoch, _) in own.items())
+    if choice.assembled:
+        return (
+            f"best weights: of each task its own of its best epoch ({epochs}), the rest of epoch {kept['rest_epoch']}: "
+            f"validation {kind} {score} ({by_task}); epoch {state.best_epoch + 1} as it was has "
+            f"{report.number(choice.whole)}"
+        )
+    alone = ", ".join(f"{task} {value}" for task, (_, value) in own.items())
+    return (
+        f"best weights: epoch {kept['epoch']} as it was: validation {kind} {score} ({by_task}). The tasks' own weights "
+        f"of their best epochs ({epochs}) are not taken: together they reach {report.number(choice.tried)}. "
+        f"--config.train.best=by_task, in a new --workdir, serves each task from its best epoch ({alone})"
+    )
 
 
 def run() -> None:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
-from numpy.typing import NDArray
 
 from pipelines import files
 from pipelines.errors import UserError
 from pipelines.manifest import Manifest
-from stem_tf import configs, models
+from stem_tf import assembly, configs, models
 from stem_tf.checkpoints import Held, hold, is_behind, latest, restore_weights
 from stem_tf.models import snapshots
 from stem_tf.models.base import Predictor, RankingModel
@@ -122,15 +121,10 @@ def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
         epochs: dict[str, int] = {}
         if configs.best(config) == "own":
             model = models.build(config, manifest, training=False)
-            own: dict[str, list[NDArray]] = {}
-            for name, tasks in tasks_of.items():
-                epoch = restore_weights(model, by_name[name]).epoch
-                epochs |= dict.fromkeys(tasks, epoch)
-                own |= {task: snapshots.take(model, task) for task in tasks}
-            restore_weights(model, by_name[chosen["rest"]])
-            for task, values in own.items():
-                snapshots.put(model, task, values)
-            return Trained(model, str(workdir.best_epochs), epochs, 0)
+            parts = assembly.Parts(model, {task: by_name[name] for task, name in chosen["tasks"].items()})
+            rest = parts.put(by_name[chosen["rest"]])
+            same = {*parts.epochs.values()} == {rest}
+            return Trained(model, str(workdir.best_epochs), rest if same else parts.epochs, 0)
         members: list[tuple[RankingModel, list[str]]] = []
         for name, tasks in tasks_of.items():
             members.append((models.build(config, manifest, training=False), tasks))

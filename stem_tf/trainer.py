@@ -15,7 +15,7 @@ from pipelines import input as inputs
 from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.manifest import Manifest
-from stem_tf import callbacks, configs, learning, models, monitor, predictions, report
+from stem_tf import assembly, callbacks, configs, learning, models, monitor, predictions, report
 from stem_tf.checkpoints import Checkpoints, RunState, check_finite
 from stem_tf.models.base import RankingModel
 from stem_tf.workdir import Workdir
@@ -72,6 +72,9 @@ class Trainer:
       workdir: prepared and locked.
       say: prints a line.
       warn: prints a warning.
+
+    Attributes:
+      choice: what a finished run with ``train.best=own`` serves; None before, and for others.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class Trainer:
         self.config, self.manifest, self.workdir, self.say, self.warn = config, manifest, workdir, say, warn
         self.monitor = monitor.monitor(config, manifest)
         self.monitors = monitor.of_tasks(config, manifest) if configs.best(config) != "together" else {}
+        self._own = configs.best(config) == "own"
+        self.choice: assembly.Choice | None = None
         self._reading = predictions.reading(config.data)
         strategy = set_up(config)
         self.steps = inputs.steps(manifest, "train", training=True, **self._reading)
@@ -141,6 +146,8 @@ class Trainer:
                     except callbacks.Interrupted:
                         self._save()
                         raise
+                if self._own:
+                    self._choose(signals)
         finally:
             self._logger.close()
 
@@ -265,6 +272,9 @@ class Trainer:
                 self._best.save()
         state.stopped = self._why_stopped()
         self._save()
+        if self.monitors:  # not before: the checkpoint before this one may name what is no longer the best
+            whole = [self._kept_as(state.best_epoch)] if self._own else []
+            self._best.keep_only({*self._candidates().values(), *whole})
         self._say_epoch(epoch, results, score, "best" if better else "", improved)
 
     def why_ended(self) -> str:
@@ -311,14 +321,51 @@ class Trainer:
                 improved.append(task)
             else:
                 best["without_gain"] += 1
-        own = configs.best(self.config) == "own"
-        if improved or (own and better):
+        if improved or (self._own and better):
             self._best.save_as(f"epoch-{epoch + 1}")
-            names = {task: self._best.newest(f"epoch-{best['best_epoch'] + 1}") for task, best in by_task.items()}
-            rest = self._best.newest(f"epoch-{self.state.best_epoch + 1}") if own else None
-            write_json(self.workdir.best_epochs, {"tasks": names, "rest": rest})
-            self._best.keep_only({*names.values(), *filter(None, [rest])})
+            if self._own:  # until the end, when it is known what parts of several epochs reach together
+                whole = self._kept_as(self.state.best_epoch)
+                write_json(self.workdir.best_epochs, {"tasks": dict.fromkeys(by_task, whole), "rest": whole})
+            else:
+                write_json(self.workdir.best_epochs, {"tasks": self._candidates(), "rest": None})
         return improved
+
+    def _candidates(self) -> dict[str, str]:
+        """By task the checkpoint of its best epoch."""
+        return {task: self._kept_as(best["best_epoch"]) for task, best in self.state.by_task.items()}
+
+    def _kept_as(self, epoch: int) -> str:
+        return self._best.newest(f"epoch-{epoch + 1}")
+
+    def _choose(self, signals: callbacks.Signals) -> None:
+        """What a finished run serves: each task's own weights of its best epoch, where that is better than one epoch.
+
+        The model's weights are others afterwards. Checkpoints of the tasks' best epochs stay: the run may go on.
+        """
+        self.choice = assembly.read(self.workdir.best_epochs, self.state.epoch)
+        if self.choice is None:
+
+            def results() -> monitor.Results:
+                desc = "best weights, validation"
+                predicted = predictions.predict(
+                    self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
+                )
+                return predictions.evaluate(predicted, self.manifest)
+
+            there = {path.stem for path in self.workdir.best.glob("*.index")}
+            whole = self._kept_as(self.state.best_epoch)
+            if whole not in there:
+                return  # somebody deleted it, which was said at the start
+            self.choice = assembly.choose(
+                self.model,
+                self.workdir.best,
+                {task: name if name in there else whole for task, name in self._candidates().items()},
+                whole,
+                results,
+                self.monitor,
+                {task: watched for task, watched in self.monitors.items() if task not in self._untrained},
+            )
+            write_json(self.workdir.best_epochs, self.choice.as_json(self.state.epoch))
 
     def _say_epoch(
         self, epoch: int, results: monitor.Results, score: float, better: str, improved: Sequence[str]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from stem_tf.layers.embedding import SHARED
 from stem_tf.layers.sides import Share, gather_share
 from stem_tf.models.base import Predictor, RankingModel
 from stem_tf.models.network import task_table
@@ -61,12 +62,19 @@ def own_weights(model: RankingModel, task: str) -> list[tuple[tf.Variable, slice
 
 def take(model: RankingModel, task: str) -> list[NDArray]:
     """Values of :func:`own_weights`."""
-    return [weight.numpy()[..., columns] for weight, columns in own_weights(model, task)]
+    return [weight.read_value().numpy()[..., columns] for weight, columns in own_weights(model, task)]
 
 
 def put(model: RankingModel, task: str, values: Sequence[NDArray]) -> None:
     """Writes what :func:`take` took."""
     for (weight, columns), value in zip(own_weights(model, task), values, strict=True):
-        whole = weight.numpy()
+        whole = weight.read_value().numpy()
         whole[..., columns] = value
         weight.assign(whole)
+
+
+def own_alone(model: RankingModel) -> bool:
+    """Whether every weight is one task's own: what tasks have of several epochs then scores as each epoch did."""
+    own = {id(weight) for task in model.tasks for weight, _ in own_weights(model, task.name)}
+    shared = any(table == SHARED for group in model.embeddings.groups for table in group.tables)
+    return not shared and all(id(weight) in own for part in model.weight_parts.values() for weight in part.weights)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import tensorflow as tf
 from pipelines import manifest as manifests
 from pipelines.errors import UserError
 from pipelines.files import write_json
-from stem_tf import checkpoints, configs, predictions, trained
+from stem_tf import assembly, checkpoints, configs, models, predictions, trained
+from stem_tf.callbacks import Interrupted
+from stem_tf.checkpoints import Checkpoints, RunState
 from stem_tf.models.snapshots import Snapshots
 from stem_tf.monitor import Monitor, Results
 from stem_tf.trainer import Trainer
@@ -36,11 +40,11 @@ def scores(trainer: Trainer, found: trained.Trained) -> dict[str, np.ndarray]:
 
 
 class Scripted(Monitor):
-    """Scores that are said in advance, epoch by epoch."""
+    """Scores that are said in advance, epoch by epoch; after these each one is better than the one before."""
 
     def __init__(self, *scores: float) -> None:
         super().__init__("auc", {})
-        object.__setattr__(self, "scores", iter(scores))
+        object.__setattr__(self, "scores", itertools.chain(scores, itertools.count(2)))
 
     def value(self, results: Results) -> float:
         return float(next(self.scores))  # type: ignore[attr-defined]
@@ -84,6 +88,7 @@ def test_each_task_has_the_weights_of_its_own_best_epoch(
     assert found.epoch == {"click": 1, "watched": 3} and found.step == 0
     assert isinstance(found.model, Snapshots) == (best == "by_task")
     if (model, best) == ("stem_net", "own"):
+        assert trainer.choice is not None and trainer.choice.rest == "epoch-3"  # the last one that was tried
         trained_weights(found.model, trainer, weights)
         return
     together = scores(trainer, found)
@@ -98,7 +103,7 @@ def test_each_task_has_the_weights_of_its_own_best_epoch(
 
 
 def trained_weights(model: Any, trainer: Trainer, weights: list[list[np.ndarray]]) -> None:
-    """click's own weights are the first epoch's, watched's the third's, all others the second's."""
+    """click's own weights are the first epoch's, watched's and all others the third's."""
     owner = {
         weight.name: epoch
         for epoch, task in ((0, "click"), (2, "watched"))
@@ -109,11 +114,11 @@ def trained_weights(model: Any, trainer: Trainer, weights: list[list[np.ndarray]
     for i, weight in enumerate(found):
         if weight.name.endswith(("table:0", "numeric:0")):
             width = weight.shape[1] // 3
-            for place, epoch in enumerate((0, 2, 1)):  # task:click, task:watched, shared
+            for place, epoch in enumerate((0, 2, 2)):  # task:click, task:watched, shared
                 columns = slice(place * width, (place + 1) * width)
                 np.testing.assert_array_equal(weight[:, columns], weights[epoch][i][:, columns])
         else:
-            np.testing.assert_array_equal(weight, weights[owner.get(weight.name, 1)][i])
+            np.testing.assert_array_equal(weight, weights[owner.get(weight.name, 2)][i])
 
 
 def test_a_task_whose_patience_has_ended_keeps_its_weights_while_others_go_on(
@@ -126,6 +131,93 @@ def test_a_task_whose_patience_has_ended_keeps_its_weights_while_others_go_on(
         assert trainer.state.stopped == "1 epoch without a better score for any task"
     finished = Trainer(trainer.config, trainer.manifest, trainer.workdir)
     assert finished.state.by_task == trainer.state.by_task
+
+
+def validation_results(trainer: Trainer, found: trained.Trained) -> Results:
+    data = trainer.config.data
+    return predictions.evaluate(
+        predictions.predict(found.model, trainer.manifest, "validation", data, desc="validation"), trainer.manifest
+    )
+
+
+def test_what_is_kept_is_what_was_evaluated_and_interrupted_choices_are_made_again(
+    tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings | {"train.best": "own", "train.epochs": 5}
+    evaluate = predictions.predict
+
+    def interrupted(*args: Any, desc: str, **named: Any) -> Any:
+        if desc.startswith("best weights"):
+            raise Interrupted(signal.SIGTERM)
+        return evaluate(*args, desc=desc, **named)
+
+    monkeypatch.setattr(predictions, "predict", interrupted)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", settings)
+    workdir, config = Workdir(tmp_path / "run"), configs.checked(settings)
+    manifest = manifests.load(config.data.dir)
+    before = trained.load(workdir, config, manifest, "best")  # until the choice is made: the best epoch as it was
+    assert isinstance(before.epoch, int)
+    monkeypatch.undo()
+
+    trainer = run(tmp_path / "run", settings)
+    choice = trainer.choice
+    assert choice is not None
+    best = {task: own["best_epoch"] + 1 for task, own in trainer.state.by_task.items()}
+    assert len(set(best.values())) == 2, "a run whose tasks have different best epochs"
+    found = trained.load(workdir, config, manifest, "best")
+    assert found.epoch == (best if choice.assembled else trainer.state.best_epoch + 1)
+    assert validation_results(trainer, found) == choice.results
+    assert choice.score == trainer.monitor.value(choice.results) and choice.score >= choice.whole
+    assert choice.whole == trainer.state.best_score
+
+    monkeypatch.setattr(predictions, "predict", interrupted)
+    again = run(tmp_path / "run", settings)  # nothing is evaluated twice
+    assert again.choice == choice
+    monkeypatch.undo()
+    longer = run(tmp_path / "run", settings | {"train.epochs": 6})
+    assert longer.choice is not None
+    assert validation_results(longer, trained.load(workdir, config, manifest, "best")) == longer.choice.results
+
+
+AUCS = {"whole": 0.70, "epoch-2": 0.69, "epoch-1": 0.72, "epoch-3": 0.71}
+
+
+@pytest.mark.parametrize(
+    ("changed", "rest", "tried"),
+    [
+        ({}, "epoch-1", 0.72),
+        ({"epoch-1": 0.70, "epoch-3": 0.65}, None, 0.70),  # no better than the best epoch as it was
+        ({"epoch-1": (0.72, 0.3)}, "epoch-3", 0.72),  # the regression, which the mean does not count, would lose
+    ],
+)
+def test_the_rest_that_is_best_is_taken_or_none(
+    tmp_path: Path, tiny_settings: dict[str, Any], changed: dict[str, Any], rest: str | None, tried: float
+) -> None:
+    config = configs.checked(tiny_settings)
+    manifest, workdir = manifests.load(config.data.dir), Workdir(tmp_path / "run")
+    model = models.build(config, manifest)
+    state = RunState()
+    checkpoints = Checkpoints(workdir.best, model, state, weights_only=True)
+    for state.epoch in (1, 2, 3):
+        model.embeddings.groups[0].table.assign_add(tf.ones_like(model.embeddings.groups[0].table))
+        checkpoints.save_as(f"epoch-{state.epoch}")
+    scripted = iter([(v if isinstance(v, tuple) else (v, 0.2)) for v in (AUCS | changed).values()])
+
+    def evaluate() -> Results:
+        auc, mse = next(scripted)
+        return {"click": {"auc": auc}, "watched": {"mse": mse}}
+
+    tasks = {"click": "epoch-1", "watched": "epoch-3"}
+    watched = {"click": Monitor("auc", {"click": 1.0}), "watched": Monitor("loss", {"watched": 1.0})}
+    choice = assembly.choose(model, workdir.best, tasks, "epoch-2", evaluate, Monitor("auc", {"click": 1.0}), watched)
+    assert (choice.whole, choice.tried) == (0.70, tried)
+    if rest is None:
+        assert choice.tasks == dict.fromkeys(tasks, "epoch-2") and choice.rest == "epoch-2" and not choice.assembled
+        assert choice.score == choice.by_task["click"] == 0.70
+    else:
+        assert choice.tasks == tasks and choice.rest == rest and choice.assembled
+        assert choice.score == choice.by_task["click"] == (AUCS | changed)[rest] and choice.by_task["watched"] == 0.2
 
 
 def test_one_task_cannot_watch_over_all(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
