@@ -13,7 +13,7 @@ import sklearn.metrics
 
 from pipelines import schema
 from pipelines.conversion import Options, convert
-from stem_tf import configs, evaluate, models, predictions, trivial
+from stem_tf import configs, evaluation, models, predictions, trivial
 
 SCHEMA = """
 name: weighted
@@ -77,7 +77,7 @@ def test_evaluation_is_that_of_scikit_learn(tmp_path: Path, tiny_settings: dict[
         frame["rating"], means[frame["item"]].to_numpy(), sample_weight=frame["worth"]
     )
     assert by_item["rating"] == pytest.approx(expected, rel=1e-6)
-    text = evaluate.table(manifest, results, {"item": by_item})
+    text = evaluation.table(manifest, results, {"item": by_item})
     assert text.endswith("rows count with weights: click by worth, rating by worth")
 
 
