@@ -100,6 +100,8 @@ def load(
         units = values.get("model.expert_units", ())
         if any(isinstance(u, tuple | list) for u in units) and not _applies("model.layers", given["model.name"]):
             values["model.expert_units"] = tuple(width for level in units for width in level)  # levels become layers
+    if given.get("model.expert", values.get("model.expert")) != values.get("model.expert"):
+        values.pop("model.init_std", None)  # it was for the experiment's own expert
     if leave_out is not None:
         given = _that_act(values, given, leave_out)
     return checked(values | given)
@@ -180,6 +182,12 @@ def depth(config: Any) -> int:
 
 def _depth(model: str, layers: int) -> int:
     return layers or (2 if model in ("ple", "ml_mmoe") else 1)
+
+
+def init_std(config: Any) -> float:
+    """The standard deviation that tables start from."""
+    products = config.model.expert in ("fwfm", "nfwfm")
+    return float(config.model.init_std) or (base.PRODUCTS_INIT_STD if products else base.INIT_STD)
 
 
 def best(config: Any) -> str:

@@ -42,6 +42,9 @@ class Key:
     only_if: tuple[str, tuple[Any, ...]] | None = None
 
 
+INIT_STD, PRODUCTS_INIT_STD = 1e-4, 0.01
+"""Standard deviations that tables start from: the authors' release, and where experts multiply embeddings."""
+
 _DECAYING = ("cosine", "exponential")
 
 MODELS: dict[str, str] = {
@@ -108,7 +111,12 @@ KEYS: dict[str, Key] = {
     # The model. Network: keyword arguments of its class, and Parts.
     "model.name": Key("stem_net", "which model; they are listed below", tuple(MODELS)),
     "model.dim": Key(16, "width of an embedding, for features whose schema names none", low=1),
-    "model.init_std": Key(1e-4, "tables start from N(0, init_std^2)", low=0),
+    "model.init_std": Key(
+        0.0,
+        f"tables start from N(0, init_std^2); 0 is the expert's own: {PRODUCTS_INIT_STD:g} for fwfm and nfwfm, whose"
+        f" products of smaller ones learn late or never, else {INIT_STD:g}",
+        low=0,
+    ),
     "model.task_features": Key(
         "schema",
         "features with tables of their own for each task: all, none, user, item, names a,b, or as the schema says",
@@ -246,7 +254,8 @@ KEYS: dict[str, Key] = {
     "train.best": Key(
         "auto",
         "best weights: together, of one epoch; own, of each task's best epoch its own layers and tables, the rest of"
-        " the best of all; by_task, all of each task's, a set for each; auto: own for single_task, else together",
+        " the epoch that suits them best, if that beats one epoch; by_task, all of each task's, a set for each; auto:"
+        " own for single_task, else together",
         ("auto", "together", "own", "by_task"),
     ),
     "train.checkpoint_every": Key(1000, "steps between checkpoints inside an epoch; 0: at its end only", low=0),

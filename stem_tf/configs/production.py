@@ -18,5 +18,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.name = "mmoe"
     config.model.expert = "nfwfm"
     config.model.expert_units = (256, 128)
-    config.model.init_std = 0.01  # products of pairs of embeddings learn late from smaller ones
     return config

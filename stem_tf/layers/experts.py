@@ -54,8 +54,8 @@ class NFwFM(tf.keras.layers.Layer):
 
         y = MLP(sum_{i<j} r_ij (v_i * v_j)), elementwise, r learned per pair
 
-    It has no linear terms, and products of embeddings start at the square of ``model.init_std``: with the default 1e-4
-    it learns later than with 0.01.
+    It has no linear terms, and products of embeddings start at the square of ``model.init_std``: its own default for
+    this expert is larger.
 
     Weights: r ``[K, F (F - 1) / 2]``, from N(0, 2 / (F (F - 1) / 2 + 1)); the MLP reads ``[K, B, d]``.
 

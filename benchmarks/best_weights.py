@@ -1,0 +1,177 @@
+"""What train.best reaches: one epoch for all tasks, parts of several put together, and each task's epoch by itself.
+
+    python -m benchmarks.best_weights --output=runs/best_weights
+    python -m benchmarks.best_weights --data=DIR --set=optimizer.l2=1e-4 --output=runs/best_weights_of_mine
+
+Without --data two logs are used: the bundled KuaiRand sample, and one that is generated, whose two tasks (28 % and
+1.6 % positive) contradict each other: users have preferences for 12 topics, of which 30 % of the variance are the same
+for both tasks. One run a seed; its epochs are put together in every way, so that all ways have the same weights.
+
+``best rest`` is what train.best=own does: the rest of the epoch that suits the tasks' own parts best, if that beats
+``together``. ``rest of the best`` takes the best epoch's rest unseen, as earlier versions did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import flags
+
+from pipelines import cli
+from pipelines import manifest as manifests
+from pipelines import schema as schemas
+from pipelines.errors import JobError
+from pipelines.files import write_json
+from stem_tf import configs, report
+from stem_tf.quiet import quieten_tensorflow
+from stem_tf.workdir import Workdir
+
+_DATA = flags.DEFINE_string("data", None, "Converted data; the sample and a generated log when not given.")
+_OUTPUT = flags.DEFINE_string("output", "runs/best_weights", "Where runs and data are kept.")
+_ROWS = flags.DEFINE_integer("rows", 600_000, "Rows of the generated log.", lower_bound=10_000)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs.")
+_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config, for all runs.")
+
+WAYS = ("together", "rest of the best", "best rest", "by_task")
+_SAMPLE = Path(__file__).parent.parent / "datasets" / "kuairand_sample" / "log.parquet"
+_SETTINGS = [
+    "data.batch_size=2048", "model.init_std=0", "model.expert_units=64", "optimizer.tables=deferred",
+    "optimizer.learning_rate=1e-3", "optimizer.l2=1e-5",
+]  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    quieten_tensorflow()
+    output = Path(_OUTPUT.value)
+    if _DATA.value:
+        logs = {Path(_DATA.value).name: (_DATA.value, _SETTINGS)}
+    else:
+        sample = ["--schema=kuairand_sample", "--split=time", "--split_column=time_ms"]
+        logs = {
+            "kuairand_sample": (_converted(output / "kuairand_sample", _SAMPLE, sample), []),
+            "contradictory": (_contradictory(output / "contradictory"), _SETTINGS),
+        }
+    rows = []
+    for name, (data, settings) in logs.items():
+        found = [_run(output / f"run-{name}-{seed}", data, [*settings, f"seed={seed}"]) for seed in _SEEDS.value]
+        for split in ("validation", "test"):
+            for way in WAYS:
+                means = [of[way][split]["mean"] for of in found]
+                spread = (max(means) - min(means)) / 2
+                by_task = [statistics.mean(of[way][split][task] for of in found) for task in found[0][way][split]]
+                cells = [report.number(statistics.mean(means)), report.number(spread)]
+                rows.append([name, split, way, *cells, " ".join(map(report.number, by_task[1:]))])
+    print(report.table(["log", "split", "best weights", "mean AUC", "±", "by task"], rows))
+
+
+def _run(path: Path, data: str, settings: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """AUC by way, split, and task or ``mean``."""
+    from stem_tf import assembly, models, predictions
+    from stem_tf.checkpoints import hold
+    from stem_tf.trainer import Trainer
+
+    done = path.with_suffix(".json")
+    if done.exists():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+    config = configs.load("kuairand_sample", [f"data.dir={data}", "train.best=own", *settings, *_SET.value])
+    manifest, workdir = manifests.load(data), Workdir(path)
+    shutil.rmtree(path, ignore_errors=True)
+    with workdir.locked():
+        workdir.prepare(config, manifest)
+        trainer = Trainer(config, manifest, workdir, say=lambda line: None)
+        trainer.run()
+    model = models.build(config, manifest, training=False)
+    state, choice = trainer.state, trainer.choice
+    assert choice is not None
+    best = {task: f"epoch-{own['best_epoch'] + 1}" for task, own in state.by_task.items()}
+    whole = f"epoch-{state.best_epoch + 1}"
+
+    def scored(tasks: dict[str, str], rest: str) -> dict[str, dict[str, float]]:
+        with contextlib.ExitStack() as stack:
+            held = {
+                name: stack.enter_context(hold(str(workdir.best / name)))
+                for name in dict.fromkeys([rest, *tasks.values()])
+            }
+            assembly.Parts(model, {task: held[name] for task, name in tasks.items()}).put(held[rest])
+        found = {}
+        for split in ("validation", "test"):
+            results = predictions.evaluate(
+                predictions.predict(model, manifest, split, config.data, desc=split), manifest
+            )
+            found[split] = {task: values["auc"] for task, values in results.items() if "auc" in values}
+        return found
+
+    ways = {
+        "together": scored({}, whole),
+        "rest of the best": scored(best, whole),
+        "best rest": scored(choice.tasks, choice.rest),
+    }
+    epochs = {name: scored({}, name) for name in dict.fromkeys(best.values())}
+    ways["by_task"] = {
+        split: {task: epochs[best[task]][split][task] for task in aucs} for split, aucs in ways["together"].items()
+    }
+    for of_way in ways.values():
+        for split, aucs in of_way.items():
+            of_way[split] = {"mean": statistics.mean(aucs.values()), **aucs}
+    write_json(done, ways)
+    print(
+        f"{path.name}: best {best}, whole {whole}, chosen {choice.tasks} with {choice.rest}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return ways
+
+
+def _contradictory(data: Path) -> str:
+    """The generated log, converted."""
+    random, rows = np.random.default_rng(0), _ROWS.value
+    users, items, topics, own = 4000, 3000, 12, 0.7
+    user, item = random.integers(users, size=rows), random.integers(items, size=rows)
+    mixture, shared = random.dirichlet(np.full(topics, 0.3), items), random.normal(size=(users, topics))
+    columns: dict[str, Any] = {"user": pa.array(user), "item": pa.array(item)}
+    for name, rate in (("a", 0.28), ("b", 0.016)):
+        preference = np.sqrt(1 - own) * shared + np.sqrt(own) * random.normal(size=(users, topics))
+        logit = 1.6 * (preference[user] * mixture[item]).sum(axis=1)
+        logit += (0.5 * random.normal(size=users))[user] + (0.5 * random.normal(size=items))[item]
+        low, high = -20.0, 20.0
+        for _ in range(50):  # the intercept that gives the rate
+            middle = (low + high) / 2
+            low, high = (middle, high) if np.mean(1 / (1 + np.exp(-logit - middle))) < rate else (low, middle)
+        columns[name] = pa.array((random.random(rows) < 1 / (1 + np.exp(-logit - low))).astype(np.int64))
+    with tempfile.TemporaryDirectory() as scratch:
+        log, schema = Path(scratch) / "log.parquet", Path(scratch) / "schema.yaml"
+        pq.write_table(pa.table(columns), log)
+        features = (
+            schemas.Feature("user", "categorical", "user", "user", "int64"),
+            schemas.Feature("item", "categorical", "item", "item", "int64"),
+        )
+        tasks = tuple(schemas.Task(name, schemas.Label(name)) for name in "ab")
+        whole = schemas.Schema(name="contradictory", features=features, tasks=tasks, task_tables="all")
+        schema.write_text(schemas.dumps(whole), encoding="utf-8")
+        return _converted(data, log, [f"--schema={schema}", "--split=random"])
+
+
+def _converted(data: Path, log: Path, flags: Sequence[str]) -> str:
+    if not (data / manifests.FILENAME).exists():
+        command = [sys.executable, "-m", "pipelines.convert", str(log), *flags, f"--output={data}"]
+        job = subprocess.run(command, capture_output=True, text=True, check=False)
+        if job.returncode:
+            raise JobError(f"pipelines.convert failed: {job.stderr}")
+    return str(data)
+
+
+if __name__ == "__main__":
+    cli.run(main)
