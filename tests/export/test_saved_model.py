@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from pipelines import manifest as manifests
 from pipelines import owned
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError
-from stem_tf import configs, predictions, report
+from stem_tf import configs, predictions, report, trained
 from stem_tf.workdir import Workdir
 
 Exported = tuple[Path, dict[str, Any]]
@@ -153,6 +154,35 @@ def test_a_model_that_does_not_reproduce_the_trainer_is_not_published(
     assert [path.name for path in (tmp_path / "models").iterdir()] == [owned.MARKER]
 
 
+def test_test_metrics_are_of_the_same_weights(nasty_run: Callable[[str], Any], tmp_path: Path) -> None:
+    run = nasty_run("float32")
+    workdir = Workdir(shutil.copytree(run.workdir.path, tmp_path / "run"))
+    found = trained.load(workdir, run.config, run.manifest, "best")
+    path = workdir.path / "evaluation" / "test.json"
+    path.parent.mkdir()
+
+    def metrics() -> Any:
+        return saved_model._Export(workdir, run.config, run.manifest, "nasty", 1, found, "float32")._metrics
+
+    assert metrics() is None
+    tasks = {"click": {"auc": 0.7}, "watched": {"mse": 1.0}}
+    tree = {"epoch": 1, "step": 0, "rows": 60, "mean_auc": 0.7, "tasks": tasks}
+    path.write_text(json.dumps(tree))
+    assert metrics() is None  # of an earlier version: the same epoch and step are another run's, too
+    path.write_text(json.dumps(tree | {"weights": found.fingerprint()}))
+    assert metrics() == {"rows": 60, "mean_auc": 0.7, "tasks": tasks}
+    same = trained.load(run.workdir, run.config, run.manifest, "latest")
+    assert same.fingerprint() == found.fingerprint()
+    for damaged in ("", "[]", "null", json.dumps({"weights": found.fingerprint(), "tasks": []})):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="evaluation/test.json is damaged .*; run stem-evaluate again"):
+            metrics()
+    path.write_text(json.dumps(tree | {"weights": found.fingerprint()}))
+    weight = found.model.weight_parts["network"].weights[0]
+    weight.assign_add(tf.ones_like(weight) * 1e-6)
+    assert metrics() is None
+
+
 def test_a_full_disk_publishes_nothing(nasty_run: Callable[[str], Any], tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
@@ -260,6 +290,7 @@ def test_mistakes(
     for name in ("config.json", "manifest.json", "schema.yaml"):
         text = (reserved.workdir.path / name).read_text()
         (tmp_path / "run" / name).write_text(text.replace(reserved.manifest.data_dir, data))
+    shutil.copytree(reserved.workdir.path / "vocabulary", tmp_path / "run" / "vocabulary")
     arguments = [f"--workdir={workdir}", *([] if flags[:1] == ["--output=run"] else ["--output=models"]), *flags]
     job = run_job("export.saved_model", *arguments, cwd=tmp_path)
     assert job.returncode == 2 and message in job.stderr and job.stderr.count("\n") == 1
@@ -271,9 +302,9 @@ def test_data_that_cannot_check_an_export(reserved: Any, tmp_path: Path, convert
     shutil.rmtree(tmp_path / "data" / "raw" / "validation")
     with pytest.raises(UserError, match="raw/validation is gone"):
         saved_model._data(reserved.workdir, reserved.config, str(tmp_path / "data"))
-    tree = json.loads((tmp_path / "data" / manifests.FILENAME).read_text())
-    tree["splits"]["validation"]["rows"] = 0
-    (tmp_path / "data" / manifests.FILENAME).write_text(json.dumps(tree))
+    manifest = manifests.load(str(tmp_path / "data"))
+    empty = dataclasses.replace(manifest.splits["validation"], rows=0)
+    manifests.save(dataclasses.replace(manifest, splits=manifest.splits | {"validation": empty}))
     with pytest.raises(UserError, match="is other data than"):
         saved_model._data(reserved.workdir, reserved.config, str(tmp_path / "data"))
     shutil.copytree(reserved.workdir.path, tmp_path / "run")

@@ -175,3 +175,11 @@ def test_a_task_that_was_not_trained_is_named_and_left_out_of_the_mean(chain_dat
     lines = evaluation.table(manifests.load(str(chain_data)), results, {}, ["cart"]).splitlines()
     assert [line.split()[0] for line in lines if line.endswith("not trained")] == ["cart"]
     assert lines[-1].split()[:2] == ["mean", ".7500"]
+
+
+def test_a_flag_file_holds_config_keys(run_job: Job, tmp_path: Path) -> None:
+    path = tmp_path / "train.flags"
+    path.write_text("--config=kuairand_sample\n--config.model.dimm=8\n")
+    job = run_job("stem_tf.train", f"--flagfile={path}")
+    assert (job.returncode, job.stdout) == (2, "")
+    assert job.stderr == "error: --config.model.dimm: the config has no such key; did you mean 'model.dim'?\n"
