@@ -25,6 +25,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import itertools
 import math
 import os
 import shutil
@@ -38,7 +39,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from pipelines import order, raw_reader, raw_streams
+from pipelines import order, raw_reader, raw_streams, records
 from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import INPUT_FORMATS, Manifest, Shard
 from pipelines.schema import Feature, Schema
@@ -94,8 +95,8 @@ def dataset(
         runs of them, dealt out anew every epoch. Else whole shards (row groups; permuted, in training) where there are
         at least ``count`` of them, or every ``count``-th record (row).
       on_corrupt: ``fail``, or ``skip`` damaged records (logged and counted). A log has none.
-      shuffle_megabytes: size of a pool; about three times that much memory is used. With ``run_kilobytes`` it decides
-        the batches of a split (a reader's part) that is larger.
+      shuffle_megabytes: size of a pool; two are in memory at a time, of ``rows`` and ``parquet`` three. With
+        ``run_kilobytes`` it decides the batches of a split (a reader's part) that is larger.
       run_kilobytes: read at least so much in one go of a split that is larger than a pool; the rows share a pool.
         0: one block, or 128 rows.
       device: prefetch to this device, e.g. ``/GPU:0``. The data set must then be iterated as it is.
@@ -191,7 +192,7 @@ def _read_log(plan: raw_reader.Plan, manifest: Manifest, split: str, training: b
     def parse(number: tf.Tensor, columns: tuple[tf.Tensor, ...]) -> Columns:
         named = dict(zip(schema.names, columns, strict=True))
         whole = tf.debugging.assert_equal(named.pop(raw_reader.WINDOW)[-1], tf.cast(number, tf.int32), message=_CUT_OFF)
-        for key, (_, width) in raw_reader.shapes(manifest.schema):
+        for key, (_, width) in records.shapes(manifest.schema):
             named[key] = tf.ensure_shape(named[key], [None, width] if width else [None])
         with tf.control_dependencies([whole]):
             return {key: tf.identity(values) for key, values in named.items()}
@@ -244,7 +245,13 @@ def diagnose(manifest: Manifest, split: str, layout: str = "blocks") -> CorruptR
     Raises:
       UserError: a shard is missing.
     """
-    parse = functools.partial(_PARSERS[layout], manifest.schema)
+
+    def parse(payloads: list[bytes]) -> None:
+        if layout == "blocks":
+            records.parse(manifest.schema, payloads)
+        else:
+            _parse_rows(manifest.schema, tf.constant(payloads, tf.string))
+
     try:
         for shard in _checked(manifest, split, layout, "fail"):
             pending: list[tuple[int, bytes]] = []
@@ -286,8 +293,10 @@ def naming_corrupt_records(manifest: Manifest, split: str, input_format: str = "
 def _damage(manifest: Manifest, split: str, layout: str, error: tf.errors.OpError) -> Exception | None:
     """The damaged record behind an error, if there is one."""
     if isinstance(error, tf.errors.InvalidArgumentError):
-        words = ("arse example", "ParseExample", "DecodeRaw", "Ragged", _UNEQUAL)
+        words = ("arse example", "ParseExample", "Ragged", records.BadBlock.__name__)
         related = any(word in str(error) for word in words)
+    elif isinstance(error, tf.errors.UnknownError):  # raised in Python
+        related = any(word.__name__ in str(error) for word in (CorruptRecord, FileNotFoundError))
     else:
         related = isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError)
     return diagnose(manifest, split, layout) if related else None
@@ -380,19 +389,21 @@ def _scratch() -> str:
     return path
 
 
-def _check_parses(path: str, records: list[tuple[int, bytes]], parse: Callable[[tf.Tensor], Columns]) -> None:
-    """Raises CorruptRecord for the first record that ``parse`` refuses."""
+def _check_parses(path: str, found: list[tuple[int, bytes]], parse: Callable[[list[bytes]], None]) -> None:
+    """Raises CorruptRecord for the first of the (offset, payload) in ``found`` that ``parse`` refuses."""
 
     def refusal(payloads: list[bytes]) -> str:
         try:
-            parse(tf.constant(payloads, tf.string))
+            parse(payloads)
         except tf.errors.InvalidArgumentError as error:
             return error.message
+        except records.BadBlock as error:
+            return str(error)
         return ""
 
-    if not refusal([payload for _, payload in records]):
+    if not refusal([payload for _, payload in found]):
         return
-    for offset, payload in records:
+    for offset, payload in found:
         if why := refusal([payload]):
             raise CorruptRecord(path, offset, f"the record does not parse: {why}")
 
@@ -415,32 +426,98 @@ def _pools_of_records(
     schema: Schema, shards: list[Shard], reads: list[order.Runs], layout: str, skipped: int
 ) -> tf.data.Dataset:
     """Elements (number of a pool, rows before it, its packed rows), without pools that lie in the first ``skipped``."""
-    paths = tf.constant([shard.path for shard in shards])
-    record_bytes = -(-sum(shard.bytes for shard in shards) // sum(shard.records for shard in shards))
     ends = np.cumsum([runs.rows.sum() for runs in reads], dtype=np.int64)
     first = int(np.searchsorted(ends, skipped, "right"))
+    numbers = np.arange(first, len(reads))
+    pools = tf.data.Dataset.from_tensor_slices((numbers, np.append(0, ends)[numbers]))
+    if layout == "rows":
+        rows = _rows_of_pool(schema, shards, reads)
+        return pools.flat_map(lambda number, before: rows(number).map(lambda packed: (number, before, packed)))
+    widths = {key: width for key, (_, width) in records.shapes(schema) if width}
+    dtypes = {_SINGLE: tf.int32} | {key: _columns(schema)[key].dtype for key in widths}
+
+    def fill(number: np.int64) -> list[np.ndarray]:
+        packed = _filled(schema, [shard.path for shard in shards], reads[number])
+        return [packed[key] for key in dtypes]
+
+    def read(number: tf.Tensor, before: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+        filled = tf.numpy_function(fill, [number], list(dtypes.values()), stateful=False)
+        packed = {key: tf.ensure_shape(v, [None, widths.get(key)]) for key, v in zip(dtypes, filled, strict=True)}
+        return number, before, packed
+
+    return pools.map(read)
+
+
+def _filled(schema: Schema, paths: list[str], runs: order.Runs) -> dict[str, np.ndarray]:
+    """The packed rows of blocks, as :func:`_packed` makes them of columns.
+
+    TensorFlow's parser takes twice the work, and its rows are held twice.
+    """
+    rows, words = int(runs.rows.sum()), 0
+    packed = {}
+    for key, (kind, width) in records.shapes(schema):
+        if width:
+            packed[key] = _aligned(rows, width, kind)
+        else:
+            words += np.dtype(kind).itemsize // 4
+    packed[_SINGLE] = _aligned(rows, words, np.int32)
+    payloads = (
+        payload
+        for shard, offset, count, _ in zip(*runs, strict=True)
+        for _, payload in itertools.islice(scan(paths[shard], offset), count)
+    )
+    # A quarter of what TensorFlow does in one go: strided writes are faster the less they go back and forth.
+    blocks = max(1, _rows_at_a_time(schema) // 4 * int(runs.records.sum()) // max(rows, 1))
+    start = 0
+    while messages := list(itertools.islice(payloads, blocks)):
+        columns, word = records.parse(schema, messages), 0
+        end = start + len(columns["key:row_id"])
+        for key, values in columns.items():
+            if values.ndim > 1:
+                packed[key][start:end] = values
+            else:
+                single = values.view(np.int32).reshape(len(values), -1)
+                packed[_SINGLE][start:end, word : word + single.shape[1]] = single
+                word += single.shape[1]
+        start = end
+    return {key: values[:start] for key, values in packed.items()}
+
+
+def _aligned(rows: int, width: int, kind: type) -> np.ndarray:
+    """[rows, width], not initialised, where TensorFlow takes it without a copy."""
+    size = rows * width * np.dtype(kind).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(kind).reshape(rows, width)
+
+
+def _rows_of_pool(
+    schema: Schema, shards: list[Shard], reads: list[order.Runs]
+) -> Callable[[tf.Tensor], tf.data.Dataset]:
+    """By the number of a pool of the ``rows`` layout: a data set of one element, its packed rows."""
+    paths = tf.constant([shard.path for shard in shards])
+    record_bytes = -(-sum(shard.bytes for shard in shards) // sum(shard.records for shard in shards))
     splits = tf.constant(np.cumsum([0, *(len(runs.shard) for runs in reads)]), tf.int64)
     shard, offset, count, _ = (tf.constant(np.concatenate(values), tf.int64) for values in zip(*reads, strict=True))
 
-    def records(shard: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+    def blocks(shard: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
         # TFRecordDataset has no offsets. A buffer much larger than a run would be filled in vain.
         size = tf.minimum(count * record_bytes, _READ_BYTES)
         variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=[paths[shard]], compression_type="", buffer_size=size, byte_offsets=[offset]
         )
         found = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string)).take(count)
-        return found if layout == "blocks" else found.batch(_BLOCK_ROWS)
+        return found.batch(_BLOCK_ROWS)
 
-    def pool(number: tf.Tensor, before: tf.Tensor) -> tf.data.Dataset:
+    def rows(number: tf.Tensor) -> tf.data.Dataset:
         runs = (values[splits[number] : splits[number + 1]] for values in (shard, offset, count))
-        blocks = tf.data.Dataset.from_tensor_slices(tuple(runs)).interleave(
-            records, cycle_length=_OPEN_RUNS, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        read = tf.data.Dataset.from_tensor_slices(tuple(runs)).interleave(
+            blocks, cycle_length=_OPEN_RUNS, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        packed = _parsed(schema, blocks, shards, layout).map(_packed, tf.data.AUTOTUNE, deterministic=True)
-        return packed.rebatch(_ALL).map(lambda rows: (number, before, rows))
+        packed = _parsed(schema, read, shards, "rows").map(_packed, tf.data.AUTOTUNE, deterministic=True)
+        return packed.rebatch(_ALL)
 
-    numbers = np.arange(first, len(reads))
-    return tf.data.Dataset.from_tensor_slices((numbers, np.append(0, ends)[numbers])).flat_map(pool)
+    return rows
 
 
 def _pools_of_log(
@@ -516,7 +593,6 @@ def _unpacked(schema: Schema, packed: dict[str, tf.Tensor]) -> Columns:
 # ---------------------------------------------------------------------------------------------------------------------
 # Parsing
 
-_UNEQUAL = "the columns of a block differ in length"
 _KINDS: Mapping[str, tf.DType] = {
     "categorical": tf.int32,
     "multivalent": tf.int32,
@@ -543,24 +619,14 @@ def _columns(schema: Schema) -> dict[str, _Column]:
 
 def _parse_blocks(schema: Schema, blocks: tf.Tensor) -> Columns:
     """Serialised blocks [G] -> columns [rows, ...] in the order of the blocks."""
+
+    def parse(blocks: np.ndarray) -> list[np.ndarray]:
+        return list(records.parse(schema, blocks.tolist()).values())
+
     columns = _columns(schema)
-    dtypes = {key: column.dtype for key, column in columns.items()}
-    dtypes |= {f"length:{f.name}": tf.int32 for f in schema.features if f.kind == "multivalent"}
-    parsed = tf.io.parse_example(blocks, {key: tf.io.FixedLenFeature([], tf.string) for key in dtypes})
-    # A column's blocks are little-endian arrays: joining their bytes joins the arrays.
-    flat = {key: tf.io.decode_raw(tf.strings.reduce_join(parsed[key]), dtype) for key, dtype in dtypes.items()}
-    result = {}
-    for key, column in columns.items():
-        values, feature = flat[key], column.feature
-        if feature and feature.kind == "multivalent":
-            ragged = tf.RaggedTensor.from_row_lengths(values, flat[f"length:{feature.name}"])
-            values = ragged.to_tensor(shape=[None, feature.max_length])
-        elif feature and feature.kind == "dense":
-            values = tf.reshape(values, [-1, feature.length])
-        result[key] = values
-    rows = tf.stack([tf.shape(values)[0] for values in result.values()])
-    with tf.control_dependencies([tf.debugging.assert_equal(rows, rows[-1], message=_UNEQUAL)]):
-        return {key: tf.identity(values) for key, values in result.items()}
+    values = tf.numpy_function(parse, [blocks], [column.dtype for column in columns.values()], stateful=False)
+    shapes = ([None, width] if width else [None] for _, (_, width) in records.shapes(schema))
+    return dict(zip(columns, map(tf.ensure_shape, values, shapes), strict=True))
 
 
 def _parse_rows(schema: Schema, rows: tf.Tensor) -> Columns:

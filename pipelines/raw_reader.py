@@ -108,7 +108,9 @@ class Plan:
             if written[part] == self.parts[part].windows:
                 reading.pop(part).close()  # and its file
             if not columns:
-                columns = {key: np.zeros((1, width) if width else 1, kind) for key, (kind, width) in shapes(schema)}
+                columns = {
+                    key: np.zeros((1, width) if width else 1, kind) for key, (kind, width) in records.shapes(schema)
+                }
                 columns["key:row_id"][:] = -1
             columns[WINDOW] = np.full(len(columns["key:row_id"]), number, np.int32)
             arrays = [_array(values, key) for key, values in columns.items()]
@@ -154,29 +156,13 @@ class Plan:
         if not len(rows.row_ids):
             return []
         batch = stages.encoded_rows(self.data_dir, self.cleaner.schema, rows)
-        return [{key: _matrix(batch.column(key), width) for key, (_, width) in shapes(self.cleaner.schema)}]
-
-
-def shapes(schema: Schema) -> list[tuple[str, tuple[type, int]]]:
-    """By record key: the type of a column, and how many values a row has (0: one, not a vector)."""
-    features: dict[str, tuple[type, int]] = {}
-    for feature in schema.features:
-        kind = np.int32 if feature.kind in ("categorical", "multivalent") else np.float32
-        width = {"multivalent": feature.max_length, "dense": feature.length}.get(feature.kind, 0)
-        features[f"feature:{feature.name}"] = kind, width or 0
-    keys = [role for role, column in (("group", schema.group), ("item", schema.item)) if column]
-    return [
-        *features.items(),
-        *((f"label:{name}", (np.float32, 0)) for name in schema.task_names),
-        *((f"weight:{column}", (np.float32, 0)) for column in schema.row_weights),
-        *((f"key:{role}", (np.int64, 0)) for role in [*keys, "row_id"]),
-    ]
+        return [{key: _matrix(batch.column(key), width) for key, (_, width) in records.shapes(self.cleaner.schema)}]
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
     """Of the streams. Lists are all of one length, multivalent ones padded with 0: TensorFlow takes no others."""
     fields = []
-    for key, (kind, width) in shapes(schema):
+    for key, (kind, width) in records.shapes(schema):
         value = pa.from_numpy_dtype(kind)
         fields.append((key, pa.list_(value) if width else value))
     return pa.schema([*fields, (WINDOW, pa.int32())])
@@ -189,10 +175,7 @@ def _matrix(array: pa.Array, width: int) -> np.ndarray:
     values = array.flatten().to_numpy()
     if pa.types.is_fixed_size_list(array.type):
         return values.reshape(-1, width)
-    there = np.arange(width) < np.diff(array.offsets.to_numpy())[:, None]
-    matrix = np.zeros(there.shape, values.dtype)
-    matrix[there] = values
-    return matrix
+    return records.padded(values, np.diff(array.offsets.to_numpy()), width)
 
 
 def _array(values: np.ndarray, key: str) -> pa.Array:
@@ -240,7 +223,7 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
     if by_unit:
         units = units[index::count]
     # A window has fewer than two times so many rows: chunks of the log do not end where windows do.
-    widest = max(width for _, (_, width) in shapes(manifest.schema))
+    widest = max(width for _, (_, width) in records.shapes(manifest.schema))
     window_rows = max(1, min(WINDOW_ROWS, records.MOST_VALUES // (2 * max(1, widest))))
     parts = _parts(units, window_rows)
     return Plan(

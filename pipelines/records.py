@@ -1,4 +1,5 @@
-"""Encoded rows as tf.Example messages: `blocks` (a message per few hundred rows) and `rows` (a message per row).
+"""Encoded rows as tf.Example messages: `blocks` (a message per few hundred rows) and `rows` (a message per row); and
+the rows of blocks again.
 
 Encoded rows are pyarrow record batches; their column names are the keys of the messages:
 ``feature:<name>`` int32 (categorical), list<int32> (multivalent), float32 (numeric), fixed-size list<float32> (dense);
@@ -9,12 +10,14 @@ Encoded rows are pyarrow record batches; their column names are the keys of the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import UserError
+from pipelines.schema import Schema
 
 MOST_VALUES = 2**31 - 1
 """That the lists of one Arrow array can hold together: where each begins is an int32."""
@@ -80,6 +83,142 @@ def blocks(batch: pa.RecordBatch, size: int) -> Iterator[tuple[int, bytes]]:
                 part = data[width[start] : width[end]]
             parts += (_header(len(part), name, _BYTES_LIST), part)
         yield end - start, b"".join([_tag(1, sum(map(len, parts))), *parts])
+
+
+class BadBlock(ValueError):
+    """A message that `blocks` does not write for this schema."""
+
+
+def parse(schema: Schema, messages: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """The rows of some blocks by record key: [n], or [n, length] (multivalent features padded with 0).
+
+    Raises:
+      BadBlock: one is not of the form that `blocks` gives it, lacks a column, or has columns of different lengths.
+    """
+    found: dict[bytes, list[memoryview]] = {}
+    known: dict[int, _Places] = {}  # most blocks are alike
+    for message in messages:
+        places = known.get(len(message))
+        if places is None or b"".join([message[part] for part in places.between]) != places.headers:
+            try:
+                places = known[len(message)] = _Places.of(message)
+            except IndexError:
+                raise BadBlock("a block ends early") from None
+        view = memoryview(message)
+        for name, part in places.columns.items():
+            found.setdefault(name, []).append(view[part])
+
+    def column(key: str, kind: type) -> np.ndarray:
+        parts = found.get(key.encode(), [])
+        if len(parts) != len(messages):
+            raise BadBlock(f"a block lacks {key}")
+        data = b"".join(parts)  # little-endian arrays: joining their bytes joins the arrays
+        if len(data) % np.dtype(kind).itemsize:
+            raise BadBlock(f"{key} of a block ends early")
+        return np.frombuffer(data, np.dtype(kind).newbyteorder("<")).astype(kind, copy=False)
+
+    multivalent = {f"feature:{f.name}": f"length:{f.name}" for f in schema.features if f.kind == "multivalent"}
+    count = len(column("key:row_id", np.int64))
+    result = {}
+    for key, (kind, width) in shapes(schema):
+        values = column(key, kind)
+        if key in multivalent:
+            lengths = column(multivalent[key], np.int32)
+            sound = len(lengths) == count and len(values) == lengths.sum(dtype=np.int64)
+            if sound and count:
+                sound = lengths.min() >= 0 and lengths.max() <= width
+        else:
+            sound = len(values) == count * max(width, 1)
+        if not sound:
+            raise BadBlock(f"the columns of a block differ in length: {key}")
+        if key in multivalent:
+            values = padded(values, lengths, width)
+        result[key] = values.reshape(count, width) if width else values
+    return result
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where things lie in a block.
+
+    Attributes:
+      columns: the bytes of each column.
+      between: what lies between them.
+      headers: the bytes there.
+    """
+
+    columns: dict[bytes, slice]
+    between: list[slice]
+    headers: bytes
+
+    @classmethod
+    def of(cls, message: bytes) -> _Places:
+        """Of a tf.Example whose features are one bytes value each.
+
+        Raises:
+          BadBlock: it is not of that form.
+          IndexError: likewise, it ends early.
+        """
+        at, end = _content(message, 0, 0x0A, len(message))  # Example.features
+        if end != len(message):
+            raise BadBlock(_NO_BLOCK)
+        columns, between, before = {}, [], 0
+        while at < end:
+            at, entry = _content(message, at, 0x0A, end)  # Features.feature
+            at, stop = _content(message, at, 0x0A, entry)
+            name = message[at:stop]
+            at, stop = _content(message, stop, 0x12, entry)
+            at, stop = _content(message, at, 0x0A, stop)  # Feature.bytes_list
+            at, stop = _content(message, at, 0x0A, stop)  # BytesList.value
+            if stop != entry:
+                raise BadBlock(_NO_BLOCK)
+            columns[name] = slice(at, stop)
+            between.append(slice(before, at))
+            at = before = stop
+        return cls(columns, between, b"".join([message[part] for part in between]))
+
+
+_NO_BLOCK = "a block is no tf.Example of one bytes value a column"
+
+
+def _content(message: bytes, at: int, tag: int, end: int) -> tuple[int, int]:
+    """Where the content of the length-delimited field at ``at`` begins and ends."""
+    if message[at] != tag:
+        raise BadBlock(_NO_BLOCK)
+    size = shift = 0
+    while True:
+        at += 1
+        size |= (message[at] & 127) << shift
+        if message[at] < 128:
+            break
+        shift += 7
+    if at + 1 + size > end:
+        raise BadBlock("a block ends early")
+    return at + 1, at + 1 + size
+
+
+def shapes(schema: Schema) -> list[tuple[str, tuple[type, int]]]:
+    """By record key: the type of a column, and how many values a row has (0: one, not a vector)."""
+    features: dict[str, tuple[type, int]] = {}
+    for feature in schema.features:
+        kind = np.int32 if feature.kind in ("categorical", "multivalent") else np.float32
+        width = {"multivalent": feature.max_length, "dense": feature.length}.get(feature.kind, 0)
+        features[f"feature:{feature.name}"] = kind, width or 0
+    keys = [role for role, column in (("group", schema.group), ("item", schema.item)) if column]
+    return [
+        *features.items(),
+        *((f"label:{name}", (np.float32, 0)) for name in schema.task_names),
+        *((f"weight:{column}", (np.float32, 0)) for column in schema.row_weights),
+        *((f"key:{role}", (np.int64, 0)) for role in [*keys, "row_id"]),
+    ]
+
+
+def padded(values: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
+    """Lists of ``lengths`` [n], whose values lie one after another, as [n, width], filled up with 0."""
+    there = np.arange(width) < lengths[:, None]
+    matrix = np.zeros(there.shape, values.dtype)
+    matrix[there] = values
+    return matrix
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[bytes]:

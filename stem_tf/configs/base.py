@@ -98,8 +98,8 @@ KEYS: dict[str, Key] = {
     ),
     "data.shuffle_megabytes": Key(
         1024,
-        "rows held in memory and permuted as a whole; a larger split is dealt out to such pools anew every epoch. Up to"
-        " three times that much memory is used",
+        "rows held in memory and permuted as a whole; a larger split is dealt out to such pools anew every epoch. Two"
+        " are in memory at a time",
         low=1,
     ),
     "data.run_kilobytes": Key(

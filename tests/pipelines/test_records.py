@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines import records
+from pipelines.schema import Feature, Label, Schema, Task
 from pipelines.tfrecord import Example
 
 
@@ -111,3 +112,68 @@ def test_tensorflow_parses_both_layouts() -> None:
     assert np.concatenate(users).tolist() == rows["feature:user"]
     places = [tf.io.decode_raw(block, tf.int64).numpy() for block in parsed["key:row_id"]]
     assert np.concatenate(places).tolist() == rows["key:row_id"]
+
+
+_SCHEMA = Schema(
+    name="records",
+    features=(
+        Feature("user", "categorical", "user", "user", "int64"),
+        Feature("tags", "multivalent", "item", "tags", "int64", max_length=59),
+        Feature("age", "numeric", "user", "age", "float32"),
+        Feature("image", "dense", "item", "image", "float32", length=40),
+    ),
+    tasks=(Task("click", Label("click")),),
+    group="user",
+)
+
+
+def test_blocks_are_parsed_as_they_were_written() -> None:
+    batch = _batch()
+    messages = [message for _, message in records.blocks(batch, 7)]
+    parsed = records.parse(_SCHEMA, messages)
+    assert list(parsed) == [name for name, _ in records.shapes(_SCHEMA)]
+    for name, values in parsed.items():
+        expected = batch.column(name).to_pylist()
+        if name == "feature:tags":
+            expected = [row + [0] * (59 - len(row)) for row in expected]
+        np.testing.assert_array_equal(values, np.array(expected, values.dtype))
+    # Whatever the order of the columns, as protobuf may leave it.
+    example = Example.FromString(messages[0])
+    other = Example()
+    for key in sorted(example.features.feature, reverse=True):
+        other.features.feature[key].CopyFrom(example.features.feature[key])
+    again = records.parse(_SCHEMA, [messages[0], other.SerializeToString(), messages[0]])
+    np.testing.assert_array_equal(again["key:row_id"], [*range(7)] * 3)
+    assert [len(values) for values in records.parse(_SCHEMA, []).values()] == [0] * 7
+
+
+def test_blocks_of_another_form_are_refused() -> None:
+    (message,) = [message for _, message in records.blocks(_batch(5), 5)]
+    for end in range(len(message)):
+        with pytest.raises(records.BadBlock):
+            records.parse(_SCHEMA, [message[:end]])
+    (row,) = records.rows(_batch(4).slice(3))
+    with pytest.raises(records.BadBlock, match="no tf.Example of one bytes value a column|ends early"):
+        records.parse(_SCHEMA, [row])
+    for key, data, why in (
+        ("feature:age", None, "a block lacks feature:age"),
+        ("feature:age", b"1234", "differ in length: feature:age"),
+        ("feature:age", b"123", "feature:age of a block ends early"),
+        ("length:tags", np.array([0, 1, 59, -1, 1], np.int32).tobytes(), "differ in length: feature:tags"),
+    ):
+        example = Example.FromString(message)
+        if data is None:
+            del example.features.feature[key]
+        else:
+            example.features.feature[key].bytes_list.value[:] = [data]
+        for messages in ([example.SerializeToString()], [message, example.SerializeToString()]):
+            with pytest.raises(records.BadBlock, match=why):
+                records.parse(_SCHEMA, messages)
+    random = np.random.default_rng(0)
+    for _ in range(300):  # anything else than a refusal or rows would be a mistake
+        damaged = bytearray(message)
+        damaged[random.integers(len(message))] ^= 1 << random.integers(8)
+        try:
+            assert len(records.parse(_SCHEMA, [bytes(damaged)])["key:row_id"]) == 5
+        except records.BadBlock:
+            pass
