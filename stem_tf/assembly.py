@@ -23,6 +23,9 @@ from stem_tf.models import snapshots
 from stem_tf.models.base import RankingModel
 from stem_tf.monitor import Monitor, Results
 
+_TOLERATED = 0.01
+"""Of a task's loss: tasks hear each other, and change a little with whatever changes."""
+
 
 class Parts:
     """The tasks' own weights, each of an epoch of its own, to be put into ``model``.
@@ -105,7 +108,7 @@ def choose(
 ) -> Choice:
     """The best of: the epoch ``whole`` as it was, and the tasks' own weights with the rest of each epoch that is kept.
 
-    A task that the monitor does not count may not lose by it.
+    A task that the monitor does not count, whose own measure is its loss, may not lose by it.
 
     Args:
       model: overwritten.
@@ -122,8 +125,8 @@ def choose(
         return Choice(dict(own), rest, monitor.value(results), dict(results), by_task, whole_score, None)
 
     def loses_nowhere(results: Results) -> bool:
-        others = [watched for task, watched in of_task.items() if task not in monitor.weights]
-        return not any(watched.better(watched.value(before), watched.value(results)) for watched in others)
+        others = [watched for task, watched in of_task.items() if task not in monitor.weights and watched != monitor]
+        return all(watched.value(results) <= (1 + _TOLERATED) * watched.value(before) for watched in others)
 
     with contextlib.ExitStack() as stack:
         held = {name: stack.enter_context(hold(str(directory / name))) for name in {whole, *tasks.values()}}

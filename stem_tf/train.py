@@ -200,10 +200,13 @@ def _best_weights(trainer: Trainer, kind: str, kept: Mapping[str, Any]) -> str:
             f"validation {kind} {score} ({by_task}); epoch {state.best_epoch + 1} as it was has "
             f"{report.number(choice.whole)}"
         )
+    at_a_cost = (
+        ", and a task that this does not count loses" if trainer.monitor.better(choice.tried, choice.whole) else ""
+    )
     alone = ", ".join(f"{task} {value}" for task, (_, value) in own.items())
     return (
         f"best weights: epoch {kept['epoch']} as it was: validation {kind} {score} ({by_task}). The tasks' own weights "
-        f"of their best epochs ({epochs}) are not taken: together they reach {report.number(choice.tried)}. "
+        f"of their best epochs ({epochs}) are not taken: together they reach {report.number(choice.tried)}{at_a_cost}. "
         f"--config.train.best=by_task, in a new --workdir, serves each task from its best epoch ({alone})"
     )
 

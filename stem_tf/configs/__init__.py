@@ -186,8 +186,8 @@ def _depth(model: str, layers: int) -> int:
 
 def init_std(config: Any) -> float:
     """The standard deviation that tables start from."""
-    products = config.model.expert in ("fwfm", "nfwfm")
-    return float(config.model.init_std) or (base.PRODUCTS_INIT_STD if products else base.INIT_STD)
+    own = base.NFWFM_INIT_STD if config.model.expert == "nfwfm" else base.INIT_STD
+    return float(config.model.init_std) or own
 
 
 def best(config: Any) -> str:

@@ -42,8 +42,8 @@ class Key:
     only_if: tuple[str, tuple[Any, ...]] | None = None
 
 
-INIT_STD, PRODUCTS_INIT_STD = 1e-4, 0.01
-"""Standard deviations that tables start from: the authors' release, and where experts multiply embeddings."""
+INIT_STD, NFWFM_INIT_STD = 1e-4, 0.01
+"""Standard deviations that tables start from: the authors' release's, and where experts only multiply embeddings."""
 
 _DECAYING = ("cosine", "exponential")
 
@@ -113,8 +113,8 @@ KEYS: dict[str, Key] = {
     "model.dim": Key(16, "width of an embedding, for features whose schema names none", low=1),
     "model.init_std": Key(
         0.0,
-        f"tables start from N(0, init_std^2); 0 is the expert's own: {PRODUCTS_INIT_STD:g} for fwfm and nfwfm, whose"
-        f" products of smaller ones learn late or never, else {INIT_STD:g}",
+        f"tables start from N(0, init_std^2); 0 is the expert's own: {NFWFM_INIT_STD:g} for nfwfm, whose products of"
+        f" smaller ones learn late, else {INIT_STD:g}",
         low=0,
     ),
     "model.task_features": Key(
