@@ -1,7 +1,8 @@
 """Whose a directory is: the one rule by which every job decides whether it may write there.
 
 A marker in each directory that a job of ours makes says what it holds. A job writes into a directory that is missing,
-empty, or marked as of its own kind; everything else is refused and left as it is. Nothing is ever removed but what a
+empty, or marked as of its own kind; everything else is refused and left as it is. (An evaluation's two files may lie in
+somebody's own directory, where they take the place of earlier ones alone.) Nothing is ever removed but what a
 marker, or what the versions before markers wrote, says to be of the kind that takes its place.
 """
 
@@ -64,9 +65,13 @@ def _looks_like_versions(path: Path) -> bool:
     return (path / ".last_version").is_file() or any(map(_looks_like_a_version, numbers))
 
 
+def _is_evaluation(path: Path) -> bool:
+    return {"split", "checkpoint", "tasks"} <= _json(path).keys()
+
+
 def _looks_like_evaluations(path: Path) -> bool:
     found = [entry for entry in path.iterdir() if entry.name not in _NOTHING]
-    reports = {entry.stem for entry in found if {"split", "checkpoint", "tasks"} <= _json(entry).keys()}
+    reports = {entry.stem for entry in found if _is_evaluation(entry)}
     return bool(reports) and {entry.stem for entry in found if entry.suffix in (".json", ".parquet")} <= reports
 
 
@@ -132,6 +137,34 @@ def claim(directory: str | os.PathLike[str], kind: Kind) -> Path:
     if not (known and (path / MARKER).exists()):
         mark(path, kind)
     return path
+
+
+def claim_for_evaluation(directory: str | os.PathLike[str], split: str) -> Path:
+    """As `claim`, for a split's two files, which may also lie among files of somebody else; those stay as they are.
+
+    Raises:
+      UserError: see `check_for_evaluation`.
+    """
+    if check_for_evaluation(directory, split):
+        return claim(directory, EVALUATIONS)
+    return files.make_directory(directory)
+
+
+def check_for_evaluation(directory: str | os.PathLike[str], split: str) -> bool:
+    """Refuses a directory that may not take an evaluation; returns whether it holds, or may hold, nothing else.
+
+    Raises:
+      UserError: it is no directory, or of another kind of ours, or one of the two files is there and is not ours.
+    """
+    path = Path(directory)
+    if not path.is_dir() or kind_of(path) is not None or is_empty(path):
+        check(path, EVALUATIONS)
+        return True
+    report = path / f"{split}.json"
+    if report.exists() and not _is_evaluation(report):
+        raise UserError(f"{report} exists and is no evaluation: choose another output")
+    check_scores(path / f"{split}.parquet")
+    return False
 
 
 def mark(directory: str | os.PathLike[str], kind: Kind, entries: Sequence[str] = ()) -> None:

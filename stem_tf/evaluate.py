@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         config = configs.checked(configs.flat(config) | {"data.input_format": _INPUT_FORMAT.value})
     manifest = workdir.data(config, _DATA.value, split)
     output = Path(_OUTPUT.value or workdir.path / "evaluation")
-    owned.check(output, owned.EVALUATIONS)
+    owned.check_for_evaluation(output, split)
     with manifests.in_use(manifest.data_dir):
         if manifest.schema.group is not None:
             manifest.check_raw(split)
@@ -94,7 +94,7 @@ def _evaluate(workdir: Workdir, config: Any, manifest: Manifest, split: str, out
         "tasks": tasks,
         "prior_rows": trivial.PRIOR_ROWS,
     }
-    owned.claim(output, owned.EVALUATIONS)
+    output = owned.claim_for_evaluation(output, split)
     with files.locked(output / ".lock", output, wait=True):  # both files are of one evaluation
         predictions.write(output / f"{split}.parquet", manifest, split, predicted)
         files.write_json(output / f"{split}.json", report.finite(tree))

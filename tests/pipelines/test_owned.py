@@ -183,3 +183,30 @@ def test_scores_are_replaced_by_scores_alone(tmp_path: Path) -> None:
     for other in (path, foreign, tmp_path):
         with pytest.raises(UserError, match="exists and does not hold scores"):
             owned.check_scores(other)
+
+
+def test_an_evaluation_may_lie_among_other_files(tmp_path: Path) -> None:
+    write(tmp_path / "notes.txt")
+    write(tmp_path / "validation.json", {"not": "ours"})
+    (tmp_path / "validation.parquet").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    assert owned.claim_for_evaluation(tmp_path, "test") == tmp_path
+    evaluations(tmp_path)
+    assert not owned.check_for_evaluation(tmp_path, "test")  # again: these files are ours
+    assert owned.kind_of(tmp_path) is None
+    with pytest.raises(UserError, match="validation.json exists and is no evaluation"):
+        owned.claim_for_evaluation(tmp_path, "validation")
+    (tmp_path / "validation.json").unlink()
+    with pytest.raises(UserError, match="validation.parquet exists and does not hold scores"):
+        owned.claim_for_evaluation(tmp_path, "validation")
+    assert set(before) - set(tmp_path.iterdir()) == {tmp_path / "validation.json"}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_an_evaluation_does_not_go_into_what_other_jobs_wrote(tmp_path: Path, kind: Kind) -> None:
+    BEFORE_MARKERS[kind](tmp_path / "p")
+    if kind == owned.EVALUATIONS:
+        owned.claim_for_evaluation(tmp_path / "p", "validation")
+        return
+    with pytest.raises(UserError, match=f"p holds {kind.name}, not evaluations"):
+        owned.claim_for_evaluation(tmp_path / "p", "validation")
