@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipelines import cli
+from pipelines import cli, owned
 from pipelines import manifest as manifests
 from stem_tf import configs, report
 from stem_tf.quiet import quieten_tensorflow
@@ -31,6 +31,7 @@ _L2 = flags.DEFINE_list("l2", ["1e-6", "1e-4"], "config.optimizer.l2.")
 _ORDERS = flags.DEFINE_list("orders", ["job", "plain"], "Of job and plain, which to train in.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config, for all runs.")
+_JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the figures to this file.")
 
 _SETTINGS = ["model.expert_units=256,128", "model.tower_units=64"]
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     experiment = output / "experiment.py"
     experiment.write_text("from stem_tf.configs.base import get_config\n", encoding="utf-8")
-    lines = []
+    lines, figures = [], []
     for model in _MODELS.value:
         gates = ["model.gate_units=64"] if model == "stem_net" else []
         for l2 in _L2.value:
@@ -56,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
                         config = configs.load(str(experiment), overrides)
                         path.write_text(json.dumps(_run(config, manifest, order)), encoding="utf-8")
                     found = json.loads(path.read_text(encoding="utf-8"))
+                    figures.append({"model": model, "l2": l2, "order": order, "seed": seed, **found})
                     tests.append(found["test"])
                     epochs.append(found["best_epoch"])
                     print(f"{path.stem}: {found}", file=sys.stderr, flush=True)
@@ -63,6 +65,8 @@ def main(argv: Sequence[str]) -> None:
                 mean = f"{report.number(statistics.mean(tests))} ±{spread}"
                 lines.append([model, l2, order, mean, " ".join(map(report.number, tests)), " ".join(map(str, epochs))])
     print(report.table(["model", "L2", "order", "test AUC", "by seed", "best epochs"], lines))
+    if _JSON.value:
+        owned.write_figures(_JSON.value, figures)
 
 
 def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any]:
