@@ -58,6 +58,6 @@ def test_a_file_of_several_row_groups_joins_the_raw_rows(
     assert table["user"].equals(raw["user"])
     assert table["label_watched"].null_count == raw["share"].null_count
     got.row_id[-1] += 1
-    with pytest.raises(UserError, match="lack rows of the records"):
+    with pytest.raises(UserError, match="lacks rows of the records"):
         predictions.write(tmp_path / "other.parquet", manifest, "test", got)
     assert not (tmp_path / "other.parquet").exists()
