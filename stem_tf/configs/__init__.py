@@ -127,6 +127,8 @@ def checked(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """
     typed = _all_typed(values)
     typed["data.dir"] = os.path.expanduser(typed["data.dir"])
+    if not typed["model.init_std"]:
+        typed["model.init_std"] = base.NFWFM_INIT_STD if typed["model.expert"] == "nfwfm" else base.INIT_STD
     for path, value in typed.items():
         _check_range(path, KEYS[path], value)
     _check_together(typed)
@@ -182,12 +184,6 @@ def depth(config: Any) -> int:
 
 def _depth(model: str, layers: int) -> int:
     return layers or (2 if model in ("ple", "ml_mmoe") else 1)
-
-
-def init_std(config: Any) -> float:
-    """The standard deviation that tables start from."""
-    own = base.NFWFM_INIT_STD if config.model.expert == "nfwfm" else base.INIT_STD
-    return float(config.model.init_std) or own
 
 
 def best(config: Any) -> str:

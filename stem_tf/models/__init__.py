@@ -81,7 +81,7 @@ def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingM
     with precision(config.train.precision):
         network = build_network(config, schema)
     embeddings = Embeddings(
-        schema.features, num_ids, options.dim, network.tables, _specific(config, schema), configs.init_std(config)
+        schema.features, num_ids, options.dim, network.tables, _specific(config, schema), options.init_std
     )
     inputs = InputTransform(schema.features, constants)
     model = RankingModel(schema.tasks, inputs, embeddings, network, options.embedding_dropout, manifest.label_scales)

@@ -147,13 +147,13 @@ def test_a_mistake_in_a_config_file_is_one_sentence_with_its_line(tmp_path: Path
 
 
 def test_tables_start_from_what_suits_the_expert() -> None:
-    assert configs.init_std(configs.load("census_income")) == 1e-4
-    assert configs.init_std(configs.load("production")) == 0.01
-    assert configs.init_std(configs.load("production", ["model.init_std=0.3"])) == 0.3
+    assert configs.load("census_income").model.init_std == 1e-4
+    assert configs.load("production").model.init_std == 0.01
+    assert configs.load("production", ["model.init_std=0.3"]).model.init_std == 0.3
     # What an experiment says of its own expert is not meant for another one.
-    assert configs.init_std(configs.load("kuairand_sample")) == 1e-3
-    assert configs.init_std(configs.load("kuairand_sample", ["model.expert=nfwfm"])) == 0.01
-    assert configs.init_std(configs.load("kuairand_sample", ["model.expert=nfwfm", "model.init_std=0.2"])) == 0.2
+    assert configs.load("kuairand_sample").model.init_std == 1e-3
+    assert configs.load("kuairand_sample", ["model.expert=nfwfm"]).model.init_std == 0.01
+    assert configs.load("kuairand_sample", ["model.expert=nfwfm", "model.init_std=0.2"]).model.init_std == 0.2
 
 
 def test_keys_without_use_may_be_left_out_with_a_line_each() -> None:
