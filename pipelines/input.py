@@ -31,7 +31,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -414,8 +414,7 @@ def _check_parses(path: str, found: list[tuple[int, bytes]], parse: Callable[[li
 
 def _row_bytes(schema: Schema) -> int:
     """Of a row in memory."""
-    widths = {f"feature:{f.name}": f.max_length or f.length or 1 for f in schema.features}
-    return sum(column.dtype.size * widths.get(key, 1) for key, column in _columns(schema).items())
+    return sum(np.dtype(kind).itemsize * max(width, 1) for _, (kind, width) in records.shapes(schema))
 
 
 def _rows_at_a_time(schema: Schema) -> int:
@@ -600,13 +599,6 @@ def _unpacked(schema: Schema, packed: dict[str, tf.Tensor]) -> Columns:
 # ---------------------------------------------------------------------------------------------------------------------
 # Parsing
 
-_KINDS: Mapping[str, tf.DType] = {
-    "categorical": tf.int32,
-    "multivalent": tf.int32,
-    "numeric": tf.float32,
-    "dense": tf.float32,
-}
-
 
 @dataclass(frozen=True)
 class _Column:
@@ -617,11 +609,9 @@ class _Column:
 
 
 def _columns(schema: Schema) -> dict[str, _Column]:
-    columns = {f"feature:{f.name}": _Column(_KINDS[f.kind], f) for f in schema.features}
-    columns |= {f"label:{task.name}": _Column(tf.float32) for task in schema.tasks}
-    columns |= {f"weight:{column}": _Column(tf.float32) for column in schema.row_weights}
-    keys = {"key:group": schema.group, "key:item": schema.item, "key:row_id": True}
-    return columns | {key: _Column(tf.int64) for key, present in keys.items() if present}
+    """The keys of a record, in the order of :func:`pipelines.records.shapes`."""
+    features = {f"feature:{feature.name}": feature for feature in schema.features}
+    return {key: _Column(tf.as_dtype(kind), features.get(key)) for key, (kind, _) in records.shapes(schema)}
 
 
 def _parse_blocks(schema: Schema, blocks: tf.Tensor) -> Columns:
