@@ -95,7 +95,8 @@ def _evaluate(workdir: Workdir, config: Any, manifest: Manifest, split: str, out
         "prior_rows": trivial.PRIOR_ROWS,
     }
     output = owned.claim_for_evaluation(output, split)
-    with files.locked(output / ".lock", output, wait=True):  # both files are of one evaluation
+    lock = files.hidden(output / f"{split}.json", "lock")  # a name that nobody else's file has
+    with files.locked(lock, output, wait=True):  # both files are of one evaluation
         predictions.write(output / f"{split}.parquet", manifest, split, predicted)
         files.write_json(output / f"{split}.json", report.finite(tree))
     print(f"written to {output}: metrics {split}.json, predictions {split}.parquet")
