@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
 
     quieten_tensorflow()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong comes as an exception or a status
+    from export.server.models import Models
     from export.server.servable import Servable
     from export.server.service import Server, default_workers
     from export.server.versions import Versions
@@ -84,8 +85,7 @@ def main(argv: Sequence[str]) -> None:
     )
     try:
         server = Server(
-            name,
-            versions,
+            Models({name: versions}),
             f"[{host}]:{_PORT.value}" if ":" in host else f"{host}:{_PORT.value}",
             workers=workers,
             max_calls=_MAX_CALLS.value or 16 * workers,

@@ -1,9 +1,11 @@
 """The embedded gRPC server: what TensorFlow Serving answers, from one Python process.
 
 tensors.py      TensorProto to numpy and back
-servable.py     one loaded version: signatures, warm-up, Predict
+signature.py    one signature: Predict's inputs to its outputs
+servable.py     one loaded version: signatures, warm-up
 directories.py  version directories on disk
 versions.py     which of them is loaded, which serves, which failed
+models.py       the models by name, and which version a request asks for
 service.py      the gRPC services in front of them
 status.py       errors that become gRPC status codes
 """

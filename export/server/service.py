@@ -22,13 +22,12 @@ from tensorflow_serving.apis import (
     get_model_status_pb2,
     inference_pb2,
     model_management_pb2,
-    model_pb2,
     predict_pb2,
     regression_pb2,
 )
 
+from export.server.models import Models
 from export.server.status import StatusError, invalid_argument, not_found
-from export.server.versions import Versions
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -71,13 +70,13 @@ _FILES = {
 class Answers:
     """What each method answers: a response message, or a StatusError."""
 
-    def __init__(self, name: str, versions: Versions) -> None:
-        self._name, self._versions = name, versions
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         if not request.HasField("model_spec"):
             raise invalid_argument("Missing ModelSpec")
-        with self._versions.use(request.model_spec.name, self._version(request.model_spec)) as servable:
+        with self._models.use(request.model_spec) as servable:
             return servable.predict(request)
 
     def get_model_metadata(
@@ -91,7 +90,7 @@ class Answers:
             if field != _METADATA_FIELD:
                 raise invalid_argument(f"Metadata field {field} is not supported")
         response = get_model_metadata_pb2.GetModelMetadataResponse()
-        with self._versions.use(request.model_spec.name, self._version(request.model_spec)) as servable:
+        with self._models.use(request.model_spec) as servable:
             response.model_spec.name = servable.name
             response.model_spec.version.value = servable.version
             response.metadata[_METADATA_FIELD].CopyFrom(servable.metadata)
@@ -103,7 +102,7 @@ class Answers:
         if not request.HasField("model_spec"):
             raise invalid_argument("Missing ModelSpec")
         spec = request.model_spec
-        statuses = self._versions.statuses() if spec.name == self._name else {}
+        statuses = self._models.statuses(spec.name)
         if spec.HasField("version"):
             statuses = {version: x for version, x in statuses.items() if version == spec.version.value}
             if not statuses:
@@ -119,28 +118,8 @@ class Answers:
     def handle_reload_config_request(
         self, request: model_management_pb2.ReloadConfigRequest
     ) -> model_management_pb2.ReloadConfigResponse:
-        if request.config.WhichOneof("config") != "model_config_list":
-            raise invalid_argument(
-                "ServerModelConfig type not supported by HandleReloadConfigRequest. "
-                "Only ModelConfigList is currently supported"
-            )
-        raise StatusError(
-            grpc.StatusCode.UNIMPLEMENTED,
-            "stem-serve serves the one model it was started with; TensorFlow Serving reloads lists of models",
-        )
-
-    def _version(self, spec: model_pb2.ModelSpec) -> int | None:
-        """The version asked for; None is the latest one."""
-        if not spec.name:
-            raise invalid_argument("ModelSpec has no name specified.")
-        choice = spec.WhichOneof("version_choice")
-        if choice == "version_label":
-            raise invalid_argument(f"Unrecognized servable version label: {spec.version_label}")
-        version = spec.version.value if choice == "version" else None
-        if spec.name != self._name:
-            asked = f"Latest({spec.name})" if version is None else f"Specific({spec.name}, {version})"
-            raise not_found(f"Servable not found for request: {asked}")
-        return version
+        self._models.reload(request.config)
+        return model_management_pb2.ReloadConfigResponse()
 
 
 def _unimplemented(method: str, request: Message) -> Message:
@@ -242,11 +221,10 @@ def _handler(answer: Callable[[Any], Message], request_class: type[Message]) -> 
 
 
 class Server:
-    """A gRPC server over ``versions``. It is NOT_SERVING until :meth:`serving` is called.
+    """A gRPC server over ``models``. It is NOT_SERVING until :meth:`serving` is called.
 
     Args:
-      name: the model's name.
-      versions: what is served.
+      models: what is served.
       address: ``host:port``; port 0 is any free one.
       workers: threads that run Predict.
       max_calls: Predict calls at once, running and waiting; RESOURCE_EXHAUSTED past it.
@@ -256,9 +234,7 @@ class Server:
       RuntimeError: the address is taken or not this machine's.
     """
 
-    def __init__(
-        self, name: str, versions: Versions, address: str, *, workers: int, max_calls: int, max_message_bytes: int
-    ) -> None:
+    def __init__(self, models: Models, address: str, *, workers: int, max_calls: int, max_message_bytes: int) -> None:
         self._pool = _CountingPool(workers, "predict")
         control = futures.ThreadPoolExecutor(_CONTROL_WORKERS, thread_name_prefix="control")
         self._grpc = grpc.server(
@@ -270,7 +246,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        self._handlers = _Handlers(Answers(name, versions), self._pool, max_calls)
+        self._handlers = _Handlers(Answers(models), self._pool, max_calls)
         self._grpc.add_generic_rpc_handlers((self._handlers,))
         self._health = health.HealthServicer()
         self._is_serving = False

@@ -23,6 +23,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from export.server.models import Models
 from export.server.servable import Servable
 from export.server.service import Server
 from export.server.versions import Versions
@@ -174,7 +175,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             on_serving=lambda servable, before, seconds: server.serving(),
         )
         defaults = {"workers": 4, "max_calls": 64, "max_message_bytes": 2**31 - 1}
-        server = Server("ranker", versions, "127.0.0.1:0", **(defaults | options))
+        server = Server(Models({"ranker": versions}), "127.0.0.1:0", **(defaults | options))
         channel = grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)])
         running.append(Running(base, versions, server, channel, reports))
         return running[-1]
