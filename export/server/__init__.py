@@ -2,6 +2,7 @@
 
 tensors.py      TensorProto to numpy and back
 signature.py    one signature: Predict's inputs to its outputs
+callables.py    what runs it, by the outputs asked for
 servable.py     one loaded version: signatures, warm-up
 directories.py  version directories on disk
 versions.py     which of them is loaded, which serves, which failed

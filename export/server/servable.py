@@ -88,6 +88,12 @@ class Servable:
             tensors.encode(array, response.outputs[alias], self._as_content)
         return response
 
+    def prepare(self, before: Servable) -> None:
+        """Makes ready what requests asked of the version that serves now, before this one takes over."""
+        for key, signature in self._signatures.items():
+            if key in before._signatures:
+                signature.prepare(before._signatures[key])
+
     def _warm_up(self, path: Path) -> int:
         """Runs the recorded requests; returns their number."""
         if not path.exists():

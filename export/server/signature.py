@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 
 import grpc
@@ -12,6 +11,7 @@ from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 from export.server import tensors
+from export.server.callables import Callables
 from export.server.status import StatusError, invalid_argument
 
 _METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
@@ -29,8 +29,7 @@ class Signature:
         self._order = sorted(self._feeds, key=lambda alias: self._feeds[alias])
         self._fetches = {alias: info.name for alias, info in signature.outputs.items()}
         self._all = tuple(sorted(self._fetches))
-        # A callable is about a millisecond to build, and subsets of outputs are many: keep those in use.
-        self._callable = functools.lru_cache(maxsize=64)(self._make_callable)
+        self._callable = Callables(self._make_callable, self._all)
         if self._method in _METHODS:
             self._callable(self._all)
 
@@ -66,6 +65,11 @@ class Signature:
             return self._callable(wanted)(arrays)
         except tf.errors.OpError as error:
             raise StatusError(error.error_code, error.message) from error
+
+    def prepare(self, before: Signature) -> None:
+        """Builds what answers the sets of outputs that requests asked of ``before`` lately: none has to wait here."""
+        if self._method in _METHODS:
+            self._callable.prepare(before._callable.recent())
 
     def _wanted(self, output_filter: Iterable[str]) -> tuple[str, ...]:
         seen: set[str] = set()

@@ -158,6 +158,8 @@ class Versions:
         start = time.monotonic()
         try:
             servable = self._load(path, version)
+            if self._current is not None:
+                servable.prepare(self._current)
         except (LoadError, JobError, OSError) as error:
             self._failed(version, files, " ".join(str(error).split()))
             return False
