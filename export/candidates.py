@@ -35,7 +35,7 @@ def features_of(schema: Schema) -> tuple[Feature, ...]:
     """What the signature ``rank`` takes, as a client learns it from a server."""
     kinds = {"multivalent": "list", "dense": "vector"}
     return tuple(
-        Feature(f.name, f.dtype, kinds.get(f.kind, "value"), f.length or None, f.side == "item")
+        Feature(f.name, f.dtype, kinds.get(f.kind, "value"), f.length or f.max_length or None, f.side == "item")
         for f in schema.features
     )
 

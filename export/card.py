@@ -50,12 +50,13 @@ _EMPTY = {"int64": "-2^63", "string": '""', "float32": "NaN"}
 
 
 def _shape(feature: Feature) -> str:
-    return {"multivalent": "[B, L]", "dense": f"[B, {feature.length}]"}.get(feature.kind, "[B]")
+    own = {"multivalent": feature.max_length, "dense": feature.length}.get(feature.kind)
+    return "[B]" if own is None else f"[B, {own}]"
 
 
 def _meaning(feature: Feature) -> str:
     if feature.kind == "multivalent":
-        return f"a bag of up to {feature.max_length} values ({feature.pooling})"
+        return f"a bag of up to {feature.max_length} values ({feature.pooling}), filled up with the empty value"
     if feature.bucketised:
         return "a number, in buckets"
     if feature.transform:

@@ -40,10 +40,27 @@ def request(features: Sequence[Mapping[str, Any]], rows: pa.RecordBatch) -> dict
     """The tensors of ``serving_default`` for raw rows.
 
     Args:
-      features: of the schema: name, kind, column, dtype, separator and length of each.
+      features: of the schema: name, kind, column, dtype, separator, length and max_length of each.
       rows: columns of the log, as conversion kept them.
     """
+    raw = whole(features, rows)
+    lists = {feature["name"]: feature["max_length"] for feature in features if feature["kind"] == "multivalent"}
+    return {name: _first(array, lists[name]) if name in lists else array for name, array in raw.items()}
+
+
+def whole(features: Sequence[Mapping[str, Any]], rows: pa.RecordBatch) -> dict[str, np.ndarray]:
+    """The same, with all values of lists ``[n, longest]``, empty ones in their places."""
     return {feature["name"]: _tensor(feature, rows.column(feature["column"])) for feature in features}
+
+
+def _first(lists: np.ndarray, length: int) -> np.ndarray:
+    """The first values ``[n, length]`` that are not empty, the empty value behind them."""
+    empty = EMPTY["string" if lists.dtype == object else "int64"]
+    result = np.full((len(lists), length), empty, lists.dtype)
+    for row, row_values in enumerate(lists):
+        kept = [value for value in row_values if value != empty][:length]
+        result[row, : len(kept)] = kept
+    return result
 
 
 def _tensor(feature: Mapping[str, Any], column: pa.Array) -> np.ndarray:
@@ -305,9 +322,9 @@ def check(
         batch, row_ids, places = batch.filter(pa.array(scored)), row_ids[scored], places[scored]
         if not len(row_ids):
             continue
-        arrays, trained = request(features, batch), {task: values[places] for task, values in scores.items()}
+        arrays, trained = request(features, batch), {task: score[places] for task, score in scores.items()}
         compare("serving_default", arrays, row_ids, calls["serving_default"](arrays), trained)
-        served = calls["examples"]({"examples": examples(arrays)})
+        served = calls["examples"]({"examples": examples(whole(features, batch))})
         compare("examples", arrays, row_ids, served, trained)
         if "rank" in calls:
             _compare_ranked(calls["rank"], arrays, row_ids, trained, once, compare)

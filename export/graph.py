@@ -9,6 +9,10 @@
 In ``rank`` user and context features come once a request, item features once a candidate. Empty values are
 ``pipelines.casts.EMPTY_INT``, ``""`` and NaN.
 
+L is the schema's ``max_length``: a list is filled up with the empty value to that length. Requests that a server joins
+are filled up by the server with a value of the request, so no axis but the candidates', whose scores are cut off, may
+differ between requests. In ``examples`` a list has any length.
+
 A vocabulary is looked up once, whatever the number of features that share it, and a packed table is gathered from once
 (in ``rank`` once for the requests and once for the candidates).
 """
@@ -18,10 +22,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import keyword
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -39,10 +44,10 @@ EMPTY = {"int64": EMPTY_INT, "string": b"", "float32": float("nan")}
 """The empty value by dtype: what a request sends for a missing one."""
 
 
-def spec(feature: Feature, name: str, lead: int) -> tf.TensorSpec:
+def shape(feature: Feature, lead: int) -> list[int | None]:
     """What a request holds of a feature: ``lead`` axes (1: ``[B]``, 2: ``[B, N]``), then a bag's or a vector's own."""
-    own: dict[str, list[int | None]] = {"multivalent": [None], "dense": [feature.length]}
-    return tf.TensorSpec([*[None] * lead, *own.get(feature.kind, [])], tf.as_dtype(feature.dtype), name)
+    own: dict[str, list[int | None]] = {"multivalent": [feature.max_length], "dense": [feature.length]}
+    return [*[None] * lead, *own.get(feature.kind, [])]
 
 
 def example_spec(schema: Schema) -> dict[str, tf.io.FixedLenFeature | tf.io.FixedLenSequenceFeature]:
@@ -109,7 +114,12 @@ class ServingModule(tf.Module):
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         with files.literal(directory) as path:
             tf.saved_model.save(self, path, signatures=self._signatures(), options=options)
-        _rename_inputs(directory, {alias: name for name, alias in self._aliases.items() if alias != name})
+        leads = {name: self._leads(name) for name in ("serving_default", "rank")}
+        shapes = {
+            signature: {f.name: shape(f, lead[f.name]) for f in self._schema().features}
+            for signature, lead in leads.items()
+        }
+        _describe_inputs(directory, {alias: name for name, alias in self._aliases.items()}, shapes)
 
     @property
     def _aliases(self) -> dict[str, str]:
@@ -130,43 +140,81 @@ class ServingModule(tf.Module):
     def _signatures(self) -> dict[str, Any]:
         """Concrete functions by signature name."""
         schema, aliases = self._schema(), self._aliases
-
-        def specs(features: Iterable[Feature], lead: int) -> dict[str, tf.TensorSpec]:
-            return {feature.name: spec(feature, aliases[feature.name], lead) for feature in features}
-
-        rows = specs(schema.features, 1)
+        # Of no known shape: TensorFlow Serving does not hold requests to the shape of a placeholder, yet TensorFlow
+        # takes it for true, and the checks of the sizes that it tells would be folded away. `_describe_inputs`
+        # publishes the shapes.
+        specs = {f.name: tf.TensorSpec(None, tf.as_dtype(f.dtype), aliases[f.name]) for f in schema.features}
         result = {
-            "serving_default": _concrete(self.score, rows),
+            "serving_default": _concrete(self.score, specs),
             "examples": _concrete(self.score_examples, {"examples": tf.TensorSpec([None], tf.string, name="examples")}),
         }
         if not why_no_rank(schema):
-            items = specs((feature for feature in schema.features if feature.side == "item"), 2)
-            result["rank"] = _concrete(self.rank, rows | items)
+            result["rank"] = _concrete(self.rank, specs)
         return result
+
+    def _leads(self, signature: str) -> dict[str, int]:
+        """The number of axes before a feature's own, by feature."""
+        ranks = signature == "rank"
+        return {f.name: 2 if ranks and f.side == "item" else 1 for f in self._schema().features}
 
     def score(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Scores by task ``[B]`` of raw features ``[B]``, ``[B, L]``, ``[B, n]``."""
-        raw = _checked(raw, [_same_size("rows", list(raw), raw, axis=0)])
-        with self._reading():
-            return self._scores(self._model()(self._numbers(raw)))
+        return self._score(self._checked(raw, "serving_default")[0])
 
     def score_examples(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        """Scores by task ``[B]`` of serialised tf.Examples ``[B]``."""
-        return self.score(tf.io.parse_example(raw["examples"], example_spec(self._schema())))
+        """Scores by task ``[B]`` of serialised tf.Examples ``[B]``, whose lists have any length."""
+        return self._score(tf.io.parse_example(raw["examples"], example_spec(self._schema())))
+
+    def _score(self, raw: Tensors) -> dict[str, tf.Tensor]:
+        with self._reading():
+            return self._scores(self._model()(self._numbers(raw)))
 
     def rank(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Scores by task ``[B, N]``: user and context features are looked up, and multiplied by weights, B times."""
         model, features = self._model(), self._schema().features
         once = [feature.name for feature in features if feature.side != "item"]
         each = [feature.name for feature in features if feature.side == "item"]
-        sizes = [_same_size("requests", list(raw), raw, axis=0), _same_size("candidates", each, raw, axis=1)]
-        raw = _checked(raw, sizes)
-        requests, candidates = tf.shape(raw[once[0]])[0], tf.shape(raw[each[0]])[1]
-        flat = {name: tf.reshape(raw[name], [requests * candidates, *_tail(raw[name])]) for name in each}
-        inputs = model.inputs(self._numbers({name: raw[name] for name in once} | flat))
+        flat, sizes = self._checked(raw, "rank")
+        inputs = model.inputs(self._numbers(flat))
         with self._reading():
             outputs = model.rank(inputs, once, each, self._share)
-        return {name: tf.reshape(s, [requests, candidates]) for name, s in self._scores(outputs).items()}
+        return {name: tf.reshape(s, sizes) for name, s in self._scores(outputs).items()}
+
+    def _checked(self, raw: Tensors, signature: str) -> tuple[Tensors, tf.Tensor]:
+        """The tensors, to be read once they are found to have their shapes; requests or rows, and candidates.
+
+        What comes once a candidate is flat: ``[B * N]``, ``[B * N, L]``, ``[B * N, n]``.
+
+        Raises (the graph, when it runs):
+          tf.errors.InvalidArgumentError: a number of axes, the length of a list or a vector, or that features differ in
+            their number of rows, requests or candidates; it names the features.
+        """
+        features, leads = self._schema().features, self._leads(signature)
+        shapes = {feature.name: shape(feature, leads[feature.name]) for feature in features}
+        words = tf.constant([_expected(feature, shapes[feature.name]) for feature in features])
+        axes = tf.stack([tf.rank(raw[name]) for name in shapes])
+        right = axes == tf.constant([len(sizes) for sizes in shapes.values()])
+        # The sizes of all features one after the other: [B, B, L, B, N, ...].
+        wanted = [-1 if size is None else size for sizes in shapes.values() for size in sizes]
+        owner = [place for place, sizes in enumerate(shapes.values()) for _ in sizes]
+        starts = np.cumsum([0, *map(len, shapes.values())])[:-1].tolist()
+        found = tf.concat([tf.shape(raw[name]) for name in shapes], axis=0)
+        with tf.control_dependencies([_assert(right, words, "axes", axes)]):
+            found = tf.ensure_shape(found, [len(wanted)])
+        fits = (found == tf.constant(wanted)) | tf.constant([size < 0 for size in wanted])
+        checks = [_assert(fits, tf.gather(words, owner), "size", found)]
+        first = "requests" if signature == "rank" else "rows"
+        checks.append(_same_size(first, list(shapes), tf.gather(found, starts)))
+        each = [start for start, lead in zip(starts, leads.values(), strict=True) if lead == 2]
+        if each:
+            names = [name for name, lead in leads.items() if lead == 2]
+            checks.append(_same_size("candidates", names, tf.gather(found, [start + 1 for start in each])))
+        # A reshape, because it tells TensorFlow's optimiser nothing of its input: what later operations need to be true
+        # of shapes, it would take for true of the request, and fold the checks away.
+        targets = {name: tf.constant([-1, *sizes[leads[name] :]]) for name, sizes in shapes.items()}
+        with tf.control_dependencies(checks):
+            flat = {name: tf.reshape(raw[name], target) for name, target in targets.items()}
+            return flat, tf.gather(found, [each[0], each[0] + 1] if each else starts[:1])
 
     def _scores(self, outputs: Tensors) -> dict[str, tf.Tensor]:
         return self._model().scores(outputs)
@@ -235,33 +283,49 @@ def _concrete(function: Callable[[Tensors], dict[str, tf.Tensor]], specs: Mappin
     return tf.function(serve, autograph=False).get_concrete_function(dict(specs))
 
 
-def _rename_inputs(directory: Path, names: Mapping[str, str]) -> None:
-    """Gives inputs of the signatures of a SavedModel other names, where there are ``names`` (old to new)."""
-    if not names:
-        return
+def _describe_inputs(
+    directory: Path, names: Mapping[str, str], shapes: Mapping[str, Mapping[str, Sequence[int | None]]]
+) -> None:
+    """Rewrites the inputs of the signatures of a SavedModel.
+
+    Args:
+      directory: of the SavedModel.
+      names: for every name under which an input was saved, its own.
+      shapes: by signature and input, by its own name. Where there is none, the saved one stays.
+    """
     path = directory / "saved_model.pb"
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
-    for signature in saved.meta_graphs[0].signature_def.values():
+    for key, signature in saved.meta_graphs[0].signature_def.items():
         inputs = {names.get(name, name): info.SerializeToString() for name, info in signature.inputs.items()}
         signature.inputs.clear()
         for name, info in inputs.items():
             signature.inputs[name].ParseFromString(info)
+            if name in shapes.get(key, {}):
+                signature.inputs[name].tensor_shape.CopyFrom(tf.TensorShape(shapes[key][name]).as_proto())
     path.write_bytes(saved.SerializeToString(deterministic=True))
 
 
-def _tail(x: tf.Tensor) -> list[int | tf.Tensor]:
-    """The sizes of a ``[B, N, ...]`` tensor behind the second axis, static where they are known."""
-    return [size if size is not None else tf.shape(x)[axis] for axis, size in enumerate(x.shape[2:], start=2)]
+def _expected(feature: Feature, sizes: Sequence[int | None]) -> str:
+    """What a request should hold of a feature, for an error."""
+    free = iter("BN")
+    axes = ", ".join(next(free) if size is None else str(size) for size in sizes)
+    text = f"feature {feature.name} should have shape [{axes}]"
+    if feature.kind == "multivalent":
+        empty = "an empty string" if feature.dtype == "string" else str(EMPTY_INT)
+        text += f": a list is filled up with the empty value ({empty}) to {feature.max_length}"
+    elif feature.kind == "dense":
+        text += f": a vector has {feature.length} elements"
+    return text
 
 
-def _same_size(what: str, names: list[str], raw: Tensors, axis: int) -> tf.Operation:
+def _assert(right: tf.Tensor, words: tf.Tensor, what: str, sent: tf.Tensor) -> tf.Operation:
+    """Fails where ``right`` bool ``[n]`` is false, with the ``words`` ``[n]`` there and what was ``sent`` ``[n]``."""
+    wrong = tf.squeeze(tf.where(~right), axis=1)
+    data = [tf.gather(words, wrong), f"{what} sent:", tf.gather(sent, wrong)]
+    return tf.debugging.Assert(tf.reduce_all(right), data, summarize=16)
+
+
+def _same_size(what: str, names: Sequence[str], sizes: tf.Tensor) -> tf.Operation:
     """Fails where features differ in their number of rows, requests or candidates, and names them."""
-    sizes = tf.stack([tf.shape(raw[name])[axis] for name in names])
     message = f"features differ in their number of {what} ({', '.join(names)}):"
     return tf.debugging.Assert(tf.reduce_all(sizes == sizes[0]), [message, sizes], summarize=len(names))
-
-
-def _checked(raw: Tensors, checks: list[tf.Operation]) -> Tensors:
-    """The same tensors, to be read once the checks have passed."""
-    with tf.control_dependencies(checks):
-        return {name: tf.identity(x) for name, x in raw.items()}

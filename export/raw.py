@@ -62,14 +62,14 @@ def read(
 
 
 def tensors(schema: Schema, rows: Rows) -> dict[str, np.ndarray]:
-    """Features by name: ``[n]``, ``[n, L]`` with the empty value behind a row's own, ``[n, length]``."""
+    """Features by name: ``[n]``, ``[n, max_length]`` with the empty value behind a row's own, ``[n, length]``."""
     result: dict[str, np.ndarray] = {}
     for feature in schema.features:
         name = feature.name
         if feature.kind == "categorical":
             result[name] = _values(rows.ids[name])
         elif feature.kind == "multivalent":
-            result[name] = _padded(rows.lists[name])
+            result[name] = _padded(rows.lists[name], feature.max_length)
         else:
             result[name] = (rows.numerics if feature.kind == "numeric" else rows.vectors)[name]
     return result
@@ -82,10 +82,9 @@ def _values(array: pa.Array) -> np.ndarray:
     return casts.to_numpy(array.cast(pa.binary()).fill_null(b""))
 
 
-def _padded(lists: Lists) -> np.ndarray:
+def _padded(lists: Lists, width: int) -> np.ndarray:
     values = _values(lists.values)
     empty = b"" if values.dtype == object else EMPTY_INT
-    width = max(1, int(lists.lengths.max(initial=0)))
     padded = np.full((len(lists.lengths), width), empty, values.dtype)
     padded[np.arange(width) < lists.lengths[:, np.newaxis]] = values
     return padded

@@ -362,7 +362,7 @@ class _Export:
 
 
 def _features(schema: Schema) -> list[dict[str, Any]]:
-    keys = ("name", "kind", "side", "column", "dtype", "separator", "length")
+    keys = ("name", "kind", "side", "column", "dtype", "separator", "length", "max_length")
     return [{key: getattr(feature, key) for key in keys} for feature in schema.features]
 
 

@@ -57,7 +57,10 @@ def encode(feature: Feature, values: Any, label: str, row_word: str | None) -> n
                 raise _Wrong(f"has shape {rows.shape}; one value for each {row_word or 'row'} is expected")
             return _CONVERT[feature.dtype](rows)
         flat, lengths = _flatten(feature, rows)
-        return _pad(feature, _CONVERT[feature.dtype](flat), lengths)
+        converted = _CONVERT[feature.dtype](flat)
+        if feature.kind == "list" and feature.length is not None:
+            return _first(feature, converted, lengths)
+        return _pad(feature, converted, lengths)
     except _Wrong as wrong:
         row, element = wrong.row if wrong.flat is None else wrong.flat, None
         if wrong.flat is not None and lengths is not None:
@@ -92,7 +95,7 @@ def _sequence(values: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
 
 
 def _flatten(feature: Feature, rows: Iterable[Any]) -> tuple[Any, np.ndarray]:
-    """The values of all rows one after the other, and how many each row has, as many as the model takes."""
+    """The values of all rows one after the other, and how many each row has; of a vector as many as the model takes."""
     if isinstance(rows, np.ndarray):
         if rows.ndim != 2:
             raise _Wrong(f"has shape {rows.shape}; a list of values for each row is expected: two dimensions")
@@ -102,12 +105,11 @@ def _flatten(feature: Feature, rows: Iterable[Any]) -> tuple[Any, np.ndarray]:
         parts = [_part(feature, row, number) for number, row in enumerate(rows)]
         flat = list(itertools.chain.from_iterable(parts))
         lengths = np.fromiter(map(len, parts), np.int64, len(parts))
-    if feature.length is not None:
-        wrong = lengths != feature.length if feature.kind == "vector" else lengths > feature.length
+    if feature.kind == "vector":
+        wrong = lengths != feature.length
         if wrong.any():
             row = int(wrong.argmax())
-            expected = feature.length if feature.kind == "vector" else f"at most {feature.length}"
-            raise _Wrong(f"has {lengths[row]} elements; the model takes {expected}", row=row)
+            raise _Wrong(f"has {lengths[row]} elements; the model takes {feature.length}", row=row)
     return flat, lengths
 
 
@@ -124,6 +126,18 @@ def _part(feature: Feature, row: Any, number: int) -> Sequence[Any]:
     except _Wrong as wrong:
         raise _Wrong(wrong.reason, row=number) from None
     return part
+
+
+def _first(feature: Feature, flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[rows, length] as conversion keeps lists: the first values that are not empty; the empty value fills up."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    kept = np.flatnonzero(flat != _EMPTY[feature.dtype])
+    flat, rows = flat[kept], rows[kept]
+    place = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    padded = np.full((len(lengths), feature.length or 0), _EMPTY[feature.dtype], _ARRAYS[feature.dtype])
+    fits = place < padded.shape[1]
+    padded[rows[fits], place[fits]] = flat[fits]
+    return padded
 
 
 def _pad(feature: Feature, flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ INT_EMPTY = -(2**63)
 
 
 def one(kind: str, dtype: str, column: pa.Array, **more: Any) -> np.ndarray:
-    """The tensor of one feature."""
+    """The tensor of one feature, all values of its lists."""
     feature = {"name": "x", "kind": kind, "column": "c", "dtype": dtype, "separator": None, "length": 0} | more
-    return check.request([feature], pa.record_batch({"c": column}))["x"]
+    return check.whole([feature], pa.record_batch({"c": column}))["x"]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,16 @@ def test_bags_keep_empty_values_in_their_places() -> None:
     assert one("multivalent", "string", text, separator="|").tolist() == expected
     assert one("multivalent", "int64", pa.array(["1| 2", "3"]), separator="|").tolist() == [[1, 2], [3, e]]
     assert one("multivalent", "int64", pa.array([None, []], pa.list_(pa.int64()))).shape == (2, 0)
+
+
+def test_requests_hold_the_first_values_that_are_not_empty() -> None:
+    rows = pa.record_batch({"c": pa.array([[None, 1, 2, 3], None, [], [3, None]], pa.list_(pa.int32()))})
+    feature = {"name": "x", "kind": "multivalent", "column": "c", "dtype": "int64", "separator": None, "max_length": 2}
+    e = INT_EMPTY
+    assert check.request([feature], rows)["x"].tolist() == [[1, 2], [e, e], [e, e], [3, e]]
+    rows = pa.record_batch({"c": ["a||b|c", "", "d"]})
+    found = check.request([feature | {"dtype": "string", "separator": "|", "max_length": 3}], rows)["x"]
+    assert found.tolist() == [[b"a", b"b", b"c"], [b""] * 3, [b"d", b"", b""]]
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float64()), pa.list_(pa.float32(), 2), pa.large_list(pa.float32())])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,8 +15,12 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import check, graph, vocabulary_asset
+from export.server.servable import Servable
+from export.server.status import StatusError
 from pipelines import schema as schemas
 from pipelines import vocabulary
+from stem_client import features as client_features
+from stem_client.metadata import Feature
 
 INT_EMPTY = -(2**63)
 ITEMS = ("item", "never_twice", "never_again", "tags", "length", "image")
@@ -40,14 +45,14 @@ def row(**changes: Any) -> dict[str, np.ndarray]:
     values: dict[str, Any] = {
         "user": [b""],
         "age": np.array([np.nan], np.float32),
-        "history": np.zeros([1, 0], np.int64),
+        "history": np.full([1, 3], INT_EMPTY),
         "hour": np.array([INT_EMPTY]),
         "weekend": np.array([INT_EMPTY]),
         "temperature": np.array([np.nan], np.float32),
         "item": np.array([INT_EMPTY]),
         "never_twice": [b""],
         "never_again": np.array([INT_EMPTY]),
-        "tags": np.array([[b""]], object),
+        "tags": np.array([[b"", b""]], object),
         "length": np.array([np.nan], np.float32),
         "image": np.array([[np.nan] * 3], np.float32),
     }
@@ -86,15 +91,11 @@ def test_what_is_missing_scores_as_rare_ids_and_train_means(serving: tuple[graph
         {"length": np.array([-np.inf], np.float32)},
         {"age": np.array([np.inf], np.float32)},
         {"image": np.array([[0.0, np.inf, np.nan]], np.float32)},
-        {"history": np.full([1, 5], INT_EMPTY)},
-        {"tags": np.zeros([1, 0], object)},
     ],
     ids=str,
 )
 def test_what_training_never_saw_counts_as_missing(serving: tuple[graph.ServingModule, Any], change: Any) -> None:
     module, _ = serving
-    if "tags" in change:
-        change = {"tags": tf.zeros([1, 0], tf.string)}
     np.testing.assert_array_equal(score(module, row(**change)), score(module, row()))
 
 
@@ -106,16 +107,30 @@ def test_what_training_saw_does_not(serving: tuple[graph.ServingModule, Any], ch
     assert np.abs(score(module, row(**change)) - score(module, row())).max() > 1e-4
 
 
+def by_example(module: graph.ServingModule, **changes: Any) -> np.ndarray:
+    """[1, T], of a tf.Example, whose lists have any length."""
+    example = tf.train.Example()
+    for name, values in changes.items():
+        kind = "bytes_list" if isinstance(values[0], bytes) else "int64_list"
+        getattr(example.features.feature[name], kind).value.extend(values)
+    scores = module.score_examples({"examples": tf.constant([example.SerializeToString()])})
+    return np.stack(list(scores.values()), axis=1)
+
+
 def test_bags_drop_empty_values_then_keep_the_first(serving: tuple[graph.ServingModule, Any]) -> None:
     module, _ = serving
     e = INT_EMPTY
     expected = score(module, row(history=np.array([[1, 2, 77]])))
     for history in ([e, 1, 2, e, 77], [1, 2, 77, 3, 4], [e, e, 1, 2, 77, e, 3]):
-        np.testing.assert_array_equal(score(module, row(history=np.array([history]))), expected)
-    assert np.abs(score(module, row(history=np.array([[1, 2]]))) - expected).max() > 1e-5  # the unseen 77 is in the bag
+        np.testing.assert_array_equal(by_example(module, history=history), expected)
+    assert np.abs(score(module, row(history=np.array([[1, 2, e]]))) - expected).max() > 1e-5  # 77 is in the bag
+    np.testing.assert_array_equal(
+        score(module, row(history=np.array([[e, 1, 2]]))), score(module, row(history=np.array([[1, 2, e]])))
+    )
     tags = [[b"", b"plain", b"", b"it's", b"plain"], [b"plain", b"it's", b"", b"", b""]]
-    scores = [score(module, row(tags=np.array([t], object))) for t in tags]
+    scores = [by_example(module, tags=t) for t in tags]
     np.testing.assert_array_equal(scores[0], scores[1])
+    np.testing.assert_array_equal(scores[0], score(module, row(tags=np.array([[b"plain", b"it's"]], object))))
 
 
 def ranked(requests: int, candidates: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -124,7 +139,7 @@ def ranked(requests: int, candidates: int) -> tuple[dict[str, np.ndarray], dict[
     users = {
         "user": random.choice([b"plain", b"two\nlines", b"new"], requests).astype(object),
         "age": random.uniform(10, 70, requests).astype(np.float32),
-        "history": random.integers(0, 5, [requests, 4]),
+        "history": random.integers(0, 5, [requests, 3]),
         "hour": random.integers(0, 24, requests),
         "weekend": random.integers(0, 2, requests),
         "temperature": random.normal(20, 5, requests).astype(np.float32),
@@ -134,7 +149,7 @@ def ranked(requests: int, candidates: int) -> tuple[dict[str, np.ndarray], dict[
         "item": random.integers(-1, 2, shape),
         "never_twice": np.full(shape, b"x", object),
         "never_again": random.integers(0, 9, shape),
-        "tags": random.choice([b"plain", b"it's", b""], (*shape, 3)).astype(object),
+        "tags": random.choice([b"plain", b"it's", b""], (*shape, 2)).astype(object),
         "length": random.uniform(0, 1e5, shape).astype(np.float32),
         "image": random.normal(size=(*shape, 3)).astype(np.float32),
     }
@@ -216,6 +231,104 @@ def test_features_that_differ_in_size_are_named(serving: tuple[graph.ServingModu
         module.rank(request | {name: tf.stack([*request[name][0], *request[name][1]])[None] for name in ITEMS})
     with pytest.raises(tf.errors.InvalidArgumentError, match="differ in their number of rows"):
         module.score(rows | {"hour": rows["hour"][:1]})
+
+
+@pytest.fixture(scope="module")
+def sessions(serving: tuple[graph.ServingModule, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The signatures as servers run them: calls of a TF1 session that hold no request to a placeholder's shape."""
+    directory = tmp_path_factory.mktemp("served") / "1"
+    serving[0].save(directory)
+    servable = Servable(directory, "ranker", 1)
+
+    def call(key: str) -> Callable[[dict[str, Any]], dict[str, np.ndarray]]:
+        def run(raw: dict[str, Any]) -> dict[str, np.ndarray]:
+            kinds = {name: tf.string if x.dtype == object else None for name, x in raw.items()}
+            protos = {name: tf.make_tensor_proto(x, kinds[name]) for name, x in raw.items()}
+            return servable._signatures[key](protos, [])
+
+        return run
+
+    calls: dict[str, Any] = {key: call(key) for key in ("serving_default", "rank", "examples")}
+    saved = saved_model_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes())
+    return calls | {"definitions": saved.meta_graphs[0].signature_def}
+
+
+def test_the_shapes_that_are_published(sessions: dict[str, Any]) -> None:
+    def shapes(infos: Any) -> dict[str, list[int]]:
+        return {name: [dim.size for dim in info.tensor_shape.dim] for name, info in infos.items()}
+
+    rank, default = (sessions["definitions"][key] for key in ("rank", "serving_default"))
+    found = shapes(default.inputs)
+    assert found == {name: [-1] for name in found} | {"history": [-1, 3], "tags": [-1, 2], "image": [-1, 3]}
+    items = {name: [-1, -1] for name in ITEMS} | {"tags": [-1, -1, 2], "image": [-1, -1, 3]}
+    assert shapes(rank.inputs) == found | items
+    assert shapes(rank.outputs) == {"click": [-1, -1], "watched": [-1, -1]}
+    assert shapes(default.outputs) == {"click": [-1], "watched": [-1]}
+    assert shapes(sessions["definitions"]["examples"].inputs) == {"examples": [-1]}
+
+
+@pytest.mark.parametrize("key", ["serving_default", "rank"])
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("history", 2, r"history should have shape \[B, 3\]: a list is filled up with the empty value \(-9223372036"),
+        ("history", 0, r"feature history should have shape \[B, 3\]"),
+        ("tags", 3, r"tags should have shape \[B, (N, )?2\]: a list is .* the empty value \(an empty string\) to 2"),
+        ("image", 4, r"feature image should have shape \[B, (N, )?3\]: a vector has 3 elements"),
+        ("hour", None, r"feature hour should have shape \[B\].*axes sent:\] \[[23]"),
+        ("tags", None, r"feature tags should have shape \[B, (N, )?2\]"),
+    ],
+)
+def test_other_shapes_are_refused_by_name(
+    sessions: dict[str, Any], key: str, name: str, size: int | None, words: str
+) -> None:
+    raw = ranked(2, 4)[0 if key == "rank" else 1]
+    sessions[key](raw)
+    x = raw[name]
+    # Another inner size, or (None) one axis too many.
+    wrong = np.resize(x, (*x.shape[:-1], size)) if size is not None else x[..., np.newaxis]
+    with pytest.raises(StatusError, match=words) as caught:
+        sessions[key](raw | {name: wrong})
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT and "weekend" not in str(caught.value)
+    sessions[key](raw)
+
+
+def joined(requests: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One request of several, as TensorFlow Serving joins them under ``pad_variable_length_inputs``.
+
+    Shorter axes are filled up with the first value of their tensor, along every axis but the first.
+    """
+    result = {}
+    for name in requests[0]:
+        parts = [request[name] for request in requests]
+        sizes = np.max([part.shape[1:] for part in parts], axis=0, initial=0)
+        pads = [[(0, 0), *((0, most - size) for most, size in zip(sizes, p.shape[1:], strict=True))] for p in parts]
+        parts = [np.pad(part, pad, constant_values=part.flat[0]) for part, pad in zip(parts, pads, strict=True)]
+        result[name] = np.concatenate(parts)
+    return result
+
+
+def test_requests_that_a_server_joins_keep_their_scores(sessions: dict[str, Any]) -> None:
+    features = (
+        Feature("history", "int64", "list", 3, False),
+        Feature("tags", "string", "list", 2, True),
+        *(Feature(n, "string" if n == "never_twice" else "int64", "value", None, True) for n in ITEMS[:3]),
+    )
+    requests = []
+    for candidates, history, tags in ((3, [1, 2], [b"plain"]), (7, [3], [b"it's", b"plain", b"plain"]), (1, [], [])):
+        values, _ = ranked(1, candidates)
+        user: dict[str, Any] = {"history": history}
+        items: dict[str, Any] = {name: values[name][0] for name in ITEMS[:3]} | {"tags": [tags] * candidates}
+        requests.append(values | client_features.rank(features, user, items)[1])
+    whole = sessions["rank"](joined(requests))
+    for place, request in enumerate(requests):
+        count = request["item"].shape[1]
+        for task, scores in sessions["rank"](request).items():
+            assert whole[task].shape == (3, 7) and scores.shape == (1, count)
+            np.testing.assert_allclose(whole[task][place, :count], scores[0], rtol=2e-6)
+    # It would be other scores, were lists filled up by the server.
+    shorter = requests[0] | {"history": requests[0]["history"][:, :2]}
+    assert joined([shorter, requests[1]])["history"].tolist()[0] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(("sides", "why"), [("iii", "no user or context"), ("ucu", "no item features"), ("uci", "")])

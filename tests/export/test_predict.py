@@ -212,7 +212,7 @@ def test_what_is_no_model(tmp_path: Path, exported: Path) -> None:
     assert Published(exported / "1").directory == Published(exported).directory
 
 
-USER = {"user": "plain", "age": 20, "history": [1, 2], "hour": 3, "weekend": 1, "temperature": 20.5}
+USER = {"user": "plain", "age": 20, "history": [1, None, 2, 4, 5], "hour": 3, "weekend": 1, "temperature": 20.5}
 ITEMS: dict[str, Any] = {
     "item": [1, 0, 2**40],
     "never_twice": ["x", None, ""],

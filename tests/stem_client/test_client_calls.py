@@ -228,6 +228,21 @@ def test_rows_name_the_one_that_differs(client: RankingClient, user: Given, item
         client.rank(user, rows)
 
 
+def test_lists_of_one_length(ranker: Any, client: RankingClient, user: Given, items: Given) -> None:
+    ranker.features |= {"interests": (tf.string, [1], False), "topics": (tf.int64, [4], True)}
+    # [1, 1] of the user beside [1, N] of the items, N = 1 too: neither is taken for the other.
+    one = {name: values[:1] for name, values in items.items()}
+    client.rank(user, one)
+    sent = ranker.arrays()
+    assert sent["interests"].tolist() == [[b"ski"]] and sent["video_id"].tolist() == [[7]]
+    assert sent["topics"].tolist() == [[[1, 2, EMPTY, EMPTY]]]
+    kinds = {feature.name: (feature.kind, feature.length, feature.per_item) for feature in client.metadata().features()}
+    assert kinds["interests"] == ("list", 1, False) and kinds["topics"] == ("list", 4, True)
+    assert kinds["taste"] == ("vector", 3, False) and kinds["hour"] == ("value", None, False)
+    client.score([user | {name: values[row] for name, values in items.items()} for row in range(3)])
+    assert ranker.arrays()["interests"].shape == (3, 1) and ranker.arrays()["topics"].shape == (3, 4)
+
+
 @pytest.mark.parametrize("table", [7, "abc", [[1, 2]], np.ones((3, 2)), None])
 def test_items_of_no_known_form(client: RankingClient, user: Given, table: Any) -> None:
     with pytest.raises(FeatureError, match="items are .*; a mapping of arrays, a list of mappings or a DataFrame"):

@@ -21,6 +21,7 @@ FLOAT = Feature("f", "float32", "value", None, True)
 INTS = Feature("f", "int64", "list", None, True)
 STRINGS = Feature("f", "string", "list", None, True)
 VECTOR = Feature("f", "float32", "vector", 2, True)
+ONE = Feature("f", "string", "list", 1, True)
 FIXED = Feature("f", "int64", "list", 3, True)
 
 
@@ -106,6 +107,12 @@ def test_float32(given: Any, expected: list[float]) -> None:
         (INTS, [[], []], [[EMPTY], [EMPTY]]),
         (INTS, [], np.empty((0, 1))),
         (FIXED, [[1], [2, 3, 4]], [[1, EMPTY, EMPTY], [2, 3, 4]]),
+        # As conversion does it: what is empty is dropped, then the first ones kept.
+        (FIXED, [[None, 1, EMPTY, 2, 3, 4], [], None, [None]], [[1, 2, 3], *[[EMPTY] * 3] * 3]),
+        (FIXED, np.arange(10).reshape(2, 5), [[0, 1, 2], [5, 6, 7]]),
+        (FIXED, np.array([[np.nan, 1], [2, np.nan]]), [[1, EMPTY, EMPTY], [2, EMPTY, EMPTY]]),
+        (FIXED, [], np.empty((0, 3))),
+        (ONE, [["", "a", "b"], [None], []], [[b"a"], [b""], [b""]]),
         (STRINGS, [["a", "é"], [None]], [[b"a", "é".encode()], [b"", b""]]),
         (STRINGS, np.array([["a", "b"]]), [[b"a", b"b"]]),
         (VECTOR, [[1, 2.5], None, [None, 4]], [[1, 2.5], [np.nan, np.nan], [np.nan, 4]]),
@@ -163,7 +170,7 @@ def test_lists_and_vectors(feature: Feature, given: Any, expected: Any) -> None:
         (INTS, [np.ones((1, 2))], "item 0 has shape (1, 2); one dimension is expected"),
         (INTS, [[[1]]], "item 0, element 0 is [1] (list); the model takes int64"),
         (STRINGS, ["a|b"], "item 0 is 'a|b' (str); a list or an array is expected"),
-        (FIXED, [[1], [1, 2, 3, 4]], "item 1 has 4 elements; the model takes at most 3"),
+        (FIXED, [[1], [1, 2, 3, "x"]], "item 1, element 3 is 'x' (str); the model takes int64"),
         (VECTOR, [[1, 2], [3]], "item 1 has 1 elements; the model takes 2"),
         (VECTOR, np.ones((3, 4)), "item 0 has 4 elements; the model takes 2"),
         (VECTOR, [[1, 2], [3, float("inf")]], "item 1, element 1 is inf (float), which is not finite"),

@@ -43,10 +43,8 @@ def check_served(tmp_path: Path, start_server: Callable[..., Any], request_for: 
         server.versions.poll()
 
         table = pq.read_table(Path(manifest.data_dir) / "raw" / "test").sort_by("row_id").combine_chunks()
-        fields = [
-            {key: getattr(feature, key) for key in ("name", "kind", "column", "dtype", "separator", "length")}
-            for feature in features
-        ]
+        keys = ("name", "kind", "column", "dtype", "separator", "length", "max_length")
+        fields = [{key: getattr(feature, key) for key in keys} for feature in features]
         raw = check.request(fields, table.to_batches()[0])
         order = np.argsort(trained.row_id)
         rows = server.predict(request_for("serving_default", **raw))
