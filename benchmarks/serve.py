@@ -123,7 +123,7 @@ def measure(base_path: str) -> None:
     """Runs all cases over the newest version in ``base_path``, prints the tables and writes the JSON."""
     from export.server.servable import Servable
 
-    versions = version_directories(Path(base_path))
+    versions = version_directories(Path(base_path)).versions
     if not versions:
         raise UserError(f"--model_base_path={base_path} holds no version")
     path = versions[max(versions)]

@@ -7,17 +7,22 @@ version is built under a name that is no number, flushed to the disk and renamed
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines import files, owned
 from pipelines import manifest as manifests
 
+_LARGEST_MANIFEST = 16 << 20
 _LAST = ".last_version"
 """Holds the highest number so far: one that was deleted (a roll-back) is not used again for another model."""
 
@@ -31,23 +36,72 @@ def versions(directory: Path) -> list[int]:
 def damage(version: Path) -> str:
     """What tells a version's directory from the one that was published, or ""; reads all of it.
 
-    Compares with the manifest, where there is one: a directory that is still being copied is damaged, too.
+    Compares with the manifest, where there is one: a directory that is still being copied is damaged, too. Only regular
+    files are opened: a pipe would never end, and TensorFlow opens what it finds.
     """
-    if not (version / "saved_model.pb").is_file():
-        return "saved_model.pb is missing"
-    manifest = version / manifests.FILENAME
-    if not manifest.exists():
-        return ""
     try:
-        for name, digest in json.loads(manifest.read_bytes())["files"].items():
-            with open(version / name, "rb") as file:
+        for directory, _, names in os.walk(version, onerror=_raise):
+            for name in names:
+                if not stat.S_ISREG(os.stat(os.path.join(directory, name)).st_mode):
+                    return f"{(Path(directory) / name).relative_to(version)} is not a file"
+        if not (version / "saved_model.pb").is_file():
+            return "saved_model.pb is missing"
+        for name, digest in _files(version).items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return f"{manifests.FILENAME} is not a manifest: {_shown(name)} is not below the version's directory"
+            try:
+                file = _open(version / name)
+            except FileNotFoundError:
+                return f"{_shown(name)}, listed in {manifests.FILENAME}, is missing"
+            with file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"{name} is not the file of {manifest.name}: its SHA-256 differs"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).relative_to(version)}, listed in {manifest.name}, is missing"
+                    return f"{_shown(name)} is not the file of {manifests.FILENAME}: its SHA-256 differs"
+    except OSError as error:
+        name = "" if error.filename is None else os.path.relpath(error.filename, version)
+        return f"{_shown(name) if name not in ('', '.') else 'the directory'} cannot be read: {error.strerror}"
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        return f"{manifest.name} is not a manifest: {' '.join(str(error).split())}"
+        return f"{manifests.FILENAME} is not a manifest: {_shown(' '.join(str(error).split()))}"
     return ""
+
+
+def model_of(version: Path) -> str:
+    """The model's name as a version's manifest has it; "" where there is none."""
+    try:
+        name = _manifest(version)["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+def _files(version: Path) -> dict[str, str]:
+    """The digests of a version's files by name; none where there is no manifest."""
+    return dict(_manifest(version)["files"]) if (version / manifests.FILENAME).exists() else {}
+
+
+def _manifest(version: Path) -> Any:
+    with _open(version / manifests.FILENAME) as file:
+        text = file.read(_LARGEST_MANIFEST + 1)
+    if len(text) > _LARGEST_MANIFEST:
+        raise ValueError(f"it has more than {_LARGEST_MANIFEST:,} bytes")
+    return json.loads(text)
+
+
+def _open(path: Path) -> io.BufferedReader:
+    """Opens a regular file; a pipe, whose open() waits for a writer, is an error."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file", os.fspath(path))
+    return open(descriptor, "rb")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _shown(text: str) -> str:
+    """What others wrote, in a message of one line."""
+    return text if text.isprintable() and len(text) <= 200 else f"{text[:200]!a}"
 
 
 @contextlib.contextmanager

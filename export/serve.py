@@ -9,6 +9,7 @@ deleted. SIGTERM or Ctrl-C lets calls in flight end. docs/serving.md says more.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -75,6 +76,10 @@ def main(argv: Sequence[str]) -> None:
     from export.server.service import Server, default_workers
     from export.server.versions import Versions
 
+    # What is imported stays: the collector, which stops every thread while it looks, need not look at it again.
+    gc.collect()
+    gc.freeze()
+
     name, host, workers = _MODEL_NAME.value, _HOST.value, _MAX_WORKERS.value or default_workers()
     versions = Versions(
         base_path,
@@ -136,7 +141,7 @@ def _check(base_path: Path) -> None:
         return
     if not base_path.is_dir():
         raise UserError(f"--model_base_path={base_path}: no such directory; --wait waits for a first version")
-    if not version_directories(base_path):
+    if not version_directories(base_path).versions:
         raise UserError(
             f"--model_base_path={base_path} holds no version (a directory with a number for a name, as stem-export "
             "publishes it); --wait waits for the first one"

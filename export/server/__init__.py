@@ -5,6 +5,7 @@ signature.py    one signature: Predict's inputs to its outputs
 callables.py    what runs it, by the outputs asked for
 servable.py     one loaded version: signatures, warm-up
 directories.py  version directories on disk
+policy.py       which of them are to serve
 versions.py     which of them is loaded, which serves, which failed
 models.py       the models by name, and which version a request asks for
 service.py      the gRPC services in front of them

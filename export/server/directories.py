@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
 from pathlib import Path
 
+Fingerprint = tuple[tuple[str, int, int, int], ...]
+_INT64 = 1 << 63
 
-def version_directories(base_path: Path) -> dict[int, Path]:
-    """The versions under ``base_path``, whole or not, by number.
+
+@dataclasses.dataclass
+class Listing:
+    """What a base path holds.
+
+    Attributes:
+      versions: whole or not, by number.
+      ignored: a sentence for each directory that is a number and yet no version.
+    """
+
+    versions: dict[int, Path]
+    ignored: list[str]
+
+
+def version_directories(base_path: Path) -> Listing:
+    """The versions under ``base_path``.
+
+    As TensorFlow Serving reads names: decimal, within int64; ``007`` is 7 and `.3.partial` no version.
 
     Raises:
       OSError: ``base_path`` cannot be listed.
     """
-    found: dict[int, Path] = {}
-    for name in sorted(os.listdir(base_path)):
-        # As TensorFlow Serving reads them: decimal, within int64. Names like `.3.partial` are not versions.
-        if name.isascii() and name.isdecimal() and int(name) < 1 << 63 and (base_path / name).is_dir():
-            found[int(name)] = base_path / name
-    return found
+    listing = Listing({}, [])
+    names = [name for name in os.listdir(base_path) if name.isascii() and name.isdecimal()]
+    for name in sorted(names, key=lambda name: (len(name), name)):  # the shortest of two spellings is the usual one
+        path = base_path / name
+        if not path.is_dir():
+            continue
+        if len(name.lstrip("0")) > 19 or int(name) >= _INT64:
+            listing.ignored.append(f"{path} is no version: the largest one is {_INT64 - 1}")
+        elif int(name) in listing.versions:
+            listing.ignored.append(f"{path} is ignored: {listing.versions[int(name)]} is version {int(name)}, too")
+        else:
+            listing.versions[int(name)] = path
+    return listing
 
 
-def fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of a version's files: has anything changed?"""
-    seen = []
-    for directory, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(OSError):
-                status = os.stat(os.path.join(directory, name))
-                seen.append((os.path.join(directory, name), status.st_size, status.st_mtime_ns))
+def fingerprint(path: Path) -> Fingerprint:
+    """Names, sizes and times of a version's files and directories: has anything changed, permissions included?"""
+    seen = [_look(os.fspath(path))]
+    for directory, directories, names in os.walk(path):
+        seen += [_look(os.path.join(directory, name)) for name in (*directories, *names)]
     return tuple(sorted(seen))
+
+
+def _look(path: str) -> tuple[str, int, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path, 0, 0, 0
+    return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from pathlib import Path
 
 import grpc
@@ -16,6 +19,7 @@ from export.server import tensors
 from export.server.signature import Signature
 from export.server.status import StatusError
 from pipelines import files, tfrecord
+from pipelines.errors import JobError
 
 DEFAULT_SIGNATURE = "serving_default"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
@@ -36,7 +40,9 @@ class Servable:
       as_content: answer with ``tensor_content`` in place of the `*_val` fields.
 
     Raises:
-      LoadError: files are missing or differ from the manifest, TensorFlow cannot load them, a warm-up record fails.
+      LoadError: files are missing or differ from the manifest, or a warm-up record fails.
+      Exception: whatever TensorFlow raises for a damaged or foreign directory (OpError, OSError, ValueError, KeyError,
+        MemoryError ...). Nothing stays open.
     """
 
     def __init__(self, path: Path, name: str, version: int, *, as_content: bool = False) -> None:
@@ -46,27 +52,21 @@ class Servable:
             raise LoadError(why)
         config = config_pb2.ConfigProto()
         config.gpu_options.allow_growth = True  # the next version loads beside this one
-        with tf.Graph().as_default() as graph:
-            self._session = tf.compat.v1.Session(graph=graph, config=config)
-            try:
-                with files.literal(path) as readable:
-                    meta = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], readable)
-                self._signatures = {key: Signature(self._session, x) for key, x in meta.signature_def.items()}
-            # Whatever a damaged or foreign directory raises (OpError, OSError, ValueError, KeyError, DecodeError ...),
-            # the version that serves goes on serving.
-            except Exception as error:
-                self._session.close()
-                raise LoadError(_one_line(error)) from error
-        self.metadata = any_pb2.Any()
-        self.metadata.Pack(get_model_metadata_pb2.SignatureDefMap(signature_def=meta.signature_def))
+        graph = tf.Graph()
+        self._session = tf.compat.v1.Session(graph=graph, config=config)
         try:
+            with graph.as_default(), files.literal(path) as readable:
+                meta = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], readable)
+            self._signatures = {key: Signature(self._session, x) for key, x in meta.signature_def.items()}
+            self.metadata = any_pb2.Any()
+            self.metadata.Pack(get_model_metadata_pb2.SignatureDefMap(signature_def=meta.signature_def))
             self.warm_up_records = self._warm_up(path / WARM_UP)
-        except (LoadError, OSError, tfrecord.CorruptRecord):
+        except BaseException:
             self._session.close()
             raise
 
     def close(self) -> None:
-        """Frees the session. No call may be running or come later."""
+        """Ends the session. No call may be running or come later. :func:`free_memory` gives back what it held."""
         self._session.close()
 
     def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
@@ -109,10 +109,25 @@ class Servable:
                 if log.HasField("predict_log"):
                     self.predict(log.predict_log.request)
             except (DecodeError, StatusError) as error:
-                raise LoadError(f"{WARM_UP}, record {records}: {_one_line(error)}") from error
+                raise LoadError(f"{WARM_UP}, record {records}: {one_line(error)}") from error
         return records
 
 
-def _one_line(error: Exception) -> str:
-    message = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    return " ".join(message.split())[:500] or type(error).__name__
+def one_line(error: Exception) -> str:
+    """Why a version does not load."""
+    message = " ".join((error.message if isinstance(error, tf.errors.OpError) else str(error)).split())[:500]
+    if isinstance(error, LoadError | JobError | OSError | StatusError | DecodeError | tf.errors.OpError) and message:
+        return message
+    return f"{type(error).__name__}: {message}".removesuffix(": ")
+
+
+def free_memory() -> None:
+    """Frees what closed servables held, and gives it back to the system.
+
+    A graph and its operations refer to each other, and to the session, whose variables and tables go with it: it takes
+    the collector to free them, which comes by itself after many more versions only. glibc keeps pages that are free in
+    the heap of a thread until there is another allocation; a thread that loads is idle from then on.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,9 +1,11 @@
-"""The directory of versions: the newest one that loads serves; what is half there, broken or deleted never does.
+"""The directory of versions: the newest ones that load serve; what is half there, broken or deleted never does.
 
-A poll looks at the integer directories of the base path, newest first, down to the one that serves. The first that
-loads takes over; the one before is unloaded when its last call has ended. So a deleted newest version rolls back to the
-next one, and a version that does not load leaves things as they are; it is tried again, ever more seldom, or at once
-when its files have changed.
+A poll looks at the integer directories of the base path, newest first, until as many serve as the policy asks for. Each
+that loads serves at once, and what is then one too many is unloaded when its last call has ended. So a deleted newest
+version rolls back to the next one, and a version that does not load leaves things as they are; it is tried again, ever
+more seldom, or at once when its files have changed.
+
+Loading and unloading are the work of the thread that polls. A call only counts itself in and out.
 """
 
 from __future__ import annotations
@@ -13,16 +15,16 @@ import dataclasses
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import grpc
 from tensorflow_serving.apis import get_model_status_pb2
 
-from export.server.directories import fingerprint, version_directories
-from export.server.servable import LoadError, Servable
+from export.server.directories import Fingerprint, fingerprint, version_directories
+from export.server.policy import LATEST, Policy
+from export.server.servable import Servable, free_memory, one_line
 from export.server.status import not_found
-from pipelines.errors import JobError
 
 _State = get_model_status_pb2.ModelVersionStatus
 _LONGEST_WAIT = 60.0
@@ -32,7 +34,7 @@ _LONGEST_WAIT = 60.0
 class _Failure:
     """What a version that does not load looked like, and when to look at it again."""
 
-    files: tuple[tuple[str, int, int], ...]
+    files: Fingerprint
     message: str
     wait: float
     due: float
@@ -52,10 +54,12 @@ class Versions:
 
     Args:
       base_path: the directory whose integer directories are versions.
-      load: makes a version ready to serve, or raises LoadError, JobError or OSError.
+      load: makes a version ready to serve. Whatever it raises is that version's failure.
+      policy: which of them serve.
       poll_seconds: time between two looks at the directory.
       report: called with one line about what an operator should know: a version that fails, or is gone.
-      on_serving: called each time a version takes over, with it, the one before and the seconds that loading took.
+      on_serving: called each time a version begins to serve, with it, the latest one before and the seconds that
+        loading took.
     """
 
     def __init__(
@@ -63,19 +67,21 @@ class Versions:
         base_path: Path,
         load: Callable[[Path, int], Servable],
         *,
+        policy: Policy = LATEST,
         poll_seconds: float,
         report: Callable[[str], None],
         on_serving: Callable[[Servable, int | None, float], None],
     ) -> None:
-        self._base_path, self._load, self._poll_seconds = base_path, load, poll_seconds
-        self._report, self._on_serving = report, on_serving
+        self._base_path, self._load, self.policy = base_path, load, policy
+        self._poll_seconds, self._report, self._on_serving = poll_seconds, report, on_serving
         self._lock = threading.Lock()
-        self._current: Servable | None = None
-        self._calls: dict[Servable, int] = {}
+        self._serving: dict[int, Servable] = {}
+        self._calls: dict[Servable, int] = {}  # of those that serve, and of those to unload
         self._statuses: dict[int, VersionStatus] = {}
         self._failures: dict[int, _Failure] = {}
-        self._orphan: int | None = None
-        self._stopping = threading.Event()
+        self._said: set[str] = set()
+        self._tried, self._ready = threading.Event(), threading.Event()
+        self._stopping, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
 
     def start(self) -> None:
@@ -83,25 +89,27 @@ class Versions:
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """Ends polling and unloads. False if a load was still running after ``timeout`` seconds."""
+        """Ends polling and unloads what no call uses. False if a load was still running after ``timeout`` seconds."""
         self._stopping.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
             if self._thread.is_alive():
                 return False
-        self._switch(None)
+        self._retire(self.serving_versions)
+        self._unload_idle()
         return True
 
     @contextlib.contextmanager
     def use(self, name: str, version: int | None) -> Iterator[Servable]:
-        """The servable of ``version`` (None: the one that serves), held for the length of a call.
+        """The servable of ``version`` (None: the latest that serves), held for the length of a call.
 
         Raises:
           StatusError: that version does not serve.
         """
         with self._lock:
-            servable = self._current
-            if servable is None or version not in (None, servable.version):
+            servable = self._serving.get(max(self._serving, default=0) if version is None else version)
+            if servable is None:
                 asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
                 raise not_found(f"Servable not found for request: {asked}")
             self._calls[servable] += 1
@@ -110,9 +118,9 @@ class Versions:
         finally:
             with self._lock:
                 self._calls[servable] -= 1
-                last = servable is not self._current and not self._calls[servable]
+                last = not self._calls[servable] and self._serving.get(servable.version) is not servable
             if last:
-                self._unload(servable)
+                self._wake.set()
 
     def statuses(self) -> dict[int, VersionStatus]:
         """Every version that was ever seen, newest first."""
@@ -121,33 +129,78 @@ class Versions:
 
     @property
     def serving(self) -> int | None:
-        """The version that serves."""
-        current = self._current
-        return None if current is None else current.version
+        """The latest version that serves."""
+        return max(self.serving_versions, default=None)
+
+    @property
+    def serving_versions(self) -> list[int]:
+        """The versions that serve."""
+        with self._lock:
+            return list(self._serving)
+
+    def wait(self, stopping: threading.Event, *, until_ready: bool) -> bool:
+        """Waits until each version that is there was tried once, or ``until_ready`` one serves; True if one serves."""
+        done = self._ready if until_ready else self._tried
+        while not done.wait(0.05) and not stopping.is_set():
+            pass
+        return self._ready.is_set()
 
     def poll(self) -> None:
         """Looks once at the directory and does what follows from it."""
+        self._unload_idle()
+        said: set[str] = set()
         try:
-            found = version_directories(self._base_path)
-        except OSError:
-            return  # A file system that is away for a moment says nothing about versions.
-        for version in [version for version in self._failures if version not in found]:
-            del self._failures[version]
-        for version in sorted(found, reverse=True):
-            if version == self.serving:
-                break
-            if self._stopping.is_set() or self._try(version, found[version]):
-                break
-        self._report_orphan(found)
+            listing = version_directories(self._base_path)
+        except OSError as error:
+            # A file system that is away for a moment, or descriptors that ran out, say nothing about versions.
+            said.add(f"cannot list {self._base_path} ({error.strerror}), which is tried again; {self._goes_on()}")
+        else:
+            said.update(listing.ignored)
+            for version in [version for version in self._failures if version not in listing.versions]:
+                del self._failures[version]
+            kept = self._keep(listing.versions)
+            if self._stopping.is_set():
+                return
+            if kept:
+                self._retire([version for version in self.serving_versions if version not in kept])
+            elif self._serving:
+                said.add(self._orphans(listing.versions))
+        for line in sorted(said - self._said):
+            self._report(line)
+        self._said = said
+        self._unload_idle()
+        self._tried.set()
 
     def _watch(self) -> None:
-        while not self._stopping.is_set():
+        due, last = time.monotonic(), ""
+        while True:
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
             try:
-                self.poll()
+                if time.monotonic() < due:
+                    self._unload_idle()
+                else:
+                    self.poll()
+                    due = time.monotonic() + self._poll_seconds
             except Exception:
                 # A bug of ours must end neither serving nor the search for versions.
-                traceback.print_exc()
-            self._stopping.wait(self._poll_seconds)
+                due, text = time.monotonic() + self._poll_seconds, traceback.format_exc()
+                if text != last:
+                    self._report(f"internal error: {text}")
+                last = text
+                self._tried.set()
+            self._wake.wait(max(0.0, due - time.monotonic()))
+
+    def _keep(self, found: dict[int, Path]) -> list[int]:
+        """Loads what is missing; the versions that serve and are to go on."""
+        kept: list[int] = []
+        for version in self.policy.candidates(found):
+            if len(kept) == self.policy.latest or self._stopping.is_set():
+                break
+            if version in self._serving or self._try(version, found[version]):
+                kept.append(version)
+        return kept
 
     def _try(self, version: int, path: Path) -> bool:
         """Loads a version unless it failed a short time ago; True if it serves now."""
@@ -156,56 +209,72 @@ class Versions:
             return False
         self._set(version, _State.LOADING)
         start = time.monotonic()
-        try:
-            servable = self._load(path, version)
-            if self._current is not None:
-                servable.prepare(self._current)
-        except (LoadError, JobError, OSError) as error:
-            self._failed(version, files, " ".join(str(error).split()))
+        if message := self._load_and_serve(version, path, start):
+            free_memory()
+            self._failed(version, files, message)
             return False
         self._failures.pop(version, None)
-        before = self.serving
-        self._switch(servable)
-        self._on_serving(servable, before, time.monotonic() - start)
         return True
 
-    def _failed(self, version: int, files: tuple[tuple[str, int, int], ...], message: str) -> None:
+    def _load_and_serve(self, version: int, path: Path, start: float) -> str:
+        """Why the version does not load; "" if it serves now."""
+        before, servable = self.serving, None
+        try:
+            servable = self._load(path, version)
+            if before is not None:
+                servable.prepare(self._serving[before])
+        except Exception as error:
+            # The one boundary: it is this version's failure, whatever it is, and the others go on.
+            if servable is not None:
+                servable.close()
+            return one_line(error)
+        with self._lock:
+            self._calls[servable] = 0
+            self._serving[version] = servable
+            self._statuses[version] = VersionStatus(_State.AVAILABLE)
+        self._ready.set()
+        self._on_serving(servable, before, time.monotonic() - start)
+        return ""
+
+    def _failed(self, version: int, files: Fingerprint, message: str) -> None:
         last = self._failures.get(version)
         same = last is not None and last.files == files
         wait = min(_LONGEST_WAIT, last.wait * 2) if last is not None and same else max(self._poll_seconds, 1.0)
         self._failures[version] = _Failure(files, message, wait, time.monotonic() + wait)
         self._set(version, _State.END, grpc.StatusCode.UNKNOWN.value[0], message)
         if last is None or last.message != message:
-            goes_on = "no version serves" if self.serving is None else f"version {self.serving} goes on serving"
-            self._report(f"version {version} does not load, {goes_on}: {message}")
+            self._report(f"version {version} does not load, {self._goes_on()}: {message}")
 
-    def _report_orphan(self, found: dict[int, Path]) -> None:
-        serving = self.serving
-        if serving is None or serving in found:
-            self._orphan = None
-        elif serving != self._orphan:
-            self._orphan = serving
-            self._report(f"version {serving} was deleted and no other one loads: it goes on serving from memory")
+    def _goes_on(self) -> str:
+        return "no version serves" if self.serving is None else f"version {self.serving} goes on serving"
 
-    def _switch(self, servable: Servable | None) -> None:
-        """Lets ``servable`` serve from the next call on, and unloads the one before as soon as it is idle."""
+    def _orphans(self, found: Collection[int]) -> str:
+        what = "is not among those asked for" if self.serving in found else "was deleted"
+        return f"version {self.serving} {what} and no other one loads: it goes on serving from memory"
+
+    def _retire(self, versions: Iterable[int]) -> None:
+        """Takes versions away from the next calls."""
         with self._lock:
-            before, self._current = self._current, servable
-            if servable is not None:
-                self._calls[servable] = 0
-                self._statuses[servable.version] = VersionStatus(_State.AVAILABLE)
-            if before is not None:
-                self._statuses[before.version] = VersionStatus(_State.UNLOADING)
-            idle = before is not None and not self._calls[before]
-        if before is not None and idle:
-            self._unload(before)
+            for version in versions:
+                del self._serving[version]
+                self._statuses[version] = VersionStatus(_State.UNLOADING)
 
-    def _unload(self, servable: Servable) -> None:
-        servable.close()
+    def _unload_idle(self) -> None:
+        """Unloads what does not serve any more and has no calls."""
         with self._lock:
-            del self._calls[servable]
-            if self._statuses[servable.version].state == _State.UNLOADING:
-                self._statuses[servable.version] = VersionStatus(_State.END)
+            idle = [x for x, calls in self._calls.items() if not calls and self._serving.get(x.version) is not x]
+            for servable in idle:
+                del self._calls[servable]
+        if not idle:
+            return
+        while idle:
+            servable = idle.pop()
+            servable.close()
+            with self._lock:
+                if self._statuses[servable.version].state == _State.UNLOADING:
+                    self._statuses[servable.version] = VersionStatus(_State.END)
+        del servable
+        free_memory()
 
     def _set(self, version: int, state: int, code: int = 0, text: str = "") -> None:
         with self._lock:

@@ -92,7 +92,7 @@ def test_calls_in_flight_end_on_the_version_they_began_on(
     running = start_server(tmp_path)
     running.versions.poll()
     slow = running.prediction.Predict.future(request_for("slow", turns=np.int64(300_000)), timeout=60)
-    wait_for(lambda: running.versions._calls[running.versions._current] == 1)
+    wait_for(lambda: list(running.versions._calls.values()) == [1])
     with running.versions.use("ranker", None) as held:
         publish(tmp_path, 2, 2.0)
         running.versions.poll()
@@ -101,7 +101,9 @@ def test_calls_in_flight_end_on_the_version_they_began_on(
         response = slow.result()
         assert response.model_spec.version.value == 1 and response.outputs["turn"].int64_val == [300_000]
         assert held.predict(request_for(user=[1], item=[0])).outputs["click"].float_val == [1]
+        running.versions.poll()
         assert running.states() == [(2, "AVAILABLE"), (1, "UNLOADING")]
+    running.versions.poll()
     assert running.states() == [(2, "AVAILABLE"), (1, "END")]
 
 
