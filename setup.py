@@ -58,6 +58,8 @@ setup(
         "grpcio>=1.62",
         "grpcio-health-checking>=1.62,<1.63",
         "grpcio-reflection>=1.62,<1.63",
+        "prometheus-client>=0.20,<1",
+        "aiohttp>=3.10,<4",
         "setuptools>=77,<81",
     ],
     extras_require={

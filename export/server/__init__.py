@@ -10,4 +10,11 @@ versions.py     which of them is loaded, which serves, which failed
 models.py       the models by name, and which version a request asks for
 service.py      the gRPC services in front of them
 status.py       errors that become gRPC status codes
+observation.py  what a call was and how it ended, for the next two
+access_log.py   a line a call
+metrics.py      counters and histograms of calls; drift.py and known_values.py: of their features and scores
+security.py     certificates and tokens
+web.py          HTTP and its limits, for the next two
+monitoring.py   metrics, /healthz, /readyz
+rest.py         TensorFlow Serving's REST API; rest_json.py: its JSON
 """

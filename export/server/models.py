@@ -44,6 +44,10 @@ class Models:
         versions = self._versions.get(name)
         return {} if versions is None else versions.statuses()
 
+    def loaded(self) -> dict[str, list[int]]:
+        """The versions that serve, by model."""
+        return {name: versions.serving_versions for name, versions in self._versions.items()}
+
     def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
         """Serves what ``config`` lists from now on.
 

@@ -46,7 +46,7 @@ class Servable:
     """
 
     def __init__(self, path: Path, name: str, version: int, *, as_content: bool = False) -> None:
-        self.name, self.version = name, version
+        self.path, self.name, self.version = path, name, version
         self._as_content = as_content
         if why := publish.damage(path):
             raise LoadError(why)

@@ -1,0 +1,82 @@
+"""Which raw values a version's vocabularies hold, told in bulk from a sorted array of eight bytes a value.
+
+The tables inside the graph answer the same, but only as part of a request. Integers are kept as they are. Of strings
+a 64-bit hash is kept: two different ones are taken for the same with a probability of 2^-56.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.hashing import mix64
+
+_COUNT_BYTES, _LENGTH_BYTES = 8, 4
+_ROWS_AT_A_TIME = 1 << 16  # few enough that no step holds the interpreter for long
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+class KnownValues:
+    """The values of one asset of `export.vocabulary_asset`, without the empty one.
+
+    Args:
+      path: of the asset.
+      dtype: ``int64`` or ``string``.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not such an asset.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self._strings = dtype == "string"
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            count = int(np.fromfile(file, "<i8", 1)[0]) if size >= _COUNT_BYTES else -1
+        each = _LENGTH_BYTES if self._strings else 8
+        if not 1 <= count <= (size - _COUNT_BYTES) // each:
+            raise ValueError(f"{path} is not a vocabulary")
+        if not self._strings:
+            keys = np.fromfile(path, "<i8", count, offset=_COUNT_BYTES)[1:]
+        else:
+            lengths = np.fromfile(path, "<i4", count, offset=_COUNT_BYTES)[1:].astype(np.int64)
+            first = _COUNT_BYTES + _LENGTH_BYTES * count
+            if lengths.size and (lengths.min() < 0 or lengths.sum() != size - first):
+                raise ValueError(f"{path} is not a vocabulary")
+            self._longest = int(lengths.max(initial=0))
+            self._factors = mix64(_GAMMA * np.arange(1, self._longest + 1, dtype=np.uint64)) | np.uint64(1)
+            keys, ends = np.empty(count - 1, np.uint64), np.cumsum(lengths)
+            for start in range(0, count - 1, _ROWS_AT_A_TIME):
+                part = lengths[start : start + _ROWS_AT_A_TIME]
+                begin = int(ends[start] - lengths[start])
+                data = np.fromfile(path, np.uint8, int(part.sum()), offset=first + begin)
+                keys[start : start + len(part)] = self._hashed(data, part)
+        self._keys = np.sort(keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def unknown(self, values: np.ndarray) -> int:
+        """How many of ``values`` (int64 [n], or bytes objects [n]; none of them empty) are not in the vocabulary."""
+        if not self._strings:
+            return self._missing(values)
+        kept = [value for value in values.tolist() if len(value) <= self._longest]
+        data = np.frombuffer(b"".join(kept), np.uint8)
+        lengths = np.fromiter(map(len, kept), np.int64, len(kept))
+        return len(values) - len(kept) + (self._missing(self._hashed(data, lengths)) if kept else 0)
+
+    def _missing(self, keys: np.ndarray) -> int:
+        if not len(self._keys):
+            return len(keys)
+        places = np.searchsorted(self._keys, keys)
+        places[places == len(self._keys)] = 0
+        return int(np.count_nonzero(self._keys[places] != keys))
+
+    def _hashed(self, data: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Hashes, uint64 [n], of strings that lie one after another: sum over places of (byte + 1) x factor[place]."""
+        starts = np.cumsum(lengths) - lengths
+        places = np.arange(len(data)) - np.repeat(starts, lengths)
+        parts = (data.astype(np.uint64) + np.uint64(1)) * self._factors[places]
+        # Strings are not empty, so each has a part of its own (reduceat gives an empty slice its first element).
+        return np.add.reduceat(parts, starts)

@@ -1,0 +1,235 @@
+"""Metrics in Prometheus' text format: TensorFlow Serving's names, and what this server can say beyond them.
+
+Label values come from what is loaded, never from requests alone: whatever clients ask for, the number of series is
+bounded. What is labelled with a version goes when the version is unloaded.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TypeVar
+
+import grpc
+import prometheus_client
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from export.server.drift import Distribution, Drift, Key
+from export.server.observation import Observation
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+UNKNOWN_MODEL = "(unknown)"
+"""The model's label where a call asks for one that is not served."""
+
+_REQUEST_COUNT = ":tensorflow:serving:request_count"
+# TensorFlow Serving's: from 10 us, each bound 1.8 times the one before, up to some 20 minutes.
+_MICROSECONDS = tuple(10 * 1.8**power for power in range(33))
+_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_ROWS = tuple(float(1 << power) for power in range(15))
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class _Version:
+    """What is counted of a version: rows by signature, requests by task."""
+
+    rows: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    tasks: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+
+class Metrics(Collector):
+    """Counts calls, and writes what it counted.
+
+    Args:
+      loaded: the versions that are loaded, by model; the greatest of them is the one that serves.
+      sample: share of the calls whose features and scores are counted, 0 to 1.
+
+    Attributes:
+      drift: the counts of features and scores.
+    """
+
+    def __init__(self, loaded: Callable[[], Mapping[str, Collection[int]]], sample: float) -> None:
+        self._loaded = loaded
+        self._lock = threading.Lock()
+        self._requests: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._versions: dict[Key, _Version] = {}
+        self._failures: collections.Counter[str] = collections.Counter()
+        self._refused: collections.Counter[str] = collections.Counter()
+        self.drift = Drift(sample, loaded)
+        prometheus_client.disable_created_metrics()
+        self._registry = prometheus_client.CollectorRegistry()
+        self._latency = prometheus_client.Histogram(
+            ":tensorflow:serving:request_latency",
+            "Microseconds from a request's first byte to its answer; of calls that were answered with OK.",
+            ["model_name", "API", "entrypoint"],
+            buckets=_MICROSECONDS,
+            registry=self._registry,
+        )
+        self._runtime = prometheus_client.Histogram(
+            ":tensorflow:serving:runtime_latency",
+            "Microseconds of that without the time in the queue.",
+            ["model_name", "API", "runtime"],
+            buckets=_MICROSECONDS,
+            registry=self._registry,
+        )
+        self._waited = prometheus_client.Histogram(
+            "stem_serve_queue_seconds", "Time that calls waited.", buckets=_SECONDS, registry=self._registry
+        )
+        self._batch_rows = prometheus_client.Histogram(
+            "stem_serve_batch_rows", "Rows of a run of the model.", buckets=_ROWS, registry=self._registry
+        )
+        prometheus_client.ProcessCollector(registry=self._registry)
+        prometheus_client.GCCollector(self._registry)
+        self._registry.register(self)
+
+    def observe(self, seen: Observation) -> None:
+        """Counts a call that was answered. Any thread; some microseconds."""
+        if seen.method != "Predict":
+            return
+        servable = seen.servable
+        if servable is not None:
+            model = servable.name
+        else:
+            model = seen.model if seen.model in self._loaded() else UNKNOWN_MODEL
+        with self._lock:
+            self._requests[model, seen.code.name] += 1
+        if seen.code is not grpc.StatusCode.OK or servable is None:
+            return
+        self._latency.labels(model, "Predict", seen.entrypoint).observe(seen.seconds * 1e6)
+        self._runtime.labels(model, "Predict", "TF1").observe((seen.seconds - seen.waited) * 1e6)
+        self._waited.observe(seen.waited)
+        key = (model, servable.version)
+        with self._lock:
+            version = self._versions.get(key)
+            if version is None:
+                version = self._versions[key] = _Version()
+            version.rows[seen.signature] += seen.rows
+            version.tasks.update(list(seen.outputs or ()))
+        self.drift.offer(seen)
+
+    def observe_batch(self, rows: int) -> None:
+        """Counts a run of the model."""
+        self._batch_rows.observe(rows)
+
+    def refused(self, reason: str) -> None:
+        """Counts a call that was not run."""
+        with self._lock:
+            self._refused[reason] += 1
+
+    def counting_failures(self, name: str, load: Callable[..., T]) -> Callable[..., T]:
+        """``load``, each of whose failures is one of a version of the model ``name``."""
+        with self._lock:
+            self._failures[name] += 0
+
+        def counted(*args: object) -> T:
+            try:
+                return load(*args)
+            except Exception:
+                with self._lock:
+                    self._failures[name] += 1
+                raise
+
+        return counted
+
+    def text(self) -> bytes:
+        """All metrics. Any thread, at any time."""
+        # prometheus-client has a counter's name end in _total; TensorFlow Serving's does not.
+        lines = [f"# HELP {_REQUEST_COUNT} The total number of requests.", f"# TYPE {_REQUEST_COUNT} counter"]
+        with self._lock:
+            requests = sorted(self._requests.items())
+        for (model, status), count in requests:
+            lines.append(f'{_REQUEST_COUNT}{{model_name="{_escaped(model)}",status="{status}"}} {count}')
+        return "\n".join([*lines, ""]).encode() + prometheus_client.generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus-client asks for."""
+        loaded = self._loaded()
+        serving = GaugeMetricFamily("stem_serve_version", "The version that serves.", labels=["model"])
+        for model, versions in loaded.items():
+            if versions:
+                serving.add_metric([model], max(versions))
+        yield serving
+        with self._lock:
+            for name, version in [key for key in self._versions if key[1] not in loaded.get(key[0], ())]:
+                del self._versions[name, version]
+            counted = {key: (dict(x.rows), dict(x.tasks)) for key, x in self._versions.items()}
+            failures, refused = dict(self._failures), dict(self._refused)
+        yield _counter(
+            "stem_serve_version_failures",
+            "Loads of a version that failed.",
+            ["model"],
+            {(model,): count for model, count in failures.items()},
+        )
+        yield _counter(
+            "stem_serve_refused",
+            "Calls that were not run, by why.",
+            ["reason"],
+            {(reason,): count for reason, count in refused.items()},
+        )
+        yield _counter(
+            "stem_serve_rows",
+            "Rows that were scored.",
+            ["model", "version", "signature"],
+            {
+                (*_labels(key), signature): count
+                for key, (rows, _) in counted.items()
+                for signature, count in rows.items()
+            },
+        )
+        yield _counter(
+            "stem_serve_task_requests",
+            "Calls that a task answered.",
+            ["model", "version", "task"],
+            {(*_labels(key), task): count for key, (_, tasks) in counted.items() for task, count in tasks.items()},
+        )
+        yield from self._drifting(loaded)
+
+    def _drifting(self, loaded: Mapping[str, Collection[int]]) -> Iterator[Metric]:
+        drift = self.drift
+        scores = HistogramMetricFamily(
+            "stem_serve_task_score", "Scores, of a sample of calls.", labels=["model", "version", "task"]
+        )
+        with drift.lock:
+            for name, version in [key for key in drift.scores if key[1] not in loaded.get(key[0], ())]:
+                del drift.scores[name, version]
+            for key, tasks in drift.scores.items():
+                for task, distribution in tasks.items():
+                    scores.add_metric([*_labels(key), task], _buckets(distribution), distribution.total)
+            features = {key: dataclasses.replace(counts) for key, counts in drift.features.items()}
+        yield scores
+        for what, of in (
+            ("rows", "Places for a feature's value or list, in a sample of calls."),
+            ("missing", "Places of stem_serve_feature_rows_total that were empty."),
+            ("values", "Values of a feature, in the same sample of calls."),
+            ("unknown", "Values of stem_serve_feature_values_total that are not in the version's vocabulary."),
+        ):
+            yield _counter(
+                f"stem_serve_feature_{what}",
+                of,
+                ["model", "feature"],
+                {key: getattr(counts, what) for key, counts in features.items()},
+            )
+
+
+def _counter(name: str, text: str, labels: list[str], values: Mapping[tuple[str, ...], int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(list(key), value)
+    return family
+
+
+def _labels(key: Key) -> tuple[str, str]:
+    return key[0], str(key[1])
+
+
+def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
+    bounds = [*map(str, distribution.bounds), "+Inf"]
+    return list(zip(bounds, distribution.counts.cumsum().tolist(), strict=True))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
