@@ -39,6 +39,7 @@ import pyarrow.parquet as pq
 from absl import flags
 
 from export.server.directories import version_directories
+from export.server.limits import Limits
 from pipelines import cli, owned, tfrecord
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError
@@ -181,11 +182,13 @@ def warm_up(path: Path, key: str) -> Any:
 
 def compare(servable: Any, default: Any, rank: Any) -> None:
     """Both signatures must score the same candidates alike: what is timed is the same work."""
-    from export.server import tensors
-
-    answers = [servable.predict(message).outputs for message in (default, rank)]
+    answers = []
+    for message in (default, rank):
+        signature = servable.signature(message.model_spec.signature_name)
+        feeds = signature.read(message.inputs, (), Limits())
+        answers.append(signature.run(feeds.arrays, feeds.wanted))
     for task in answers[0]:
-        one, other = (tensors.decode(answer[task]).ravel() for answer in answers)
+        one, other = (answer[task].ravel() for answer in answers)
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=task)
 
 
@@ -245,15 +248,13 @@ def over_the_wire(pid: int, pipe: Any, message: bytes, clients: int) -> Figures:
 
 
 def in_process(servable: Any, message: Any, clients: int) -> Figures:
-    from export.server import tensors
-
-    signature = servable._signatures[message.model_spec.signature_name]
-    run = signature._callable(signature._all)
-    arrays = [tensors.decode(message.inputs[alias]) for alias in signature._order]
+    signature = servable.signature(message.model_spec.signature_name)
+    feeds = signature.read(message.inputs, (), Limits())
+    run = functools.partial(signature.run, feeds.arrays, feeds.wanted)
     for _ in range(_UNCOUNTED):
-        run(arrays)
+        run()
     before = time.process_time()
-    latencies, seconds = load(lambda: run(arrays), clients, _REQUESTS.value, _SECONDS.value)
+    latencies, seconds = load(run, clients, _REQUESTS.value, _SECONDS.value)
     return figures_of(latencies, seconds, time.process_time() - before)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -22,6 +24,7 @@ from typing import TextIO
 from absl import flags
 
 from export.server.directories import version_directories
+from export.server.limits import Limits
 from pipelines import cli
 from pipelines.errors import JobError, UserError
 from stem_tf.quiet import quieten_tensorflow
@@ -41,17 +44,34 @@ _HOST = flags.DEFINE_string(
     "host", "127.0.0.1", "Address to listen on. There is neither TLS nor a password: 0.0.0.0 lets everybody in."
 )
 _WAIT = flags.DEFINE_boolean("wait", False, "Start without a version and serve the first one that comes.")
-_MAX_WORKERS = flags.DEFINE_integer(
-    "max_workers", None, "Predict calls that run at once (default: four a core).", lower_bound=1
-)
-_MAX_CALLS = flags.DEFINE_integer(
-    "max_calls",
+_THREADS = flags.DEFINE_integer(
+    "threads",
     None,
-    "Predict calls running and waiting; past it RESOURCE_EXHAUSTED (default: 16 a worker).",
+    "Calls that run at once, and twice as many as batches (default: the cores, at least 2).",
     lower_bound=1,
 )
+_MAX_BATCH_ROWS = flags.DEFINE_integer(
+    "max_batch_rows",
+    2048,
+    "Rows or candidates that run together. Waiting calls are joined up to it, and larger ones are cut.",
+    lower_bound=1,
+)
+_MAX_WAIT_MS = flags.DEFINE_float(
+    "max_wait_ms", 1000, "UNAVAILABLE for a Predict call that would wait longer.", lower_bound=1
+)
+_MAX_CALLS = flags.DEFINE_integer(
+    "max_calls", 1024, "Predict calls running and waiting; RESOURCE_EXHAUSTED past it.", lower_bound=1
+)
+_MAX_ROWS = flags.DEFINE_integer("max_rows", Limits().rows, "Rows or candidates of a request.", lower_bound=1)
+_MAX_ELEMENTS = flags.DEFINE_integer(
+    "max_elements", Limits().elements, "Values in all tensors of a request, as their shapes say.", lower_bound=1
+)
 _MAX_MESSAGE_BYTES = flags.DEFINE_integer(
-    "max_message_bytes", 2**31 - 1, "Bytes of the largest request.", lower_bound=1, upper_bound=2**31 - 1
+    "max_message_bytes",
+    32 << 20,
+    "Bytes of the largest request, also when decompressed.",
+    lower_bound=1,
+    upper_bound=2**31 - 1,
 )
 _POLL_SECONDS = flags.DEFINE_float("poll_seconds", 1, "Time between two looks for versions.", lower_bound=0.01)
 _GRACE_SECONDS = flags.DEFINE_float("grace_seconds", 10, "Time that calls in flight have to end.", lower_bound=0)
@@ -68,53 +88,65 @@ def main(argv: Sequence[str]) -> None:
     _check(base_path)
     stopping = threading.Event()
     _stop_on_signals(stopping)
+    _many_connections()
 
     quieten_tensorflow()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong comes as an exception or a status
     from export.server.models import Models
     from export.server.servable import Servable
-    from export.server.service import Server, default_workers
+    from export.server.service import Server
     from export.server.versions import Versions
 
     # What is imported stays: the collector, which stops every thread while it looks, need not look at it again.
     gc.collect()
     gc.freeze()
 
-    name, host, workers = _MODEL_NAME.value, _HOST.value, _MAX_WORKERS.value or default_workers()
-    versions = Versions(
-        base_path,
-        lambda path, version: Servable(path, name, version, as_content=_AS_CONTENT.value),
-        poll_seconds=_POLL_SECONDS.value,
-        report=lambda line: _say(f"{name}: {line}", sys.stderr),
-        on_serving=lambda servable, before, seconds: announce(servable, before, seconds),
-    )
-    try:
-        server = Server(
-            Models({name: versions}),
-            f"[{host}]:{_PORT.value}" if ":" in host else f"{host}:{_PORT.value}",
-            workers=workers,
-            max_calls=_MAX_CALLS.value or 16 * workers,
-            max_message_bytes=_MAX_MESSAGE_BYTES.value,
-        )
-    except RuntimeError as error:
-        raise UserError(f"cannot listen on {host}:{_PORT.value}: the port is taken or the address not ours") from error
+    name, host = _MODEL_NAME.value, _HOST.value
+    address = f"[{host}]:{_PORT.value}" if ":" in host else f"{host}:{_PORT.value}"
+    _reserve(host, _PORT.value)
+    ready = threading.Event()
 
     def announce(servable: Servable, before: int | None, seconds: float) -> None:
-        server.serving()
         if before is None:
-            _say(f"serving {name} version {servable.version} on {host}:{server.port}")
+            ready.set()
         else:
             _say(
                 f"{name}: version {servable.version} serves in place of version {before} "
                 f"(loaded in {seconds:.1f} s, {servable.warm_up_records} warm-up requests)"
             )
 
+    versions = Versions(
+        base_path,
+        lambda path, version: Servable(path, name, version),
+        poll_seconds=_POLL_SECONDS.value,
+        report=lambda line: _say(f"{name}: {line}", sys.stderr),
+        on_serving=announce,
+    )
     versions.poll()
-    if versions.serving is None and not stopping.is_set():
+    if not ready.is_set() and not stopping.is_set():
         if not _WAIT.value:
             raise JobError(f"no version in {base_path} loads; --wait goes on trying")
-        _say(f"waiting for a version of {name} in {base_path}, on {host}:{server.port}")
+        _say(f"waiting for a version of {name} in {base_path}; {host}:{_PORT.value} is not open until it serves")
     versions.start()
+    server = Server(
+        Models({name: versions}),
+        threads=_THREADS.value or max(2, len(os.sched_getaffinity(0))),
+        limits=Limits(_MAX_ROWS.value, _MAX_ELEMENTS.value),
+        max_calls=_MAX_CALLS.value,
+        max_message_bytes=_MAX_MESSAGE_BYTES.value,
+        max_batch_rows=_MAX_BATCH_ROWS.value,
+        max_wait_seconds=_MAX_WAIT_MS.value / 1000,
+        as_content=_AS_CONTENT.value,
+    )
+    while not ready.wait(0.1) and not stopping.is_set():
+        pass
+    if ready.is_set():
+        try:
+            port = server.listen(address)
+        except RuntimeError as error:
+            raise _taken(host, _PORT.value) from error
+        server.serving()
+        _say(f"serving {name} version {versions.serving} on {host}:{port}")
     stopping.wait()
 
     grace = _GRACE_SECONDS.value
@@ -131,6 +163,27 @@ def _say(line: str, stream: TextIO | None = None) -> None:
     """Prints a line at once. Whoever read our output may have gone; that is no reason to stop serving."""
     with contextlib.suppress(OSError):
         print(line, file=stream or sys.stdout, flush=True)
+
+
+def _reserve(host: str, port: int) -> None:
+    """A port that is taken is an error before the seconds that loading takes; the server listens when it can answer."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise _taken(host, port) from error
+
+
+def _taken(host: str, port: int) -> UserError:
+    return UserError(f"cannot listen on {host}:{port}: the port is taken or the address not ours")
+
+
+def _many_connections() -> None:
+    """Each connection is a descriptor, and shells allow 1,024 of them by default although the system has more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check(base_path: Path) -> None:

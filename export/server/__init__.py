@@ -1,5 +1,6 @@
 """The embedded gRPC server: what TensorFlow Serving answers, from one Python process.
 
+limits.py       what a request may ask
 tensors.py      TensorProto to numpy and back
 signature.py    one signature: Predict's inputs to its outputs
 callables.py    what runs it, by the outputs asked for
@@ -8,6 +9,8 @@ directories.py  version directories on disk
 policy.py       which of them are to serve
 versions.py     which of them is loaded, which serves, which failed
 models.py       the models by name, and which version a request asks for
+batching.py     the queue: which calls run, when, and together with which
+observation.py  what a call was, for metrics and the access log
 service.py      the gRPC services in front of them
 status.py       errors that become gRPC status codes
 observation.py  what a call was and how it ended, for the next two

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 from pathlib import Path
 
 import grpc
@@ -12,18 +13,20 @@ import tensorflow as tf
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2
-from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, prediction_log_pb2
 
 from export import publish
-from export.server import tensors
+from export.server.limits import Limits
 from export.server.signature import Signature
 from export.server.status import StatusError
 from pipelines import files, tfrecord
+from pipelines import manifest as manifests
 from pipelines.errors import JobError
 
 DEFAULT_SIGNATURE = "serving_default"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
 _MAX_WARM_UP_RECORDS = 1000
+_UNLIMITED = Limits(rows=1 << 62, elements=1 << 62)  # what the export recorded is no stranger's request
 
 
 class LoadError(Exception):
@@ -37,7 +40,6 @@ class Servable:
       path: the version directory.
       name: the model's name, echoed in answers.
       version: its number, echoed in answers.
-      as_content: answer with ``tensor_content`` in place of the `*_val` fields.
 
     Raises:
       LoadError: files are missing or differ from the manifest, or a warm-up record fails.
@@ -45,9 +47,8 @@ class Servable:
         MemoryError ...). Nothing stays open.
     """
 
-    def __init__(self, path: Path, name: str, version: int, *, as_content: bool = False) -> None:
+    def __init__(self, path: Path, name: str, version: int) -> None:
         self.path, self.name, self.version = path, name, version
-        self._as_content = as_content
         if why := publish.damage(path):
             raise LoadError(why)
         config = config_pb2.ConfigProto()
@@ -57,7 +58,8 @@ class Servable:
         try:
             with graph.as_default(), files.literal(path) as readable:
                 meta = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], readable)
-            self._signatures = {key: Signature(self._session, x) for key, x in meta.signature_def.items()}
+            axes = _axes(path)
+            self._signatures = {k: Signature(self._session, x, axes.get(k)) for k, x in meta.signature_def.items()}
             self.metadata = any_pb2.Any()
             self.metadata.Pack(get_model_metadata_pb2.SignatureDefMap(signature_def=meta.signature_def))
             self.warm_up_records = self._warm_up(path / WARM_UP)
@@ -69,24 +71,15 @@ class Servable:
         """Ends the session. No call may be running or come later. :func:`free_memory` gives back what it held."""
         self._session.close()
 
-    def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
-        """Answers a request whose model and version are this one's.
+    def signature(self, key: str) -> Signature:
+        """The signature of that name.
 
         Raises:
-          StatusError: as TensorFlow Serving answers it.
+          StatusError: FAILED_PRECONDITION, there is none.
         """
-        key = request.model_spec.signature_name or DEFAULT_SIGNATURE
-        signature = self._signatures.get(key)
-        if signature is None:
+        if key not in self._signatures:
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.')
-        outputs = signature(request.inputs, request.output_filter)
-        response = predict_pb2.PredictResponse()
-        response.model_spec.name = self.name
-        response.model_spec.version.value = self.version
-        response.model_spec.signature_name = key
-        for alias, array in outputs.items():
-            tensors.encode(array, response.outputs[alias], self._as_content)
-        return response
+        return self._signatures[key]
 
     def prepare(self, before: Servable) -> None:
         """Makes ready what requests asked of the version that serves now, before this one takes over."""
@@ -107,7 +100,10 @@ class Servable:
                 log = prediction_log_pb2.PredictionLog.FromString(payload)
                 # Logs of methods that this server does not answer have nothing to warm.
                 if log.HasField("predict_log"):
-                    self.predict(log.predict_log.request)
+                    request = log.predict_log.request
+                    signature = self.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
+                    feeds = signature.read(request.inputs, request.output_filter, _UNLIMITED)
+                    signature.run(feeds.arrays, feeds.wanted)
             except (DecodeError, StatusError) as error:
                 raise LoadError(f"{WARM_UP}, record {records}: {one_line(error)}") from error
         return records
@@ -131,3 +127,19 @@ def free_memory() -> None:
     gc.collect()
     with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _axes(path: Path) -> dict[str, dict[str, int]]:
+    """The axes that each input shares with the scores, by signature, of an export of this project's.
+
+    Its manifest names the signatures. Of any other SavedModel nobody knows whether rows depend on one another.
+    """
+    manifest = path / manifests.FILENAME
+    tree = json.loads(manifest.read_bytes()) if manifest.exists() else {}
+    if "schema" not in tree:
+        return {}
+    features = tree["schema"]["features"]
+    rows = {feature["name"]: 1 for feature in features}
+    candidates = {feature["name"]: 2 if feature["side"] == "item" else 1 for feature in features}
+    axes = {"serving_default": rows, "rank": candidates, "examples": {"examples": 1}}
+    return {key: axes[key] for key in tree["signatures"] if key in axes}

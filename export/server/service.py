@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
+import math
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool
@@ -26,7 +29,12 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
+from export.server import tensors
+from export.server.batching import Call, Result, Scheduler
+from export.server.limits import Limits
 from export.server.models import Models
+from export.server.observation import Observation
+from export.server.servable import DEFAULT_SIGNATURE
 from export.server.status import StatusError, invalid_argument, not_found
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
@@ -34,7 +42,17 @@ MODEL_SERVICE = "tensorflow.serving.ModelService"
 # TensorFlow Serving's health service knows its services by their short names.
 HEALTH_SERVICES = ("", PREDICTION_SERVICE, MODEL_SERVICE, "PredictionService", "ModelService")
 _METADATA_FIELD = "signature_def"
-_CONTROL_WORKERS = 4
+_LIMITS = Limits()
+_MAX_FIELDS = 10_000  # inputs and outputs that a request may name
+_LARGE = 256 << 10  # bytes of a request that is read in a thread
+_MAX_STREAMS = 128  # calls of one connection at once; a client's gRPC holds back those past it
+_MAX_READING = 4096  # calls without a body at once; past it the oldest end
+_CONNECTION_SECONDS = 3600
+_QUIET_SECONDS = 0.05
+_HOLD_SECONDS = 0.5
+
+_T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
 
 
 class _Method(NamedTuple):
@@ -68,16 +86,82 @@ _FILES = {
 
 
 class Answers:
-    """What each method answers: a response message, or a StatusError."""
+    """What each method answers: a response message, or a StatusError.
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    Args:
+      models: what is served.
+      limits: of a request.
+      scheduler: runs Predict.
+      max_calls: Predict calls running and waiting; RESOURCE_EXHAUSTED past it.
+      as_content: answer with ``tensor_content`` in place of the `*_val` fields.
+    """
 
-    def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
+    def __init__(
+        self, models: Models, limits: Limits, scheduler: Scheduler, *, max_calls: int, as_content: bool
+    ) -> None:
+        self._models, self._limits, self._scheduler = models, limits, scheduler
+        self._max_calls, self._as_content = max_calls, as_content
+        # Parsing a large request takes a while: in a thread, Python attends to other calls in between.
+        self._reader = futures.ThreadPoolExecutor(1, thread_name_prefix="read")
+        self.held = 0
+
+    async def predict(
+        self, payload: bytes, deadline: float = math.inf, observation: Observation | None = None
+    ) -> predict_pb2.PredictResponse:
+        """Scores what the serialised PredictRequest ``payload`` asks for.
+
+        Args:
+          payload: as it came.
+          deadline: by ``time.monotonic()``.
+          observation: of the call; what was found out is written into it, whether the call succeeds or not.
+
+        Raises:
+          StatusError: as TensorFlow Serving answers it.
+        """
+        if self.held >= self._max_calls:
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
+        self.held += 1
+        try:
+            return await self._predict(payload, deadline, observation or Observation("Predict"))
+        finally:
+            self.held -= 1
+
+    async def _predict(self, payload: bytes, deadline: float, seen: Observation) -> predict_pb2.PredictResponse:
+        _count_inputs(payload)
+        large, loop = len(payload) > _LARGE, asyncio.get_running_loop()
+        if large:
+            request = await loop.run_in_executor(self._reader, _parse, predict_pb2.PredictRequest, payload)
+        else:
+            request = _parse(predict_pb2.PredictRequest, payload)
         if not request.HasField("model_spec"):
             raise invalid_argument("Missing ModelSpec")
+        seen.model, seen.signature = request.model_spec.name, request.model_spec.signature_name or DEFAULT_SIGNATURE
         with self._models.use(request.model_spec) as servable:
-            return servable.predict(request)
+            seen.servable, seen.version = servable, servable.version
+            signature = servable.signature(seen.signature)
+            arguments = (request.inputs, request.output_filter, self._limits)
+            if large:
+                feeds = await loop.run_in_executor(self._reader, signature.read, *arguments)
+            else:
+                feeds = signature.read(*arguments)
+            call = Call(signature, feeds, deadline)
+            call.future = loop.create_future()
+            self._scheduler.submit(call)
+            try:
+                outputs = await call.future
+            finally:
+                # Also where the client has gone: then nobody waits for the scores.
+                self._scheduler.drop(call)
+                seen.waited = (call.started or time.monotonic()) - call.arrived
+            seen.rows = call.rows
+            seen.inputs, seen.outputs = dict(zip(signature.order, feeds.arrays, strict=True)), outputs
+            response = predict_pb2.PredictResponse()
+            response.model_spec.name = servable.name
+            response.model_spec.version.value = servable.version
+            response.model_spec.signature_name = seen.signature
+            for alias, array in outputs.items():
+                tensors.encode(array, response.outputs[alias], self._as_content)
+            return response
 
     def get_model_metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
@@ -115,10 +199,13 @@ class Answers:
             added.status.error_code, added.status.error_message = status.code, status.text
         return response
 
-    def handle_reload_config_request(
-        self, request: model_management_pb2.ReloadConfigRequest
+    async def handle_reload_config_request(
+        self, payload: bytes, context: grpc.aio.ServicerContext
     ) -> model_management_pb2.ReloadConfigResponse:
-        self._models.reload(request.config)
+        del context
+        request = _parse(model_management_pb2.ReloadConfigRequest, payload)
+        # Takes as long as models take to load.
+        await asyncio.get_running_loop().run_in_executor(None, self._models.reload, request.config)
         return model_management_pb2.ReloadConfigResponse()
 
 
@@ -130,158 +217,301 @@ def _unimplemented(method: str, request: Message) -> Message:
     )
 
 
-class _CountingPool(futures.ThreadPoolExecutor):
-    """A thread pool that knows how many calls it holds, waiting ones included."""
-
-    def __init__(self, workers: int, prefix: str) -> None:
-        super().__init__(workers, thread_name_prefix=prefix)
-        self._count_lock = threading.Lock()
-        self.held = 0
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
-        future = super().submit(fn, *args, **kwargs)
-        with self._count_lock:
-            self.held += 1
-        future.add_done_callback(self._done)
-        return future
-
-    def _done(self, future: futures.Future[Any]) -> None:
-        del future
-        with self._count_lock:
-            self.held -= 1
-
-
-class _Handlers(grpc.GenericRpcHandler):
-    """Finds the handler of a method; gRPC asks in its polling thread, before a call takes a worker.
-
-    Predict has workers of its own, and past ``max_calls`` calls in its pool it answers at once. So status, metadata and
-    health are answered by a busy server too.
-    """
-
-    def __init__(self, answers: Answers, pool: _CountingPool, max_calls: int) -> None:
-        self._pool, self._max_calls = pool, max_calls
-        self.stopping = False
-        methods = {
-            "Predict": answers.predict,
-            "GetModelMetadata": answers.get_model_metadata,
-            "GetModelStatus": answers.get_model_status,
-            "HandleReloadConfigRequest": answers.handle_reload_config_request,
-        }
-        self._handlers = {
-            f"/{service}/{name}": _handler(methods.get(name, functools.partial(_unimplemented, name)), method.request)
-            for service, methods_of in _SERVICES.items()
-            for name, method in methods_of.items()
-        }
-        self._predict = f"/{PREDICTION_SERVICE}/Predict"
-        # grpc looks for this attribute on the behaviour (its health service uses it too).
-        self._handlers[self._predict].unary_unary.experimental_thread_pool = pool
-        self._exhausted = _refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
-        self._unavailable = _refusal(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        if handler_call_details.method == self._predict:
-            if self.stopping:
-                return self._unavailable
-            if self._pool.held >= self._max_calls:
-                return self._exhausted
-        return self._handlers.get(handler_call_details.method)
-
-
-def _refusal(code: grpc.StatusCode, text: str) -> grpc.RpcMethodHandler:
-    def refuse(request: predict_pb2.PredictRequest) -> Message:
-        del request
-        raise StatusError(code, text)
-
-    return _handler(refuse, predict_pb2.PredictRequest)
-
-
-def _handler(answer: Callable[[Any], Message], request_class: type[Message]) -> grpc.RpcMethodHandler:
-    def behave(payload: bytes, context: grpc.ServicerContext) -> Message | None:
-        if not context.is_active():
-            return None  # The client has gone, or its deadline passed while the call waited.
-        try:
-            try:
-                request = request_class.FromString(payload)
-            except DecodeError:
-                name = request_class.DESCRIPTOR.full_name
-                raise StatusError(grpc.StatusCode.INTERNAL, f"the request is not a {name}") from None
-            return answer(request)
-        except StatusError as error:
-            code, text = error.code, error.text
-        except Exception:
-            # A bug of ours: the operator gets the traceback, the client a status, and the server lives on.
-            traceback.print_exc()
-            code, text = grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
-        context.abort(code, text)
-        raise AssertionError("context.abort does not return")
-
-    return grpc.unary_unary_rpc_method_handler(
-        behave, request_deserializer=None, response_serializer=lambda response: response.SerializeToString()
-    )
-
-
 class Server:
-    """A gRPC server over ``models``. It is NOT_SERVING until :meth:`serving` is called.
+    """A gRPC server over ``models``, with an event loop in a thread of its own.
+
+    It listens from :meth:`listen` on, and health says NOT_SERVING until :meth:`serving` is called.
 
     Args:
       models: what is served.
-      address: ``host:port``; port 0 is any free one.
-      workers: threads that run Predict.
+      threads: how many run TensorFlow at once.
+      limits: of a request.
       max_calls: Predict calls at once, running and waiting; RESOURCE_EXHAUSTED past it.
-      max_message_bytes: of a request.
-
-    Raises:
-      RuntimeError: the address is taken or not this machine's.
+      max_message_bytes: of a request, compressed or not.
+      max_batch_rows: that run together; calls with more are cut.
+      max_wait_seconds: that a Predict call may be expected to wait; UNAVAILABLE past it.
+      read_seconds: that a client may take to send a request's body.
+      as_content: answer with ``tensor_content`` in place of the `*_val` fields.
+      observe: called in the event loop after every answered Predict call.
     """
 
-    def __init__(self, models: Models, address: str, *, workers: int, max_calls: int, max_message_bytes: int) -> None:
-        self._pool = _CountingPool(workers, "predict")
-        control = futures.ThreadPoolExecutor(_CONTROL_WORKERS, thread_name_prefix="control")
-        self._grpc = grpc.server(
-            control,
+    def __init__(
+        self,
+        models: Models,
+        *,
+        threads: int,
+        limits: Limits = _LIMITS,
+        max_calls: int = 1024,
+        max_message_bytes: int = 32 << 20,
+        max_batch_rows: int = 2048,
+        max_wait_seconds: float = 1.0,
+        read_seconds: float = 10.0,
+        as_content: bool = False,
+        observe: Callable[[Observation], None] | None = None,
+    ) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="server", daemon=True)
+        self._thread.start()
+        self._scheduler = Scheduler(threads, max_rows=max_batch_rows, max_wait=max_wait_seconds, deliver=self._deliver)
+        self.answers = Answers(models, limits, self._scheduler, max_calls=max_calls, as_content=as_content)
+        self._read_seconds, self._observe = read_seconds, observe
+        self._max_message_bytes = max_message_bytes
+        self._is_serving = False
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self._stopping = False
+        self._held_back: asyncio.Event | None = None
+        self._arrived = 0.0
+        self.run(self._make())
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """The result of a coroutine that runs in the server's event loop; called from other threads."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    async def _make(self) -> None:
+        self._grpc = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", self._max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 # A second server on the same port must fail, not take half of the calls.
                 ("grpc.so_reuseport", 0),
-            ],
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                # Connections end now and then, so that clients find replicas that are new, and what leaks goes.
+                ("grpc.max_connection_age_ms", _CONNECTION_SECONDS * 1000),
+                ("grpc.max_connection_age_grace_ms", 60_000),
+                # Connections whose other end has gone without a word.
+                ("grpc.keepalive_time_ms", 120_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+            ]
         )
-        self._handlers = _Handlers(Answers(models), self._pool, max_calls)
-        self._grpc.add_generic_rpc_handlers((self._handlers,))
-        self._health = health.HealthServicer()
-        self._is_serving = False
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._grpc.add_generic_rpc_handlers((_Handlers(self._handlers()),))
+        self._health = health.aio.HealthServicer()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        names = [*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME]
         _describe_services()
-        reflection.enable_server_reflection(names, self._grpc)
-        self.port = self._grpc.add_insecure_port(address)
-        self._grpc.start()
+        reflection.enable_server_reflection([*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def listen(self, address: str) -> int:
+        """Answers calls from now on; returns the port.
+
+        Args:
+          address: ``host:port``; port 0 is any free one.
+
+        Raises:
+          RuntimeError: the address is taken or not this machine's.
+        """
+
+        async def start() -> int:
+            port = self._grpc.add_insecure_port(address)
+            await self._grpc.start()
+            return port
+
+        return self.run(start())
 
     def serving(self) -> None:
         """Health says SERVING from now on."""
         if not self._is_serving:  # watchers are told about changes only
             self._is_serving = True
-            self._set_health(health_pb2.HealthCheckResponse.SERVING)
+            self.run(self._set_health(health_pb2.HealthCheckResponse.SERVING))
 
     def drain(self, grace_seconds: float) -> bool:
-        """Health says NOT_SERVING, Predict UNAVAILABLE, calls in flight end. False if some had to be cancelled.
-
-        The port closes last. gRPC's own graceful stop would close it first: calls that had arrived but were not yet
-        read would be CANCELLED, which no client retries, and whoever watches health would hold it for the whole time.
-        """
-        self._health.enter_graceful_shutdown()
-        self._handlers.stopping = True
-        end = time.monotonic() + grace_seconds
-        while self._pool.held and time.monotonic() < end:
-            time.sleep(0.01)
-        drained = not self._pool.held
-        self._grpc.stop(0.1).wait()
+        """Health says NOT_SERVING, Predict UNAVAILABLE, calls in flight end. False if some had to be cancelled."""
+        drained = self.run(self._drain(grace_seconds))
+        self._scheduler.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
         return drained
 
-    def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _drain(self, grace_seconds: float) -> bool:
+        await self._health.enter_graceful_shutdown()
+        self._stopping = True
+        end = time.monotonic() + grace_seconds
+        while self.answers.held and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        drained = not self.answers.held
+        # gRPC cancels calls that arrive while it shuts down, and no client takes that for a reason to try elsewhere.
+        # So calls are held back until none comes (a client waits for its answer before it calls again), and are
+        # answered once all connections have been told that this server goes away.
+        self._held_back, limit = asyncio.Event(), time.monotonic() + _HOLD_SECONDS
+        self._arrived = time.monotonic()
+        while time.monotonic() < min(limit, self._arrived + _QUIET_SECONDS):
+            await asyncio.sleep(0.01)
+        self._sweeper.cancel()
+        stopped = asyncio.create_task(self._grpc.stop(_HOLD_SECONDS))
+        await asyncio.sleep(0.05)
+        self._held_back.set()
+        await stopped
+        return drained
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in HEALTH_SERVICES:
-            self._health.set(service, status)
+            await self._health.set(service, status)
+
+    def _deliver(self, done: Sequence[tuple[Call, Result]]) -> None:
+        """Hands results from the scheduler's threads to the coroutines that wait for them."""
+
+        def resolve() -> None:
+            for call, result in done:
+                future = call.future
+                if future is None or future.done():
+                    continue
+                if isinstance(result, Exception):
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+            self._loop.call_soon_threadsafe(resolve)
+
+    async def _sweep(self) -> None:
+        """Ends calls whose body does not come. What waits for a body costs no thread, but some memory."""
+        while True:
+            await asyncio.sleep(min(1.0, self._read_seconds / 4))
+            oldest = time.monotonic() - self._read_seconds
+            for task, begun in list(self._reading.items()):
+                if begun > oldest and len(self._reading) <= _MAX_READING:
+                    break  # the dict is in the order of arrival
+                del self._reading[task]
+                task.cancel()
+
+    def _handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+        answers = self.answers
+        methods: dict[str, Callable[[Any], Message]] = {
+            "GetModelMetadata": answers.get_model_metadata,
+            "GetModelStatus": answers.get_model_status,
+        }
+        handlers = {}
+        for service, methods_of in _SERVICES.items():
+            for name, method in methods_of.items():
+                answer = methods.get(name, functools.partial(_unimplemented, name))
+                handlers[f"/{service}/{name}"] = self._handler(_plain(answer, method.request))
+        handlers[f"/{MODEL_SERVICE}/HandleReloadConfigRequest"] = self._handler(answers.handle_reload_config_request)
+        handlers[f"/{PREDICTION_SERVICE}/Predict"] = self._handler(self._predict)
+        return handlers
+
+    def _handler(self, answer: Callable[[bytes, Any], Awaitable[Message]]) -> grpc.RpcMethodHandler:
+        """As a stream of requests, of which the first counts: so that the time of reading it is ours to limit."""
+
+        async def behave(requests: Any, context: grpc.aio.ServicerContext) -> bytes:
+            del requests
+            try:
+                return (await answer(await self._read(context), context)).SerializeToString()
+            except StatusError as error:
+                code, text = error.code, error.text
+            except Exception:
+                # A bug of ours: the operator gets the traceback, the client a status, and the server lives on.
+                traceback.print_exc()
+                code, text = grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
+            await context.abort(code, text)
+            raise AssertionError("context.abort does not return")
+
+        return grpc.stream_unary_rpc_method_handler(behave)
+
+    async def _read(self, context: grpc.aio.ServicerContext) -> bytes:
+        task = asyncio.current_task()
+        assert task is not None
+        self._reading[task] = time.monotonic()
+        try:
+            payload = await context.read()
+        except asyncio.CancelledError:
+            if task in self._reading:  # the client has gone; else it was us
+                raise
+            raise StatusError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {self._read_seconds:g} s"
+            ) from None
+        finally:
+            self._reading.pop(task, None)
+        if payload is grpc.aio.EOF:
+            raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "the call holds no request, or one over a limit")
+        return payload
+
+    async def _predict(self, payload: bytes, context: grpc.aio.ServicerContext) -> Message:
+        if self._stopping:
+            self._arrived = time.monotonic()
+            if self._held_back is not None:
+                await self._held_back.wait()
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+        left = context.time_remaining()
+        begun = time.monotonic()
+        deadline = math.inf if left is None else begun + left
+        if self._observe is None:
+            return await self.answers.predict(payload, deadline)
+        seen = Observation("Predict", request_bytes=len(payload), peer=context.peer())
+        seen.request_id = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+        try:
+            response = await self.answers.predict(payload, deadline, seen)
+            seen.response_bytes = response.ByteSize()
+            return response
+        except StatusError as error:
+            seen.code, seen.text = error.code, error.text
+            raise
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
+            seen.code = grpc.StatusCode.CANCELLED if cancelled else grpc.StatusCode.INTERNAL
+            raise
+        finally:
+            seen.seconds = time.monotonic() - begun
+            self._observe(seen)
+
+
+class _Handlers(grpc.GenericRpcHandler):
+    def __init__(self, handlers: Mapping[str, grpc.RpcMethodHandler]) -> None:
+        self._handlers = handlers
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        return self._handlers.get(handler_call_details.method)
+
+
+def _plain(
+    answer: Callable[[Any], Message], request_class: type[Message]
+) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message]]:
+    async def behave(payload: bytes, context: grpc.aio.ServicerContext) -> Message:
+        del context
+        return answer(_parse(request_class, payload))
+
+    return behave
+
+
+def _parse(request_class: type[_M], payload: bytes) -> _M:
+    try:
+        return request_class.FromString(payload)
+    except DecodeError:
+        name = request_class.DESCRIPTOR.full_name
+        raise StatusError(grpc.StatusCode.INTERNAL, f"the request is not a {name}") from None
+
+
+def _count_inputs(payload: bytes) -> None:
+    """Refuses a request of very many fields before it is parsed: each costs thousands of times the bytes that it is.
+
+    Raises:
+      StatusError: it has more than any model.
+    """
+    if len(payload) < 2 * _MAX_FIELDS:
+        return  # a field is two bytes at least
+    place, fields = 0, 0
+    while place < len(payload):
+        tag, place = _varint(payload, place)
+        size, place = _varint(payload, place)
+        if tag & 7 != 2:  # every field of a PredictRequest has a length; what is not so is for the parser to refuse
+            return
+        place += size
+        fields += 1
+        if fields > _MAX_FIELDS:
+            raise invalid_argument(f"the request has more than {_MAX_FIELDS} inputs and outputs")
+
+
+def _varint(payload: bytes, place: int) -> tuple[int, int]:
+    """The number at ``place``, and the place behind it; 0 and the end where the bytes end."""
+    number = shift = 0
+    while place < len(payload) and shift < 64:
+        byte = payload[place]
+        place += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, place
+        shift += 7
+    return 0, len(payload)
 
 
 def default_workers() -> int:

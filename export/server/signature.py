@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import grpc
 import numpy as np
@@ -12,30 +14,66 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 
 from export.server import tensors
 from export.server.callables import Callables
+from export.server.limits import Limits
 from export.server.status import StatusError, invalid_argument
 
 _METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress"))
 
 
-class Signature:
-    """``{input: TensorProto}`` in, ``{output: array}`` out."""
+class Feeds(NamedTuple):
+    """A request, read.
 
-    def __init__(self, session: tf.compat.v1.Session, signature: meta_graph_pb2.SignatureDef) -> None:
+    Attributes:
+      arrays: the inputs, in the order of :attr:`Signature.order`.
+      wanted: the outputs that it asks for, sorted.
+      axes: the sizes of the axes that scores have: ``(B,)``, or ``(B, N)`` of ``rank``; None where inputs disagree or
+        the signature does not tell.
+    """
+
+    arrays: list[np.ndarray]
+    wanted: tuple[str, ...]
+    axes: tuple[int, ...] | None
+
+
+class Signature:
+    """One signature in a session.
+
+    Args:
+      session: holds the loaded graph.
+      definition: of the signature.
+      axes: the axes that each input shares with the scores, by alias: 1 for ``[B, ...]``, 2 for ``[B, N, ...]``. Then
+        rows do not depend on one another, so that calls can be joined and cut along these axes. None for a model of
+        which that is not known.
+
+    Attributes:
+      order: aliases of the inputs; numbers in "Expects arg[0] to be ..." are places in it.
+      axes: as above.
+    """
+
+    def __init__(
+        self,
+        session: tf.compat.v1.Session,
+        definition: meta_graph_pb2.SignatureDef,
+        axes: Mapping[str, int] | None = None,
+    ) -> None:
         self._session = session
-        self._method = signature.method_name
-        self._feeds = {alias: info.name for alias, info in signature.inputs.items()}
-        self._types = {alias: info.dtype for alias, info in signature.inputs.items()}
-        # Numbers in "Expects arg[0] to be ..." are places among the sorted feed names.
-        self._order = sorted(self._feeds, key=lambda alias: self._feeds[alias])
-        self._fetches = {alias: info.name for alias, info in signature.outputs.items()}
+        self._method = definition.method_name
+        self._feeds = {alias: info.name for alias, info in definition.inputs.items()}
+        self._types = {alias: info.dtype for alias, info in definition.inputs.items()}
+        self.order = tuple(sorted(self._feeds, key=lambda alias: self._feeds[alias]))
+        self.axes = None if axes is None else tuple(axes[alias] for alias in self.order)
+        self._fetches = {alias: info.name for alias, info in definition.outputs.items()}
         self._all = tuple(sorted(self._fetches))
         self._callable = Callables(self._make_callable, self._all)
         if self._method in _METHODS:
             self._callable(self._all)
 
-    def __call__(
-        self, inputs: Mapping[str, tensor_pb2.TensorProto], output_filter: Iterable[str]
-    ) -> dict[str, np.ndarray]:
+    def read(self, inputs: Mapping[str, tensor_pb2.TensorProto], output_filter: Iterable[str], limits: Limits) -> Feeds:
+        """The arrays that a request feeds.
+
+        Raises:
+          StatusError: as TensorFlow Serving answers it; INVALID_ARGUMENT where it is beyond ``limits``.
+        """
         if self._method not in _METHODS:
             raise StatusError(
                 grpc.StatusCode.INTERNAL,
@@ -44,8 +82,8 @@ class Signature:
             )
         if len(inputs) != len(self._feeds):
             raise invalid_argument(_wrong_number(set(inputs), set(self._feeds)))
-        arrays = []
-        for alias in self._order:
+        shapes = {}
+        for alias in self.order:
             if alias not in inputs:
                 raise invalid_argument(
                     f"Signature input alias: {alias}(feed name: {self._feeds[alias]}) not found in request and no "
@@ -53,23 +91,54 @@ class Signature:
                     "or default input alias set: "
                 )
             try:
-                arrays.append(tensors.decode(inputs[alias]))
+                shapes[alias] = tensors.shape_of(inputs[alias])
+            except ValueError as error:
+                raise invalid_argument(f"tensor parsing error: {alias}") from error
+        axes = self._shared_axes(shapes)
+        _check(shapes, axes, limits)
+        arrays = []
+        for alias in self.order:
+            try:
+                arrays.append(tensors.decode(inputs[alias], limits.elements))
             except ValueError as error:
                 raise invalid_argument(f"tensor parsing error: {alias}") from error
         wanted = self._wanted(output_filter)
-        for place, alias in enumerate(self._order):
+        for place, alias in enumerate(self.order):
             if inputs[alias].dtype != self._types[alias]:
                 expected, sent = _type_name(self._types[alias]), _type_name(inputs[alias].dtype)
                 raise invalid_argument(f"Expects arg[{place}] to be {expected} but {sent} is provided")
+        return Feeds(arrays, wanted, axes)
+
+    def run(self, arrays: list[np.ndarray], wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The outputs ``wanted`` of the inputs ``arrays``.
+
+        Raises:
+          StatusError: what TensorFlow says.
+        """
         try:
             return self._callable(wanted)(arrays)
         except tf.errors.OpError as error:
             raise StatusError(error.error_code, error.message) from error
+        except UnicodeDecodeError as error:
+            # An error that quotes the request, in bytes that are no UTF-8: Python cannot make an exception of its text.
+            raise invalid_argument(error.object.decode("utf-8", "backslashreplace")) from None
 
     def prepare(self, before: Signature) -> None:
         """Builds what answers the sets of outputs that requests asked of ``before`` lately: none has to wait here."""
         if self._method in _METHODS:
             self._callable.prepare(before._callable.recent())
+
+    def _shared_axes(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+        """The sizes of the scores' axes, if every input has the same."""
+        if self.axes is None:
+            return None
+        longest: tuple[int, ...] = ()
+        for shape, axes in zip(shapes.values(), self.axes, strict=True):
+            if len(shape) < axes:
+                return None
+            longest = max(longest, shape[:axes], key=len)
+        same = all(shape[:axes] == longest[:axes] for shape, axes in zip(shapes.values(), self.axes, strict=True))
+        return longest if same else None
 
     def _wanted(self, output_filter: Iterable[str]) -> tuple[str, ...]:
         seen: set[str] = set()
@@ -85,9 +154,9 @@ class Signature:
         return tuple(sorted(seen)) or self._all
 
     def _make_callable(self, outputs: tuple[str, ...]) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
-        """Feeds in ``self._order`` to ``outputs``, pruned to what these need."""
+        """Feeds in ``self.order`` to ``outputs``, pruned to what these need."""
         fetches = list(dict.fromkeys(self._fetches[alias] for alias in outputs))
-        options = config_pb2.CallableOptions(feed=[self._feeds[alias] for alias in self._order], fetch=fetches)
+        options = config_pb2.CallableOptions(feed=[self._feeds[alias] for alias in self.order], fetch=fetches)
         # Session.make_callable with feeds is Session.run in disguise; this is the C++ callable.
         run = self._session._make_callable_from_options(options)
         places = {alias: fetches.index(self._fetches[alias]) for alias in outputs}
@@ -97,6 +166,24 @@ class Signature:
             return {alias: fetched[place] for alias, place in places.items()}
 
         return call
+
+
+def _check(shapes: Mapping[str, tuple[int, ...]], axes: tuple[int, ...] | None, limits: Limits) -> None:
+    """Raises StatusError for a request beyond its limits."""
+    for alias, shape in shapes.items():
+        rows = math.prod(axes) if axes is not None else shape[0] if shape else 0
+        if rows > limits.rows:
+            raise invalid_argument(
+                f"{alias} has shape {list(shape)}: the request has {rows} rows, and this server takes {limits.rows} "
+                "(--max_rows); send several requests"
+            )
+    elements = sum(math.prod(shape) for shape in shapes.values())
+    if elements > limits.elements:
+        largest = max(shapes, key=lambda alias: math.prod(shapes[alias]))
+        raise invalid_argument(
+            f"the request has {elements} elements, the most in {largest} {list(shapes[largest])}, and this server "
+            f"takes {limits.elements} (--max_elements); send several requests"
+        )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -13,12 +13,16 @@ class StatusError(Exception):
 
     Attributes:
       code: the gRPC status code.
-      text: its message; over 1024 characters it is cut, as TensorFlow Serving does.
+      text: its message; over 1024 bytes of UTF-8 it is cut, as TensorFlow Serving does. gRPC sends it in a header,
+        with three bytes for each that is not ASCII: one that is too long would be answered with another status.
     """
 
     def __init__(self, code: grpc.StatusCode | int, text: str) -> None:
         self.code = _CODES.get(code, grpc.StatusCode.UNKNOWN) if isinstance(code, int) else code
-        self.text = text if len(text) <= _LIMIT else text[:_LIMIT] + "...TRUNCATED"
+        # What came in a request may hold halves of surrogate pairs, which have no UTF-8.
+        encoded = text.encode("utf-8", "backslashreplace")
+        cut = encoded[:_LIMIT].decode("utf-8", "ignore") + "...TRUNCATED"
+        self.text = encoded.decode("utf-8") if len(encoded) <= _LIMIT else cut
         super().__init__(self.text)
 
     @property

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tensorflow.core.framework import tensor_pb2, types_pb2
 
-# Elements that a shape alone may make this server allocate, where the message holds fewer values than elements.
-MAX_FILLED = 1 << 24
+from export.server.limits import MAX_ELEMENTS
+
 _MAX_RANK = 32  # numpy's
 
 
@@ -40,20 +40,38 @@ _LAYOUTS = {
 _TYPES = {layout.dtype: number for number, layout in _LAYOUTS.items()}
 
 
-def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
+def shape_of(proto: tensor_pb2.TensorProto) -> tuple[int, ...]:
+    """The sizes that a tensor says it has; nothing is allocated.
+
+    Raises:
+      ValueError: it is no shape.
+    """
+    dimensions = proto.tensor_shape.dim
+    if proto.tensor_shape.unknown_rank or len(dimensions) > _MAX_RANK:
+        raise ValueError("shape")
+    shape = tuple(dimension.size for dimension in dimensions)
+    if any(size < 0 for size in shape):
+        raise ValueError("shape")
+    return shape
+
+
+def decode(proto: tensor_pb2.TensorProto, max_elements: int = MAX_ELEMENTS) -> np.ndarray:
     """The tensor as an array (of bytes objects for strings; read-only where it is the message's own memory).
 
     Raises:
-      ValueError: the message is not a tensor: type, shape, or number of bytes.
+      ValueError: the message is not a tensor: type, shape, number of bytes, or more than ``max_elements`` elements.
     """
     layout = _LAYOUTS.get(proto.dtype)
     if layout is None:
         raise ValueError(f"type {proto.dtype}")
-    shape = [dimension.size for dimension in proto.tensor_shape.dim]
-    if proto.tensor_shape.unknown_rank or len(shape) > _MAX_RANK or any(size < 0 for size in shape):
-        raise ValueError("shape")
+    shape = shape_of(proto)
     elements = math.prod(shape)
+    if elements > max_elements:
+        raise ValueError(f"{elements} elements")
     if not elements:
+        # The sizes beside a 0 may be of any length, and numpy takes only those whose product is a number of bytes.
+        if math.prod(size for size in shape if size) > max_elements:
+            raise ValueError("shape")
         return np.empty(shape, layout.dtype)
     if proto.tensor_content:
         # Strings packed into tensor_content have no numpy layout, and no client library sends them so.
@@ -62,22 +80,15 @@ def decode(proto: tensor_pb2.TensorProto) -> np.ndarray:
         return np.frombuffer(proto.tensor_content, layout.dtype).reshape(shape)
     values = getattr(proto, layout.field)
     given = len(values)
+    read = np.dtype(np.int32) if layout.field == "int_val" else layout.dtype
+    array = np.fromiter(values if given <= elements else values[:elements], read, min(given, elements))
     if given < elements:
-        return _filled(values, elements, layout.dtype).reshape(shape)
-    if given > elements:
-        values = values[:elements]
-    if layout.field == "int_val":
-        return np.fromiter(values, np.int32, elements).astype(layout.dtype).reshape(shape)
-    return np.fromiter(values, layout.dtype, elements).reshape(shape)
-
-
-def _filled(values: Any, elements: int, dtype: np.dtype[Any]) -> np.ndarray:
-    if elements > MAX_FILLED:
-        raise ValueError(f"{elements} elements")
-    last = values[-1] if len(values) else (b"" if dtype.hasobject else 0)
-    array = np.full(elements, last, np.int32 if dtype.kind in "iu" and dtype.itemsize < 4 else dtype)
-    array[: len(values)] = values
-    return array.astype(dtype, copy=False)
+        filled = np.empty(elements, read)
+        filled[:given] = array
+        # fill() takes a bytes object as it is; an assignment would make a numpy string of it and cut trailing NULs.
+        filled[given:].fill(values[-1] if given else (b"" if read.hasobject else 0))
+        array = filled
+    return array.astype(layout.dtype, copy=False).reshape(shape)
 
 
 def encode(array: np.ndarray, proto: tensor_pb2.TensorProto, as_content: bool) -> None:

@@ -126,6 +126,7 @@ class Running:
     base: Path
     versions: Versions
     server: Server
+    port: int
     channel: grpc.Channel
     reports: list[str]
 
@@ -165,19 +166,19 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """``start_server(base)``: a server over ``base``; tests poll by hand. It ends with the session at the latest."""
     running: list[Running] = []
 
-    def start(base: Path, *, as_content: bool = False, **options: Any) -> Running:
+    def start(base: Path, **options: Any) -> Running:
         reports: list[str] = []
         versions = Versions(
             base,
-            lambda path, version: Servable(path, "ranker", version, as_content=as_content),
+            lambda path, version: Servable(path, "ranker", version),
             poll_seconds=0.1,
             report=reports.append,
             on_serving=lambda servable, before, seconds: server.serving(),
         )
-        defaults = {"workers": 4, "max_calls": 64, "max_message_bytes": 2**31 - 1}
-        server = Server(Models({"ranker": versions}), "127.0.0.1:0", **(defaults | options))
-        channel = grpc.insecure_channel(f"127.0.0.1:{server.port}", [("grpc.use_local_subchannel_pool", 1)])
-        running.append(Running(base, versions, server, channel, reports))
+        server = Server(Models({"ranker": versions}), **({"threads": 2} | options))
+        port = server.listen("127.0.0.1:0")
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
+        running.append(Running(base, versions, server, port, channel, reports))
         return running[-1]
 
     yield start

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from tensorflow_serving.apis import get_model_status_pb2, predict_pb2
 
+from export.server.limits import Limits
+
 RequestFor = Callable[..., predict_pb2.PredictRequest]
 
 
@@ -100,7 +102,9 @@ def test_calls_in_flight_end_on_the_version_they_began_on(
         assert running.states() == [(2, "AVAILABLE"), (1, "UNLOADING")]
         response = slow.result()
         assert response.model_spec.version.value == 1 and response.outputs["turn"].int64_val == [300_000]
-        assert held.predict(request_for(user=[1], item=[0])).outputs["click"].float_val == [1]
+        signature = held.signature("serving_default")
+        feeds = signature.read(request_for(user=[1], item=[0]).inputs, ["click"], Limits())
+        assert signature.run(feeds.arrays, feeds.wanted)["click"].tolist() == [1]
         running.versions.poll()
         assert running.states() == [(2, "AVAILABLE"), (1, "UNLOADING")]
     running.versions.poll()

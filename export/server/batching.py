@@ -1,0 +1,404 @@
+"""Predict calls in a queue that is bounded by time; what waits together runs together.
+
+A call is cut into pieces of at most ``max_rows`` rows. A free thread takes the most urgent piece, and with it others of
+the same signature, outputs and inner shapes: nobody waits for company, but who waits has company. Candidates of
+``rank`` are filled up to the longest of their batch, and cut again: rows do not depend on one another.
+
+How long a call will take is learned from those that ran: ``a + b rows`` seconds of a signature. From that follow
+
+- the order: a piece is due at its call's arrival plus some multiple of its cost (and of the cost of the call's pieces
+  before it), so that small calls pass large ones, and large ones, which age, are not passed for ever;
+- what is refused: a call that would wait longer than ``max_wait`` or than half of the time that it has left;
+- what is dropped: a call whose deadline comes before its scores would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import heapq
+import itertools
+import math
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import grpc
+import numpy as np
+
+from export.server.signature import Feeds, Signature
+from export.server.status import StatusError
+
+_Outputs = dict[str, np.ndarray]
+Result = _Outputs | Exception
+Deliver = Callable[[Sequence[tuple["Call", Result]]], None]
+
+_PATIENCE = 10.0
+"""A piece is due this many times its cost after its call's arrival."""
+_WASTE = 1.25
+"""Candidates that a batch may compute for each one that was asked for."""
+
+
+class Call:
+    """One Predict call in the queue.
+
+    Args:
+      signature: to run.
+      feeds: its inputs.
+      deadline: by ``time.monotonic()``; infinity for none.
+
+    Attributes:
+      started: when its first piece began to run; None before.
+      future: for whoever waits for the result.
+    """
+
+    def __init__(self, signature: Signature, feeds: Feeds, deadline: float = math.inf) -> None:
+        self.signature, self.feeds, self.deadline = signature, feeds, deadline
+        self.arrived = time.monotonic()
+        self.started: float | None = None
+        self.future: asyncio.Future[_Outputs] | None = None
+        self.over = False
+        self.pieces: list[_Piece] = []
+        self.left = 0
+
+    @property
+    def rows(self) -> int:
+        return 1 if self.feeds.axes is None else math.prod(self.feeds.axes)
+
+
+class _Piece:
+    """A part of a call that runs in one go: rows, and of ``rank`` candidates, from ``start`` to ``stop``."""
+
+    def __init__(self, call: Call, start: tuple[int, ...], stop: tuple[int, ...]) -> None:
+        self.call, self.start, self.stop = call, start, stop
+        self.outputs: _Outputs = {}
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+
+    @property
+    def rows(self) -> int:
+        return self.call.rows if not self.start else math.prod(self.sizes)
+
+    def inputs(self) -> list[np.ndarray]:
+        feeds, shared = self.call.feeds, self.call.signature.axes
+        if len(self.call.pieces) == 1 or shared is None:
+            return feeds.arrays
+        cut = [slice(*ends) for ends in zip(self.start, self.stop, strict=True)]
+        return [array[tuple(cut[:axes])] for array, axes in zip(feeds.arrays, shared, strict=True)]
+
+
+class _Group(NamedTuple):
+    """What can run together; ``inner`` are the axes behind those that scores have, None where calls run alone."""
+
+    signature: Signature
+    wanted: tuple[str, ...]
+    inner: tuple[tuple[int, ...], ...] | None
+
+
+class Scheduler:
+    """Runs calls in threads.
+
+    Args:
+      threads: how many calls run at once; at most half as many batches, since TensorFlow gives one several cores and
+        what waits meanwhile makes the next one longer.
+      max_rows: of a batch and of a piece of a call.
+      max_wait: seconds that a call may be expected to wait; past it UNAVAILABLE.
+      deliver: called from these threads with calls that are done, and their outputs or what went wrong.
+      observe: called with the rows of every batch.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        *,
+        max_rows: int,
+        max_wait: float,
+        deliver: Deliver,
+        observe: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._max_rows, self._max_wait = max_rows, max_wait
+        self._deliver, self._observe = deliver, observe
+        self._condition = threading.Condition()
+        self._costs = _Costs()
+        self._groups: dict[_Group, list[_Place]] = {}
+        self._numbers = itertools.count()
+        # All that waits, by the time it is due, and what each takes: what is due before a call is what it waits for.
+        self._line: list[tuple[float, int]] = []
+        self._seconds: list[float] = []
+        self._batches, self._max_batches = 0, max(1, threads // 2)
+        self._stopped = False
+        self._threads = [threading.Thread(target=self._work, name=f"predict-{i}", daemon=True) for i in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, call: Call) -> None:
+        """Queues a call. It is delivered later, unless it is dropped before.
+
+        Raises:
+          StatusError: UNAVAILABLE, it would have to wait too long.
+        """
+        group, pieces = _group(call), _cut(call, self._max_rows)
+        with self._condition:
+            fixed, per_row = self._costs.line(call.signature)
+            due = call.arrived + _PATIENCE * (fixed + per_row * pieces[0].rows)
+            at_once = len(self._threads) if group.inner is None else self._max_batches
+            wait = sum(self._seconds[: bisect.bisect(self._line, (due, -1))]) / at_once
+            if wait > self._max_wait or wait > (call.deadline - time.monotonic()) / 2:
+                raise StatusError(
+                    grpc.StatusCode.UNAVAILABLE,
+                    "The batch scheduling queue to which this task was submitted is full; "
+                    f"a call would wait {wait * 1e3:.0f} ms",
+                )
+            call.pieces, call.left = pieces, len(pieces)
+            queue = self._groups.setdefault(group, [])
+            due = call.arrived
+            for piece in pieces:
+                due += _PATIENCE * (fixed + per_row * piece.rows)
+                place = _Place((due, next(self._numbers)), piece)
+                heapq.heappush(queue, place)
+                index = bisect.bisect(self._line, place.due)
+                self._line.insert(index, place.due)
+                # Calls that run together have the fixed cost in common.
+                share = 1.0 if group.inner is None else piece.rows / self._max_rows
+                self._seconds.insert(index, fixed * share + per_row * piece.rows)
+            self._condition.notify(len(pieces))
+
+    def drop(self, call: Call) -> None:
+        """Forgets a call whose client has gone. What runs of it runs on, for nobody."""
+        call.over = True
+
+    def stop(self) -> None:
+        """Ends the threads when what they run has ended; what waits is not run."""
+        with self._condition:
+            self._stopped = True
+            self._condition.notify_all()
+
+    def _work(self) -> None:
+        going = True
+        while going:
+            try:
+                going = self._turn()
+            except Exception:  # a bug of ours must not end the thread
+                traceback.print_exc()
+
+    def _turn(self) -> bool:
+        """Waits for something to run, and runs it; False when it is time to end.
+
+        A method of its own, so that a thread that waits keeps no signature, and so no unloaded version, alive.
+        """
+        with self._condition:
+            while (group := self._next()) is None and not self._stopped:
+                self._condition.wait()
+            if group is None or self._stopped:
+                return False
+            pieces, late = self._take(group)
+            batch = bool(pieces) and group.inner is not None
+            self._batches += batch
+        try:
+            if late:
+                self._deliver([(call, _expired()) for call in late])
+            if pieces:
+                self._run(pieces)
+        finally:
+            with self._condition:
+                self._batches -= batch
+                self._condition.notify()
+        return True
+
+    def _next(self) -> _Group | None:
+        """The group of the most urgent piece of those that may run now."""
+        free = self._batches < self._max_batches
+        groups = [group for group in self._groups if free or group.inner is None]
+        return min(groups, key=lambda group: self._groups[group][0], default=None)
+
+    def _take(self, group: _Group) -> tuple[list[_Piece], list[Call]]:
+        """The most urgent piece and those that run with it; and calls that cannot make their deadline."""
+        queue, taken, late = self._groups[group], list[_Piece](), list[Call]()
+        now, rows, users, longest = time.monotonic(), 0, 0, 0
+        while queue:
+            piece = queue[0].piece
+            call = piece.call
+            fixed, per_row = self._costs.line(call.signature)
+            if not call.over and now + fixed + per_row * piece.rows > call.deadline:
+                call.over = True
+                late.append(call)
+                self._costs.doubt(call.signature)
+            if not call.over:
+                wider = piece.sizes if len(piece.start) == 2 else (piece.rows, 1)
+                filled = (users + wider[0]) * max(longest, wider[1])
+                if taken and (filled > self._max_rows or filled > _WASTE * (rows + piece.rows)):
+                    break
+                rows, users, longest = rows + piece.rows, users + wider[0], max(longest, wider[1])
+                taken.append(piece)
+                call.started = call.started or now
+            self._leave(heapq.heappop(queue))
+            if taken and group.inner is None:
+                break
+        if not queue:
+            del self._groups[group]
+        return taken, late
+
+    def _leave(self, place: _Place) -> None:
+        index = bisect.bisect_left(self._line, place.due)
+        del self._line[index], self._seconds[index]
+
+    def _run(self, pieces: list[_Piece]) -> None:
+        signature, wanted = pieces[0].call.signature, pieces[0].call.feeds.wanted
+        begun = time.monotonic()
+        try:
+            _split(signature.run(_join(pieces), wanted), pieces)
+        except Exception as error:
+            if len(pieces) > 1:
+                # One request that the model refuses must not fail its neighbours.
+                for piece in pieces:
+                    self._run([piece])
+            else:
+                self._finish(pieces, error)
+            return
+        rows = sum(piece.rows for piece in pieces)
+        with self._condition:
+            self._costs.learn(signature, rows, time.monotonic() - begun)
+        self._observe(rows)
+        self._finish(pieces, None)
+
+    def _finish(self, pieces: list[_Piece], error: Exception | None) -> None:
+        done: list[tuple[Call, Result]] = []
+        for piece in pieces:
+            call = piece.call
+            with self._condition:
+                call.left -= 1
+                ended = not call.over and (error is not None or not call.left)
+                call.over = call.over or ended
+            if ended:
+                done.append((call, _assemble(call) if error is None else error))
+        if done:
+            self._deliver(done)
+
+
+class _Place(NamedTuple):
+    """A piece in the queue of its group. ``due``: a time, and a number that decides between equal ones."""
+
+    due: tuple[float, int]
+    piece: _Piece
+
+
+class _Costs:
+    """Seconds of a run by signature, as ``fixed + per_row * rows``: least squares over runs, older ones ever less."""
+
+    _KEPT = 0.98
+
+    def __init__(self) -> None:
+        self._sums: weakref.WeakKeyDictionary[Signature, list[float]] = weakref.WeakKeyDictionary()
+        self._lines: weakref.WeakKeyDictionary[Signature, tuple[float, float]] = weakref.WeakKeyDictionary()
+
+    def line(self, signature: Signature) -> tuple[float, float]:
+        """``fixed, per_row``; 0 of a signature that never ran."""
+        return self._lines.get(signature, (0.0, 0.0))
+
+    def learn(self, signature: Signature, rows: int, seconds: float) -> None:
+        sums = self._sums.setdefault(signature, [0.0] * 5)
+        for place, value in enumerate((1.0, rows, seconds, rows * rows, rows * seconds)):
+            sums[place] = sums[place] * self._KEPT + value
+        count, x, y, xx, xy = sums
+        mean = y / x if x else 0.0
+        spread = count * xx - x * x
+        # Where all runs had the same rows, nothing tells the two apart: all is taken for the rows' cost.
+        slope = (count * xy - x * y) / spread if spread > 1e-6 * count * xx else mean
+        per_row = min(max(slope, 0.0), mean)
+        self._lines[signature] = (y - per_row * x) / count, per_row
+
+    def doubt(self, signature: Signature) -> None:
+        """A call was dropped for what is believed: were that wrong and all were dropped, nothing would correct it."""
+        fixed, per_row = self.line(signature)
+        self._lines[signature] = fixed * 0.99, per_row * 0.99
+
+
+def _group(call: Call) -> _Group:
+    feeds, shared = call.feeds, call.signature.axes
+    if feeds.axes is None or shared is None:
+        return _Group(call.signature, feeds.wanted, None)
+    inner = tuple(array.shape[axes:] for array, axes in zip(feeds.arrays, shared, strict=True))
+    return _Group(call.signature, feeds.wanted, inner)
+
+
+def _cut(call: Call, max_rows: int) -> list[_Piece]:
+    """The pieces of a call, none with more than ``max_rows`` rows, in the order of its rows."""
+    axes = call.feeds.axes
+    if axes is None or call.rows <= max_rows:
+        axes = axes or ()
+        return [_Piece(call, (0,) * len(axes), axes)]
+    inner = min(math.prod(axes[1:]), max_rows)
+    steps = (max_rows // inner, *[inner] * (len(axes) - 1))
+    starts = itertools.product(*(range(0, size, step) for size, step in zip(axes, steps, strict=True)))
+    return [
+        _Piece(call, start, tuple(min(s + step, size) for s, step, size in zip(start, steps, axes, strict=True)))
+        for start in starts
+    ]
+
+
+def _join(pieces: list[_Piece]) -> list[np.ndarray]:
+    """The inputs of a batch."""
+    if len(pieces) == 1:
+        return pieces[0].inputs()
+    shared, parts = pieces[0].call.signature.axes, [piece.inputs() for piece in pieces]
+    assert shared is not None
+    return [_stack(list(arrays), axes) for arrays, axes in zip(zip(*parts, strict=True), shared, strict=True)]
+
+
+def _stack(arrays: list[np.ndarray], axes: int) -> np.ndarray:
+    """Arrays ``[B, ...]`` or ``[B, N, ...]`` one below the other; N becomes the longest, filled up with 0 or ""."""
+    if axes == 1 or len({array.shape[1] for array in arrays}) == 1:
+        return np.concatenate(arrays)
+    first = arrays[0]
+    shape = (sum(map(len, arrays)), max(array.shape[1] for array in arrays), *first.shape[2:])
+    stacked = np.full(shape, b"", object) if first.dtype.hasobject else np.zeros(shape, first.dtype)
+    start = 0
+    for array in arrays:
+        stacked[start : start + len(array), : array.shape[1]] = array
+        start += len(array)
+    return stacked
+
+
+def _split(outputs: _Outputs, pieces: list[_Piece]) -> None:
+    """Gives each piece its part of a batch's outputs.
+
+    Raises:
+      ValueError: an output does not have the axes of the inputs, so that nobody knows whose scores are whose.
+    """
+    if len(pieces) == 1 and len(pieces[0].call.pieces) == 1:
+        pieces[0].outputs = outputs
+        return
+    rows = [piece.sizes for piece in pieces]
+    expected = (sum(sizes[0] for sizes in rows), *map(max, zip(*(sizes[1:] for sizes in rows), strict=True)))
+    for alias, output in outputs.items():
+        if output.shape[: len(expected)] != expected:
+            raise ValueError(f"output '{alias}' has shape {output.shape} where {expected} was expected")
+    start = 0
+    for piece in pieces:
+        part = (slice(start, start + piece.sizes[0]), *(slice(size) for size in piece.sizes[1:]))
+        piece.outputs = {alias: output[part] for alias, output in outputs.items()}
+        start += piece.sizes[0]
+
+
+def _assemble(call: Call) -> _Outputs:
+    """The outputs of a call from those of its pieces."""
+    first = call.pieces[0]
+    if len(call.pieces) == 1:
+        return first.outputs
+    assert call.feeds.axes is not None
+    axes = call.feeds.axes
+    whole = {alias: np.empty((*axes, *x.shape[len(axes) :]), x.dtype) for alias, x in first.outputs.items()}
+    for piece in call.pieces:
+        place = tuple(itertools.starmap(slice, zip(piece.start, piece.stop, strict=True)))
+        for alias, output in piece.outputs.items():
+            whole[alias][place] = output
+    return whole
+
+
+def _expired() -> StatusError:
+    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline comes before the scores would")
