@@ -198,7 +198,8 @@ def _integers(text: pa.Array) -> tuple[pa.Array, np.ndarray]:
     except pa.ArrowInvalid:
         whole = pc.replace_substring_regex(text, pattern=r"^([-+]?[0-9]+)\.0*$", replacement=r"\1")
         integers, bad = try_cast(whole, pa.int64())
-        rounded = pc.and_(pc.not_equal(whole, text), pc.greater(pc.abs_checked(integers), 2**53))
+        beyond = pc.or_(pc.greater(integers, 2**53), pc.less(integers, -(2**53)))  # abs(-2^63) would be an error
+        rounded = pc.and_(pc.not_equal(whole, text), beyond)
         rounded = pc.fill_null(rounded, False)
         return _null_where(integers, rounded), bad | to_numpy(rounded)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
-from stem_client import protocol
+from stem_client import answers, protocol
 from stem_client.deadline import Deadline
 from stem_client.errors import RankingError
 
@@ -74,6 +73,12 @@ class ModelMetadata:
             raise self._unfit(f"has no signature '{name}', it has {sorted(self.signatures)}")
         return self.signatures[name]
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, of each of which a call returns scores. Raises RankingError as ``features``."""
+        return tuple(sorted(self.signature(SERVING_DEFAULT).outputs))
+
+    @property
     def features(self) -> tuple[Feature, ...]:
         """What ``serving_default`` takes: a value [B], list [B, L] or vector [B, n] of each feature.
 
@@ -94,8 +99,8 @@ class ModelMetadata:
         return tuple(features)
 
     def rank_features(self) -> tuple[Feature, ...]:
-        """``features()`` of a model that has a fitting signature ``rank``; raises RankingError for another."""
-        features = self.features()
+        """``features`` of a model that has a fitting signature ``rank``; raises RankingError for another."""
+        features = self.features
         names = {feature.name for feature in features}
         if self.signature(RANK).inputs.keys() != names:
             raise self._unfit(f"takes other features for '{RANK}' than for '{SERVING_DEFAULT}'")
@@ -117,21 +122,35 @@ def _tensors(infos: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def parse(response: Any) -> ModelMetadata:
-    """The metadata in a GetModelMetadataResponse; raises RankingError when it is not readable."""
-    try:
-        definitions = protocol.SignatureDefMap.FromString(response.metadata["signature_def"].value).signature_def
-    except Exception as error:  # protobuf's DecodeError has moved between its versions
-        raise RankingError(grpc.StatusCode.INTERNAL, f"the server's metadata is not readable: {error}") from error
+def parse(payload: bytes, asked: int | None) -> ModelMetadata:
+    """The metadata in a GetModelMetadataResponse.
+
+    Raises:
+      RankingError: it is not readable, or is not of the version that was ``asked`` for.
+    """
+    response = answers.parse(protocol.GetModelMetadataResponse, payload)
+    definitions = answers.parse(protocol.SignatureDefMap, response.metadata["signature_def"].value).signature_def
+    version = response.model_spec.version.value
+    if asked is not None and version != asked:
+        raise answers.wrong(f"the metadata is of version {version}; version {asked} was asked for")
     signatures = {
         name: Signature(_tensors(definitions[name].inputs), _tensors(definitions[name].outputs))
         for name in sorted(definitions)
     }
-    return ModelMetadata(response.model_spec.name, response.model_spec.version.value, signatures)
+    return ModelMetadata(response.model_spec.name, version, signatures)
+
+
+class Lock(Protocol):
+    """One holder at a time, of threads or of tasks."""
+
+    async def acquire(self, timeout: float) -> bool:
+        """Whether it was free within ``timeout`` seconds."""
+
+    def release(self) -> None: ...
 
 
 class MetadataCache:
-    """Metadata by version, fetched when first needed, by one thread while the others wait for it.
+    """Metadata by version, fetched when first needed, by one caller while the others wait for it.
 
     The server moves to another version when it likes, so that what is known may be out of date. Three things tell:
     an answer names its version (``served``); the server refuses a request, or a request does not fit what is known
@@ -139,27 +158,44 @@ class MetadataCache:
     not fetched again when answers alternate between them.
     """
 
-    def __init__(self, fetch: Callable[[int | None, Deadline], ModelMetadata]) -> None:
+    def __init__(self, fetch: Callable[[int | None, Deadline], Awaitable[ModelMetadata]], lock: Lock) -> None:
         self._fetch = fetch
-        self._lock = threading.Lock()
+        self._lock = lock
         self._known: dict[int, ModelMetadata] = {}
         self._current: ModelMetadata | None = None
+        self._answered: int | None = None  # the version that answered last
         self._fetched_at = float("-inf")
 
-    def get(self, version: int | None, deadline: Deadline) -> ModelMetadata:
+    async def get(self, version: int | None, deadline: Deadline) -> ModelMetadata:
         """Metadata of ``version``, or of the version the server serves (None)."""
-        return self._lookup(version) or self._load(version, deadline, self._lookup)
+        found = self._lookup(version)
+        if found is not None:
+            return found
+        answered = self._answered
+        if version is None and answered is not None:
+            # By its number: behind several addresses another server may say what it serves.
+            try:
+                self._current = await self._load(answered, deadline, self._lookup)
+                return self._current
+            except RankingError as error:
+                if error.code is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                self._answered = None  # gone again
+        return await self._load(version, deadline, self._lookup)
 
-    def fetch(self, version: int | None, deadline: Deadline) -> ModelMetadata:
+    async def fetch(self, version: int | None, deadline: Deadline) -> ModelMetadata:
         """The same, from the server in any case."""
-        return self._load(version, deadline, lambda _: None)
+        return await self._load(version, deadline, lambda _: None)
 
-    def served(self, asked: int | None, used: ModelMetadata, answered: int) -> None:
-        """An answer came from version ``answered`` to a request made for ``used``."""
-        if asked is None and answered != used.version:
-            self._current = self._known.get(answered)
+    def known(self, version: int) -> ModelMetadata | None:
+        """Metadata of ``version`` where it has been fetched."""
+        return self._known.get(version)
 
-    def newer(
+    def served(self, answered: int) -> None:
+        """Version ``answered`` has answered a request that asked for none."""
+        self._answered, self._current = answered, self._known.get(answered)
+
+    async def newer(
         self, used: ModelMetadata, asked: int | None, deadline: Deadline, min_age: float = 0.0
     ) -> ModelMetadata | None:
         """Fetches again. None where the signatures are still those of ``used``.
@@ -168,21 +204,21 @@ class MetadataCache:
         """
         if time.monotonic() - self._fetched_at < min_age:
             return None
-        fetched = self.fetch(asked, deadline)
+        fetched = await self.fetch(asked, deadline)
         return None if fetched.signatures == used.signatures else fetched
 
     def _lookup(self, version: int | None) -> ModelMetadata | None:
         return self._current if version is None else self._known.get(version)
 
-    def _load(
+    async def _load(
         self, version: int | None, deadline: Deadline, lookup: Callable[[int | None], ModelMetadata | None]
     ) -> ModelMetadata:
-        if not self._lock.acquire(timeout=max(deadline.remaining(), 0)):
+        if not await self._lock.acquire(max(deadline.remaining(), 0)):
             raise RankingError(grpc.StatusCode.DEADLINE_EXCEEDED, "waited for the model's metadata")
         try:
             found = lookup(version)
             if found is None:
-                found = self._fetch(version, deadline)
+                found = await self._fetch(version, deadline)
                 self._fetched_at = time.monotonic()
                 self._known.pop(found.version, None)
                 self._known[found.version] = found

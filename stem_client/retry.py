@@ -8,12 +8,17 @@ from dataclasses import dataclass
 
 import grpc
 
-_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
+_NOT_LOADED = "Servable not found for request"
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Calls answered UNAVAILABLE or RESOURCE_EXHAUSTED are tried again, within their deadline.
+    """Calls that another attempt may help are tried again, within their deadline.
+
+    These are: UNAVAILABLE and RESOURCE_EXHAUSTED; CANCELLED where neither the caller nor ``close()`` cancelled; and
+    NOT_FOUND of a replica that has not loaded the model or the version, which is asked of as many replicas as there are
+    addresses, and of two where there is one address.
 
     Attempt k + 1 comes after a random time between 0 and min(max_backoff, first_backoff * 2^(k - 1)) seconds.
 
@@ -21,8 +26,8 @@ class RetryPolicy:
       attempts: at most so many in all; 1 never tries again.
       first_backoff: see above.
       max_backoff: see above.
-      budget: a bucket of so many tokens, shared by all calls of a client. A retry takes one; without one the call
-        fails at once, so that clients do not multiply the load of a server in trouble.
+      budget: a bucket of so many tokens, shared by all calls of a client. A retry or a hedge takes one; without one the
+        call fails at once, so that clients do not multiply the load of a server in trouble.
       refill: tokens a successful call puts back: the share of calls that may be retries for ever.
     """
 
@@ -42,6 +47,13 @@ class RetryPolicy:
     def backoff(self, attempt: int) -> float:
         """Seconds to wait after attempt 1, 2, ..."""
         return random.uniform(0, min(self.max_backoff, self.first_backoff * 2.0 ** min(attempt - 1, 60)))
+
+    def may_help(self, code: grpc.StatusCode, details: str, attempt: int, addresses: int) -> bool:
+        """Whether another attempt may succeed after this one, 1, 2, ... failed."""
+        if code is grpc.StatusCode.NOT_FOUND and details.startswith(_NOT_LOADED):
+            return attempt < min(self.attempts, max(2, addresses))
+        # A message over a size limit is RESOURCE_EXHAUSTED too, but stays so.
+        return code in _CODES and "larger than max" not in details and attempt < self.attempts
 
 
 class Budget:
@@ -63,8 +75,3 @@ class Budget:
                 return False
             self._tokens -= 1
             return True
-
-
-def may_help(code: grpc.StatusCode, details: str) -> bool:
-    """Whether the same call may succeed later. A message over a size limit is RESOURCE_EXHAUSTED too, but stays so."""
-    return code in _CODES and "larger than max" not in details

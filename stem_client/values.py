@@ -4,7 +4,8 @@
     string   str (as UTF-8) and bytes
     float32  numbers that are finite in float32
 
-A missing value (None, NaN, pandas.NA) is the model's empty value: -2^63, b"" or NaN.
+A missing value (None, NaN, pandas.NA) is the model's empty value: -2^63, b"" or NaN. A list may be one text where its
+separator is known.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from stem_client import separators
 from stem_client.errors import FeatureError
 from stem_client.metadata import Feature
 
 _EMPTY: dict[str, Any] = {"int64": -(2**63), "string": b"", "float32": float("nan")}
 _ARRAYS = {"int64": np.int64, "string": np.object_, "float32": np.float32}
-_INEXACT = 2**53  # from here on floats skip integers, so that a float does not tell which one was meant
+# From here on floats of so many bytes skip integers, so that a float does not tell which one was meant.
+_INEXACT = {2: 11, 4: 24, 8: 53}
+_PYTHON_FLOAT = 8
 
 
 class _Wrong(Exception):
@@ -34,7 +38,7 @@ class _Wrong(Exception):
         self.reason, self.row, self.flat = reason, row, flat
 
 
-def encode(feature: Feature, values: Any, label: str, row_word: str | None) -> np.ndarray:
+def encode(feature: Feature, values: Any, label: str, row_word: str | None, separator: str | None = None) -> np.ndarray:
     """One row for each of ``values``.
 
     Args:
@@ -42,6 +46,7 @@ def encode(feature: Feature, values: Any, label: str, row_word: str | None) -> n
       values: a sequence, an array or a pandas Series, one entry a row.
       label: how errors call the feature: "item feature 'length'".
       row_word: how they call a row: "item"; None when there is only one row.
+      separator: of a list that is written as text; None where it is not.
 
     Returns:
       int64, float32 or (strings) bytes objects; [rows] for a value, [rows, L] for a list, [rows, n] for a vector.
@@ -56,7 +61,7 @@ def encode(feature: Feature, values: Any, label: str, row_word: str | None) -> n
             if isinstance(rows, np.ndarray) and rows.ndim != 1:
                 raise _Wrong(f"has shape {rows.shape}; one value for each {row_word or 'row'} is expected")
             return _CONVERT[feature.dtype](rows)
-        flat, lengths = _flatten(feature, rows)
+        flat, lengths = _flatten(feature, rows, separator)
         converted = _CONVERT[feature.dtype](flat)
         if feature.kind == "list" and feature.length is not None:
             return _first(feature, converted, lengths)
@@ -82,9 +87,13 @@ def _sequence(values: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
     if isinstance(values, np.ndarray) and hasattr(values, "mask"):
         return values.tolist()  # a masked array: None where masked
     if hasattr(values, "__array__"):
-        # A pandas column of nullable integers with missing values would become floats.
-        ours = isinstance(getattr(values, "dtype", np.dtype(object)), np.dtype)
-        values = np.asarray(values) if ours else np.asarray(values, np.object_)
+        # A pandas column of nullable integers with missing values would become floats; one of floats keeps their width.
+        dtype: Any = getattr(values, "dtype", np.dtype(object))
+        floats = getattr(getattr(dtype, "numpy_dtype", None), "kind", "") == "f"
+        if floats and hasattr(values, "to_numpy"):
+            values = values.to_numpy(dtype=dtype.numpy_dtype, na_value=np.nan)
+        else:
+            values = np.asarray(values) if isinstance(dtype, np.dtype) else np.asarray(values, np.object_)
         if values.ndim:
             if values.dtype.kind not in "OTUSbiuf":
                 raise _Wrong(f"has dtype {values.dtype}; integers, floats or strings are expected")
@@ -94,15 +103,17 @@ def _sequence(values: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
     raise _Wrong(f"is {_show(values)}; a list or an array is expected")
 
 
-def _flatten(feature: Feature, rows: Iterable[Any]) -> tuple[Any, np.ndarray]:
+def _flatten(feature: Feature, rows: Iterable[Any], separator: str | None) -> tuple[Any, np.ndarray]:
     """The values of all rows one after the other, and how many each row has; of a vector as many as the model takes."""
+    if separator is not None and isinstance(rows, np.ndarray) and rows.ndim == 1:
+        rows = rows.tolist()  # of texts
     if isinstance(rows, np.ndarray):
         if rows.ndim != 2:
             raise _Wrong(f"has shape {rows.shape}; a list of values for each row is expected: two dimensions")
         flat: Any = rows.ravel()
         lengths = np.full(rows.shape[0], rows.shape[1])
     else:
-        parts = [_part(feature, row, number) for number, row in enumerate(rows)]
+        parts = [_part(feature, row, number, separator) for number, row in enumerate(rows)]
         flat = list(itertools.chain.from_iterable(parts))
         lengths = np.fromiter(map(len, parts), np.int64, len(parts))
     if feature.kind == "vector":
@@ -113,19 +124,30 @@ def _flatten(feature: Feature, rows: Iterable[Any]) -> tuple[Any, np.ndarray]:
     return flat, lengths
 
 
-def _part(feature: Feature, row: Any, number: int) -> Sequence[Any]:
+def _part(feature: Feature, row: Any, number: int, separator: str | None) -> Sequence[Any]:
     """The values of one row: none for a missing list, NaN for each element of a missing vector."""
     if _missing(row):
         return [None] * (feature.length or 0) if feature.kind == "vector" else []
     try:
+        if separator is not None and isinstance(row, str | bytes):
+            return _split(feature, row, separator)
         part = _sequence(row)
         if isinstance(part, np.ndarray):
             if part.ndim != 1:
                 raise _Wrong(f"has shape {part.shape}; one dimension is expected")
-            part = part.tolist()
+            part = _one_by_one(part)
     except _Wrong as wrong:
         raise _Wrong(wrong.reason, row=number) from None
     return part
+
+
+def _split(feature: Feature, text: str | bytes, separator: str) -> list[Any]:
+    try:
+        return separators.split(text if isinstance(text, str) else text.decode("utf-8"), separator, feature.dtype)
+    except UnicodeDecodeError:
+        raise _Wrong(f"is {_show(text)}, which is not UTF-8") from None
+    except separators.NotAnInteger as error:
+        raise _Wrong(f"is {_show(text)}, of which {str(error)!r} is no integer; the model takes int64") from None
 
 
 def _first(feature: Feature, flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -168,9 +190,9 @@ def _int64(values: Any) -> np.ndarray:
         if values.dtype.kind == "f":
             missing = np.isnan(values)
             numbers = np.where(missing, 0, values)
-            if not ((np.abs(numbers) >= _INEXACT) | (numbers != np.floor(numbers))).any():
+            if not ((np.abs(numbers) >= _inexact(values.itemsize)) | (numbers != np.floor(numbers))).any():
                 return np.where(missing, _EMPTY["int64"], numbers.astype(np.int64))
-        values = values.tolist()
+        values = _one_by_one(values)
     elif set(map(type, values)) <= {int}:
         try:
             return np.array(values, np.int64)
@@ -182,12 +204,16 @@ def _int64(values: Any) -> np.ndarray:
 def _one_int64(value: Any) -> int:
     if _missing(value):
         return _EMPTY["int64"]
+    size = value.itemsize if isinstance(value, np.floating) else _PYTHON_FLOAT
     value = _plain(value)
     if isinstance(value, float):
         if not value.is_integer():
             raise _Wrong(f"is {_show(value)}, which is not a whole number; the model takes int64")
-        if abs(value) >= _INEXACT:
-            raise _Wrong(f"is {_show(value)}; floats from 2^53 on skip integers, so pass it as an integer")
+        if abs(value) >= _inexact(size):
+            floats = "floats" if size == _PYTHON_FLOAT else f"float{8 * size} values"
+            raise _Wrong(
+                f"is {_show(value)}; {floats} from 2^{_INEXACT[size]} on skip integers, so pass it as an integer"
+            )
         return int(value)
     if isinstance(value, bool):
         raise _Wrong(f"is {_show(value)}; the model takes int64, so write {int(value)} if that is meant")
@@ -200,6 +226,16 @@ def _one_int64(value: Any) -> int:
     if not -(2**63) <= number < 2**63:
         raise _Wrong(f"is {_show(value)}, which int64 does not hold")
     return number
+
+
+def _inexact(size: int) -> float:
+    """Where floats of ``size`` bytes begin to skip integers; wider ones than Python's are held to Python's."""
+    return 2.0 ** _INEXACT[min(size, _PYTHON_FLOAT)]
+
+
+def _one_by_one(values: np.ndarray) -> list[Any]:
+    """Python's own values, but floats as they are: how wide they are tells which integers they hold."""
+    return list(values) if values.dtype.kind == "f" else values.tolist()
 
 
 def _float32(values: Any) -> np.ndarray:

@@ -65,10 +65,12 @@ def test_columns_of_nothing_but_nulls() -> None:
 
 
 def test_whole_numbers_written_as_floats_are_integers() -> None:
-    text = pa.array([b"18.0", b" 7.", b"-3.000", b"1.5", b"9007199254740992.0", b"9007199254740994.0", b""])
+    text = pa.array(
+        [b"18.0", b" 7.", b"-3.000", b"1.5", b"9007199254740992.0", b"9007199254740994.0", b"", b"-9223372036854775808"]
+    )
     values, bad = casts.to_int64(text)
-    assert values.to_pylist() == [18, 7, -3, None, 2**53, None, None]
-    assert bad.tolist() == [False, False, False, True, False, True, False]
+    assert values.to_pylist() == [18, 7, -3, None, 2**53, None, None, None]
+    assert bad.tolist() == [False, False, False, True, False, True, False, False]
     assert casts.to_int64(pa.array([b"9007199254740993"]))[0].to_pylist() == [2**53 + 1]
 
 

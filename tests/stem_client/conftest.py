@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from stem_client import RankingClient, RetryPolicy
+from stem_client import AsyncRankingClient, RankingClient, RetryPolicy
 
 # feature: type, trailing shape, per item
 FEATURES = {
@@ -36,18 +38,20 @@ def shape_of(sizes: list[int]) -> Any:
 
 
 class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Scores: click = video_id / 1000, like = seconds, in float_val unless ``encode`` says otherwise.
+    """Scores: click = video_id / 1000, like = seconds (0 where missing), in float_val unless ``encode`` says otherwise.
 
     Attributes:
-      version, features: of the served model; setting them is a deployment.
+      version, features, tasks: of the served model; setting them is a deployment.
       encode: (scores [..., N]) -> TensorProto.
-      faults: one is taken for every Predict: (code, details), seconds to wait first, or None.
+      faults: one is taken for every Predict: (code, details), seconds to wait first, a function that changes the
+        answer, or None.
       requests, metadata_requests, peers: what came, and over which connections.
     """
 
     def __init__(self) -> None:
         self.version = 3
         self.features: Features = dict(FEATURES)
+        self.tasks: tuple[str, ...] = ("click", "like")
         self.encode: Callable[[np.ndarray], Any] = lambda scores: tf.make_tensor_proto(scores)
         self.faults: deque[Any] = deque()
         self.requests: list[Any] = []
@@ -61,7 +65,7 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
             info = definition.inputs[feature]
             info.name, info.dtype = f"{name}_{feature}:0", dtype.as_datatype_enum
             info.tensor_shape.CopyFrom(shape_of((lead if per_item else [-1]) + shape))
-        for task in ("click", "like"):
+        for task in self.tasks:
             info = definition.outputs[task]
             info.name, info.dtype = f"{task}:0", tf.float32.as_datatype_enum
             info.tensor_shape.CopyFrom(shape_of(lead))
@@ -87,7 +91,7 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
         fault = self.faults.popleft() if self.faults else None
         if isinstance(fault, tuple):
             context.abort(*fault)
-        if fault is not None:
+        if isinstance(fault, int | float):
             time.sleep(fault)
         self._check_spec(request.model_spec, context)
         if set(request.inputs) != set(self.features):
@@ -97,7 +101,10 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
         answer.model_spec.version.value = self.version
         arrays = {name: tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
         answer.outputs["click"].CopyFrom(self.encode((arrays["video_id"] / 1000).astype(np.float32)))
-        answer.outputs["like"].CopyFrom(self.encode(arrays["seconds"].astype(np.float32)))
+        seconds = np.nan_to_num(arrays["seconds"].astype(np.float32), posinf=np.inf, neginf=-np.inf)
+        answer.outputs["like"].CopyFrom(self.encode(seconds))
+        if callable(fault):
+            fault(answer)
         return answer
 
     def _check_spec(self, spec: Any, context: Any) -> None:
@@ -125,13 +132,59 @@ def ranker() -> Ranker:
 
 
 @pytest.fixture
-def target(ranker: Ranker) -> Iterator[str]:
-    server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(ranker, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(None).wait()
+def serve() -> Iterator[Callable[..., str]]:
+    """``serve(ranker)``: the address of a server; ``serve.stop(address)`` ends it in the middle of its calls."""
+    servers: dict[str, Any] = {}
+
+    def start(ranker: Any, workers: int = 4) -> str:
+        server = grpc.server(futures.ThreadPoolExecutor(workers), options=[("grpc.so_reuseport", 0)])
+        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(ranker, server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        servers[address] = server
+        return address
+
+    start.stop = lambda address: servers.pop(address).stop(None).wait()  # type: ignore[attr-defined]
+    yield start
+    for server in servers.values():
+        server.stop(None).wait()
+
+
+@pytest.fixture
+def target(ranker: Ranker, serve: Callable[..., str]) -> str:
+    return serve(ranker)
+
+
+class Awaited:
+    """An `AsyncRankingClient` on an event loop of its own, with the methods of a `RankingClient`."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.client = AsyncRankingClient(*arguments, **settings)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **settings: Any) -> Any:
+            coroutine = getattr(self.client, name)(*arguments, **settings)
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+
+        return call
+
+    def __enter__(self) -> Awaited:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@pytest.fixture(params=[RankingClient, Awaited], ids=["sync", "asyncio"])
+def make(request: pytest.FixtureRequest) -> Any:
+    """Makes a client, of threads or of an event loop."""
+    return request.param
 
 
 @pytest.fixture

@@ -236,7 +236,7 @@ def test_lists_of_one_length(ranker: Any, client: RankingClient, user: Given, it
     sent = ranker.arrays()
     assert sent["interests"].tolist() == [[b"ski"]] and sent["video_id"].tolist() == [[7]]
     assert sent["topics"].tolist() == [[[1, 2, EMPTY, EMPTY]]]
-    kinds = {feature.name: (feature.kind, feature.length, feature.per_item) for feature in client.metadata().features()}
+    kinds = {feature.name: (feature.kind, feature.length, feature.per_item) for feature in client.metadata().features}
     assert kinds["interests"] == ("list", 1, False) and kinds["topics"] == ("list", 4, True)
     assert kinds["taste"] == ("vector", 3, False) and kinds["hour"] == ("value", None, False)
     client.score([user | {name: values[row] for name, values in items.items()} for row in range(3)])
@@ -264,7 +264,7 @@ def test_metadata_is_fetched_once(ranker: Any, client: RankingClient, user: Give
     model = client.metadata()
     assert (model.model, model.version, sorted(model.signatures)) == ("ranker", 3, ["rank", "serving_default"])
     assert model.signatures["rank"].inputs["image"] == metadata.Tensor("float32", (None, None, 2))
-    assert {feature.name for feature in model.features() if feature.per_item} == set(items)
+    assert {feature.name for feature in model.features if feature.per_item} == set(items)
 
 
 def test_threads_that_start_together_fetch_metadata_once(
@@ -326,7 +326,7 @@ def test_a_model_with_one_feature_less_refuses_and_is_asked_again(
 def test_a_feature_of_a_newer_model_is_taken_at_once(
     ranker: Any, client: RankingClient, user: Given, items: Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stem_client.client._MISFIT_SECONDS", 0.0)
+    monkeypatch.setattr("stem_client.calls._MISFIT_SECONDS", 0.0)
     client.rank(user, items)
     deploy(ranker, 4, country=(tf.string, [], False))
     client.rank(user | {"country": "FR"}, items)
@@ -379,7 +379,9 @@ def test_other_models_metadata(target: str) -> None:
     with RankingClient(target, model="nope", timeout=20) as client, pytest.raises(RankingError) as caught:
         client.metadata()
     assert caught.value.code == grpc.StatusCode.NOT_FOUND
-    expected = f"metadata of model 'nope' at {target}: NOT_FOUND: Servable not found for request: Latest(nope)"
+    expected = (
+        f"metadata of model 'nope' at {target}, 2 attempts: NOT_FOUND: Servable not found for request: Latest(nope)"
+    )
     assert str(caught.value) == expected
 
 

@@ -210,9 +210,10 @@ def test_an_answer_over_the_limit_is_not_asked_for_again(ranker: Any, target: st
         assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED and len(ranker.requests) == 2
 
 
-def test_a_request_over_the_servers_limit_is_not_sent_again(client: RankingClient, user: Given) -> None:
-    with pytest.raises(RankingError, match="larger than max") as caught:
-        client.rank(user, many(200_000))
+def test_a_request_over_the_servers_limit_is_not_sent_again(target: str, user: Given) -> None:
+    with RankingClient(target, timeout=20, chunk_rows=10**6) as client:
+        with pytest.raises(RankingError, match="larger than max") as caught:
+            client.rank(user, many(200_000))
     assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED and "attempts" not in str(caught.value)
 
 
