@@ -51,12 +51,13 @@ class Published:
       tasks: their names.
 
     Raises:
-      UserError: as `find`.
-      JobError: TensorFlow cannot load it.
+      UserError: as `find`; its files are not those that were published (the servers refuse such a version, too).
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = find(directory)
+        if why := publish.damage(self.directory):
+            raise UserError(f"--model={self.directory} is not the version that was published: {why}")
         self.schema = schemas.load(self.directory / "schema.yaml")
         self.tasks = self.schema.task_names
         self._calls: dict[str, check.Call] = {}

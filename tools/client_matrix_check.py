@@ -3,6 +3,7 @@
 The server in this process is written with grpcio alone and knows the bytes of TensorFlow Serving's messages by heart.
 """
 
+import asyncio
 import importlib.metadata
 import platform
 import struct
@@ -14,7 +15,7 @@ from concurrent import futures
 import grpc
 import numpy as np
 
-from stem_client import FeatureError, RankingClient
+from stem_client import AsyncRankingClient, FeatureError, RankingClient
 
 
 def field(number: int, payload: bytes | int) -> bytes:
@@ -80,6 +81,17 @@ def main() -> None:
             raise AssertionError("42.5 was taken for an int64")
         except FeatureError:
             pass
+    target = f"127.0.0.1:{port}"
+    with RankingClient([target, target], timeout=20, hedge_after=10, chunk_rows=3) as client:
+        assert client.top({"user_id": 42}, items, "click", k=2).indices.tolist() == [0, 1]
+
+    async def wait() -> None:
+        async with AsyncRankingClient([target, target], timeout=20, hedge_after=10) as waiting:
+            given = waiting.rank({"user_id": 42}, items), waiting.rank({"user_id": 42}, items)
+            for answer in await asyncio.gather(*given):
+                assert answer["click"].tolist() == [0.5, 0.25, 0.125]
+
+    asyncio.run(wait())
     server.stop(None).wait()
     code = "import time; start = time.perf_counter(); import stem_client; print(time.perf_counter() - start)"
     seconds = min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(5))

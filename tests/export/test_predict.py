@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -207,9 +208,26 @@ def test_what_is_no_model(tmp_path: Path, exported: Path) -> None:
         Published(tmp_path)
     for name in ("saved_model.pb", "schema.yaml", "manifest.json"):
         (tmp_path / "3" / name).write_bytes((exported / "1" / name).read_bytes())
+    tree = json.loads((tmp_path / "3" / "manifest.json").read_text())
+    (tmp_path / "3" / "manifest.json").write_text(json.dumps(tree | {"files": {}}))
     with pytest.raises(JobError, match=r"/3 cannot be loaded: "):
         Published(tmp_path).signature("serving_default")
     assert Published(exported / "1").directory == Published(exported).directory
+
+
+@pytest.mark.parametrize("name", ["variables/variables.data-00000-of-00001", "assets/user.vocabulary", "schema.yaml"])
+def test_a_version_whose_files_are_others_is_refused(tmp_path: Path, exported: Path, name: str) -> None:
+    """As the server refuses it: TensorFlow would load most of them, and score something else."""
+    version = shutil.copytree(exported / "1", tmp_path / "1")
+    data = bytearray((version / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (version / name).write_bytes(data)
+    words = f"1 is not the version that was published: {name} is not the file of manifest.json: its SHA-256 differs$"
+    with pytest.raises(UserError, match=words):
+        Published(tmp_path)
+    (version / name).unlink()
+    with pytest.raises(UserError, match=f"{name}.* is missing"):
+        Published(tmp_path)
 
 
 USER = {"user": "plain", "age": 20, "history": [1, None, 2, 4, 5], "hour": 3, "weekend": 1, "temperature": 20.5}
