@@ -36,7 +36,10 @@ setup(
     # A static path entry in editable installs: a package added later is found without installing again.
     package_dir={"": "."},
     packages=find_packages(include=["pipelines", "pipelines.*", "stem_tf", "stem_tf.*", "export", "export.*"]),
-    package_data={"pipelines": ["schemas/*.yaml"]},
+    package_data={
+        "pipelines": ["schemas/*.yaml"],
+        "export": ["deployment/templates/*.j2", "deployment/templates/kubernetes/*.j2"],
+    },
     python_requires=">=3.11,<3.13",
     install_requires=[
         # The wheel of stem_client/, from this tree too: tools/environment.sh installs both in one go.
@@ -60,6 +63,7 @@ setup(
         "grpcio-reflection>=1.62,<1.63",
         "prometheus-client>=0.20,<1",
         "aiohttp>=3.10,<4",
+        "jinja2>=3.1,<4",
         "setuptools>=77,<81",
     ],
     extras_require={
@@ -68,6 +72,7 @@ setup(
         "dev": [
             *PLOTS,
             "build>=1.2",
+            "kubernetes-validate>=1.31",
             "mypy>=2.1,<3",
             "pandas-stubs>=2.2,<3",
             "pytest>=8",
@@ -89,6 +94,8 @@ setup(
             "stem-export=export.saved_model:run",
             "stem-predict=export.predict:run",
             "stem-serve=export.serve:run",
+            "stem-deploy=export.deploy:run",
+            "stem-load=export.load:run",
         ]
     },
     classifiers=[

@@ -5,17 +5,20 @@ A request that fails keeps the new version from serving while the old one goes o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from export import check
+from pipelines import tfrecord
 from pipelines.schema import Schema
 
 FILENAME = "tf_serving_warmup_requests"
+IN_A_VERSION = f"assets.extra/{FILENAME}"
 CANDIDATES = (1, 50, 200)
 """Usual numbers of candidates: the shapes that a server has seen before its first request."""
 
@@ -46,6 +49,23 @@ def write(path: Path, model: str, schema: Schema, rows: Mapping[str, np.ndarray]
                 writer.write(_log(model, signature, inputs).SerializeToString())
                 written += 1
     return written
+
+
+def read(path: Path) -> Iterator[predict_pb2.PredictRequest]:
+    """The requests of such a file; none where there is no file.
+
+    Raises:
+      CorruptRecord: a record is not whole, or is no PredictionLog.
+    """
+    if not path.exists():
+        return
+    for offset, payload in tfrecord.scan(str(path)):
+        try:
+            log = prediction_log_pb2.PredictionLog.FromString(payload)
+        except DecodeError:
+            raise tfrecord.CorruptRecord(str(path), offset, "it is no PredictionLog") from None
+        if log.HasField("predict_log"):
+            yield log.predict_log.request
 
 
 def _log(model: str, signature: str, inputs: Mapping[str, np.ndarray]) -> prediction_log_pb2.PredictionLog:

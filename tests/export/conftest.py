@@ -173,3 +173,10 @@ def nasty_run(nasty_data: Path, train: Callable[..., Run]) -> Callable[[str], Ru
         return train(nasty_data, **{"train.precision": precision}, **more)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def nasty_export(nasty_run: Callable[[str], Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of versions, with one of the float32 run; not to be changed."""
+    version, _ = nasty_run("float32").export(tmp_path_factory.mktemp("models") / "a [b]*")  # a pattern, to TensorFlow
+    return version.parent

@@ -47,10 +47,9 @@ def run(nasty_run: Callable[[str], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def exported(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(nasty_export: Path) -> Path:
     """The directory that holds the version."""
-    version, _ = run.export(tmp_path_factory.mktemp("models") / "a [b]*")  # a pattern, to TensorFlow
-    return Path(version).parent
+    return nasty_export
 
 
 @pytest.fixture(scope="module")

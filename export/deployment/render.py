@@ -1,0 +1,230 @@
+"""The files of a deployment from their templates, and their way into a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from export.deployment.model import Limits, Model
+from pipelines import files, owned
+from pipelines.errors import UserError
+
+FACTS = "deployment.json"
+_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPT = "tensorflow_serving.sh"
+_MIB = 1 << 20
+
+_BASE_MIB = 1024
+_VOCABULARY = 8
+"""What a vocabulary takes in memory, over its bytes on the disk: of 1,000,000 integers (8 MB) a hash table of 61 MB, of as
+many strings of 18 bytes (22 MB) one of 110 MB."""
+_SERVING_IMAGE = "tensorflow/serving:2.16.1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a team chooses.
+
+    Attributes:
+      batching: whether TensorFlow Serving joins calls.
+      canary: a second version to serve under the label `canary`; None for one version.
+      replicas: of each server.
+      limit_p99_ms: the latency that 99 % of calls should keep.
+      grace_seconds: for calls in flight when stem-serve stops.
+      image: of stem-serve.
+      capacity: a line of `stem-load`.
+    """
+
+    batching: bool
+    canary: int | None
+    replicas: int
+    limit_p99_ms: float
+    grace_seconds: int
+    image: str
+    capacity: str
+
+
+def render(model: Model, limits: Limits, options: Options) -> dict[str, str]:
+    """Texts of the files by name.
+
+    Raises:
+      UserError: what is chosen does not fit the model.
+    """
+    _check(model, options)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        # Neither shell, nor YAML, nor Prometheus' own templates use these.
+        variable_start_string="<<",
+        variable_end_string=">>",
+        block_start_string="<%",
+        block_end_string="%>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["json"] = json.dumps
+    environment.filters["code"] = _code
+    facts = _facts(model, limits, options)
+
+    def text(name: str, **more: Any) -> str:
+        return environment.get_template(f"{name}.j2").render(facts | more)
+
+    result = {name: text(name) for name in ("models.config", "monitoring.config")}
+    if options.batching:
+        result["batching.config"] = text("batching.config")
+    for name in (_SCRIPT, "docker-compose.yaml", "kubernetes/stem-serve.yaml", "alerts.yaml", "RUNBOOK.md"):
+        result[name] = text(name)
+    result["kubernetes/tensorflow-serving.yaml"] = text(
+        "kubernetes/tensorflow-serving.yaml",
+        **{f"{kind}_config": result.get(f"{kind}.config", "").rstrip() for kind in ("models", "batching", "monitoring")},
+    )
+    return result
+
+
+def _check(model: Model, options: Options) -> None:
+    if options.batching and model.open_lists:
+        raise UserError(
+            f"{model.name} version {model.version} takes lists of any length ({', '.join(model.open_lists)}). TensorFlow "
+            "Serving's batching would fill them up with values of the request, which changes scores: export the model "
+            "again, which fixes their length, or give --nobatching"
+        )
+    if options.canary == model.version:
+        raise UserError(
+            f"--canary={options.canary} is the version that --model names, the stable one; name another directory, as in "
+            "--model=EXPORT_DIR/6 --canary=7"
+        )
+    if options.canary is not None and options.canary not in model.others:
+        beside = ", ".join(map(str, model.others)) or "none"
+        raise UserError(f"--canary={options.canary}: there is no such version of {model.name} (others: {beside})")
+
+
+def _facts(model: Model, limits: Limits, options: Options) -> dict[str, Any]:
+    base_path = f"/models/{model.name}"
+    features = model.schema.features
+    return {
+        "model": model,
+        "limits": limits,
+        "batching": options.batching,
+        "canary": options.canary,
+        "replicas": options.replicas,
+        "limit_p99_ms": f"{options.limit_p99_ms:g}",
+        "grace_seconds": options.grace_seconds,
+        "image": options.image,
+        "capacity": options.capacity or "not measured; see [capacity](#capacity)",
+        "serving_image": _SERVING_IMAGE,
+        "resource": model.name.lower().replace("_", "-").replace(".", "-"),
+        "base_path": base_path,
+        "others": ", ".join(map(str, model.others)) or "none",
+        "shared": [feature.name for feature in features if feature.side != "item"],
+        "items": [feature.name for feature in features if feature.side == "item"],
+        "memory": _memory(model, options),
+        "megabytes": lambda size: f"{size / 1e6:,.1f}",
+        "metrics_port": None,
+        # Before SIGTERM: until callers have heard that a replica goes, and for TensorFlow Serving, until they are gone.
+        "stem_sleep": 10,
+        "serving_sleep": 60,
+        "stem_serve": [
+            "stem-serve",
+            f"--model_base_path={base_path}",
+            f"--model_name={model.name}",
+            "--host=0.0.0.0",
+            "--port=8500",
+            "--wait",
+            f"--grace_seconds={options.grace_seconds}",
+        ],
+        "serving_flags": [
+            "--file_system_poll_wait_seconds=1",
+            "--enable_model_warmup=true",
+            "--enable_grpc_healthcheck_service=true",
+            f"--grpc_max_threads={limits.grpc_threads}",
+            "--max_num_load_retries=5",
+            "--load_retry_interval_micros=2000000",
+            "--allow_version_labels_for_unavailable_models=true",
+        ],
+        "reasons": [
+            f"gRPC threads: each call has one, also while it waits: {limits.max_calls} calls, and some for health and metadata. Past them:",
+            "RESOURCE_EXHAUSTED. Load retries: a version that fails keeps newer ones waiting until it has been tried 5 times,",
+            "by default a minute apart; 2 seconds apart, a good one serves after half a minute, and a passing failure heals.",
+            "Labels: at a start no version is loaded yet, and a label of models.config would be refused.",
+        ],
+    }
+
+
+def _memory(model: Model, options: Options) -> dict[str, Any]:
+    """MiB to ask for and to allow: a version loads beside those that serve."""
+    versions = 2 if options.canary is None else 3
+    loaded = -(-(model.weight_bytes + _VOCABULARY * model.vocabulary_bytes) // _MIB)
+    request = _BASE_MIB + versions * loaded
+    return {
+        "request": request,
+        "limit": request + request // 2,
+        "reason": (
+            f"{_BASE_MIB} MiB for the process, and {versions} times the model's {loaded} MiB: a version loads while the one before serves."
+        ),
+    }
+
+
+def _code(text: str) -> str:
+    """As code in a table's cell."""
+    return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
+
+
+def write(output: Path, texts: Mapping[str, str], facts: Mapping[str, Any]) -> list[str]:
+    """Writes the files, each as a whole, and removes those of an earlier deployment that are not among them.
+
+    Args:
+      output: the directory; missing, empty, or of an earlier deployment.
+      texts: by name.
+      facts: what they were made from.
+
+    Returns:
+      The names of the files that were not there as they are.
+
+    Raises:
+      UserError: the directory holds something else, or a file of it was changed by hand.
+    """
+    path = owned.claim(output, owned.DEPLOYMENT)
+    with files.locked(path / f"{owned.MARKER}.lock", output):
+        known = _known(path)
+        there = {name: (path / name).read_bytes() for name in [*texts, *known] if (path / name).is_file()}
+        fresh = {name: text.encode() for name, text in texts.items()}
+        changed = [n for n, data in there.items() if data != fresh.get(n) and _digest(data) not in known.get(n, ())]
+        if changed:
+            raise UserError(
+                f"{output}: {', '.join(sorted(changed))} changed since stem-deploy wrote it; move it away, or choose another "
+                "--output and compare"
+            )
+        (path / "kubernetes").mkdir(exist_ok=True)
+        digests = {name: [_digest(data)] for name, data in fresh.items()}
+        # Before the files: whoever goes on where this job was killed finds old and new ones, all of them ours.
+        both = {name: known.get(name, []) + digests.get(name, []) for name in [*known, *digests]}
+        files.write_json(path / FACTS, {**facts, "files": both})
+        for name, data in fresh.items():
+            if there.get(name) != data:
+                files.write_atomically(path / name, data)
+        (path / _SCRIPT).chmod(0o755)
+        for name in there.keys() - fresh.keys():
+            (path / name).unlink()
+        files.write_json(path / FACTS, {**facts, "files": digests})
+    return sorted(name for name, data in fresh.items() if there.get(name) != data)
+
+
+def _known(path: Path) -> dict[str, list[str]]:
+    """Digests of each file as the last deployment wrote it, or may have before it was killed."""
+    if not (path / FACTS).exists():
+        return {}
+    known = files.read_json(path / FACTS, "remove it and the files that stem-deploy wrote").get("files")
+    return known if isinstance(known, dict) else {}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
