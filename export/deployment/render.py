@@ -22,8 +22,8 @@ _MIB = 1 << 20
 
 _BASE_MIB = 1024
 _VOCABULARY = 8
-"""What a vocabulary takes in memory, over its bytes on the disk: of 1,000,000 integers (8 MB) a hash table of 61 MB, of as
-many strings of 18 bytes (22 MB) one of 110 MB."""
+"""What a vocabulary takes in memory, over its bytes on the disk: 1,000,000 integers (8 MB) make a hash table of 61 MB,
+as many strings of 18 bytes (22 MB) one of 110 MB."""
 _SERVING_IMAGE = "tensorflow/serving:2.16.1"
 
 
@@ -85,7 +85,9 @@ def render(model: Model, limits: Limits, options: Options) -> dict[str, str]:
         result[name] = text(name)
     result["kubernetes/tensorflow-serving.yaml"] = text(
         "kubernetes/tensorflow-serving.yaml",
-        **{f"{kind}_config": result.get(f"{kind}.config", "").rstrip() for kind in ("models", "batching", "monitoring")},
+        **{
+            f"{kind}_config": result.get(f"{kind}.config", "").rstrip() for kind in ("models", "batching", "monitoring")
+        },
     )
     return result
 
@@ -93,14 +95,14 @@ def render(model: Model, limits: Limits, options: Options) -> dict[str, str]:
 def _check(model: Model, options: Options) -> None:
     if options.batching and model.open_lists:
         raise UserError(
-            f"{model.name} version {model.version} takes lists of any length ({', '.join(model.open_lists)}). TensorFlow "
-            "Serving's batching would fill them up with values of the request, which changes scores: export the model "
-            "again, which fixes their length, or give --nobatching"
+            f"{model.name} version {model.version} takes lists of any length ({', '.join(model.open_lists)}). "
+            "TensorFlow Serving's batching would fill them up with values of the request, which changes scores: export "
+            "the model again, which fixes their length, or give --nobatching"
         )
     if options.canary == model.version:
         raise UserError(
-            f"--canary={options.canary} is the version that --model names, the stable one; name another directory, as in "
-            "--model=EXPORT_DIR/6 --canary=7"
+            f"--canary={options.canary} is the version that --model names, the stable one; name another directory, as "
+            "in --model=EXPORT_DIR/6 --canary=7"
         )
     if options.canary is not None and options.canary not in model.others:
         beside = ", ".join(map(str, model.others)) or "none"
@@ -151,9 +153,10 @@ def _facts(model: Model, limits: Limits, options: Options) -> dict[str, Any]:
             "--allow_version_labels_for_unavailable_models=true",
         ],
         "reasons": [
-            f"gRPC threads: each call has one, also while it waits: {limits.max_calls} calls, and some for health and metadata. Past them:",
-            "RESOURCE_EXHAUSTED. Load retries: a version that fails keeps newer ones waiting until it has been tried 5 times,",
-            "by default a minute apart; 2 seconds apart, a good one serves after half a minute, and a passing failure heals.",
+            f"gRPC threads: each call has one, also while it waits: {limits.max_calls} calls, and some for health and",
+            "metadata. Past them: RESOURCE_EXHAUSTED.",
+            "Load retries: a version that fails keeps newer ones waiting until it has been tried 5 times, by default a",
+            "minute apart. 2 seconds apart, a good one serves after half a minute, and a passing failure heals.",
             "Labels: at a start no version is loaded yet, and a label of models.config would be refused.",
         ],
     }
@@ -168,7 +171,8 @@ def _memory(model: Model, options: Options) -> dict[str, Any]:
         "request": request,
         "limit": request + request // 2,
         "reason": (
-            f"{_BASE_MIB} MiB for the process, and {versions} times the model's {loaded} MiB: a version loads while the one before serves."
+            f"{_BASE_MIB} MiB for the process, and {versions} times the model's {loaded} MiB: a version loads while "
+            "the one before serves."
         ),
     }
 
@@ -200,8 +204,8 @@ def write(output: Path, texts: Mapping[str, str], facts: Mapping[str, Any]) -> l
         changed = [n for n, data in there.items() if data != fresh.get(n) and _digest(data) not in known.get(n, ())]
         if changed:
             raise UserError(
-                f"{output}: {', '.join(sorted(changed))} changed since stem-deploy wrote it; move it away, or choose another "
-                "--output and compare"
+                f"{output}: {', '.join(sorted(changed))} changed since stem-deploy wrote it; move it away, or choose "
+                "another --output and compare"
             )
         (path / "kubernetes").mkdir(exist_ok=True)
         digests = {name: [_digest(data)] for name, data in fresh.items()}

@@ -277,9 +277,7 @@ def test_what_was_changed_by_hand_stays(tmp_path: Path) -> None:
     assert alerts.read_text() == "mine" and not (output / "batching.config").exists()
 
 
-def test_a_job_killed_between_its_files_is_followed_by_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_killed_between_its_files_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
     render.write(output, rendered(), {})
     write = files.write_atomically

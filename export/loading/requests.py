@@ -1,0 +1,203 @@
+"""Serialised requests, made before anything is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import raw
+from pipelines import schema as schemas
+from pipelines.casts import EMPTY_INT
+from pipelines.errors import UserError
+from pipelines.schema import Feature, Schema
+from pipelines.source import CsvOptions
+from stem_client import features as client_features
+from stem_client import metadata, protocol
+
+_DISTINCT = 256
+_MOST_ROWS = 20_000
+_EMPTY = {"int64": EMPTY_INT, "string": b""}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A serialised PredictRequest.
+
+    Attributes:
+      data: its bytes.
+      size: candidates of `rank`, rows of another signature.
+    """
+
+    data: bytes
+    size: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Which model, and which of its signatures, is asked.
+
+    Attributes:
+      model: its name.
+      version: None for the one that the server serves.
+      signature: `rank` or `serving_default`.
+    """
+
+    model: str
+    version: int | None
+    signature: str
+
+    def fill(self, spec: protocol.ModelSpec) -> None:
+        spec.name, spec.signature_name = self.model, self.signature
+        if self.version is not None:
+            spec.version.value = self.version
+
+
+def from_rows(
+    spec: Spec,
+    served: metadata.ModelMetadata,
+    arrays: Mapping[str, np.ndarray],
+    sizes: Mapping[int, float],
+    random: np.random.Generator,
+) -> list[Request]:
+    """Requests of rows drawn at random: of `rank`, one row's user with the items of N rows.
+
+    Args:
+      spec: of the model.
+      served: what it takes.
+      arrays: tensors of ``serving_default`` of at least one row.
+      sizes: N, and how often each.
+      random: draws.
+    """
+    features = served.rank_features() if spec.signature == metadata.RANK else served.features()
+    count = len(next(iter(arrays.values())))
+    weights = np.array(list(sizes.values()), float)
+    requests = []
+    for size in random.choice(list(sizes), _DISTINCT, p=weights / weights.sum()).tolist():
+        user, chosen = random.integers(count), random.integers(count, size=size)
+        message = protocol.PredictRequest()
+        spec.fill(message.model_spec)
+        for feature in features:
+            array = arrays[feature.name]
+            if spec.signature != metadata.RANK:
+                array = array[chosen]
+            else:
+                array = array[chosen][np.newaxis] if feature.per_item else array[user : user + 1]
+            client_features.write(message.inputs[feature.name], array)
+        requests.append(Request(message.SerializeToString(), size))
+    return requests
+
+
+def from_warm_up(spec: Spec, version: Path) -> list[Request]:
+    """The warm-up requests of an exported version.
+
+    Raises:
+      UserError: it has none of this signature.
+    """
+    from export import warmup  # imports TensorFlow, which requests of rows do without
+
+    requests = []
+    for message in warmup.read(version / warmup.IN_A_VERSION):
+        if message.model_spec.signature_name == spec.signature:
+            message.model_spec.Clear()
+            spec.fill(message.model_spec)
+            shapes = [[dim.size for dim in tensor.tensor_shape.dim] for tensor in message.inputs.values()]
+            axis = 1 if spec.signature == metadata.RANK else 0
+            requests.append(
+                Request(message.SerializeToString(), max(shape[axis] for shape in shapes if axis < len(shape)))
+            )
+    if not requests:
+        raise UserError(f"{version} has no warm-up requests of {spec.signature}; give --rows")
+    return requests
+
+
+def find_schema(rows: str, model: Path | None, given: str | None) -> tuple[str, Schema | None]:
+    """Where raw rows lie, and the schema that says which column is which feature's; None without one.
+
+    Args:
+      rows: files of a log, or a directory of converted data, whose raw rows of test, or else validation, are taken.
+      model: an exported version.
+      given: the path, or the name, of a schema.
+    """
+    if given is not None:
+        schema: Schema | None = schemas.load(given)
+    else:
+        schema = schemas.load(model / "schema.yaml") if model is not None else None
+    if os.path.isdir(os.path.join(rows, "raw")) and os.path.isfile(os.path.join(rows, "schema.yaml")):
+        schema = schema or schemas.load(os.path.join(rows, "schema.yaml"))
+        for split in ("test", "validation"):
+            if os.path.isdir(os.path.join(rows, "raw", split)) and os.listdir(os.path.join(rows, "raw", split)):
+                return os.path.join(rows, "raw", split), schema
+        raise UserError(f"--rows={rows}: the data has no raw rows of test or validation; give a log")
+    return rows, schema
+
+
+def read(
+    rows: str, schema: Schema | None, served: metadata.ModelMetadata, csv: CsvOptions | None = None
+) -> dict[str, np.ndarray]:
+    """Tensors of ``serving_default`` of the first rows of a log, up to 20,000; rows that do not fit are left out.
+
+    Args:
+      rows: see `pipelines.source.find_files`.
+      schema: of the log; None if its columns are named as the features.
+      served: says what the model takes.
+      csv: how CSV files are written.
+
+    Raises:
+      UserError: the log does not fit the model, or has no row that does.
+    """
+    taken = served.features()
+    unmapped = schema is None
+    schema = raw.without_outcomes(schema or _schema(taken))
+    if missing := sorted({feature.name for feature in taken} - {feature.name for feature in schema.features}):
+        raise UserError(
+            f"the schema has no feature {', '.join(missing)}, which {served.model} takes; give its own --schema"
+        )
+    try:
+        log = raw.open_log(rows, schema, csv)
+    except UserError as error:
+        if unmapped:
+            error.add_note("--schema says which column is which feature's")
+        raise
+    parts, count = [], 0
+    for found, _, _ in raw.read(log, schema, [], drop_bad_rows=True):
+        parts.append(raw.tensors(schema, found))
+        count += len(found.row_ids)
+        if count >= _MOST_ROWS:
+            break
+    if not count:
+        raise UserError(f"--rows={rows}: no row fits the model")
+    return {feature.name: _joined(feature, [part[feature.name] for part in parts])[:_MOST_ROWS] for feature in taken}
+
+
+def _joined(feature: metadata.Feature, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Parts one after the other; lists ``[n, L]``, as long as the model takes them or as the longest is."""
+    if feature.kind != "list":
+        return np.concatenate(parts)
+    width = feature.length or max(part.shape[1] for part in parts)
+    lists = np.full((sum(map(len, parts)), width), _EMPTY[feature.dtype], parts[0].dtype)
+    row = 0
+    for part in parts:
+        lists[row : row + len(part), : part.shape[1]] = part[:, :width]
+        row += len(part)
+    return lists
+
+
+def _schema(features: Sequence[metadata.Feature]) -> Schema:
+    """A log whose columns are named as the features."""
+
+    def one(feature: metadata.Feature) -> Feature:
+        dtype: Any = feature.dtype
+        side: Any = "item" if feature.per_item else "user"
+        if feature.kind == "list":
+            return Feature(feature.name, "multivalent", side, feature.name, dtype, max_length=feature.length or 100)
+        if feature.kind == "vector":
+            return Feature(feature.name, "dense", side, feature.name, dtype, length=feature.length or 0)
+        kind: Any = "numeric" if dtype == "float32" else "categorical"
+        return Feature(feature.name, kind, side, feature.name, dtype)
+
+    return Schema("the model", tuple(map(one, features)), ())
