@@ -26,6 +26,7 @@ from absl import flags
 
 from export.loading import generator, requests, steps
 from export.loading.generator import Caller, Measurement
+from export.loading.histogram import Histogram
 from export.loading.requests import Request, Spec
 from export.loading.steps import Capacity, Plan
 from pipelines import cli, csv_flags, owned
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
         raise JobError(f"{_TARGET.value} does not answer: {error.code().name}: {error.details()}") from None
     line = load.line(capacity) if capacity is not None else None
     if _JSON.value:
-        owned.write_figures(_JSON.value, report.finite(load.figures() | {"capacity_line": line}))
+        owned.write_figures(_JSON.value, load.figures() | {"capacity_line": line})
     if load.stopped:
         raise KeyboardInterrupt
     if capacity is not None:
@@ -197,7 +198,7 @@ def _requests(spec: Spec, served: metadata.ModelMetadata, sizes: dict[int, float
         if _CANDIDATES.present:
             raise UserError("--candidates belongs to --rows; warm-up requests have theirs")
         assert model is not None
-        return requests.from_warm_up(spec, model)
+        return requests.from_warm_up(spec, served, model)
     rows, schema = requests.find_schema(_ROWS.value, model, _SCHEMA.value)
     arrays = requests.read(rows, schema, served, csv_flags.options())
     return requests.from_rows(spec, served, arrays, sizes, np.random.default_rng(_SEED.value))
@@ -342,7 +343,7 @@ class _Load:
         }
 
 
-def _row(measured: Measurement | None, found: Any) -> list[str]:
+def _row(measured: Measurement | None, found: Histogram) -> list[str]:
     in_time = report.percent(measured.share_good) if measured is not None else ""
     quantiles = [found.quantile(share) for share in (0.5, 0.9, 0.99, 0.999)]
     return [f"{len(found):,}", in_time, *map(_ms, [*quantiles, found.longest])]
@@ -364,11 +365,14 @@ def _figures(rate: float | None, measured: Measurement) -> dict[str, Any]:
         "corrected_for_coordinated_omission": rate is not None,
         "latency_ms": _quantiles(measured.latency),
         "latency_ms_by_size": {str(size): _quantiles(found) for size, found in sorted(measured.by_size.items())},
-        "late_ms": _quantiles(measured.late),
+        "late_ms": _quantiles(measured.late) if rate is not None else None,
     }
 
 
-def _quantiles(found: Any) -> dict[str, float]:
+def _quantiles(found: Histogram) -> dict[str, float] | None:
+    """In milliseconds; None where nothing was measured."""
+    if not len(found):
+        return None
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
     return {name: 1000 * found.quantile(share) for name, share in shares.items()} | {"max": 1000 * found.longest}
 

@@ -92,7 +92,7 @@ def from_rows(
     return requests
 
 
-def from_warm_up(spec: Spec, version: Path) -> list[Request]:
+def from_warm_up(spec: Spec, served: metadata.ModelMetadata, version: Path) -> list[Request]:
     """The warm-up requests of an exported version.
 
     Raises:
@@ -100,16 +100,18 @@ def from_warm_up(spec: Spec, version: Path) -> list[Request]:
     """
     from export import warmup  # imports TensorFlow, which requests of rows do without
 
+    items = {feature.name for feature in served.features() if feature.per_item}
     requests = []
     for message in warmup.read(version / warmup.IN_A_VERSION):
         if message.model_spec.signature_name == spec.signature:
             message.model_spec.Clear()
             spec.fill(message.model_spec)
-            shapes = [[dim.size for dim in tensor.tensor_shape.dim] for tensor in message.inputs.values()]
+            name = next((name for name in message.inputs if spec.signature != metadata.RANK or name in items), None)
+            if name is None:
+                raise UserError(f"{version} is not of the model that is served: it takes none of its item features")
             axis = 1 if spec.signature == metadata.RANK else 0
-            requests.append(
-                Request(message.SerializeToString(), max(shape[axis] for shape in shapes if axis < len(shape)))
-            )
+            size = message.inputs[name].tensor_shape.dim[axis].size
+            requests.append(Request(message.SerializeToString(), size))
     if not requests:
         raise UserError(f"{version} has no warm-up requests of {spec.signature}; give --rows")
     return requests

@@ -92,8 +92,8 @@ async def search(plan: Plan, limit: float, measure: Callable[[float], Awaitable[
     """Tries rates until p99 is more than ``limit`` seconds, or fewer than 99 % of the calls are answered in time.
 
     Where a limit breaks and the generator itself was late, the search ends without a claim: what was measured may be
-    the generator. Where it was late and the limits were kept all the same, the server keeps them: latencies are from when
-    calls were due.
+    the generator. Where it was late and the limits were kept all the same, the server keeps them: latencies are from
+    when calls were due.
     """
     best: float | None = None
     worst, step = None, 0
@@ -128,8 +128,8 @@ async def _try(rate: float, limit: float, measure: Callable[[float], Awaitable[M
         behind = 1000 * measured.late.quantile(0.99)
         return Capacity(
             None,
-            f"{verdict} at {rate:g} calls/s, but the generator sent calls {behind:.1f} ms late (p99): that is its limit, or "
-            "its machine's, not the server's. Run it on a machine of its own",
+            f"{verdict} at {rate:g} calls/s, but the generator sent calls {behind:.1f} ms late (p99): that is its "
+            "limit, or its machine's, not the server's. Run it on a machine of its own",
         )
     return verdict
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,3 +181,15 @@ def nasty_export(nasty_run: Callable[[str], Run], tmp_path_factory: pytest.TempP
     """The directory of versions, with one of the float32 run; not to be changed."""
     version, _ = nasty_run("float32").export(tmp_path_factory.mktemp("models") / "a [b]*")  # a pattern, to TensorFlow
     return version.parent
+
+
+@pytest.fixture(scope="session")
+def nasty_target(nasty_export: Path) -> Iterator[str]:
+    """host:port of a server of that export, under the name nasty."""
+    flags = [f"--model_base_path={nasty_export}", "--model_name=nasty", "--port=0"]
+    with subprocess.Popen([sys.executable, "-m", "export.serve", *flags], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().split()[-1]
+        finally:
+            server.terminate()

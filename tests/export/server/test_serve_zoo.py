@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from export import check, graph, vocabulary_asset
+from export import check, graph, vocabulary_asset, warmup
+from export.deployment import model as deployed
+from export.deployment import render
 from pipelines import manifest as manifests
 from pipelines import vocabulary
 from pipelines.manifest import Manifest
@@ -20,8 +22,21 @@ from stem_tf import configs, models, predictions
 from stem_tf.losses import score
 from stem_tf.models.base import Predictor
 from stem_tf.models.snapshots import Snapshots
+from tests.export import serving_rules
 
 Serve = Callable[[Manifest, Predictor, int], None]
+
+
+def rules_broken(saved: Path, manifest: Manifest, raw: dict[str, np.ndarray], warm_up: Path) -> list[str]:
+    """Rules of TensorFlow Serving that a model and its warm-up break, under the batching that stem-deploy gives it."""
+    inputs = deployed.signature_inputs(saved)
+    warmup.write(warm_up, "ranker", manifest.schema, raw, sorted(inputs))
+    model = deployed.Model("ranker", 1, (), manifest.schema, 0, 0, inputs, deployed.warm_up_rows(warm_up))
+    limits = deployed.limits(model, cores=2, max_rows=None, execution_rows=16, max_calls=None)
+    options = render.Options(True, None, 2, 50.0, 10, "stem-tf", "")
+    requests = list(warmup.read(warm_up))
+    assert len(requests) == 9
+    return serving_rules.broken(render.render(model, limits, options)["batching.config"], inputs, requests)
 
 
 @pytest.fixture
@@ -57,6 +72,7 @@ def check_served(tmp_path: Path, start_server: Callable[..., Any], request_for: 
         for task in manifest.schema.task_names:
             np.testing.assert_allclose(rows[task], trained.scores[task][order], atol=1e-6)
             np.testing.assert_allclose(ranked[task][0], expected[task], atol=2e-6)
+        assert not rules_broken(base / "1", manifest, raw, tmp_path / "warm_up")
 
     return check_served
 
