@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from google.protobuf import text_format
@@ -228,6 +229,13 @@ def test_replicas_stop_after_their_callers_have_gone(server: str) -> None:
     assert objects(text)["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
     for each in objects(text).values():
         assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", each["metadata"]["name"])
+
+
+@pytest.mark.parametrize("server", ["stem-serve", "tensorflow-serving"])
+@pytest.mark.parametrize("chosen", [{}, {"batching": False, "canary": 5}])
+def test_manifests_are_what_kubernetes_takes(server: str, chosen: dict[str, Any]) -> None:
+    for each in yaml.safe_load_all(rendered(**chosen)[f"kubernetes/{server}.yaml"]):
+        kubernetes_validate.validate(each, "1.31", strict=True)
 
 
 def test_alerts_are_in_the_runbook() -> None:
