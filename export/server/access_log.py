@@ -23,7 +23,8 @@ from export.server.observation import Observation
 from pipelines.errors import UserError
 
 _WAITING = 10_000
-_AT_A_TIME = 500
+_AT_A_TIME = 2000
+_GATHER_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _LONGEST_NAME, _LONGEST_ERROR = 128, 256
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
@@ -97,6 +98,8 @@ class AccessLog:
     def _run(self) -> None:
         while True:
             calls = [self._queue.get()]
+            if calls[0] is not None:
+                time.sleep(_GATHER_SECONDS)  # to wake for each call would cost the calls more than the writing
             with contextlib.suppress(queue.Empty):
                 while len(calls) < _AT_A_TIME:
                     calls.append(self._queue.get_nowait())

@@ -7,10 +7,10 @@ bounded. What is labelled with a version goes when the version is unloaded.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TypeVar
 
 import grpc
 import prometheus_client
@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from export.server.drift import Distribution, Drift, Key
 from export.server.observation import Observation
+from export.server.status import STOPPING
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UNKNOWN_MODEL = "(unknown)"
@@ -28,9 +29,13 @@ _REQUEST_COUNT = ":tensorflow:serving:request_count"
 # TensorFlow Serving's: from 10 us, each bound 1.8 times the one before, up to some 20 minutes.
 _MICROSECONDS = tuple(10 * 1.8**power for power in range(33))
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_REFUSALS = {
+    grpc.StatusCode.UNAVAILABLE: "queue",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "deadline",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "limit",
+    grpc.StatusCode.UNAUTHENTICATED: "token",
+}
 _ROWS = tuple(float(1 << power) for power in range(15))
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -95,8 +100,11 @@ class Metrics(Collector):
             model = servable.name
         else:
             model = seen.model if seen.model in self._loaded() else UNKNOWN_MODEL
+        reason = "stopping" if seen.text == STOPPING else _REFUSALS.get(seen.code)
         with self._lock:
             self._requests[model, seen.code.name] += 1
+            if reason is not None:
+                self._refused[reason] += 1
         if seen.code is not grpc.StatusCode.OK or servable is None:
             return
         self._latency.labels(model, "Predict", seen.entrypoint).observe(seen.seconds * 1e6)
@@ -115,25 +123,17 @@ class Metrics(Collector):
         """Counts a run of the model."""
         self._batch_rows.observe(rows)
 
-    def refused(self, reason: str) -> None:
-        """Counts a call that was not run."""
-        with self._lock:
-            self._refused[reason] += 1
-
-    def counting_failures(self, name: str, load: Callable[..., T]) -> Callable[..., T]:
-        """``load``, each of whose failures is one of a version of the model ``name``."""
+    @contextlib.contextmanager
+    def loading(self, name: str) -> Iterator[None]:
+        """Counts what is raised in the block as a version of the model ``name`` that does not load."""
         with self._lock:
             self._failures[name] += 0
-
-        def counted(*args: object) -> T:
-            try:
-                return load(*args)
-            except Exception:
-                with self._lock:
-                    self._failures[name] += 1
-                raise
-
-        return counted
+        try:
+            yield
+        except Exception:
+            with self._lock:
+                self._failures[name] += 1
+            raise
 
     def text(self) -> bytes:
         """All metrics. Any thread, at any time."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from export.server.metrics import CONTENT_TYPE, Metrics
-from export.server.web import Handler
+from export.server.web import SOFTWARE, Handler
 
 CONNECTIONS = 64
 PATHS = ("/metrics", "/monitoring/prometheus/metrics")  # the second one is TensorFlow Serving's
@@ -22,13 +22,17 @@ def monitoring(metrics: Metrics, ready: Callable[[], bool]) -> Handler:
 
     async def answer(request: web.BaseRequest) -> web.Response:
         if request.method not in ("GET", "HEAD"):
-            return web.Response(status=405, text="GET only\n", headers={"Allow": "GET, HEAD"})
+            return _text(405, "GET only", Allow="GET, HEAD")
         if request.path in PATHS:
-            return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+            return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE, "Server": SOFTWARE})
         if request.path == "/healthz":
-            return web.Response(text="ok\n")
+            return _text(200, "ok")
         if request.path == "/readyz":
-            return web.Response(text="ok\n") if ready() else web.Response(status=503, text="not ready\n")
-        return web.Response(status=404, text=f"there are {', '.join(PATHS)}, /healthz and /readyz\n")
+            return _text(200, "ok") if ready() else _text(503, "not ready")
+        return _text(404, f"there are {', '.join(PATHS)}, /healthz and /readyz")
 
     return answer
+
+
+def _text(status: int, text: str, **headers: str) -> web.Response:
+    return web.Response(status=status, text=f"{text}\n", headers={"Server": SOFTWARE} | headers)

@@ -28,8 +28,8 @@ from export.server.models import Models
 from export.server.observation import Observation
 from export.server.security import Tokens
 from export.server.servable import DEFAULT_SIGNATURE, Servable
-from export.server.status import StatusError, invalid_argument
-from export.server.web import BodyError, Handler, read_body
+from export.server.status import STOPPING, StatusError, invalid_argument
+from export.server.web import SOFTWARE, BodyError, Handler, read_body
 
 CONNECTIONS = 1024
 _HELD_BYTES = 256 << 20  # of all bodies that are read or answered
@@ -115,8 +115,8 @@ class Rest:
         begun = time.monotonic()
         seen = Observation("", "REST", peer=request.remote or "")
         seen.request_id = request_id(request.headers.get("x-request-id"))
-        headers = {"x-request-id": seen.request_id}
-        status = 0
+        headers = {"x-request-id": seen.request_id, "Server": SOFTWARE}
+        status, body = 0, b""
         try:
             body = await self._called(request, seen)
         except StatusError as error:
@@ -134,6 +134,7 @@ class Rest:
             raise
         finally:
             seen.seconds = time.monotonic() - begun
+            seen.response_bytes = len(body)
             if self._observe is not None:
                 self._observe(seen)
         if seen.code is grpc.StatusCode.UNAUTHENTICATED:
@@ -171,7 +172,7 @@ class Rest:
                 f"{seen.method} answers one task only and is not offered; predict answers all tasks by name",
             )
         if self._backend.stopping():
-            raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, STOPPING)
         held = 0
 
         def take(size: int) -> None:
@@ -196,9 +197,7 @@ class Rest:
         loop = asyncio.get_running_loop()
         payload, rows = await loop.run_in_executor(self._json, self._read, body, spec, deadline)
         response = await self._backend.predict(payload, deadline, seen)
-        answer = await loop.run_in_executor(self._json, _written, response, rows)
-        seen.response_bytes = len(answer)
-        return answer
+        return await loop.run_in_executor(self._json, _written, response, rows)
 
     def _read(self, body: bytes, spec: model_pb2.ModelSpec, deadline: float) -> tuple[bytes, bool]:
         """A serialised PredictRequest, and whether the answer is to be given by row."""

@@ -30,12 +30,13 @@ from tensorflow_serving.apis import (
 )
 
 from export.server import tensors
+from export.server.access_log import request_id
 from export.server.batching import Call, Result, Scheduler
 from export.server.limits import Limits
 from export.server.models import Models
 from export.server.observation import Observation
 from export.server.servable import DEFAULT_SIGNATURE
-from export.server.status import StatusError, invalid_argument, not_found
+from export.server.status import STOPPING, StatusError, invalid_argument, not_found
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
@@ -233,6 +234,9 @@ class Server:
       read_seconds: that a client may take to send a request's body.
       as_content: answer with ``tensor_content`` in place of the `*_val` fields.
       observe: called in the event loop after every answered Predict call.
+      observe_batch: called with the rows of every run of a model, in the threads that run them.
+      credentials: for TLS.
+      interceptors: asked about every call.
     """
 
     def __init__(
@@ -248,13 +252,19 @@ class Server:
         read_seconds: float = 10.0,
         as_content: bool = False,
         observe: Callable[[Observation], None] | None = None,
+        observe_batch: Callable[[int], None] = lambda rows: None,
+        credentials: grpc.ServerCredentials | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server", daemon=True)
         self._thread.start()
-        self._scheduler = Scheduler(threads, max_rows=max_batch_rows, max_wait=max_wait_seconds, deliver=self._deliver)
+        self._scheduler = Scheduler(
+            threads, max_rows=max_batch_rows, max_wait=max_wait_seconds, deliver=self._deliver, observe=observe_batch
+        )
         self.answers = Answers(models, limits, self._scheduler, max_calls=max_calls, as_content=as_content)
         self._read_seconds, self._observe = read_seconds, observe
+        self._credentials, self._interceptors = credentials, interceptors
         self._max_message_bytes = max_message_bytes
         self._is_serving = False
         self._reading: dict[asyncio.Task[Any], float] = {}
@@ -265,10 +275,15 @@ class Server:
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         """The result of a coroutine that runs in the server's event loop; called from other threads."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return self.submit(coroutine).result()
+
+    def submit(self, coroutine: Coroutine[Any, Any, _T]) -> futures.Future[_T]:
+        """Runs a coroutine in the server's event loop; called from other threads."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _make(self) -> None:
         self._grpc = grpc.aio.server(
+            interceptors=self._interceptors,
             options=[
                 ("grpc.max_receive_message_length", self._max_message_bytes),
                 ("grpc.max_send_message_length", -1),
@@ -281,7 +296,7 @@ class Server:
                 # Connections whose other end has gone without a word.
                 ("grpc.keepalive_time_ms", 120_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
-            ]
+            ],
         )
         self._grpc.add_generic_rpc_handlers((_Handlers(self._handlers()),))
         self._health = health.aio.HealthServicer()
@@ -302,7 +317,10 @@ class Server:
         """
 
         async def start() -> int:
-            port = self._grpc.add_insecure_port(address)
+            if self._credentials is None:
+                port = self._grpc.add_insecure_port(address)
+            else:
+                port = self._grpc.add_secure_port(address, self._credentials)
             await self._grpc.start()
             return port
 
@@ -427,20 +445,14 @@ class Server:
         return payload
 
     async def _predict(self, payload: bytes, context: grpc.aio.ServicerContext) -> Message:
-        if self._stopping:
-            self._arrived = time.monotonic()
-            if self._held_back is not None:
-                await self._held_back.wait()
-            raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-        left = context.time_remaining()
-        begun = time.monotonic()
-        deadline = math.inf if left is None else begun + left
         if self._observe is None:
-            return await self.answers.predict(payload, deadline)
+            return await self._score(payload, context)
+        begun = time.monotonic()
         seen = Observation("Predict", request_bytes=len(payload), peer=context.peer())
-        seen.request_id = dict(context.invocation_metadata() or ()).get("x-request-id", "")
+        seen.request_id = request_id(dict(context.invocation_metadata() or ()).get("x-request-id"))
+        context.set_trailing_metadata((("x-request-id", seen.request_id),))
         try:
-            response = await self.answers.predict(payload, deadline, seen)
+            response = await self._score(payload, context, seen)
             seen.response_bytes = response.ByteSize()
             return response
         except StatusError as error:
@@ -453,6 +465,18 @@ class Server:
         finally:
             seen.seconds = time.monotonic() - begun
             self._observe(seen)
+
+    async def _score(
+        self, payload: bytes, context: grpc.aio.ServicerContext, seen: Observation | None = None
+    ) -> predict_pb2.PredictResponse:
+        if self._stopping:
+            self._arrived = time.monotonic()
+            if self._held_back is not None:
+                await self._held_back.wait()
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, STOPPING)
+        left = context.time_remaining()
+        deadline = math.inf if left is None else time.monotonic() + left
+        return await self.answers.predict(payload, deadline, seen)
 
 
 class _Handlers(grpc.GenericRpcHandler):

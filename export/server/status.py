@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import grpc
 
+STOPPING = "the server is stopping"
+"""Of UNAVAILABLE, once SIGTERM has come."""
 _LIMIT = 1024
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 

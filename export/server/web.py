@@ -22,6 +22,9 @@ from export.server.security import Certificates
 Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 T = TypeVar("T")
 
+SOFTWARE = "stem-serve"
+"""The header Server; aiohttp's own tells strangers the versions of everything."""
+
 _IDLE_SECONDS = 15.0  # for the headers of a request, and for reading an answer
 _HANDSHAKE_SECONDS = 10.0
 _LOGGER = logging.getLogger("export.server.web")
@@ -162,7 +165,9 @@ class _Listener:
         except Exception:
             # A bug of ours: the operator gets the traceback, the client a status, and the server lives on.
             traceback.print_exc()
-            return web.Response(status=500, text="internal error; the server's log has the details\n")
+            return web.Response(
+                status=500, text="internal error; the server's log has the details\n", headers={"Server": SOFTWARE}
+            )
         finally:
             connection.request, connection.deadline = None, self._loop.time() + _IDLE_SECONDS
 

@@ -21,6 +21,7 @@ from export import vocabulary_asset
 from export.server.known_values import KnownValues
 from export.server.metrics import UNKNOWN_MODEL, Metrics
 from export.server.observation import Observation
+from export.server.status import STOPPING
 from pipelines.casts import EMPTY_INT
 
 
@@ -100,7 +101,8 @@ def test_a_call_counts_under_tensorflow_servings_names_and_ours(version: Path) -
     metrics.observe(_seen(version, code=grpc.StatusCode.INVALID_ARGUMENT))
     metrics.observe(Observation("GetModelMetadata", model="ranker"))
     metrics.observe_batch(12)
-    metrics.refused("queue")
+    metrics.observe(_seen(version, code=grpc.StatusCode.UNAVAILABLE, text="it would wait too long"))
+    metrics.observe(_seen(version, code=grpc.StatusCode.UNAVAILABLE, text=STOPPING))
     text = metrics.text().decode()
     assert "# TYPE :tensorflow:serving:request_count counter\n" in text
     assert ':tensorflow:serving:request_count{model_name="ranker",status="OK"} 2\n' in text
@@ -112,7 +114,7 @@ def test_a_call_counts_under_tensorflow_servings_names_and_ours(version: Path) -
     assert _of(metrics, "stem_serve_rows_total") == {("ranker", "rank", "4"): 8}
     assert _of(metrics, "stem_serve_task_requests_total") == {("ranker", "click", "4"): 2, ("ranker", "like", "4"): 2}
     assert _of(metrics, "stem_serve_version") == {("ranker",): 4}
-    assert _of(metrics, "stem_serve_refused_total") == {("queue",): 1}
+    assert _of(metrics, "stem_serve_refused_total") == {("queue",): 1, ("stopping",): 1}
     assert _of(metrics, "stem_serve_queue_seconds_count") == {(): 2}
     assert _of(metrics, "stem_serve_batch_rows_sum") == {(): 12}
     assert "_created" not in text and "process_resident_memory_bytes" in text
@@ -209,16 +211,11 @@ def test_series_of_a_version_go_with_it_while_two_scrape(version: Path) -> None:
 def test_failed_loads_count() -> None:
     metrics = Metrics(dict, 0.0)
 
-    def load(version: int) -> int:
-        if version == 2:
-            raise OSError("broken")
-        return version
-
-    counted = metrics.counting_failures("ranker", load)
+    with metrics.loading("ranker"):
+        pass
     assert _of(metrics, "stem_serve_version_failures_total") == {("ranker",): 0}
-    assert counted(1) == 1
-    with pytest.raises(OSError, match="broken"):
-        counted(2)
+    with pytest.raises(OSError, match="broken"), metrics.loading("ranker"):
+        raise OSError("broken")
     assert _of(metrics, "stem_serve_version_failures_total") == {("ranker",): 1}
 
 
