@@ -56,6 +56,10 @@ class Spec:
         if self.version is not None:
             spec.version.value = self.version
 
+    def features(self, served: metadata.ModelMetadata) -> tuple[metadata.Feature, ...]:
+        """What the signature takes; raises RankingError where the model is none of stem-tf's."""
+        return served.rank_features() if self.signature == metadata.RANK else served.features
+
 
 def from_rows(
     spec: Spec,
@@ -73,7 +77,7 @@ def from_rows(
       sizes: N, and how often each.
       random: draws.
     """
-    features = served.rank_features() if spec.signature == metadata.RANK else served.features()
+    features = spec.features(served)
     count = len(next(iter(arrays.values())))
     weights = np.array(list(sizes.values()), float)
     requests = []
@@ -100,7 +104,7 @@ def from_warm_up(spec: Spec, served: metadata.ModelMetadata, version: Path) -> l
     """
     from export import warmup  # imports TensorFlow, which requests of rows do without
 
-    items = {feature.name for feature in served.features() if feature.per_item}
+    items = {feature.name for feature in served.features if feature.per_item}
     requests = []
     for message in warmup.read(version / warmup.IN_A_VERSION):
         if message.model_spec.signature_name == spec.signature:
@@ -152,7 +156,7 @@ def read(
     Raises:
       UserError: the log does not fit the model, or has no row that does.
     """
-    taken = served.features()
+    taken = served.features
     unmapped = schema is None
     schema = raw.without_outcomes(schema or _schema(taken))
     if missing := sorted({feature.name for feature in taken} - {feature.name for feature in schema.features}):

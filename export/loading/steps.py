@@ -67,6 +67,8 @@ def late(measured: Measurement, limit: float) -> bool:
 
 def broken(measured: Measurement, limit: float) -> str:
     """Which limit a measurement breaks; "" if none."""
+    if not measured.calls:
+        return "no call was due"
     p99 = measured.latency.quantile(0.99)
     if not p99 <= limit:
         return f"p99 {1000 * p99:.1f} ms"
