@@ -10,14 +10,14 @@ policy.py       which of them are to serve
 versions.py     which of them is loaded, which serves, which failed
 models.py       the models by name, and which version a request asks for
 batching.py     the queue: which calls run, when, and together with which
-observation.py  what a call was, for metrics and the access log
 service.py      the gRPC services in front of them
 status.py       errors that become gRPC status codes
-observation.py  what a call was and how it ended, for the next two
+observation.py  what a call was and how it ended, for the access log and metrics
 access_log.py   a line a call
 metrics.py      counters and histograms of calls; drift.py and known_values.py: of their features and scores
 security.py     certificates and tokens
-web.py          HTTP and its limits, for the next two
+web.py          HTTP and its limits, for monitoring and REST
 monitoring.py   metrics, /healthz, /readyz
-rest.py         TensorFlow Serving's REST API; rest_json.py: its JSON
+rest.py         TensorFlow Serving's REST API; rest_json.py: its JSON; rest_worker.py: large JSON, in a process of its own
+operating.py    all of that, as options.py asks for it
 """

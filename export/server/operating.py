@@ -50,6 +50,7 @@ class Operating:
         self._options, self._models = options, models
         self.ready = False
         self.metrics_port = self.rest_port = 0
+        self._rest: Rest | None = None
         self._certificates = _certificates(options, report)
         self._tokens = None if options.token_file is None else Tokens(options.token_file, report)
         if self._tokens is not None and self._certificates is None and not _is_loopback(options.host):
@@ -109,7 +110,7 @@ class Operating:
         backend = Backend(
             self._models, predict, answers.get_model_status, answers.get_model_metadata, lambda: not self.ready
         )
-        rest = Rest(
+        self._rest = Rest(
             backend,
             timeout_seconds=self._options.rest_seconds,
             max_body_bytes=self._options.rest_max_bytes,
@@ -117,13 +118,15 @@ class Operating:
             observe=self.observe if self.observes else None,
         )
         self.rest_port = self._listen(
-            rest.handler, self._options.rest_port, "rest_api_port", REST_CONNECTIONS, self._certificates
+            self._rest.handler, self._options.rest_port, "rest_api_port", REST_CONNECTIONS, self._certificates
         )
 
     def close(self, seconds: float) -> None:
         """Closes the ports and writes what is left of the log; HTTP requests that run have ``seconds`` to end."""
         if self._web is not None:
             self._web.close(seconds)
+        if self._rest is not None:
+            self._rest.close()
         if self._log is not None:
             self._log.close(1)
 

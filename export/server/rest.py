@@ -1,12 +1,14 @@
 """TensorFlow Serving's REST API in front of the same answers: predict, status, metadata.
 
-JSON is read and written in a thread of its own, and the calls go through gRPC's limits, queue and deadlines.
+JSON is read and written in a thread of its own, large JSON in a process of its own. The calls go through gRPC's limits,
+queue and deadlines.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import re
 import time
@@ -22,10 +24,11 @@ from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_pb2, predict_pb2
 
-from export.server import rest_json, tensors
+from export.server import rest_json, rest_worker, tensors
 from export.server.access_log import request_id
 from export.server.models import Models
 from export.server.observation import Observation
+from export.server.rest_worker import Worker
 from export.server.security import Tokens
 from export.server.servable import DEFAULT_SIGNATURE, Servable
 from export.server.status import STOPPING, StatusError, invalid_argument
@@ -33,6 +36,7 @@ from export.server.web import SOFTWARE, BodyError, Handler, read_body
 
 CONNECTIONS = 1024
 _HELD_BYTES = 256 << 20  # of all bodies that are read or answered
+_LARGE_BYTES, _LARGE_ELEMENTS = 64 << 10, 5000  # of bodies and answers for the other process
 _BODY_SECONDS = 10.0
 _NAME = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(_NAME + ":(?P<method>predict|classify|regress)", re.IGNORECASE)
@@ -103,6 +107,7 @@ class Rest:
     ) -> None:
         self._backend, self._timeout, self._max_body_bytes = backend, timeout_seconds, max_body_bytes
         self._tokens, self._observe = tokens, observe
+        self._worker = Worker()
         self._json = futures.ThreadPoolExecutor(1, thread_name_prefix="json")
         self._held = 0
 
@@ -110,6 +115,10 @@ class Rest:
     def handler(self) -> Handler:
         """For `export.server.web`."""
         return self._answer
+
+    def close(self) -> None:
+        """Ends the process that reads large JSON."""
+        self._worker.close()
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         begun = time.monotonic()
@@ -197,20 +206,28 @@ class Rest:
         loop = asyncio.get_running_loop()
         payload, rows = await loop.run_in_executor(self._json, self._read, body, spec, deadline)
         response = await self._backend.predict(payload, deadline, seen)
-        return await loop.run_in_executor(self._json, _written, response, rows)
+        return await loop.run_in_executor(self._json, self._written, response, rows)
 
     def _read(self, body: bytes, spec: model_pb2.ModelSpec, deadline: float) -> tuple[bytes, bool]:
         """A serialised PredictRequest, and whether the answer is to be given by row."""
         if time.monotonic() > deadline:
             raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed while the call waited")
-        asked = rest_json.parse(body)
         with self._backend.models.use(spec) as servable:
-            inputs = _inputs(servable, asked.signature or DEFAULT_SIGNATURE)
+            types = _types(servable)
+        read = rest_worker.read if len(body) < _LARGE_BYTES else functools.partial(self._worker.call, "read")
+        signature, rows, arrays = read(body, types)
         request = predict_pb2.PredictRequest(model_spec=spec)
-        request.model_spec.signature_name = asked.signature
-        for name, array in rest_json.arrays(asked, inputs).items():
+        request.model_spec.signature_name = signature
+        for name, array in arrays.items():
             tensors.encode(array, request.inputs[name], as_content=True)
-        return request.SerializeToString(), asked.rows
+        return request.SerializeToString(), rows
+
+    def _written(self, response: predict_pb2.PredictResponse, rows: bool) -> bytes:
+        arrays = {name: tensors.decode(proto) for name, proto in sorted(response.outputs.items())}
+        if sum(array.size for array in arrays.values()) < _LARGE_ELEMENTS:
+            return rest_json.answer(arrays, rows)
+        answer: bytes = self._worker.call("answer", arrays, rows)
+        return answer
 
     def _metadata(self, spec: model_pb2.ModelSpec) -> bytes:
         asked = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
@@ -241,22 +258,19 @@ def _unquoted(text: str) -> str:
         raise invalid_argument(f"Malformed request: {text} is not UTF-8") from None
 
 
-def _inputs(servable: Servable, key: str) -> dict[str, np.dtype[Any]]:
-    """Types by input of a signature."""
-    signatures = get_model_metadata_pb2.SignatureDefMap()
-    servable.metadata.Unpack(signatures)
-    if key not in signatures.signature_def:
-        raise invalid_argument(f'Serving signature name: "{key}" not found in signature def')
-    types = {name: tf.as_dtype(info.dtype) for name, info in signatures.signature_def[key].inputs.items()}
-    for name, dtype in types.items():
-        if not (dtype.is_integer or dtype in (tf.float32, tf.float64, tf.string, tf.bool)) or dtype.is_quantized:
-            raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"Conversion of JSON values to {dtype.name}, of {name}")
-    return {name: np.dtype(dtype.as_numpy_dtype) for name, dtype in types.items()}
+@functools.lru_cache(maxsize=16)
+def _types_of(signature_defs: bytes) -> rest_worker.Types:
+    signatures = get_model_metadata_pb2.SignatureDefMap.FromString(signature_defs).signature_def
+    types = {
+        key: {name: np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype) for name, info in signature.inputs.items()}
+        for key, signature in signatures.items()
+    }
+    return types | ({"": types[DEFAULT_SIGNATURE]} if DEFAULT_SIGNATURE in types else {})
 
 
-def _written(response: predict_pb2.PredictResponse, rows: bool) -> bytes:
-    arrays = {name: tensors.decode(proto) for name, proto in sorted(response.outputs.items())}
-    return rest_json.answer(arrays, rows)
+def _types(servable: Servable) -> rest_worker.Types:
+    """Of inputs, by signature; the default one is there under "" too."""
+    return _types_of(servable.metadata.value)
 
 
 def _tree(message: Any) -> dict[str, Any]:

@@ -189,6 +189,8 @@ def _array(value: Any, dtype: np.dtype[Any], request: Request) -> np.ndarray:
                 )
         shape.append(size)
         level = list(itertools.chain.from_iterable(level))
+    if dtype.kind not in "fiubO" or dtype == np.float16:
+        raise _NotATensor(f"Conversion of JSON values to type: {dtype} is not offered")
     for kind, item in {type(item): item for item in level}.items():
         if kind is list:
             raise _NotATensor(f"Encountered list at unexpected level: {len(shape)} expected < {len(shape)}")

@@ -163,6 +163,23 @@ def test_examples_and_other_types(operated: Operated) -> None:
     assert operated.ask("ranker:predict", types)[1]["outputs"]["number"] == [float("-inf")]
 
 
+def test_large_json_is_read_and_written_in_a_process_of_its_own(operated: Operated) -> None:
+    worker = operated.operating._rest._worker  # type: ignore[union-attr]
+    assert worker._process is None
+    large = {"signature_name": "rank", "inputs": {"user": [1], "item": [list(range(20_000))]}}
+    for _ in range(2):
+        status, answer = operated.ask("ranker:predict", large)
+        assert status == 200 and answer["outputs"]["like"][0][19_999] == 20_010
+        assert worker._process is not None
+        worker._process.kill()  # the kernel, for want of memory
+        assert operated.ask("ranker:predict", large)[0] == 503
+    deep = b"[" * 1_000_000
+    assert operated.ask("ranker:predict", deep) == (
+        400,
+        {"error": "JSON Parse error: lists or objects are nested too deep"},
+    )
+
+
 def test_status_and_metadata(operated: Operated) -> None:
     status = {"version": "7", "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     for path in ("ranker", "ranker/versions/7"):
