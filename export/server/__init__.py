@@ -18,6 +18,6 @@ metrics.py      counters and histograms of calls; drift.py and known_values.py: 
 security.py     certificates and tokens
 web.py          HTTP and its limits, for monitoring and REST
 monitoring.py   metrics, /healthz, /readyz
-rest.py         TensorFlow Serving's REST API; rest_json.py: its JSON; rest_worker.py: large JSON, in a process of its own
+rest.py         TensorFlow Serving's REST API; rest_json.py: its JSON; rest_worker.py: a process for large JSON
 operating.py    all of that, as options.py asks for it
 """
