@@ -65,12 +65,12 @@ def damage(version: Path) -> str:
 
 
 def model_of(version: Path) -> str:
-    """The model's name as a version's manifest has it; "" where there is none."""
+    """The model's name as a version's manifest has it; "" where there is none, or none to print."""
     try:
         name = _manifest(version)["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
-    return name if isinstance(name, str) else ""
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 256 else ""
 
 
 def _files(version: Path) -> dict[str, str]:

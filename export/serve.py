@@ -3,7 +3,8 @@
     stem-serve --model_base_path=EXPORT_DIR --port=8500
 
 Serves the newest version in EXPORT_DIR, takes over newer ones as they are published, and goes back when the newest is
-deleted. SIGTERM or Ctrl-C lets calls in flight end. docs/serving.md says more.
+deleted; several models, versions and labels by --model_config_file. SIGTERM or Ctrl-C lets calls in flight end.
+docs/serving.md says more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import TextIO
 
 from absl import flags
 
+from export.server.config_file import ConfigFile
+from export.server.configuration import ConfigError, Model
 from export.server.directories import version_directories
 from export.server.limits import Limits
 from export.server.options import Options
@@ -31,13 +34,23 @@ from pipelines.errors import JobError, UserError
 from stem_tf.quiet import quieten_tensorflow
 
 _MODEL_BASE_PATH = flags.DEFINE(
-    cli.PATH,
-    "model_base_path",
-    None,
-    "Directory with the versions 1, 2, ... of the exported model.",
-    required=True,
+    cli.PATH, "model_base_path", None, "Directory with the versions 1, 2, ... of the exported model."
 )
-_MODEL_NAME = flags.DEFINE_string("model_name", "ranker", "The name that requests ask for.")
+_MODEL_NAME = flags.DEFINE_string(
+    "model_name", None, "The name that requests ask for (default: the one it was exported under)."
+)
+_MODEL_CONFIG_FILE = flags.DEFINE(
+    cli.PATH,
+    "model_config_file",
+    None,
+    "In place of them: a ModelServerConfig of TensorFlow Serving in text format, for several models or versions.",
+)
+_CONFIG_POLL_SECONDS = flags.DEFINE_integer(
+    "model_config_file_poll_wait_seconds",
+    0,
+    "Time between two looks at --model_config_file; 0: it is read once.",
+    lower_bound=0,
+)
 _PORT = flags.DEFINE_integer(
     "port", 8500, "Port to listen on; 0 takes a free one and prints it.", lower_bound=0, upper_bound=65535
 )
@@ -121,10 +134,9 @@ _AS_CONTENT = flags.DEFINE_boolean(
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    base_path = Path(_MODEL_BASE_PATH.value)
-    if not _MODEL_NAME.value:
-        raise UserError("--model_name is empty")
-    _check(base_path)
+    config_file, listed = _models()
+    for model in listed:
+        _check(model)
     stopping = threading.Event()
     _stop_on_signals(stopping)
     _many_connections()
@@ -141,43 +153,48 @@ def main(argv: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()
 
-    name, host = _MODEL_NAME.value, _HOST.value
+    host = _HOST.value
     address = f"[{host}]:{_PORT.value}" if ":" in host else f"{host}:{_PORT.value}"
     _reserve(host, _PORT.value)
     if _REST_API_PORT.value is not None:
         _reserve(host, _REST_API_PORT.value)
-    ready = threading.Event()
+    port: int | None = None
 
-    def announce(servable: Servable, before: int | None, seconds: float) -> None:
-        if before is None:
-            ready.set()
-        else:
+    def report(model: str, line: str) -> None:
+        _say(f"{model}: {line}", sys.stderr)
+
+    def watch(model: Model) -> Versions:
+        def announce(servable: Servable, before: int | None, seconds: float) -> None:
+            if port is None:
+                return
+            if before is None:
+                _say(f"serving {servable.name} version {servable.version} on {host}:{port}")
+                return
+            place = "in place of" if versions.model.policy.latest == 1 else "beside"
             _say(
-                f"{name}: version {servable.version} serves in place of version {before} "
+                f"{servable.name}: version {servable.version} serves {place} version {before} "
                 f"(loaded in {seconds:.1f} s, {servable.warm_up_records} warm-up requests)"
             )
 
-    def load(path: Path, version: int) -> Servable:
+        versions = Versions(model, load, poll_seconds=_POLL_SECONDS.value, report=report, on_serving=announce)
+        return versions
+
+    def load(path: Path, name: str, version: int) -> Servable:
         with operating.loading(name):
             return Servable(path, name, version)
 
-    versions = Versions(
-        base_path,
-        load,
-        poll_seconds=_POLL_SECONDS.value,
-        report=lambda line: _say(f"{name}: {line}", sys.stderr),
-        on_serving=announce,
-    )
-    models = Models({name: versions})
-    operating = Operating(_options(), models, lambda line: _say(f"{name}: {line}", sys.stderr))
+    models = Models(listed, watch, report, reloads=config_file is not None)
+    operating = Operating(_options(), models, lambda line: _say(line, sys.stderr))
     if operating.metrics_port:
-        _say(f"metrics and health of {name} on {host}:{operating.metrics_port}")
-    versions.poll()
-    if not ready.is_set() and not stopping.is_set():
+        _say(f"metrics and health on {host}:{operating.metrics_port}")
+    models.start()
+    if (missing := models.wait(stopping, until_ready=False)) and not stopping.is_set():
+        places = ", ".join(str(model.base_path) for model in missing)
         if not _WAIT.value:
-            raise JobError(f"no version in {base_path} loads; --wait goes on trying")
-        _say(f"waiting for a version of {name} in {base_path}; {host}:{_PORT.value} is not open until it serves")
-    versions.start()
+            models.stop(timeout=1)
+            raise JobError(f"no version in {places} loads; --wait goes on trying")
+        waiting = ", ".join(model.name or "the model" for model in missing)
+        _say(f"waiting for a version of {waiting} in {places}; {host}:{_PORT.value} is not open until it serves")
     server = Server(
         models,
         threads=_THREADS.value or max(2, len(os.sched_getaffinity(0))),
@@ -192,9 +209,9 @@ def main(argv: Sequence[str]) -> None:
         credentials=operating.credentials,
         interceptors=operating.interceptors,
     )
-    while not ready.wait(0.1) and not stopping.is_set():
-        pass
-    if ready.is_set():
+    if config_file is not None and _CONFIG_POLL_SECONDS.value:
+        config_file.follow(models.replace, _CONFIG_POLL_SECONDS.value)
+    if not models.wait(stopping, until_ready=True):
         operating.listen(server)
         try:
             port = server.listen(address)
@@ -203,19 +220,42 @@ def main(argv: Sequence[str]) -> None:
         server.serving()
         operating.ready = True
         rest = f", REST on {host}:{operating.rest_port}" if operating.rest_port else ""
-        _say(f"serving {name} version {versions.serving} on {host}:{port}{rest}")
+        for name, serving in models.loaded().items():
+            _say(f"serving {name} version {', '.join(map(str, serving))} on {host}:{port}{rest}")
     stopping.wait()
 
-    grace = _GRACE_SECONDS.value
-    _say(f"{name}: stopping; calls in flight have {grace:g} s")
+    if config_file is not None:
+        config_file.stop()
+    grace, names = _GRACE_SECONDS.value, ", ".join(models.loaded()) or "no model"
+    _say(f"{names}: stopping; calls in flight have {grace:g} s")
     operating.ready = False
     drained = server.drain(grace)
     operating.close(1)
     if not drained:
-        _say(f"{name}: calls were still running after {grace:g} s and were cancelled", sys.stderr)
-    if not (drained and versions.stop(timeout=1)):
+        _say(f"{names}: calls were still running after {grace:g} s and were cancelled", sys.stderr)
+    if not (drained and models.stop(timeout=1)):
         # A call or a load still runs in TensorFlow, which cannot be told to stop: the interpreter would wait for it.
         os._exit(0)
+
+
+def _models() -> tuple[ConfigFile | None, list[Model]]:
+    """The models that the flags name, and the file that lists them."""
+    if _MODEL_CONFIG_FILE.value is None:
+        if _MODEL_BASE_PATH.value is None:
+            raise UserError("--model_base_path is required, or --model_config_file in its place")
+        if _MODEL_NAME.value == "":
+            raise UserError("--model_name is empty")
+        if _CONFIG_POLL_SECONDS.value:
+            raise UserError("--model_config_file_poll_wait_seconds is for --model_config_file")
+        return None, [Model(_MODEL_NAME.value, Path(_MODEL_BASE_PATH.value))]
+    for flag in (_MODEL_BASE_PATH, _MODEL_NAME):
+        if flag.value is not None:
+            raise UserError(f"--model_config_file names the models: leave out --{flag.name}")
+    config_file = ConfigFile(Path(_MODEL_CONFIG_FILE.value), lambda line: _say(line, sys.stderr))
+    try:
+        return config_file, config_file.models()
+    except ConfigError as error:
+        raise UserError(f"--model_config_file={_MODEL_CONFIG_FILE.value}: {error}") from error
 
 
 def _options() -> Options:
@@ -264,18 +304,20 @@ def _many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _check(base_path: Path) -> None:
-    """What is wrong with the directory, before the seconds that importing TensorFlow takes."""
-    if (base_path / "saved_model.pb").exists():
-        raise UserError(f"--model_base_path={base_path} is a version itself; give the directory above it")
+def _check(model: Model) -> None:
+    """What is wrong with a directory, before the seconds that importing TensorFlow takes."""
+    path = model.base_path
+    named = f"--model_base_path={path}" if _MODEL_CONFIG_FILE.value is None else f"{model.name}: base_path {path}"
+    if (path / "saved_model.pb").exists():
+        raise UserError(f"{named} is a version itself; give the directory above it")
     if _WAIT.value:
         return
-    if not base_path.is_dir():
-        raise UserError(f"--model_base_path={base_path}: no such directory; --wait waits for a first version")
-    if not version_directories(base_path).versions:
+    if not path.is_dir():
+        raise UserError(f"{named}: no such directory; --wait waits for a first version")
+    if not version_directories(path).versions:
         raise UserError(
-            f"--model_base_path={base_path} holds no version (a directory with a number for a name, as stem-export "
-            "publishes it); --wait waits for the first one"
+            f"{named} holds no version (a directory with a number for a name, as stem-export publishes it); "
+            "--wait waits for the first one"
         )
 
 

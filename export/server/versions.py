@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 import time
 import traceback
@@ -21,13 +22,17 @@ from pathlib import Path
 import grpc
 from tensorflow_serving.apis import get_model_status_pb2
 
+from export import publish
+from export.server.configuration import Model
 from export.server.directories import Fingerprint, fingerprint, version_directories
-from export.server.policy import LATEST, Policy
+from export.server.policy import Policy
 from export.server.servable import Servable, free_memory, one_line
 from export.server.status import not_found
 
 _State = get_model_status_pb2.ModelVersionStatus
 _LONGEST_WAIT = 60.0
+_UNNAMED = "ranker"
+"""The name of a model that neither a flag nor an export names; `stem-export` has the same default."""
 
 
 @dataclasses.dataclass
@@ -53,35 +58,38 @@ class Versions:
     """Loads, serves and unloads the versions of one model.
 
     Args:
-      base_path: the directory whose integer directories are versions.
-      load: makes a version ready to serve. Whatever it raises is that version's failure.
-      policy: which of them serve.
+      model: its base path, whose integer directories are versions, and which of them serve. Where it has no name, the
+        first version that loads names it, or the newest that does.
+      load: makes a version ready to serve under a name. Whatever it raises is that version's failure.
       poll_seconds: time between two looks at the directory.
-      report: called with one line about what an operator should know: a version that fails, or is gone.
+      report: called with the model's name and one line about what an operator should know: a version that fails, or is
+        gone.
       on_serving: called each time a version begins to serve, with it, the latest one before and the seconds that
         loading took.
     """
 
     def __init__(
         self,
-        base_path: Path,
-        load: Callable[[Path, int], Servable],
+        model: Model,
+        load: Callable[[Path, str, int], Servable],
         *,
-        policy: Policy = LATEST,
         poll_seconds: float,
-        report: Callable[[str], None],
+        report: Callable[[str, str], None],
         on_serving: Callable[[Servable, int | None, float], None],
     ) -> None:
-        self._base_path, self._load, self.policy = base_path, load, policy
-        self._poll_seconds, self._report, self._on_serving = poll_seconds, report, on_serving
+        self.model, self.name, self._load = model, model.name, load
+        self._poll_seconds, self._on_serving = poll_seconds, on_serving
+        self._report = lambda line: report(self.label, line)
         self._lock = threading.Lock()
         self._serving: dict[int, Servable] = {}
         self._calls: dict[Servable, int] = {}  # of those that serve, and of those to unload
         self._statuses: dict[int, VersionStatus] = {}
         self._failures: dict[int, _Failure] = {}
         self._said: set[str] = set()
+        self._other_names: set[str] = set()
         self._tried, self._ready = threading.Event(), threading.Event()
         self._stopping, self._wake = threading.Event(), threading.Event()
+        self._due = 0.0  # the time of the next poll
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
 
     def start(self) -> None:
@@ -89,16 +97,26 @@ class Versions:
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """Ends polling and unloads what no call uses. False if a load was still running after ``timeout`` seconds."""
+        """No version serves from now on; each is unloaded when its last call has ended, and the thread ends with it.
+
+        Returns:
+          False if a load or a call was still running after ``timeout`` seconds.
+        """
         self._stopping.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                return False
-        self._retire(self.serving_versions)
-        self._unload_idle()
-        return True
+        if self._thread.ident is None:
+            self._retire(self.serving_versions)
+            self._unload_idle()
+            return not self._calls
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def configure(self, model: Model) -> None:
+        """Serves as ``model`` says, which has the name and the base path of the one before; :meth:`wait` waits."""
+        self.model, self.name = model, model.name
+        self._tried = threading.Event()  # after the model: a poll takes them in the other order
+        self._due = 0.0
+        self._wake.set()
 
     @contextlib.contextmanager
     def use(self, name: str, version: int | None) -> Iterator[Servable]:
@@ -138,27 +156,37 @@ class Versions:
         with self._lock:
             return list(self._serving)
 
-    def wait(self, stopping: threading.Event, *, until_ready: bool) -> bool:
+    @property
+    def label(self) -> str:
+        """The model in messages."""
+        return self.name or str(self.model.base_path)
+
+    def wait(self, stopping: threading.Event, *, until_ready: bool, seconds: float = math.inf) -> bool:
         """Waits until each version that is there was tried once, or ``until_ready`` one serves; True if one serves."""
+        end = time.monotonic() + seconds
         done = self._ready if until_ready else self._tried
-        while not done.wait(0.05) and not stopping.is_set():
-            pass
+        while not done.wait(0.05) and time.monotonic() < end:
+            if stopping.is_set() or self._stopping.is_set():
+                break
         return self._ready.is_set()
 
     def poll(self) -> None:
         """Looks once at the directory and does what follows from it."""
+        tried, model = self._tried, self.model
         self._unload_idle()
         said: set[str] = set()
         try:
-            listing = version_directories(self._base_path)
+            listing = version_directories(model.base_path)
         except OSError as error:
             # A file system that is away for a moment, or descriptors that ran out, say nothing about versions.
-            said.add(f"cannot list {self._base_path} ({error.strerror}), which is tried again; {self._goes_on()}")
+            said.add(f"cannot list {model.base_path} ({error.strerror}), which is tried again; {self._goes_on()}")
         else:
             said.update(listing.ignored)
+            for version in sorted((model.policy.specific or frozenset()) - listing.versions.keys()):
+                said.add(f"version {version} is asked for, and {model.base_path} does not hold it")
             for version in [version for version in self._failures if version not in listing.versions]:
                 del self._failures[version]
-            kept = self._keep(listing.versions)
+            kept = self._keep(listing.versions, model.policy)
             if self._stopping.is_set():
                 return
             if kept:
@@ -169,34 +197,39 @@ class Versions:
             self._report(line)
         self._said = said
         self._unload_idle()
-        self._tried.set()
+        tried.set()
 
     def _watch(self) -> None:
-        due, last = time.monotonic(), ""
+        said = ""
         while True:
             self._wake.clear()
             if self._stopping.is_set():
-                return
+                break
             try:
-                if time.monotonic() < due:
+                if time.monotonic() < self._due:
                     self._unload_idle()
                 else:
+                    self._due = time.monotonic() + self._poll_seconds
                     self.poll()
-                    due = time.monotonic() + self._poll_seconds
             except Exception:
                 # A bug of ours must end neither serving nor the search for versions.
-                due, text = time.monotonic() + self._poll_seconds, traceback.format_exc()
-                if text != last:
+                text = traceback.format_exc()
+                if text != said:
                     self._report(f"internal error: {text}")
-                last = text
+                said = text
                 self._tried.set()
-            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.wait(max(0.0, self._due - time.monotonic()))
+        self._retire(self.serving_versions)
+        while self._calls:
+            self._wake.clear()
+            self._unload_idle()
+            self._wake.wait(self._poll_seconds)
 
-    def _keep(self, found: dict[int, Path]) -> list[int]:
+    def _keep(self, found: dict[int, Path], policy: Policy) -> list[int]:
         """Loads what is missing; the versions that serve and are to go on."""
         kept: list[int] = []
-        for version in self.policy.candidates(found):
-            if len(kept) == self.policy.latest or self._stopping.is_set():
+        for version in policy.candidates(found):
+            if len(kept) == policy.latest or self._stopping.is_set():
                 break
             if version in self._serving or self._try(version, found[version]):
                 kept.append(version)
@@ -220,7 +253,8 @@ class Versions:
         """Why the version does not load; "" if it serves now."""
         before, servable = self.serving, None
         try:
-            servable = self._load(path, version)
+            name = self.name or self._name_of(path)
+            servable = self._load(path, name, version)
             if before is not None:
                 servable.prepare(self._serving[before])
         except Exception as error:
@@ -228,6 +262,8 @@ class Versions:
             if servable is not None:
                 servable.close()
             return one_line(error)
+        self.name = name
+        self._compare_names(version, path)
         with self._lock:
             self._calls[servable] = 0
             self._serving[version] = servable
@@ -235,6 +271,18 @@ class Versions:
         self._ready.set()
         self._on_serving(servable, before, time.monotonic() - start)
         return ""
+
+    def _name_of(self, path: Path) -> str:
+        """The name that the version was exported under, or else the newest that has one."""
+        found = version_directories(self.model.base_path).versions
+        paths = (path, *(found[version] for version in self.model.policy.candidates(found)))
+        return next(filter(None, map(publish.model_of, paths)), _UNNAMED)
+
+    def _compare_names(self, version: int, path: Path) -> None:
+        other = publish.model_of(path)
+        if other not in ("", self.name) and other not in self._other_names:
+            self._other_names.add(other)
+            self._report(f"version {version} was exported as {other!r}, and is served as {self.name!r}")
 
     def _failed(self, version: int, files: Fingerprint, message: str) -> None:
         last = self._failures.get(version)

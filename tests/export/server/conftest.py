@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from export.server.configuration import Model
 from export.server.models import Models
 from export.server.servable import Servable
 from export.server.service import Server
@@ -124,6 +126,7 @@ class Running:
     """A server in this process, and the calls that tests make over its port."""
 
     base: Path
+    models: Models
     versions: Versions
     server: Server
     port: int
@@ -165,20 +168,29 @@ Start = Callable[..., Running]
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """``start_server(base)``: a server over ``base``; tests poll by hand. It ends with the session at the latest."""
     running: list[Running] = []
+    gc.collect()
+    gc.freeze()  # as stem-serve does it: unloading collects
 
     def start(base: Path, **options: Any) -> Running:
         reports: list[str] = []
-        versions = Versions(
-            base,
-            lambda path, version: Servable(path, "ranker", version),
-            poll_seconds=0.1,
-            report=reports.append,
-            on_serving=lambda servable, before, seconds: server.serving(),
-        )
-        server = Server(Models({"ranker": versions}), **({"threads": 2} | options))
+        watched: list[Versions] = []
+
+        def watch(model: Model) -> Versions:
+            versions = Versions(
+                model,
+                Servable,
+                poll_seconds=0.1,
+                report=lambda model, line: reports.append(line),
+                on_serving=lambda servable, before, seconds: server.serving(),
+            )
+            watched.append(versions)
+            return versions
+
+        models = Models([Model("ranker", base)], watch, lambda model, line: reports.append(line), reloads=True)
+        server = Server(models, **({"threads": 2} | options))
         port = server.listen("127.0.0.1:0")
         channel = grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
-        running.append(Running(base, versions, server, port, channel, reports))
+        running.append(Running(base, models, watched[0], server, port, channel, reports))
         return running[-1]
 
     yield start

@@ -130,15 +130,49 @@ def test_no_version_loads(run_job: Any, tmp_path: Path) -> None:
     done = run_job("export.serve", f"--model_base_path={tmp_path}", "--port=0")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "ranker: version 2 does not load, no version serves: saved_model.pb is missing\n"
+        f"{tmp_path}: version 2 does not load, no version serves: saved_model.pb is missing\n"
         f"error: no version in {tmp_path} loads; --wait goes on trying\n"
     )
+
+
+def test_models_of_a_file_and_a_list_that_replaces_it(publish: Any, tmp_path: Path, request_for: RequestFor) -> None:
+    def entry(name: str, more: str = "") -> str:
+        return f'config {{ name: "{name}" base_path: "{tmp_path / name}" model_platform: "tensorflow" {more} }}'
+
+    for name, versions in (("feed", (1, 2)), ("shop", (7,)), ("ranker", (3,))):
+        (tmp_path / name).mkdir()
+        for version in versions:
+            publish(tmp_path / name, version, float(version))
+    file = tmp_path / "models.config"
+    both = 'model_version_policy { latest { num_versions: 2 } } version_labels { key: "stable" value: 1 }'
+    file.write_text(f"model_config_list {{ {entry('feed', both)} {entry('shop')} }}")
+    with job(f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=1") as process:
+        line = line_of(process)
+        assert line.startswith("serving feed version 2, 1 on 127.0.0.1:")
+        address = line.rsplit(" ", 1)[1]
+        assert line_of(process) == f"serving shop version 7 on {address}"
+        with grpc.insecure_channel(address) as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            request = request_for(user=[1], item=[0])
+            request.model_spec.name, request.model_spec.version_label = "feed", "stable"
+            assert stub.Predict(request, timeout=20).outputs["click"].float_val == [1]
+            (tmp_path / "beside").write_text(f"model_config_list {{ {entry('ranker')} }}")
+            (tmp_path / "beside").replace(file)
+            assert line_of(process) == f"serving ranker version 3 on {address}"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert process.stderr is not None and "feed: is served no more" in process.stderr.read()
 
 
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
-        ([], 2, "--model_base_path is required"),
+        ([], 2, "--model_base_path is required, or --model_config_file in its place"),
+        (["--model_base_path=GOOD", "--model_config_file=x"], 2, "names the models: leave out --model_base_path"),
+        (["--model_name=x", "--model_config_file=x"], 2, "names the models: leave out --model_name"),
+        (["--model_config_file=nowhere"], 2, "--model_config_file=nowhere: it cannot be read: No such file"),
+        (["--model_config_file=CONFIG"], 2, "CONFIG: line 1, column 1: Message type"),
+        (["--model_base_path=GOOD", "--model_config_file_poll_wait_seconds=1"], 2, "is for --model_config_file"),
         (["--model_base_path=nowhere"], 2, "--model_base_path=nowhere: no such directory; --wait waits"),
         (["--model_base_path=EMPTY"], 2, "EMPTY holds no version (a directory with a number for a name, "),
         (["--model_base_path=VERSION"], 2, "VERSION is a version itself; give the directory above it"),
@@ -153,8 +187,9 @@ def test_mistakes_are_one_line(
 ) -> None:
     publish(tmp_path, 1)
     (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "CONFIG").write_text("model")
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        words = {"EMPTY": tmp_path / "EMPTY", "VERSION": tmp_path / "1"}
+        words = {"EMPTY": tmp_path / "EMPTY", "CONFIG": tmp_path / "CONFIG", "VERSION": tmp_path / "1"}
         words |= {"GOOD": tmp_path, "TAKEN": taken.getsockname()[1]}
 
         def fill(text: str) -> str:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from export.server import versions as versions_module
+from export.server.configuration import Model
 from export.server.policy import Policy
 from export.server.servable import Servable
 
@@ -56,10 +57,10 @@ def test_any_exception_of_the_newest_leaves_the_one_before(
     running = start_server(tmp_path)
     load = running.versions._load
 
-    def failing(path: Path, version: int) -> Servable:
+    def failing(path: Path, name: str, version: int) -> Servable:
         if version == 2:
             raise error
-        return load(path, version)
+        return load(path, name, version)
 
     monkeypatch.setattr(running.versions, "_load", failing)
     running.versions.poll()
@@ -155,9 +156,9 @@ def test_descriptors_that_run_out_while_a_version_loads(
     publish(tmp_path, 2, 2.0)
     load = running.versions._load
 
-    def without(path: Path, version: int) -> Servable:
+    def without(path: Path, name: str, version: int) -> Servable:
         with no_descriptors():
-            return load(path, version)
+            return load(path, name, version)
 
     monkeypatch.setattr(running.versions, "_load", without)
     running.versions.poll()
@@ -321,7 +322,7 @@ def test_policies(
         publish(tmp_path, version, float(version))
     (tmp_path / "3").mkdir()
     running = start_server(tmp_path)
-    running.versions.policy = policy
+    running.versions.model = Model("ranker", tmp_path, policy)
     running.versions.poll()
     assert sorted(running.versions.serving_versions) == serving
     for version in serving:

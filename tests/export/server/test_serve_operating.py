@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +27,7 @@ import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from export.server.configuration import Model
 from export.server.models import Models
 from export.server.observation import Observation
 from export.server.operating import Operating
@@ -99,16 +101,20 @@ def operated(publish: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         token_file=base / "tokens",
     )
     said: list[str] = []
-    versions = Versions(
-        base / "models",
-        lambda path, version: Servable(path, "ranker", version),
-        poll_seconds=0.1,
-        report=said.append,
-        on_serving=lambda servable, before, seconds: None,
+    models = Models(
+        [Model("ranker", base / "models")],
+        lambda model: Versions(
+            model,
+            Servable,
+            poll_seconds=0.1,
+            report=lambda model, line: said.append(line),
+            on_serving=lambda servable, before, seconds: None,
+        ),
+        lambda model, line: said.append(line),
     )
-    models = Models({"ranker": versions})
     operating = Operating(options, models, said.append)
-    versions.poll()
+    models.start()
+    models.wait(threading.Event(), until_ready=True)
     server = Server(
         models,
         threads=2,
@@ -125,7 +131,7 @@ def operated(publish: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     operating.ready = False
     server.drain(0)
     operating.close(1)
-    versions.stop(1)
+    models.stop(1)
 
 
 RANK = {"signature_name": "rank", "instances": [{"user": 1, "item": [2, 3]}, {"user": 2, "item": [4, 2**62]}]}
@@ -304,8 +310,7 @@ def test_a_busy_server_says_so_over_http(
     served: Any, predict: Any, stopping: bool, held: int, status: int, message: str
 ) -> None:
     answers, seen = served.server.answers, list[Observation]()
-    models = Models({"ranker": served.versions})
-    backend = Backend(models, predict, answers.get_model_status, answers.get_model_metadata, lambda: stopping)
+    backend = Backend(served.models, predict, answers.get_model_status, answers.get_model_metadata, lambda: stopping)
     rest, web = Rest(backend, timeout_seconds=0.2, max_body_bytes=1000, observe=seen.append), Web()
     rest._held = held
     port = web.listen(rest.handler, "127.0.0.1", 0, connections=4)
@@ -319,7 +324,7 @@ def test_a_busy_server_says_so_over_http(
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    models = Models({})
+    models = Models([], lambda model: pytest.fail("loads"), lambda model, line: None)
     for options, message in [
         (Options("127.0.0.1", tls_certificate=CERTIFICATE), "TLS needs both"),
         (Options("127.0.0.1", tls_client_ca=CERTIFICATE), "TLS needs both"),
@@ -337,9 +342,16 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_the_job_has_flags_for_it(publish: Any, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
-    flags = ("--wait", "--poll_seconds=0.1", "--metrics_port=0", "--rest_api_port=0", f"--access_log={tmp_path}/log")
+    flags = (
+        "--wait",
+        "--model_name=ranker",
+        "--poll_seconds=0.1",
+        "--metrics_port=0",
+        "--rest_api_port=0",
+        f"--access_log={tmp_path}/log",
+    )
     with job(f"--model_base_path={tmp_path}/models", *flags) as process:
-        monitoring = re.fullmatch(r"metrics and health of ranker on (127\.0\.0\.1:\d+)", line_of(process))
+        monitoring = re.fullmatch(r"metrics and health on (127\.0\.0\.1:\d+)", line_of(process))
         assert monitoring is not None
 
         def get(path: str, body: bytes | None = None, at: str = monitoring[1]) -> tuple[int, str]:

@@ -172,9 +172,11 @@ def test_reload(served: Any) -> None:
         "ServerModelConfig type not supported by HandleReloadConfigRequest. "
         "Only ModelConfigList is currently supported",
     )
-    request.config.model_config_list.config.add(name="other", base_path="/models/other")
-    code, text = fails(served.model.HandleReloadConfigRequest, request)
-    assert code == StatusCode.UNIMPLEMENTED and "one model" in text
+    request.config.model_config_list.config.add(name="other", base_path="models/other")
+    assert fails(served.model.HandleReloadConfigRequest, request) == (
+        StatusCode.INVALID_ARGUMENT,
+        "Expected model other to have an absolute path or URI; got base_path()=models/other",
+    )
 
 
 @pytest.mark.parametrize(

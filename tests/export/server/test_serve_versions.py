@@ -189,9 +189,9 @@ def test_a_version_that_fails_is_tried_ever_more_seldom(
     (tmp_path / "2").mkdir()
     now, tries, load = time.monotonic(), [], running.versions._load
 
-    def counted(path: Path, version: int) -> Any:
+    def counted(path: Path, name: str, version: int) -> Any:
         tries.append(now)
-        return load(path, version)
+        return load(path, name, version)
 
     monkeypatch.setattr(running.versions, "_load", counted)
     monkeypatch.setattr("export.server.versions.time.monotonic", lambda: now)
