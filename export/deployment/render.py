@@ -19,6 +19,7 @@ FACTS = "deployment.json"
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPT = "tensorflow_serving.sh"
 _MIB = 1 << 20
+_METRICS_PORT = 8502
 
 _BASE_MIB = 1024
 _VOCABULARY = 8
@@ -81,14 +82,11 @@ def render(model: Model, limits: Limits, options: Options) -> dict[str, str]:
     result = {name: text(name) for name in ("models.config", "monitoring.config")}
     if options.batching:
         result["batching.config"] = text("batching.config")
-    for name in (_SCRIPT, "docker-compose.yaml", "kubernetes/stem-serve.yaml", "alerts.yaml", "RUNBOOK.md"):
+    for name in (_SCRIPT, "docker-compose.yaml", "alerts.yaml", "RUNBOOK.md"):
         result[name] = text(name)
-    result["kubernetes/tensorflow-serving.yaml"] = text(
-        "kubernetes/tensorflow-serving.yaml",
-        **{
-            f"{kind}_config": result.get(f"{kind}.config", "").rstrip() for kind in ("models", "batching", "monitoring")
-        },
-    )
+    configs = {name.replace(".", "_"): result[name].rstrip() for name in result if name.endswith(".config")}
+    for name in ("kubernetes/stem-serve.yaml", "kubernetes/tensorflow-serving.yaml"):
+        result[name] = text(name, **configs)
     return result
 
 
@@ -130,16 +128,18 @@ def _facts(model: Model, limits: Limits, options: Options) -> dict[str, Any]:
         "items": [feature.name for feature in features if feature.side == "item"],
         "memory": _memory(model, options),
         "megabytes": lambda size: f"{size / 1e6:,.1f}",
-        "metrics_port": None,
+        "metrics_port": _METRICS_PORT,
         # Before SIGTERM: until callers have heard that a replica goes, and for TensorFlow Serving, until they are gone.
         "stem_sleep": 10,
         "serving_sleep": 60,
         "stem_serve": [
             "stem-serve",
-            f"--model_base_path={base_path}",
-            f"--model_name={model.name}",
+            "--model_config_file=/config/models.config",
+            "--model_config_file_poll_wait_seconds=30",
             "--host=0.0.0.0",
             "--port=8500",
+            f"--metrics_port={_METRICS_PORT}",
+            f"--threads={max(2, limits.cores)}",
             "--wait",
             f"--grace_seconds={options.grace_seconds}",
         ],

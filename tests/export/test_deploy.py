@@ -22,6 +22,7 @@ from export import warmup
 from export.deployment import model as models
 from export.deployment import render
 from export.deployment.model import Limits, Model
+from export.server import configuration
 from pipelines import files, schema
 from pipelines.errors import UserError
 from tests.export import serving_rules
@@ -164,6 +165,9 @@ def test_a_canary_is_loaded_beside_the_stable_version_and_has_room() -> None:
     (model,) = served(objects(texts["kubernetes/tensorflow-serving.yaml"])["ConfigMap"]["data"]["models.config"])
     assert list(model.model_version_policy.specific.versions) == [6, 7]
     assert dict(model.version_labels) == {"stable": 6, "canary": 7}
+    (ours,) = configuration.models(configuration.parse(texts["models.config"]))  # as stem-serve reads it
+    assert ours.labels == {"stable": 6, "canary": 7} and ours.policy.versions == {6, 7}
+    assert objects(texts["kubernetes/stem-serve.yaml"])["ConfigMap"]["data"]["models.config"] == texts["models.config"]
     small, large = (memory(t["kubernetes/tensorflow-serving.yaml"]) for t in (one, texts))
     loaded = -(-(3_000_000_000 + 8 * 10_000_000) // 2**20)
     assert small == 1024 + 2 * loaded and large == 1024 + 3 * loaded
@@ -179,13 +183,12 @@ def test_a_canary_that_is_none_is_refused(canary: int, why: str) -> None:
         rendered(canary=canary)
 
 
-def test_compose_mounts_files_that_exist() -> None:
+def test_compose_mounts_the_files_that_are_named() -> None:
     texts = rendered()
-    services = yaml.safe_load(texts["docker-compose.yaml"])["services"]
-    serving = services["tensorflow-serving"]
-    mounts = dict(volume.rsplit(":", 2)[:2] for volume in serving["volumes"] if volume.startswith("./"))
-    assert {source.removeprefix("./") for source in mounts} <= texts.keys()
-    assert {x.split("=")[1] for x in serving["command"] if "_file=" in x} == set(mounts.values())
+    for service in yaml.safe_load(texts["docker-compose.yaml"])["services"].values():
+        assert "./:/config:ro" in service["volumes"]
+        named = [argument.split("=/config/")[1] for argument in service["command"] if "_file=" in argument]
+        assert "models.config" in named and set(named) <= texts.keys()
 
 
 def test_flags_are_those_of_the_servers(run_job: Job) -> None:
