@@ -23,6 +23,7 @@ from export.deployment import model as models
 from export.deployment import render
 from export.deployment.model import Limits, Model
 from export.server import configuration
+from export.server.metrics import Metrics
 from pipelines import files, schema
 from pipelines.errors import UserError
 from tests.export import serving_rules
@@ -166,7 +167,7 @@ def test_a_canary_is_loaded_beside_the_stable_version_and_has_room() -> None:
     assert list(model.model_version_policy.specific.versions) == [6, 7]
     assert dict(model.version_labels) == {"stable": 6, "canary": 7}
     (ours,) = configuration.models(configuration.parse(texts["models.config"]))  # as stem-serve reads it
-    assert ours.labels == {"stable": 6, "canary": 7} and ours.policy.versions == {6, 7}
+    assert ours.labels == {"stable": 6, "canary": 7} and ours.policy.specific == {6, 7}
     assert objects(texts["kubernetes/stem-serve.yaml"])["ConfigMap"]["data"]["models.config"] == texts["models.config"]
     small, large = (memory(t["kubernetes/tensorflow-serving.yaml"]) for t in (one, texts))
     loaded = -(-(3_000_000_000 + 8 * 10_000_000) // 2**20)
@@ -251,6 +252,14 @@ def test_alerts_are_in_the_runbook() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")")
     anchors = {line.lower().replace(" ", "-") for line in re.findall(r"^#+ (.+)$", texts["RUNBOOK.md"], re.MULTILINE)}
     assert set(re.findall(r"\]\(#([\w-]+)\)", texts["RUNBOOK.md"])) <= anchors
+
+
+def test_alerts_ask_for_metrics_that_stem_serve_has() -> None:
+    known = set(re.findall(r"^# HELP (\S+)", Metrics(dict, 1.0).text().decode(), re.MULTILINE))
+    asked = set(re.findall(r"stem_serve_\w+|:tensorflow:serving:\w+", rendered()["alerts.yaml"].split("groups:")[1]))
+    assert len(asked) > 8
+    for name in asked:
+        assert name in known or name.rsplit("_", 1)[0] in known, name
 
 
 def test_runbook_says_the_models_names_and_numbers() -> None:

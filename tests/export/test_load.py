@@ -204,7 +204,16 @@ def search(plan: Plan, server: Pretended) -> Capacity:
 def test_the_rate_is_raised_until_a_limit_breaks_and_then_halved_in() -> None:
     server = Pretended(270)
     assert search(Plan((100,), 2), server) == Capacity(250)
-    assert server.rates == [100, 200, 400, 300, 250]
+    assert server.rates == [100, 200, 400, 400, 300, 300, 250]
+
+
+def test_a_hiccup_breaks_no_limit() -> None:
+    class Once(Pretended):
+        async def __call__(self, rate: float) -> Measurement:
+            self.capacity = 0 if not self.rates else 150
+            return await super().__call__(rate)
+
+    assert search(Plan((100, 200)), Once(0)).rate == 150
 
 
 def test_what_is_no_capacity_is_not_claimed() -> None:
