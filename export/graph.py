@@ -191,28 +191,42 @@ class ServingModule(tf.Module):
         """
         features, leads = self._schema().features, self._leads(signature)
         shapes = {feature.name: shape(feature, leads[feature.name]) for feature in features}
-        words = tf.constant([_expected(feature, shapes[feature.name]) for feature in features])
-        axes = tf.stack([tf.rank(raw[name]) for name in shapes])
-        right = axes == tf.constant([len(sizes) for sizes in shapes.values()])
-        # The sizes of all features one after the other: [B, B, L, B, N, ...].
-        wanted = [-1 if size is None else size for sizes in shapes.values() for size in sizes]
-        owner = [place for place, sizes in enumerate(shapes.values()) for _ in sizes]
-        starts = np.cumsum([0, *map(len, shapes.values())])[:-1].tolist()
-        found = tf.concat([tf.shape(raw[name]) for name in shapes], axis=0)
-        with tf.control_dependencies([_assert(right, words, "axes", axes)]):
-            found = tf.ensure_shape(found, [len(wanted)])
-        fits = (found == tf.constant(wanted)) | tf.constant([size < 0 for size in wanted])
-        checks = [_assert(fits, tf.gather(words, owner), "size", found)]
-        first = "requests" if signature == "rank" else "rows"
-        checks.append(_same_size(first, list(shapes), tf.gather(found, starts)))
+        lengths = [len(sizes) for sizes in shapes.values()]
+        starts = np.cumsum([0, *lengths])[:-1].tolist()
         each = [start for start, lead in zip(starts, leads.values(), strict=True) if lead == 2]
-        if each:
-            names = [name for name, lead in leads.items() if lead == 2]
-            checks.append(_same_size("candidates", names, tf.gather(found, [start + 1 for start in each])))
+        axes = tf.stack([tf.rank(raw[name]) for name in shapes])
+        # The sizes of all features one after the other, [B, B, L, B, N, ...], and as many where axes are missing.
+        found = tf.concat([*(tf.shape(raw[name]) for name in shapes), tf.zeros([sum(lengths)], tf.int32)], axis=0)
+        found = found[: sum(lengths)]
+        # What each should be: that of the first feature, or L or n.
+        own = [size for sizes in shapes.values() for size in sizes if size is not None]
+        places, fixed = [], iter(range(sum(lengths), sum(lengths) + len(own)))
+        for sizes in shapes.values():
+            free = iter([starts[0], *(start + 1 for start in each[:1])])
+            places += [next(free) if size is None else next(fixed) for size in sizes]
+        wanted = tf.gather(tf.concat([found, tf.constant(own, tf.int32)], axis=0), places)
+        fits = found == wanted
+
+        def explain() -> tf.Tensor:
+            words = tf.constant([_expected(feature, shapes[feature.name]) for feature in features])
+            owner = [place for place, length in enumerate(lengths) for _ in range(length)]
+            is_own = tf.constant([size is not None for sizes in shapes.values() for size in sizes])
+            # TensorFlow runs them in this order.
+            _assert(axes == tf.constant(lengths), words, "axes", axes)
+            _assert(fits | ~is_own, tf.gather(words, owner), "size", found)
+            _same_size("requests" if signature == "rank" else "rows", list(shapes), tf.gather(found, starts))
+            if each:
+                items = [name for name, lead in leads.items() if lead == 2]
+                _same_size("candidates", items, tf.gather(found, [start + 1 for start in each]))
+            return tf.constant(False)
+
+        # All at once, and only where that fails one after the other: a request pays for few small operations.
+        right = tf.reduce_all(tf.concat([axes == tf.constant(lengths), fits], axis=0))
+        checked = tf.cond(right, lambda: tf.constant(True), explain)
         # A reshape, because it tells TensorFlow's optimiser nothing of its input: what later operations need to be true
         # of shapes, it would take for true of the request, and fold the checks away.
         targets = {name: tf.constant([-1, *sizes[leads[name] :]]) for name, sizes in shapes.items()}
-        with tf.control_dependencies(checks):
+        with tf.control_dependencies([checked]):
             flat = {name: tf.reshape(raw[name], target) for name, target in targets.items()}
             return flat, tf.gather(found, [each[0], each[0] + 1] if each else starts[:1])
 
@@ -318,14 +332,14 @@ def _expected(feature: Feature, sizes: Sequence[int | None]) -> str:
     return text
 
 
-def _assert(right: tf.Tensor, words: tf.Tensor, what: str, sent: tf.Tensor) -> tf.Operation:
+def _assert(right: tf.Tensor, words: tf.Tensor, what: str, sent: tf.Tensor) -> None:
     """Fails where ``right`` bool ``[n]`` is false, with the ``words`` ``[n]`` there and what was ``sent`` ``[n]``."""
     wrong = tf.squeeze(tf.where(~right), axis=1)
     data = [tf.gather(words, wrong), f"{what} sent:", tf.gather(sent, wrong)]
-    return tf.debugging.Assert(tf.reduce_all(right), data, summarize=16)
+    tf.debugging.Assert(tf.reduce_all(right), data, summarize=16)
 
 
-def _same_size(what: str, names: Sequence[str], sizes: tf.Tensor) -> tf.Operation:
+def _same_size(what: str, names: Sequence[str], sizes: tf.Tensor) -> None:
     """Fails where features differ in their number of rows, requests or candidates, and names them."""
     message = f"features differ in their number of {what} ({', '.join(names)}):"
-    return tf.debugging.Assert(tf.reduce_all(sizes == sizes[0]), [message, sizes], summarize=len(names))
+    tf.debugging.Assert(tf.reduce_all(sizes == sizes[0]), [message, sizes], summarize=len(names))
