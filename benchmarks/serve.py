@@ -38,9 +38,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
+from benchmarks.served import cpu_seconds, request
 from export.server.directories import version_directories
 from export.server.limits import Limits
-from pipelines import cli, owned, tfrecord
+from pipelines import cli, owned
 from pipelines import schema as schemas
 from pipelines.errors import JobError, UserError
 from stem_tf import report
@@ -143,41 +144,6 @@ def measure(base_path: str) -> None:
                 served[case].append(over_the_wire(process.pid, pipe, message.SerializeToString(), case.clients))
                 alone[case].append(in_process(servable, message, case.clients))
     tell(path, {key: message.ByteSize() for key, message in requests.items()}, served, alone)
-
-
-def request(path: Path, key: str, candidates: int) -> Any:
-    """A PredictRequest of one user (the first row of the warm-up requests) and ``candidates`` items."""
-    from tensorflow_serving.apis import predict_pb2
-
-    from export.server import tensors
-
-    rank, default = warm_up(path, "rank"), warm_up(path, "serving_default")
-    rows = {alias: tensors.decode(proto) for alias, proto in default.inputs.items()}
-    built = predict_pb2.PredictRequest()
-    built.model_spec.name, built.model_spec.signature_name = "ranker", key
-    for alias, values in rows.items():
-        # An item feature has one axis more in `rank`: the candidates.
-        item = len(rank.inputs[alias].tensor_shape.dim) > values.ndim
-        if item:
-            values = np.resize(values, (candidates, *values.shape[1:]))
-            values = values[None] if key == "rank" else values
-        else:
-            values = np.repeat(values[:1], 1 if key == "rank" else candidates, axis=0)
-        tensors.encode(values, built.inputs[alias], as_content=True)
-    return built
-
-
-def warm_up(path: Path, key: str) -> Any:
-    """The warm-up request of a signature that has the most rows."""
-    from tensorflow_serving.apis import prediction_log_pb2
-
-    from export.server.servable import WARM_UP
-
-    logs = [prediction_log_pb2.PredictionLog.FromString(x) for _, x in tfrecord.scan(str(path / WARM_UP))]
-    found = [log.predict_log.request for log in logs if log.predict_log.request.model_spec.signature_name == key]
-    if not found:
-        raise JobError(f"{path / WARM_UP} has no request for {key}")
-    return max(found, key=lambda request: request.ByteSize())
 
 
 def compare(servable: Any, default: Any, rank: Any) -> None:
@@ -283,12 +249,6 @@ def load(call: Callable[[], Any], clients: int, requests: int, seconds: float) -
 def figures_of(latencies: list[float], seconds: float, cpu: float) -> Figures:
     p50, p99 = np.percentile(latencies, [50, 99]) * 1e3
     return Figures(len(latencies) / seconds, float(p50), float(p99), cpu / len(latencies) * 1e3)
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def median(figures: Sequence[Figures]) -> Figures:

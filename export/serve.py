@@ -14,7 +14,6 @@ import gc
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -146,7 +145,7 @@ def main(argv: Sequence[str]) -> None:
     from export.server.models import Models
     from export.server.operating import Operating
     from export.server.servable import Servable
-    from export.server.service import Server
+    from export.server.service import Server, reserve
     from export.server.versions import Versions
 
     # What is imported stays: the collector, which stops every thread while it looks, need not look at it again.
@@ -154,11 +153,13 @@ def main(argv: Sequence[str]) -> None:
     gc.freeze()
 
     host = _HOST.value
-    address = f"[{host}]:{_PORT.value}" if ":" in host else f"{host}:{_PORT.value}"
-    _reserve(host, _PORT.value)
-    if _REST_API_PORT.value is not None:
-        _reserve(host, _REST_API_PORT.value)
     port: int | None = None
+    for wanted in (_PORT.value, _REST_API_PORT.value):
+        try:
+            # An error before the seconds that loading takes; the port opens after them.
+            reserve(host, wanted or 0)
+        except OSError as error:
+            raise _taken(host, wanted or 0) from error
 
     def report(model: str, line: str) -> None:
         _say(f"{model}: {line}", sys.stderr)
@@ -214,8 +215,8 @@ def main(argv: Sequence[str]) -> None:
     if not models.wait(stopping, until_ready=True):
         operating.listen(server)
         try:
-            port = server.listen(address)
-        except RuntimeError as error:
+            port = server.listen(host, _PORT.value)
+        except (OSError, RuntimeError) as error:
             raise _taken(host, _PORT.value) from error
         server.serving()
         operating.ready = True
@@ -281,17 +282,6 @@ def _say(line: str, stream: TextIO | None = None) -> None:
     """Prints a line at once. Whoever read our output may have gone; that is no reason to stop serving."""
     with contextlib.suppress(OSError):
         print(line, file=stream or sys.stdout, flush=True)
-
-
-def _reserve(host: str, port: int) -> None:
-    """A port that is taken is an error before the seconds that loading takes; the server listens when it can answer."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise _taken(host, port) from error
 
 
 def _taken(host: str, port: int) -> UserError:

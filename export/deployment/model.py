@@ -25,8 +25,7 @@ class Model:
     """A version of a model.
 
     Attributes:
-      name: as it was exported.
-      version: the number of its directory, by which servers go; of one without, the number it was exported under.
+      name, version: as it was exported.
       others: the versions beside it.
       schema: of its data.
       weight_bytes: of its weights and graph on the disk.
@@ -79,7 +78,7 @@ def read(directory: Path) -> Model:
         raise UserError(f"{path}: {damage}; {_WAY_OUT}")
     return Model(
         name,
-        int(path.name) if path.name.isascii() and path.name.isdigit() else version,
+        version,
         tuple(other for other in publish.versions(path.parent) if str(other) != path.name),
         schemas.load(path / "schema.yaml"),
         _bytes(path, "saved_model.pb") + _bytes(path, "variables/*"),

@@ -136,6 +136,15 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
+    def admit(self, seconds: float) -> None:
+        """Refuses a call of which only the time that it has left is known.
+
+        Raises:
+          StatusError: UNAVAILABLE, even the smallest call would wait too long.
+        """
+        with self._condition:
+            self._refuse(time.monotonic(), self._max_batches, seconds)
+
     def submit(self, call: Call) -> None:
         """Queues a call. It is delivered later, unless it is dropped before.
 
@@ -147,13 +156,7 @@ class Scheduler:
             fixed, per_row = self._costs.line(call.signature)
             due = call.arrived + _PATIENCE * (fixed + per_row * pieces[0].rows)
             at_once = len(self._threads) if group.inner is None else self._max_batches
-            wait = sum(self._seconds[: bisect.bisect(self._line, (due, -1))]) / at_once
-            if wait > self._max_wait or wait > (call.deadline - time.monotonic()) / 2:
-                raise StatusError(
-                    grpc.StatusCode.UNAVAILABLE,
-                    "The batch scheduling queue to which this task was submitted is full; "
-                    f"a call would wait {wait * 1e3:.0f} ms",
-                )
+            self._refuse(due, at_once, call.deadline - time.monotonic())
             call.pieces, call.left = pieces, len(pieces)
             queue = self._groups.setdefault(group, [])
             due = call.arrived
@@ -167,6 +170,16 @@ class Scheduler:
                 share = 1.0 if group.inner is None else piece.rows / self._max_rows
                 self._seconds.insert(index, fixed * share + per_row * piece.rows)
             self._condition.notify(len(pieces))
+
+    def _refuse(self, due: float, at_once: int, seconds: float) -> None:
+        """Refuses a call that is ``due``, by what waits before it and runs ``at_once``."""
+        wait = sum(self._seconds[: bisect.bisect(self._line, (due, -1))]) / at_once
+        if wait > self._max_wait or wait > seconds / 2:
+            raise StatusError(
+                grpc.StatusCode.UNAVAILABLE,
+                "The batch scheduling queue to which this task was submitted is full; "
+                f"a call would wait {wait * 1e3:.0f} ms",
+            )
 
     def drop(self, call: Call) -> None:
         """Forgets a call whose client has gone. What runs of it runs on, for nobody."""

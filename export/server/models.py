@@ -90,10 +90,9 @@ class Models:
                     servable = held.enter_context(versions.use(spec.name, version))
                     break
                 except StatusError:
-                    now = self._find(spec.name)
-                    if now is versions and _version(spec, now) == version:
+                    if versions is self._find(spec.name):
                         raise
-                    # Another base path took over, or the label moved, after the look and before the use.
+                    # Another base path took over after the look, before the use.
             yield servable
 
     def statuses(self, name: str) -> dict[int, VersionStatus]:

@@ -39,7 +39,7 @@ class Operating:
       ready: to be set while a model serves and the server is not stopping.
       metrics: None where nobody asked for them.
       metrics_port, rest_port: that are listened on.
-      credentials: of gRPC; None without TLS.
+      credentials: makes those of a server of gRPC's; None without TLS.
       interceptors: of gRPC.
 
     Raises:
@@ -58,7 +58,7 @@ class Operating:
         self._log = None if options.access_log is None else AccessLog(options.access_log, report)
         self.metrics = None if options.metrics_port is None else Metrics(models.loaded, options.metrics_sample)
         self._web = None if options.metrics_port is None and options.rest_port is None else Web()
-        self.credentials = None if self._certificates is None else self._certificates.grpc_credentials()
+        self.credentials = None if self._certificates is None else self._certificates.grpc_credentials
         self.interceptors = [] if self._tokens is None else [TokenInterceptor(self._tokens, self.observe)]
         if self.metrics is not None:
             answer = monitoring(self.metrics, lambda: self.ready)

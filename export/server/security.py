@@ -49,14 +49,27 @@ class Certificates:
         self._seen = [_stat(path) for path in self._paths]
         self._pem = self._read()
         self.context = _context(self._paths, self._pem)
-        self._given = self._pem
         if why := _expired(self._pem[0]):
             report(f"--tls_certificate={certificate}: {why}")
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """Credentials that ask here at each handshake, so that a renewed certificate needs no restart."""
+        """Credentials that ask here at each handshake, so that a renewed certificate needs no restart.
+
+        For one server of gRPC's: to each its own, since each is told of a renewal once.
+        """
+        given = self._pem
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            """What gRPC uses from now on; None leaves it as it is."""
+            nonlocal given
+            self.refresh()
+            if given is self._pem:
+                return None
+            given = self._pem
+            return self._configuration()
+
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), self._renewed, require_client_authentication=len(self._paths) == 3
+            self._configuration(), renewed, require_client_authentication=len(self._paths) == 3
         )
 
     def refresh(self) -> None:
@@ -81,14 +94,6 @@ class Certificates:
                 return
             self._pem, self.context = pem, context
             self._report(f"{self._paths[0]} was renewed" + (f"; {why}" if (why := _expired(pem[0])) else ""))
-
-    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What gRPC uses from now on; None leaves it as it is."""
-        self.refresh()
-        if self._given is self._pem:
-            return None
-        self._given = self._pem
-        return self._configuration()
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         certificate, key, *client_ca = self._pem

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import math
-import os
+import socket
 import threading
 import time
 import traceback
@@ -46,6 +46,7 @@ _METADATA_FIELD = "signature_def"
 _LIMITS = Limits()
 _MAX_FIELDS = 10_000  # inputs and outputs that a request may name
 _LARGE = 256 << 10  # bytes of a request that is read in a thread
+_FRONTS = 4
 _MAX_STREAMS = 128  # calls of one connection at once; a client's gRPC holds back those past it
 _MAX_READING = 4096  # calls without a body at once; past it the oldest end
 _CONNECTION_SECONDS = 3600
@@ -119,13 +120,22 @@ class Answers:
         Raises:
           StatusError: as TensorFlow Serving answers it.
         """
-        if self.held >= self._max_calls:
-            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
+        self.admit(deadline - time.monotonic())
         self.held += 1
         try:
             return await self._predict(payload, deadline, observation or Observation("Predict"))
         finally:
             self.held -= 1
+
+    def admit(self, seconds: float) -> None:
+        """Refuses a Predict call that has ``seconds`` left, if even the smallest would be refused.
+
+        Raises:
+          StatusError: RESOURCE_EXHAUSTED, there are too many calls; UNAVAILABLE, they would wait too long.
+        """
+        if self.held >= self._max_calls:
+            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
+        self._scheduler.admit(seconds)
 
     async def _predict(self, payload: bytes, deadline: float, seen: Observation) -> predict_pb2.PredictResponse:
         _count_inputs(payload)
@@ -235,7 +245,7 @@ class Server:
       as_content: answer with ``tensor_content`` in place of the `*_val` fields.
       observe: called in the event loop after every answered Predict call.
       observe_batch: called with the rows of every run of a model, in the threads that run them.
-      credentials: for TLS.
+      credentials: makes those for TLS.
       interceptors: asked about every call.
     """
 
@@ -253,7 +263,7 @@ class Server:
         as_content: bool = False,
         observe: Callable[[Observation], None] | None = None,
         observe_batch: Callable[[int], None] = lambda rows: None,
-        credentials: grpc.ServerCredentials | None = None,
+        credentials: Callable[[], grpc.ServerCredentials] | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._loop = asyncio.new_event_loop()
@@ -282,13 +292,26 @@ class Server:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _make(self) -> None:
-        self._grpc = grpc.aio.server(
+        self._health = health.aio.HealthServicer()
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        _describe_services()
+        handlers = _Handlers(self._handlers())
+        self._grpc = [self._front(handlers) for _ in range(_FRONTS)]
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    def _front(self, handlers: _Handlers) -> grpc.aio.Server:
+        """One of the servers that share the port.
+
+        A server takes up a call only when it has taken up the one before, which is two changes of threads, each of them
+        late when the cores are busy: under overload calls would wait for that unseen, until nothing is left of their
+        time.
+        """
+        front = grpc.aio.server(
             interceptors=self._interceptors,
             options=[
                 ("grpc.max_receive_message_length", self._max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                # A second server on the same port must fail, not take half of the calls.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", 1),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
                 # Connections end now and then, so that clients find replicas that are new, and what leaks goes.
                 ("grpc.max_connection_age_ms", _CONNECTION_SECONDS * 1000),
@@ -298,32 +321,35 @@ class Server:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
-        self._grpc.add_generic_rpc_handlers((_Handlers(self._handlers()),))
-        self._health = health.aio.HealthServicer()
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        _describe_services()
-        reflection.enable_server_reflection([*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._grpc)
-        self._sweeper = asyncio.create_task(self._sweep())
+        front.add_generic_rpc_handlers((handlers,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, front)
+        reflection.enable_server_reflection([*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], front)
+        return front
 
-    def listen(self, address: str) -> int:
+    def listen(self, host: str, port: int) -> int:
         """Answers calls from now on; returns the port.
 
         Args:
-          address: ``host:port``; port 0 is any free one.
+          host: an address of this machine or its name.
+          port: 0 is any free one.
 
         Raises:
-          RuntimeError: the address is taken or not this machine's.
+          OSError: the port is taken or the address not this machine's.
         """
 
         async def start() -> int:
-            if self._credentials is None:
-                port = self._grpc.add_insecure_port(address)
-            else:
-                port = self._grpc.add_secure_port(address, self._credentials)
-            await self._grpc.start()
-            return port
+            found = port
+            for front in self._grpc:
+                address = f"[{host}]:{found}" if ":" in host else f"{host}:{found}"
+                if self._credentials is None:
+                    found = front.add_insecure_port(address)
+                else:
+                    found = front.add_secure_port(address, self._credentials())
+            for front in self._grpc:
+                await front.start()
+            return found
 
+        reserve(host, port)
         return self.run(start())
 
     def serving(self) -> None:
@@ -356,10 +382,10 @@ class Server:
         while time.monotonic() < min(limit, self._arrived + _QUIET_SECONDS):
             await asyncio.sleep(0.01)
         self._sweeper.cancel()
-        stopped = asyncio.create_task(self._grpc.stop(_HOLD_SECONDS))
+        stopped = [asyncio.create_task(front.stop(_HOLD_SECONDS)) for front in self._grpc]
         await asyncio.sleep(0.05)
         self._held_back.set()
-        await stopped
+        await asyncio.gather(*stopped)
         return drained
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
@@ -405,15 +431,20 @@ class Server:
                 answer = methods.get(name, functools.partial(_unimplemented, name))
                 handlers[f"/{service}/{name}"] = self._handler(_plain(answer, method.request))
         handlers[f"/{MODEL_SERVICE}/HandleReloadConfigRequest"] = self._handler(answers.handle_reload_config_request)
-        handlers[f"/{PREDICTION_SERVICE}/Predict"] = self._handler(self._predict)
+        handlers[f"/{PREDICTION_SERVICE}/Predict"] = self._handler(self._predict, self._admit)
         return handlers
 
-    def _handler(self, answer: Callable[[bytes, Any], Awaitable[Message]]) -> grpc.RpcMethodHandler:
+    def _handler(
+        self,
+        answer: Callable[[bytes, Any], Awaitable[Message]],
+        admit: Callable[[grpc.aio.ServicerContext], None] = lambda context: None,
+    ) -> grpc.RpcMethodHandler:
         """As a stream of requests, of which the first counts: so that the time of reading it is ours to limit."""
 
         async def behave(requests: Any, context: grpc.aio.ServicerContext) -> bytes:
             del requests
             try:
+                admit(context)
                 return (await answer(await self._read(context), context)).SerializeToString()
             except StatusError as error:
                 code, text = error.code, error.text
@@ -443,6 +474,18 @@ class Server:
         if payload is grpc.aio.EOF:
             raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "the call holds no request, or one over a limit")
         return payload
+
+    def _admit(self, context: grpc.aio.ServicerContext) -> None:
+        """Refuses a Predict call before it is read, which is most of what a refusal costs."""
+        left = context.time_remaining()
+        try:
+            self.answers.admit(math.inf if left is None else left)
+        except StatusError as error:
+            if self._observe is not None:
+                seen = Observation("Predict", peer=context.peer(), code=error.code, text=error.text)
+                seen.request_id = request_id(dict(context.invocation_metadata() or ()).get("x-request-id"))
+                self._observe(seen)
+            raise
 
     async def _predict(self, payload: bytes, context: grpc.aio.ServicerContext) -> Message:
         if self._observe is None:
@@ -538,9 +581,16 @@ def _varint(payload: bytes, place: int) -> tuple[int, int]:
     return 0, len(payload)
 
 
-def default_workers() -> int:
-    """TensorFlow Serving's default: four threads a core."""
-    return 4 * len(os.sched_getaffinity(0))
+def reserve(host: str, port: int) -> None:
+    """Says whether a port can be listened on. The servers that share it would also share it with another process.
+
+    Raises:
+      OSError: it is taken, or the address not this machine's.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
 
 
 def _describe_services() -> None:

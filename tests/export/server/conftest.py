@@ -188,7 +188,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
         models = Models([Model("ranker", base)], watch, lambda model, line: reports.append(line), reloads=True)
         server = Server(models, **({"threads": 2} | options))
-        port = server.listen("127.0.0.1:0")
+        port = server.listen("127.0.0.1", 0)
         channel = grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
         running.append(Running(base, models, watched[0], server, port, channel, reports))
         return running[-1]
