@@ -314,6 +314,30 @@ def test_a_job_killed_between_its_files_is_followed_by_another(tmp_path: Path, m
     assert "replicas: 3" in (output / "kubernetes/stem-serve.yaml").read_text()
 
 
+def test_every_flag_reaches_the_files(nasty_export: Path, run_job: Job, tmp_path: Path) -> None:
+    (tmp_path / "capacity.json").write_text(json.dumps({"capacity_line": "77 calls/s"}))
+    flags: dict[str, Any] = {
+        "cores": 3,
+        "max_rows": 500,
+        "execution_rows": 50,
+        "max_calls": 70,
+        "replicas": 5,
+        "limit_p99_ms": 80,
+    }
+    flags |= {"grace_seconds": 20, "image": "registry.local/x:1", "batching": False}
+    given = [f"--{name}={value}" for name, value in flags.items()]
+    output = tmp_path / "out"
+    more = [f"--capacity={tmp_path / 'capacity.json'}", f"--output={output}"]
+    done = run_job("export.deploy", f"--model={nasty_export}", *given, *more)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((output / "deployment.json").read_text())
+    assert facts.items() >= (flags | {"model": "nasty", "version": 1, "capacity": "77 calls/s"}).items()
+    text = (output / "kubernetes/stem-serve.yaml").read_text()
+    for word in ('cpu: "3"', "replicas: 5", "--grace_seconds=20", 'image: "registry.local/x:1"', "--threads=3"):
+        assert word in text
+    assert "> 80\n" in (output / "alerts.yaml").read_text() and "77 calls/s" in (output / "RUNBOOK.md").read_text()
+
+
 def test_mistakes_are_said(nasty_export: Path, deployed: Path, run_job: Job, tmp_path: Path) -> None:
     def error(**flags: Any) -> str:
         given = {"model": nasty_export, "output": tmp_path / "out"} | flags

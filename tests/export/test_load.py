@@ -31,6 +31,14 @@ from pipelines.errors import UserError
 from stem_client import protocol
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
+RENAMED = """
+name: renamed
+features:
+  user: {kind: categorical, side: user, column: u, dtype: int64}
+  item: {kind: categorical, side: item, column: i, dtype: int64}
+tasks:
+  click: {label: {column: clicked}}
+"""
 PEM = Path(__file__).parents[1] / "stem_client"
 
 
@@ -285,7 +293,17 @@ def test_requests_are_of_one_user_and_rows_that_fit(server: Server, log: Path, r
         user, item = (tf.make_ndarray(request.inputs[name]) for name in ("user", "item"))
         assert user.shape == (1,) and item.shape == (1, 3)
         assert set(user.tolist()) <= set(range(5)) and set(item[0].tolist()) <= set(range(100, 105))
-    assert len({request.SerializeToString() for request in server.requests}) > 5
+    first = {request.SerializeToString(deterministic=True) for request in server.requests}
+    assert len(first) > 5
+    renamed = log.with_name("renamed.csv")
+    renamed.write_text(log.read_text().replace("user,item", "u,i"))
+    log.with_name("schema.yaml").write_text(RENAMED)
+    server.requests.clear()
+    flags = [f"--rows={renamed}", f"--schema={log.with_name('schema.yaml')}", "--version=3", "--seconds=0.5"]
+    done = load(run_job, server.target, *flags, "--candidates=3", "--clients=1")
+    assert done.returncode == 0, done.stderr
+    again = {request.SerializeToString(deterministic=True) for request in server.requests}
+    assert first <= again  # of the same seed
 
 
 def test_certificates_and_tokens(log: Path, run_job: Job, tmp_path: Path) -> None:
