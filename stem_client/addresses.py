@@ -7,13 +7,13 @@ import time
 from collections.abc import Collection
 
 _STRIKES = 3  # so many deadlines in a row without an answer count as one failure of the connection
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 
 
 class Addresses:
     """Round robin over the places 0 ... count - 1; one that fails is left out for a while.
 
-    The pause is 0.1 s, twice as long with every further failure, at most 5 s; an answer ends it. After it one call
+    The pause is 0.1 s, twice as long with every further failure, at most 1 s; an answer ends it. After it one call
     tries the place again, and the others follow once that one has been answered.
     """
 
@@ -37,6 +37,11 @@ class Addresses:
                 self._until[place] = now + self._pause(place)
             self._next = (place + 1) % count
             return place
+
+    def is_probe(self, place: int) -> bool:
+        """Whether a call to a place only finds out if it is back, while another place is well."""
+        with self._lock:
+            return self._strikes[place] >= _STRIKES and min(self._strikes) < _STRIKES
 
     def answered(self, place: int) -> None:
         if self._strikes[place]:

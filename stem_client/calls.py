@@ -101,9 +101,10 @@ class Calls(Generic[_AnyTransport]):
             "grpc.enable_retries": 0,
             # Calls to a name with several addresses, and their retries, go to one after the other.
             "grpc.lb_policy_name": "round_robin",
-            # By default a channel waits a second before it connects again: longer than most deadlines.
+            # By default a channel waits a second before it connects again, longer than most deadlines, and two minutes
+            # later on: a server that is back should have calls before the next one is restarted.
             "grpc.initial_reconnect_backoff_ms": 100,
-            "grpc.max_reconnect_backoff_ms": 5000,
+            "grpc.max_reconnect_backoff_ms": 1000,
         }
         self._addresses, self._budget = Addresses(len(self._targets)), Budget(retry)
         self._transport = self._connect(self._targets, credentials, list((settings | dict(options)).items()))
@@ -284,6 +285,7 @@ class Calls(Generic[_AnyTransport]):
         for attempt in itertools.count(1):
             place = self._addresses.pick(tried)
             tried.append(place)
+            free = self._addresses.is_probe(place)  # no load on a server in trouble: it costs no budget
             try:
                 value = await self._attempt(place, method, payload, deadline, read)
             except RankingError as error:
@@ -293,7 +295,7 @@ class Calls(Generic[_AnyTransport]):
                 return value
             wait = self._retry.backoff(attempt)
             again = self._retry.may_help(failure.code, failure.details, attempt, len(self._addresses))
-            again = again and wait < deadline.remaining() and self._budget.take()
+            again = again and wait < deadline.remaining() and (free or self._budget.take())
             if not again or not await self._transport.sleep(wait):
                 tries = f", {attempt} attempts" if attempt > 1 else ""
                 context = f"{what} of model '{self._model}' at {self._targets[place]}{tries}"

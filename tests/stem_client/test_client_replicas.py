@@ -51,6 +51,16 @@ def test_a_replica_that_restarts_is_left_for_another(
     assert len(other.requests) == 30 and 1 <= len(one.requests) <= 10
 
 
+def test_a_dead_address_never_uses_up_the_budget(
+    ranker: Any, serve: Serve, make: Any, user: Given, items: Given
+) -> None:
+    retry = RetryPolicy(first_backoff=0, budget=1, refill=0)
+    with make([serve(ranker), "127.0.0.1:1"], timeout=20, retry=retry) as client:
+        for _ in range(6):
+            assert client.rank(user, items)["like"].tolist() == [1.5, 2, 30]
+            time.sleep(0.15)  # after which somebody asks again whether it is back
+
+
 def test_both_replicas_restart_one_after_the_other(ranker: Any, serve: Serve, user: Given, items: Given) -> None:
     targets = [serve(ranker), serve(ranker)]
     errors: list[Exception] = []
@@ -187,6 +197,7 @@ def test_the_places_of_calls() -> None:
     assert places.pick([1, 2]) == 0 and sorted({places.pick([0, 1, 2]) for _ in range(3)}) == [0, 1, 2]
     places.failed(1, surely=True)
     assert {places.pick() for _ in range(9)} == {0, 2}
+    assert places.is_probe(1) and not places.is_probe(0)
     assert places.pick([0, 2]) == 1  # better than one that was tried
     for _ in range(2):
         places.failed(0, surely=False)
