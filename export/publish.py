@@ -43,7 +43,7 @@ def damage(version: Path) -> str:
         for directory, _, names in os.walk(version, onerror=_raise):
             for name in names:
                 if not stat.S_ISREG(os.stat(os.path.join(directory, name)).st_mode):
-                    return f"{(Path(directory) / name).relative_to(version)} is not a file"
+                    return f"{_shown(os.path.relpath(os.path.join(directory, name), version))} is not a file"
         if not (version / "saved_model.pb").is_file():
             return "saved_model.pb is missing"
         for name, digest in _files(version).items():

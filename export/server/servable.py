@@ -112,6 +112,9 @@ class Servable:
 def one_line(error: Exception) -> str:
     """Why a version does not load."""
     message = " ".join((error.message if isinstance(error, tf.errors.OpError) else str(error)).split())[:500]
+    message = "".join(
+        letter if letter.isprintable() else "\ufffd" for letter in message
+    )  # of files, and of their names
     if isinstance(error, LoadError | JobError | OSError | StatusError | DecodeError | tf.errors.OpError) and message:
         return message
     return f"{type(error).__name__}: {message}".removesuffix(": ")

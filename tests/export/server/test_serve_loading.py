@@ -211,6 +211,8 @@ def _manifest(text: str) -> Callable[[Path], object]:
         (_fifo, "manifest.json is not a file"),
         (_listed_fifo, "pipe is not a file"),
         (_socket, "manifest.json is not a file"),
+        (lambda version: os.mkfifo(version / "a\nb\udc80"), "'a\\nb\\udc80' is not a file"),
+        (lambda version: (version / "saved_model.pb").write_bytes(b"\x0a\xff\x00\x1b["), "saved_model.pb"),
         (_directory, "manifest.json cannot be read: it is not a file"),
         (_variables_fifo, "variables/variables.index is not a file"),
         (_link_to_nothing, "variables/variables.index cannot be read: No such file or directory"),
