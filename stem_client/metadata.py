@@ -17,6 +17,7 @@ RANK = "rank"
 SERVING_DEFAULT = "serving_default"
 _DTYPES = {protocol.DT_FLOAT: "float32", protocol.DT_STRING: "string", protocol.DT_INT64: "int64"}
 _VERSIONS_KEPT = 16
+_LONGEST = 1 << 20  # elements of a list or vector
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class ModelMetadata:
             if tensor.dtype not in _DTYPES.values() or len(tensor.shape) not in (1, 2):
                 raise self._unfit(f"has an input '{name}' of {tensor.dtype} {list(tensor.shape)}, which is no feature")
             length = tensor.shape[1] if len(tensor.shape) == 2 else None
+            if length is not None and length > _LONGEST:
+                raise self._unfit(f"has an input '{name}' of {length} elements a row, which no memory holds")
             kind = "value" if len(tensor.shape) == 1 else "list" if length is None else "vector"
             if kind == "vector" and tensor.dtype != "float32":
                 kind = "list"

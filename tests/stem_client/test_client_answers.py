@@ -175,6 +175,13 @@ def test_versions_that_make_no_sense(
         client.rank(user, items, version=np.int64(3))
 
 
+def test_lists_that_no_memory_holds(ranker: Any, target: str, make: Any, user: Given, items: Given) -> None:
+    ranker.features["topics"] = (tf.int64, [2**50], True)
+    with make(target, timeout=20) as client:
+        with pytest.raises(RankingError, match="an input 'topics' of 1125899906842624 elements a row"):
+            client.rank(user, items)
+
+
 def test_metadata_tells_features_and_tasks(target: str, make: Any, user: Given, items: Given) -> None:
     with make(target, timeout=20) as client:
         model = client.metadata()

@@ -151,6 +151,37 @@ def test_hedges_are_paid_from_the_budget(replicas: Any, make: Any, user: Given, 
         assert len(one.requests) + len(other.requests) == 4 + 2
 
 
+@pytest.mark.parametrize("hedge_after", [None, 0.001])
+def test_close_among_many_calls(replicas: Any, make: Any, user: Given, items: Given, hedge_after: float | None) -> None:
+    """Whatever a call does just then: connecting, waiting, hedging."""
+    unexpected: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            while True:
+                client.rank(user, items)
+        except RankingError as error:
+            if error.code is not grpc.StatusCode.CANCELLED:
+                unexpected.append(error)
+        except ValueError as error:
+            if str(error) != "the client is closed":
+                unexpected.append(error)
+        except BaseException as error:
+            unexpected.append(error)
+
+    for seconds in (0.0, 0.03, 0.1):
+        client = make(replicas[2], timeout=20, hedge_after=hedge_after)
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds)
+        client.close()
+        for thread in threads:
+            thread.join(timeout=20)
+        client.__exit__(None, None, None)  # ends the event loop too
+    assert not unexpected
+
+
 def test_a_hung_replica_costs_few_calls(replicas: Any, make: Any, user: Given, items: Given) -> None:
     one, _, targets = replicas
     with make(targets, timeout=20) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stem_client import FeatureError, RankingClient, RankingError
+from stem_client import AsyncRankingClient, FeatureError, RankingClient, RankingError
 
 ROOT = Path(__file__).resolve().parents[2]
 Given = dict[str, Any]
@@ -125,6 +126,23 @@ def test_a_thousand_items(real: RankingClient, user: Given) -> None:
         "image": np.zeros((count, 2)),
     }
     np.testing.assert_allclose(real.rank(user, items)["like"], expected(user, items)["like"], rtol=1e-6)
+
+
+def test_chunks_the_best_and_asyncio(real: RankingClient, served: str, user: Given, items: Given) -> None:
+    count = 25
+    many = {name: [values[place % 3] for place in range(count)] for name, values in items.items()}
+    wanted = expected(user, many)
+    with RankingClient([served, served], timeout=30, chunk_rows=10, hedge_after=5) as client:
+        np.testing.assert_array_equal(client.rank(user, many)["like"], wanted["like"])
+        top = client.top(user, many, {"like": 1.0}, k=4)
+    assert top.indices.tolist() == np.argsort(-wanted["like"], kind="stable")[:4].tolist()
+
+    async def ask() -> None:
+        async with AsyncRankingClient(served, timeout=30) as client:
+            for scores in await asyncio.gather(*(client.rank(user, items) for _ in range(20))):
+                np.testing.assert_array_equal(scores["like"], expected(user, items)["like"])
+
+    asyncio.run(ask())
 
 
 def test_the_servers_refusals(real: RankingClient, served: str, user: Given, items: Given) -> None:
