@@ -35,6 +35,7 @@ _REFUSALS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: "limit",
     grpc.StatusCode.UNAUTHENTICATED: "token",
 }
+_STOPPING = "stopping"
 _ROWS = tuple(float(1 << power) for power in range(15))
 
 
@@ -63,7 +64,8 @@ class Metrics(Collector):
         self._requests: collections.Counter[tuple[str, str]] = collections.Counter()
         self._versions: dict[Key, _Version] = {}
         self._failures: collections.Counter[str] = collections.Counter()
-        self._refused: collections.Counter[str] = collections.Counter()
+        # Counters are there before they count: a rate that begins with the first event does not see it.
+        self._refused = collections.Counter(dict.fromkeys([*_REFUSALS.values(), _STOPPING], 0))
         self.drift = Drift(sample, loaded)
         prometheus_client.disable_created_metrics()
         self._registry = prometheus_client.CollectorRegistry()
@@ -100,7 +102,7 @@ class Metrics(Collector):
             model = servable.name
         else:
             model = seen.model if seen.model in self._loaded() else UNKNOWN_MODEL
-        reason = "stopping" if seen.text == STOPPING else _REFUSALS.get(seen.code)
+        reason = _STOPPING if seen.text == STOPPING else _REFUSALS.get(seen.code)
         with self._lock:
             self._requests[model, seen.code.name] += 1
             if reason is not None:
@@ -139,7 +141,10 @@ class Metrics(Collector):
         """All metrics. Any thread, at any time."""
         # prometheus-client has a counter's name end in _total; TensorFlow Serving's does not.
         lines = [f"# HELP {_REQUEST_COUNT} The total number of requests.", f"# TYPE {_REQUEST_COUNT} counter"]
+        loaded = self._loaded()
         with self._lock:
+            for model in loaded:
+                self._requests[model, "OK"] += 0
             requests = sorted(self._requests.items())
         for (model, status), count in requests:
             lines.append(f'{_REQUEST_COUNT}{{model_name="{_escaped(model)}",status="{status}"}} {count}')

@@ -114,7 +114,8 @@ def test_a_call_counts_under_tensorflow_servings_names_and_ours(version: Path) -
     assert _of(metrics, "stem_serve_rows_total") == {("ranker", "rank", "4"): 8}
     assert _of(metrics, "stem_serve_task_requests_total") == {("ranker", "click", "4"): 2, ("ranker", "like", "4"): 2}
     assert _of(metrics, "stem_serve_version") == {("ranker",): 4}
-    assert _of(metrics, "stem_serve_refused_total") == {("queue",): 1, ("stopping",): 1}
+    refused = {"queue": 1, "stopping": 1, "deadline": 0, "limit": 0, "token": 0}
+    assert _of(metrics, "stem_serve_refused_total") == {(reason,): count for reason, count in refused.items()}
     assert _of(metrics, "stem_serve_queue_seconds_count") == {(): 2}
     assert _of(metrics, "stem_serve_batch_rows_sum") == {(): 12}
     assert "_created" not in text and "process_resident_memory_bytes" in text
@@ -206,6 +207,12 @@ def test_series_of_a_version_go_with_it_while_two_scrape(version: Path) -> None:
     assert not failures
     assert 'version="4"' not in metrics.text().decode()
     assert _of(metrics, "stem_serve_rows_total") == {("ranker", "rank", "199"): 4}
+
+
+def test_counters_are_there_before_they_count() -> None:
+    text = Metrics(lambda: {"ranker": [4]}, 0.0).text().decode()
+    assert ':tensorflow:serving:request_count{model_name="ranker",status="OK"} 0\n' in text
+    assert 'stem_serve_refused_total{reason="queue"} 0.0\n' in text
 
 
 def test_failed_loads_count() -> None:
