@@ -75,6 +75,8 @@ _JSON = flags.DEFINE(cli.PATH, "json", None, "A file for the figures; one of JSO
 _TLS_CA = flags.DEFINE(
     cli.PATH, "tls_ca", None, "Certificates (PEM) that the server's is checked with: switches TLS on."
 )
+_TLS_CERTIFICATE = flags.DEFINE(cli.PATH, "tls_certificate", None, "Our own certificate (PEM), where the server asks.")
+_TLS_KEY = flags.DEFINE(cli.PATH, "tls_key", None, "The key of that.")
 _TOKEN = flags.DEFINE(cli.PATH, "token_file", None, "A file with the bearer token of the calls.")
 flags.adopt_module_key_flags(csv_flags)
 
@@ -127,6 +129,8 @@ def _check() -> None:
         raise UserError("--steps raises the rate of an open loop; leave out --clients")
     if _STEPS.value is not None and _LIMIT.value > _DEADLINE.value:
         raise UserError(f"--limit_p99_ms={_LIMIT.value:g} is more than --deadline_ms={_DEADLINE.value:g}")
+    if bool(_TLS_CERTIFICATE.value) != bool(_TLS_KEY.value) or (_TLS_KEY.value and not _TLS_CA.value):
+        raise UserError("--tls_certificate and --tls_key belong together, and to --tls_ca")
     if not _ROWS.value and not _MODEL.value:
         raise UserError("--rows is required (a log or converted data), or --model for an export's warm-up requests")
     if not _ROWS.value and _CANDIDATES.present:
@@ -136,7 +140,11 @@ def _check() -> None:
 
 
 def _credentials() -> grpc.ChannelCredentials | None:
-    return grpc.ssl_channel_credentials(_read("tls_ca", _TLS_CA.value)) if _TLS_CA.value else None
+    if not _TLS_CA.value:
+        return None
+    ours = [(name, flags.FLAGS[name].value) for name in ("tls_key", "tls_certificate")]
+    key, certificate = (_read(name, path) if path else None for name, path in ours)
+    return grpc.ssl_channel_credentials(_read("tls_ca", _TLS_CA.value), key, certificate)
 
 
 def _headers() -> list[tuple[str, str]]:

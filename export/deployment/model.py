@@ -25,7 +25,8 @@ class Model:
     """A version of a model.
 
     Attributes:
-      name, version: as it was exported.
+      name: as it was exported.
+      version: the number of its directory, by which servers go; of one without, the number it was exported under.
       others: the versions beside it.
       schema: of its data.
       weight_bytes: of its weights and graph on the disk.
@@ -78,7 +79,7 @@ def read(directory: Path) -> Model:
         raise UserError(f"{path}: {damage}; {_WAY_OUT}")
     return Model(
         name,
-        version,
+        int(path.name) if path.name.isascii() and path.name.isdigit() else version,
         tuple(other for other in publish.versions(path.parent) if str(other) != path.name),
         schemas.load(path / "schema.yaml"),
         _bytes(path, "saved_model.pb") + _bytes(path, "variables/*"),

@@ -356,6 +356,14 @@ def test_mistakes_are_said(nasty_export: Path, deployed: Path, run_job: Job, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_servers_go_by_the_number_of_the_directory(nasty_export: Path, tmp_path: Path) -> None:
+    for name in ("4", "9", "backup"):
+        shutil.copytree(nasty_export / "1", tmp_path / name)
+    assert (models.read(tmp_path).version, models.read(tmp_path).others) == (9, (4,))
+    assert (models.read(tmp_path / "4").version, models.read(tmp_path / "4").others) == (4, (9,))
+    assert models.read(tmp_path / "backup").version == 1
+
+
 def test_a_name_that_does_not_fit_is_refused(nasty_export: Path, tmp_path: Path) -> None:
     copy = tmp_path / "1"
     shutil.copytree(nasty_export / "1", copy)

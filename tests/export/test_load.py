@@ -66,7 +66,8 @@ class Server:
         if certificate is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
         else:
-            port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([certificate]))
+            ours = grpc.ssl_server_credentials([certificate], certificate[1], require_client_auth=True)
+            port = self._server.add_secure_port("127.0.0.1:0", ours)
         self.target = f"{'127.0.0.1' if certificate is None else 'localhost'}:{port}"
         self._server.start()
 
@@ -311,7 +312,10 @@ def test_certificates_and_tokens(log: Path, run_job: Job, tmp_path: Path) -> Non
     server = Server((key, certificate))
     (tmp_path / "token").write_text("# ours\n s3cret \n")
     flags = [f"--rows={log}", "--seconds=0.2", "--clients=1", f"--token_file={tmp_path / 'token'}"]
-    done = load(run_job, server.target, *flags, f"--tls_ca={PEM / 'localhost.certificate.pem'}")
+    ours = [
+        f"--tls_{flag}={PEM}/localhost.{file}.pem" for flag, file in (("certificate", "certificate"), ("key", "key"))
+    ]
+    done = load(run_job, server.target, *flags, f"--tls_ca={PEM / 'localhost.certificate.pem'}", *ours)
     assert done.returncode == 0, done.stderr
     assert {headers["authorization"] for headers in server.headers} == {"Bearer s3cret"}
     done = load(run_job, server.target, *flags)
@@ -346,6 +350,7 @@ def test_mistakes_are_said(server: Server, log: Path, run_job: Job, tmp_path: Pa
     assert "not both" in error(2, rows, "--rate=1", "--clients=1")
     assert "is more than --deadline_ms" in error(2, rows, "--steps=1,2", "--limit_p99_ms=2000")
     assert "--rows is required" in error(2)
+    assert "belong together, and to --tls_ca" in error(2, rows, "--tls_key=x", "--tls_certificate=y")
     other = tmp_path / "other.csv"
     other.write_text("user,thing\n1,2\n")
     assert "--schema says which column" in error(2, f"--rows={other}")
