@@ -82,10 +82,11 @@ def models(config: model_server_config_pb2.ModelServerConfig) -> list[Model]:
     listed = [_model(entry) for entry in config.model_config_list.config]
     if not listed:
         raise ConfigError("it lists no model")
-    names = [model.name for model in listed]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"Illegal to list model {name} multiple times in config list")
+    names: set[str | None] = set()
+    for model in listed:
+        if model.name in names:
+            raise ConfigError(f"Illegal to list model {model.name} multiple times in config list")
+        names.add(model.name)
     return listed
 
 
@@ -102,6 +103,8 @@ def _model(entry: model_server_config_pb2.ModelConfig) -> Model:
     name, path = entry.name, Path(entry.base_path)
     if not name:
         raise ConfigError("a model has no name")
+    if not name.isprintable():
+        raise ConfigError(f"a model's name is {name!a}, which does not fit in a line")
     if not path.is_absolute():
         raise ConfigError(
             f"Expected model {name} to have an absolute path or URI; got base_path()={entry.base_path or '(none)'}"

@@ -90,9 +90,10 @@ class Models:
                     servable = held.enter_context(versions.use(spec.name, version))
                     break
                 except StatusError:
-                    if versions is self._find(spec.name):
+                    now = self._find(spec.name)
+                    if now is versions and _version(spec, now) == version:
                         raise
-                    # Another base path took over after the look, before the use.
+                    # Another base path took over, or the label moved, after the look and before the use.
             yield servable
 
     def statuses(self, name: str) -> dict[int, VersionStatus]:

@@ -191,6 +191,31 @@ def test_another_base_path_takes_over_without_a_lost_call(
     assert served.version() == 3 and not served.lines
 
 
+def test_a_label_moves_without_a_lost_call(serve: Callable[..., Served], publish: Any, tmp_path: Path) -> None:
+    (base,) = bases(tmp_path, "base")
+    for version in (1, 2):
+        publish(base, version)
+    served = serve(Model("ranker", base, Policy(None), {"stable": 1}))
+    stop = threading.Event()
+
+    def ask() -> set[int]:
+        seen = set()
+        while not stop.is_set():
+            seen.add(served.version(version_label="stable"))
+        return seen
+
+    def only(*versions: int) -> str:
+        return f"model_version_policy {{ specific {{ {' '.join(f'versions: {version}' for version in versions)} }} }}"
+
+    with futures.ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        for versions, stable in (((2,), 2), ((1, 2), 2), ((1,), 1)):
+            label = f' version_labels {{ key: "stable" value: {stable} }}'
+            served.reload(config(listed("ranker", base, only(*versions) + label)))
+        stop.set()
+        assert set().union(*(future.result() for future in asking)) == {1, 2}
+
+
 def test_a_list_that_cannot_be_served_changes_nothing(
     serve: Callable[..., Served], publish: Any, tmp_path: Path
 ) -> None:
@@ -254,6 +279,7 @@ GOOD = 'name: "a" base_path: "/a" model_platform: "tensorflow"'
         ("model_config_list {", 'line 1, column 19: Expected "}".'),
         (config('nam: "a"'), 'no field named "nam"'),
         (config('base_path: "/a" model_platform: "tensorflow"'), "a model has no name"),
+        (config('name: "a\\nb" base_path: "/a"'), "a model's name is 'a\\nb', which does not fit in a line"),
         (config(GOOD, GOOD), "Illegal to list model a multiple times in config list"),
         (config('name: "a" base_path: "a"'), "Expected model a to have an absolute path or URI; got base_path()=a"),
         (config('name: "a"'), "got base_path()=(none)"),
