@@ -5,6 +5,7 @@ tensors.py      TensorProto to numpy and back
 signature.py    one signature: Predict's inputs to its outputs
 callables.py    what runs it, by the outputs asked for
 servable.py     one loaded version: signatures, warm-up
+configuration.py  which models, as flags or a ModelServerConfig say it; config_file.py: such a file, looked at again
 directories.py  version directories on disk
 policy.py       which of them are to serve
 versions.py     which of them is loaded, which serves, which failed

@@ -53,6 +53,11 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.server.drift._PAUSE_SECONDS", 0.0)
+
+
 def _strings(*values: Any) -> np.ndarray:
     result = np.empty((len(values), len(values[0])), object)
     for place, row in enumerate(values):

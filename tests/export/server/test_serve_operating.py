@@ -39,6 +39,7 @@ from export.server.status import StatusError
 from export.server.versions import Versions
 from export.server.web import Web
 from pipelines.errors import UserError
+from stem_client import RankingClient
 from tests.export.server.test_serve_job import job, line_of
 
 PEM = Path(__file__).parents[2] / "stem_client"
@@ -238,6 +239,10 @@ def test_calls_need_a_certificate_and_a_token(operated: Operated, request_for: R
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
         health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
         assert health.status == health_pb2.HealthCheckResponse.SERVING
+    tls = grpc.ssl_channel_credentials(CERTIFICATE.read_bytes(), KEY.read_bytes(), CERTIFICATE.read_bytes())
+    both = grpc.composite_channel_credentials(tls, grpc.access_token_call_credentials("secret"))
+    with RankingClient(f"localhost:{operated.port}", credentials=both) as client:
+        assert client.metadata().version == 7
     with operated.channel(certificate=False) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
