@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Set
 from typing import Any
 
 import grpc
@@ -26,9 +26,11 @@ def version(response: Any) -> int | None:
     return response.model_spec.version.value if response.model_spec.HasField("version") else None
 
 
-def check_tasks(given: Collection[str], expected: Collection[str]) -> None:
+def check_tasks(given: Set[str], expected: Set[str]) -> None:
     """Raises RankingError where an answer has not one output for each task of the model."""
-    missing, extra = sorted(set(expected).difference(given)), sorted(set(given).difference(expected))
+    if given == expected:
+        return
+    missing, extra = sorted(expected - given), sorted(given - expected)
     if missing or extra:
         said = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(extra)} beside them"] * bool(extra)
         raise wrong(f"the model's tasks are {', '.join(sorted(expected))}; the answer {' and '.join(said)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import grpc
@@ -224,8 +224,8 @@ class Calls(Generic[_AnyTransport]):
             features.write(message.inputs[name], array)
         shape = (1, count) if request.signature == metadata.RANK else (count,)
 
-        def outputs(of: ModelMetadata) -> Collection[str]:
-            return of.signature(request.signature).outputs
+        def tasks(of: ModelMetadata) -> Set[str]:
+            return of.signature(request.signature).outputs.keys()
 
         def read(payload: bytes) -> _Scores:
             response = answers.parse(protocol.PredictResponse, payload)
@@ -237,17 +237,17 @@ class Calls(Generic[_AnyTransport]):
             scores = answers.read(response, shape)
             expected = model if answered in (None, model.version) else self._cache.known(answered)
             if expected is not None:
-                answers.check_tasks(scores, outputs(expected))
+                answers.check_tasks(scores.keys(), tasks(expected))
             return _Scores(scores, answered, expected is not None)
 
         scores = await self._call(protocol.PREDICT, message, request.deadline, request.signature, read)
         if scores.version is not None and scores.version != model.version:
             if request.asked is None:
                 self._cache.served(scores.version)
-            if not scores.checked and scores.by_task.keys() != set(outputs(model)):
+            if not scores.checked and scores.by_task.keys() != tasks(model):
                 # Other tasks than the version's before: these are right where the new version has them.
                 newer = await self._cache.get(scores.version, request.deadline)
-                answers.check_tasks(scores.by_task, outputs(newer))
+                answers.check_tasks(scores.by_task.keys(), tasks(newer))
         return scores
 
     async def _fetch_metadata(self, version: int | None, deadline: Deadline) -> ModelMetadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class ModelMetadata:
         """Names of the tasks, of each of which a call returns scores. Raises RankingError as ``features``."""
         return tuple(sorted(self.signature(SERVING_DEFAULT).outputs))
 
-    @property
+    @functools.cached_property
     def features(self) -> tuple[Feature, ...]:
         """What ``serving_default`` takes: a value [B], list [B, L] or vector [B, n] of each feature.
 
