@@ -185,8 +185,8 @@ def nasty_export(nasty_run: Callable[[str], Run], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def nasty_target(nasty_export: Path) -> Iterator[str]:
-    """host:port of a server of that export, under the name nasty."""
-    flags = [f"--model_base_path={nasty_export}", "--model_name=nasty", "--port=0"]
+    """host:port of a server of that export, under the name nasty, which it was exported under."""
+    flags = [f"--model_base_path={nasty_export}", "--port=0"]
     with subprocess.Popen([sys.executable, "-m", "export.serve", *flags], stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
