@@ -234,9 +234,11 @@ def main(argv: Sequence[str]) -> None:
     operating.close(1)
     if not drained:
         _say(f"{names}: calls were still running after {grace:g} s and were cancelled", sys.stderr)
-    if not (drained and models.stop(timeout=1)):
-        # A call or a load still runs in TensorFlow, which cannot be told to stop: the interpreter would wait for it.
-        os._exit(0)
+    # At once: a call or a load may still run in TensorFlow, which cannot be told to stop, and connections are to end
+    # with the process (Server.drain says why).
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(0)
 
 
 def _models() -> tuple[ConfigFile | None, list[Model]]:

@@ -359,13 +359,12 @@ class Server:
             self.run(self._set_health(health_pb2.HealthCheckResponse.SERVING))
 
     def drain(self, grace_seconds: float) -> bool:
-        """Health says NOT_SERVING, Predict UNAVAILABLE, calls in flight end. False if some had to be cancelled."""
-        drained = self.run(self._drain(grace_seconds))
-        self._scheduler.stop()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        return drained
+        """Health says NOT_SERVING, Predict UNAVAILABLE, calls in flight end. False if some did not in time.
+
+        Afterwards the process is meant to end, and with it the connections, which clients take for UNAVAILABLE too and
+        try elsewhere. To close the port first, as :meth:`close` does, would CANCEL calls that arrive meanwhile.
+        """
+        return self.run(self._drain(grace_seconds))
 
     async def _drain(self, grace_seconds: float) -> bool:
         await self._health.enter_graceful_shutdown()
@@ -374,19 +373,29 @@ class Server:
         while self.answers.held and time.monotonic() < end:
             await asyncio.sleep(0.01)
         drained = not self.answers.held
-        # gRPC cancels calls that arrive while it shuts down, and no client takes that for a reason to try elsewhere.
-        # So calls are held back until none comes (a client waits for its answer before it calls again), and are
-        # answered once all connections have been told that this server goes away.
-        self._held_back, limit = asyncio.Event(), time.monotonic() + _HOLD_SECONDS
-        self._arrived = time.monotonic()
+        # Who is told UNAVAILABLE may call again at once. So calls are held back until no more come, and are answered
+        # together, last of all: nobody is left who waits for an answer when the connections end.
+        self._held_back, self._arrived = asyncio.Event(), time.monotonic()
+        limit = time.monotonic() + _HOLD_SECONDS
         while time.monotonic() < min(limit, self._arrived + _QUIET_SECONDS):
             await asyncio.sleep(0.01)
-        self._sweeper.cancel()
-        stopped = [asyncio.create_task(front.stop(_HOLD_SECONDS)) for front in self._grpc]
-        await asyncio.sleep(0.05)
         self._held_back.set()
-        await asyncio.gather(*stopped)
+        self._held_back = asyncio.Event()
+        await asyncio.sleep(_QUIET_SECONDS)
         return drained
+
+    def close(self) -> None:
+        """Closes the port and cancels what still runs."""
+
+        async def stop() -> None:
+            self._sweeper.cancel()
+            await asyncio.gather(*(front.stop(None) for front in self._grpc))
+
+        self.run(stop())
+        self._scheduler.stop()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in HEALTH_SERVICES:

@@ -196,7 +196,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     yield start
     for each in running:
         each.channel.close()
-        each.server.drain(0)
+        each.server.close()
         each.versions.stop(timeout=5)
 
 

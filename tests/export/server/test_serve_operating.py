@@ -130,7 +130,7 @@ def operated(publish: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     operating.ready = True
     yield Operated(operating, port, base / "log", said)
     operating.ready = False
-    server.drain(0)
+    server.close()
     operating.close(1)
     models.stop(1)
 
