@@ -6,18 +6,20 @@ bounded. What is labelled with a version goes when the version is unloaded.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
 import dataclasses
+import itertools
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import grpc
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from export.server.drift import Distribution, Drift, Key
+from export.server.drift import Drift, Key
 from export.server.observation import Observation
 from export.server.status import STOPPING
 
@@ -47,6 +49,17 @@ class _Version:
     tasks: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
+class _Histogram:
+    """Counts values by the first of ``bounds`` that they do not pass. prometheus-client's own costs a call more."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
 class Metrics(Collector):
     """Counts calls, and writes what it counted.
 
@@ -67,28 +80,10 @@ class Metrics(Collector):
         # Counters are there before they count: a rate that begins with the first event does not see it.
         self._refused = collections.Counter(dict.fromkeys([*_REFUSALS.values(), _STOPPING], 0))
         self.drift = Drift(sample, loaded)
-        prometheus_client.disable_created_metrics()
         self._registry = prometheus_client.CollectorRegistry()
-        self._latency = prometheus_client.Histogram(
-            ":tensorflow:serving:request_latency",
-            "Microseconds from a request's first byte to its answer; of calls that were answered with OK.",
-            ["model_name", "API", "entrypoint"],
-            buckets=_MICROSECONDS,
-            registry=self._registry,
-        )
-        self._runtime = prometheus_client.Histogram(
-            ":tensorflow:serving:runtime_latency",
-            "Microseconds of that without the time in the queue.",
-            ["model_name", "API", "runtime"],
-            buckets=_MICROSECONDS,
-            registry=self._registry,
-        )
-        self._waited = prometheus_client.Histogram(
-            "stem_serve_queue_seconds", "Time that calls waited.", buckets=_SECONDS, registry=self._registry
-        )
-        self._batch_rows = prometheus_client.Histogram(
-            "stem_serve_batch_rows", "Rows of a run of the model.", buckets=_ROWS, registry=self._registry
-        )
+        self._latency: dict[tuple[str, str], _Histogram] = {}
+        self._runtime: dict[str, _Histogram] = {}
+        self._waited, self._batch_rows = _Histogram(_SECONDS), _Histogram(_ROWS)
         prometheus_client.ProcessCollector(registry=self._registry)
         prometheus_client.GCCollector(self._registry)
         self._registry.register(self)
@@ -109,21 +104,25 @@ class Metrics(Collector):
                 self._refused[reason] += 1
         if seen.code is not grpc.StatusCode.OK or servable is None:
             return
-        self._latency.labels(model, "Predict", seen.entrypoint).observe(seen.seconds * 1e6)
-        self._runtime.labels(model, "Predict", "TF1").observe((seen.seconds - seen.waited) * 1e6)
-        self._waited.observe(seen.waited)
-        key = (model, servable.version)
+        key, place = (model, servable.version), (model, seen.entrypoint)
         with self._lock:
-            version = self._versions.get(key)
-            if version is None:
-                version = self._versions[key] = _Version()
+            if key not in self._versions:
+                self._versions[key] = _Version()
+            if place not in self._latency:
+                self._latency[place] = _Histogram(_MICROSECONDS)
+                self._runtime.setdefault(model, _Histogram(_MICROSECONDS))
+            self._latency[place].add(seen.seconds * 1e6)
+            self._runtime[model].add((seen.seconds - seen.waited) * 1e6)
+            self._waited.add(seen.waited)
+            version = self._versions[key]
             version.rows[seen.signature] += seen.rows
             version.tasks.update(list(seen.outputs or ()))
         self.drift.offer(seen)
 
     def observe_batch(self, rows: int) -> None:
         """Counts a run of the model."""
-        self._batch_rows.observe(rows)
+        with self._lock:
+            self._batch_rows.add(rows)
 
     @contextlib.contextmanager
     def loading(self, name: str) -> Iterator[None]:
@@ -163,6 +162,23 @@ class Metrics(Collector):
                 del self._versions[name, version]
             counted = {key: (dict(x.rows), dict(x.tasks)) for key, x in self._versions.items()}
             failures, refused = dict(self._failures), dict(self._refused)
+            histograms = [
+                _histogram(
+                    ":tensorflow:serving:request_latency",
+                    "Microseconds from a request's first byte to its answer; of calls that were answered with OK.",
+                    ["model_name", "API", "entrypoint"],
+                    {(model, "Predict", entrypoint): x for (model, entrypoint), x in self._latency.items()},
+                ),
+                _histogram(
+                    ":tensorflow:serving:runtime_latency",
+                    "Microseconds of that without the time in the queue.",
+                    ["model_name", "API", "runtime"],
+                    {(model, "Predict", "TF1"): x for model, x in self._runtime.items()},
+                ),
+                _histogram("stem_serve_queue_seconds", "Time that calls waited.", [], {(): self._waited}),
+                _histogram("stem_serve_batch_rows", "Rows of a run of the model.", [], {(): self._batch_rows}),
+            ]
+        yield from histograms
         yield _counter(
             "stem_serve_version_failures",
             "Loads of a version that failed.",
@@ -203,7 +219,11 @@ class Metrics(Collector):
                 del drift.scores[name, version]
             for key, tasks in drift.scores.items():
                 for task, distribution in tasks.items():
-                    scores.add_metric([*_labels(key), task], _buckets(distribution), distribution.total)
+                    scores.add_metric(
+                        [*_labels(key), task],
+                        _buckets(distribution.bounds, distribution.counts.cumsum().tolist()),
+                        distribution.total,
+                    )
             features = {key: dataclasses.replace(counts) for key, counts in drift.features.items()}
         yield scores
         for what, of in (
@@ -231,9 +251,17 @@ def _labels(key: Key) -> tuple[str, str]:
     return key[0], str(key[1])
 
 
-def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
-    bounds = [*map(str, distribution.bounds), "+Inf"]
-    return list(zip(bounds, distribution.counts.cumsum().tolist(), strict=True))
+def _histogram(
+    name: str, text: str, labels: list[str], values: Mapping[tuple[str, ...], _Histogram]
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(list(key), _buckets(value.bounds, itertools.accumulate(value.counts)), value.total)
+    return family
+
+
+def _buckets(bounds: Iterable[float], counts: Iterable[int]) -> list[tuple[str, float]]:
+    return list(zip([*map(str, bounds), "+Inf"], counts, strict=True))
 
 
 def _escaped(value: str) -> str:
