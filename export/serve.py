@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import resource
 import signal
@@ -62,7 +63,7 @@ _WAIT = flags.DEFINE_boolean("wait", False, "Start without a version and serve t
 _THREADS = flags.DEFINE_integer(
     "threads",
     None,
-    "Calls that run at once, and twice as many as batches (default: the cores, at least 2).",
+    "Calls that run at once; of batches half as many (default: the cores, at least 2).",
     lower_bound=1,
 )
 _MAX_BATCH_ROWS = flags.DEFINE_integer(
@@ -136,6 +137,7 @@ def main(argv: Sequence[str]) -> None:
     config_file, listed = _models()
     for model in listed:
         _check(model)
+    options = _options()
     stopping = threading.Event()
     _stop_on_signals(stopping)
     _many_connections()
@@ -154,12 +156,12 @@ def main(argv: Sequence[str]) -> None:
 
     host = _HOST.value
     port: int | None = None
-    for wanted in (_PORT.value, _REST_API_PORT.value):
+    for flag in (_PORT, _REST_API_PORT):
         try:
             # An error before the seconds that loading takes; the port opens after them.
-            reserve(host, wanted or 0)
+            reserve(host, flag.value or 0)
         except OSError as error:
-            raise _taken(host, wanted or 0) from error
+            raise UserError(f"cannot listen on {host}:{flag.value}, --{flag.name}: {error.strerror}") from error
 
     def report(model: str, line: str) -> None:
         _say(f"{model}: {line}", sys.stderr)
@@ -185,7 +187,7 @@ def main(argv: Sequence[str]) -> None:
             return Servable(path, name, version)
 
     models = Models(listed, watch, report, reloads=config_file is not None)
-    operating = Operating(_options(), models, lambda line: _say(line, sys.stderr))
+    operating = Operating(options, models, lambda line: _say(line, sys.stderr))
     if operating.metrics_port:
         _say(f"metrics and health on {host}:{operating.metrics_port}")
     models.start()
@@ -217,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
         try:
             port = server.listen(host, _PORT.value)
         except (OSError, RuntimeError) as error:
-            raise _taken(host, _PORT.value) from error
+            raise UserError(f"cannot listen on {host}:{_PORT.value}, --port: it was taken meanwhile") from error
         server.serving()
         operating.ready = True
         rest = f", REST on {host}:{operating.rest_port}" if operating.rest_port else ""
@@ -262,6 +264,23 @@ def _models() -> tuple[ConfigFile | None, list[Model]]:
 
 
 def _options() -> Options:
+    """What operators ask for.
+
+    Raises:
+      UserError: two ports are one, or a flag needs another one.
+    """
+    ports = [flag for flag in (_PORT, _METRICS_PORT, _REST_API_PORT) if flag.value]
+    for one, other in itertools.combinations(ports, 2):
+        if one.value == other.value:
+            raise UserError(f"--{one.name} and --{other.name} are both {one.value}: each needs a port of its own")
+    for needed, flag in (
+        (_METRICS_PORT, _METRICS_SAMPLE),
+        (_REST_API_PORT, _REST_API_TIMEOUT_IN_MS),
+        (_REST_API_PORT, _REST_API_MAX_BYTES),
+    ):
+        if flag.present and needed.value is None:
+            raise UserError(f"--{flag.name} is for --{needed.name}")
+
     def path(flag: flags.FlagHolder[str | None]) -> Path | None:
         return None if flag.value is None else Path(flag.value)
 
@@ -284,10 +303,6 @@ def _say(line: str, stream: TextIO | None = None) -> None:
     """Prints a line at once. Whoever read our output may have gone; that is no reason to stop serving."""
     with contextlib.suppress(OSError):
         print(line, file=stream or sys.stdout, flush=True)
-
-
-def _taken(host: str, port: int) -> UserError:
-    return UserError(f"cannot listen on {host}:{port}: the port is taken or the address not ours")
 
 
 def _many_connections() -> None:
