@@ -423,7 +423,8 @@ def _say(workdir: Workdir, directory: Path, tree: dict[str, Any]) -> None:
         f"values in vocabularies); its card is {directory / 'card.md'}"
     )
     base = shlex.quote(str(directory.parent))
-    print(f"next: stem-serve --model_base_path={base} --model_name={shlex.quote(tree['model'])}")
+    print(f"next: stem-serve --model_base_path={base}  # under the name {shlex.quote(tree['model'])}")
+    print(f"next: stem-deploy --model={base} --output=deploy  # files to operate it: limits, Kubernetes, alerts, a runbook")
 
 
 def _megabytes(paths: Iterable[Path]) -> float:

@@ -54,7 +54,7 @@ MODEL = Model(
     warm_up={"rank": (1, 1, 1), "serving_default": (1, 50, 200)},
 )
 BEFORE = "max_batch_size { value: 16 } max_enqueued_batches { value: 64 } num_batch_threads { value: 4 }"
-# tensorflow_model_server --help of 2.16, those that a deployment may need.
+# Flags of tensorflow_model_server, written by hand: those that a deployment may need.
 SERVING_FLAGS = """
     port rest_api_port model_config_file model_config_file_poll_wait_seconds model_name model_base_path
     file_system_poll_wait_seconds enable_model_warmup enable_grpc_healthcheck_service grpc_max_threads

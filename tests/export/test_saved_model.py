@@ -237,7 +237,8 @@ def test_the_job_says_what_it_did(
     assert lines[0] == f"a b version 5: {reserved.workdir.best}/ckpt-1"
     assert lines[1].startswith("checked in a fresh process on ") and "serving_default" in lines[1]
     assert lines[2].startswith("no signature 'rank': the schema has no item features")
-    assert lines[-1] == f"next: stem-serve --model_base_path={output} --model_name='a b'"
+    assert lines[-2] == f"next: stem-serve --model_base_path={output}  # under the name 'a b'"
+    assert lines[-1].startswith(f"next: stem-deploy --model={output} --output=deploy  # ")
     calls = check.load(str(output / "5"))
     assert sorted(calls) == ["examples", "serving_default"]
     inputs = {name: np.zeros(2, np.float32) for name in ("class_", "self", "training", "Training")}
