@@ -424,7 +424,7 @@ def _say(workdir: Workdir, directory: Path, tree: dict[str, Any]) -> None:
     )
     base = shlex.quote(str(directory.parent))
     print(f"next: stem-serve --model_base_path={base}  # under the name {shlex.quote(tree['model'])}")
-    print(f"next: stem-deploy --model={base} --output=deploy  # files to operate it: limits, Kubernetes, alerts, a runbook")
+    print(f"next: stem-deploy --model={base} --output=deploy  # files to operate it: limits, alerts, a runbook")
 
 
 def _megabytes(paths: Iterable[Path]) -> float:
