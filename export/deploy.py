@@ -56,6 +56,8 @@ _IMAGE = flags.DEFINE_string("image", "stem-tf", "The container image with stem-
 _CAPACITY = flags.DEFINE(
     cli.PATH, "capacity", None, "What stem-load --steps --json has written: its capacity goes into the runbook."
 )
+_NUMBERS = (_CORES, _MAX_ROWS, _EXECUTION_ROWS, _MAX_CALLS, _BATCHING, _REPLICAS, _LIMIT, _GRACE, _IMAGE)
+"""What a team chooses; files made without these flags would be others."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -84,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
         grace_seconds=_GRACE.value,
         image=_IMAGE.value,
         capacity=capacity,
+        flags=tuple(flags.FLAGS[flag.name].serialize() for flag in _NUMBERS if flag.value != flag.default),
     )
     facts = {"model": model.name, "version": model.version} | dataclasses.asdict(limits) | dataclasses.asdict(options)
     written = render.write(Path(_OUTPUT.value), render.render(model, limits, options), facts)

@@ -40,6 +40,7 @@ class Options:
       grace_seconds: for calls in flight when stem-serve stops.
       image: of stem-serve.
       capacity: a line of `stem-load`.
+      flags: of the job that differ from their defaults, as they are typed.
     """
 
     batching: bool
@@ -49,6 +50,7 @@ class Options:
     grace_seconds: int
     image: str
     capacity: str
+    flags: tuple[str, ...] = ()
 
 
 def render(model: Model, limits: Limits, options: Options) -> dict[str, str]:
@@ -110,7 +112,13 @@ def _check(model: Model, options: Options) -> None:
 def _facts(model: Model, limits: Limits, options: Options) -> dict[str, Any]:
     base_path = f"/models/{model.name}"
     features = model.schema.features
+    flags = "".join(f" {flag}" for flag in options.flags)
+    exported = "EXPORT_DIR"
+    if options.canary is not None:
+        exported += f"/{model.version} --canary={options.canary}"
     return {
+        "command": f"stem-deploy --model={exported} --output=DIR{flags}",
+        "flags": flags,
         "model": model,
         "limits": limits,
         "batching": options.batching,
@@ -150,14 +158,16 @@ def _facts(model: Model, limits: Limits, options: Options) -> dict[str, Any]:
             f"--grpc_max_threads={limits.grpc_threads}",
             "--max_num_load_retries=5",
             "--load_retry_interval_micros=2000000",
-            "--allow_version_labels_for_unavailable_models=true",
         ],
+        "label_flags": ["--allow_version_labels_for_unavailable_models=true"],
         "reasons": [
             f"gRPC threads: each call has one, also while it waits: {limits.max_calls} calls, and some for health and",
             "metadata. Past them: RESOURCE_EXHAUSTED.",
             "Load retries: a version that fails keeps newer ones waiting until it has been tried 5 times, by default a",
             "minute apart. 2 seconds apart, a good one serves after half a minute, and a passing failure heals.",
-            "Labels: at a start no version is loaded yet, and a label of models.config would be refused.",
+        ],
+        "label_reasons": [
+            "Labels: at a start no version is loaded yet, and a label of models.config would be refused."
         ],
     }
 

@@ -264,6 +264,8 @@ def test_alerts_ask_for_metrics_that_stem_serve_has() -> None:
 
 def test_runbook_says_the_models_names_and_numbers() -> None:
     text = rendered(capacity="410 calls/s of 200 candidates")["RUNBOOK.md"]
+    assert "stem-deploy --model=EXPORT_DIR --output=DIR\n" in text
+    assert "stem-deploy --model=EXPORT_DIR/6 --canary=7 --output=DIR\n" in rendered(canary=7)["RUNBOOK.md"]
     for word in ("`Video_rank.v2`", "`click`", "`tags`", "410 calls/s of 200 candidates", "3,000.0 MB", "5, 7"):
         assert word in text
 
@@ -335,7 +337,10 @@ def test_every_flag_reaches_the_files(nasty_export: Path, run_job: Job, tmp_path
     text = (output / "kubernetes/stem-serve.yaml").read_text()
     for word in ('cpu: "3"', "replicas: 5", "--grace_seconds=20", 'image: "registry.local/x:1"', "--threads=3"):
         assert word in text
-    assert "> 80\n" in (output / "alerts.yaml").read_text() and "77 calls/s" in (output / "RUNBOOK.md").read_text()
+    assert "> 80\n" in (output / "alerts.yaml").read_text()
+    runbook = (output / "RUNBOOK.md").read_text()
+    assert "77 calls/s" in runbook and "stem-deploy --model=EXPORT_DIR --output=DIR --cores=3 --max_rows=500" in runbook
+    assert " --nobatching " in runbook and runbook.count("--image=registry.local/x:1") >= 2  # and with --capacity
 
 
 def test_mistakes_are_said(nasty_export: Path, deployed: Path, run_job: Job, tmp_path: Path) -> None:
