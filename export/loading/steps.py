@@ -102,7 +102,7 @@ async def search(plan: Plan, limit: float, measure: Callable[[float], Awaitable[
     while (rate := plan.after(step)) is not None:
         verdict = await _try(rate, limit, measure)
         if isinstance(verdict, Capacity):
-            return verdict
+            return _beside(verdict, best)
         if verdict:
             worst = rate
             break
@@ -115,9 +115,14 @@ async def search(plan: Plan, limit: float, measure: Callable[[float], Awaitable[
         rate = (best + worst) / 2
         verdict = await _try(rate, limit, measure)
         if isinstance(verdict, Capacity):
-            return verdict
+            return _beside(verdict, best)
         best, worst = (best, rate) if verdict else (rate, worst)
     return Capacity(best)
+
+
+def _beside(outcome: Capacity, best: float | None) -> Capacity:
+    """No claim, and the highest rate that kept the limits until then."""
+    return outcome if best is None else Capacity(None, f"{outcome.why}; {best:g} calls/s kept the limits")
 
 
 async def _try(rate: float, limit: float, measure: Callable[[float], Awaitable[Measurement]]) -> str | Capacity:

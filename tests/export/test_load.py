@@ -235,6 +235,7 @@ def test_what_is_no_capacity_is_not_claimed() -> None:
 def test_a_late_generator_claims_nothing_where_a_limit_breaks() -> None:
     outcome = search(Plan((100,), 2), Pretended(270, late=0.02))
     assert outcome.rate is None and "the generator sent calls 20" in outcome.why
+    assert outcome.why.endswith("; 200 calls/s kept the limits")
     # Late, and in time all the same: latencies are from when calls were due.
     assert search(Plan((100, 200)), Pretended(270, late=0.02)).rate == 200
 
