@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import math
 import socket
 import threading
@@ -46,6 +47,7 @@ _METADATA_FIELD = "signature_def"
 _LIMITS = Limits()
 _MAX_FIELDS = 10_000  # inputs and outputs that a request may name
 _LARGE = 256 << 10  # bytes of a request that is read in a thread
+_GRPC_LOGGER = "grpc._cython.cygrpc"
 _FRONTS = 4
 _MAX_STREAMS = 128  # calls of one connection at once; a client's gRPC holds back those past it
 _MAX_READING = 4096  # calls without a body at once; past it the oldest end
@@ -266,6 +268,7 @@ class Server:
         credentials: Callable[[], grpc.ServerCredentials] | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
+        logging.getLogger(_GRPC_LOGGER).addFilter(_is_news)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="server", daemon=True)
         self._thread.start()
@@ -457,6 +460,8 @@ class Server:
                 return (await answer(await self._read(context), context)).SerializeToString()
             except StatusError as error:
                 code, text = error.code, error.text
+            except grpc.aio.InternalError:
+                raise  # the client has gone, or its deadline has passed
             except Exception:
                 # A bug of ours: the operator gets the traceback, the client a status, and the server lives on.
                 traceback.print_exc()
@@ -547,6 +552,11 @@ def _plain(
         return answer(_parse(request_class, payload))
 
     return behave
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not so that an answer could not be sent: clients go, and deadlines pass, while calls are answered."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], grpc.aio.InternalError)
 
 
 def _parse(request_class: type[_M], payload: bytes) -> _M:

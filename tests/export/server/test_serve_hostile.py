@@ -161,7 +161,7 @@ def test_messages_over_the_limit_also_when_they_are_compressed(impatient: Any) -
 
 
 def test_resets_from_one_connection_leave_the_others_alone(
-    served: Any, request_for: Any, capfd: pytest.CaptureFixture[str]
+    served: Any, request_for: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     request = request_for("rank", user=[1], item=[[1] * 200])
     wrong: list[Any] = []
@@ -191,6 +191,7 @@ def test_resets_from_one_connection_leave_the_others_alone(
     assert not wrong
     assert served.predict(request)["click"].shape == (1, 200)
     assert "Traceback" not in capfd.readouterr().err
+    assert "ExecuteBatchError" not in caplog.text
 
 
 def test_health_is_answered_while_a_large_request_is_read(served: Any, request_for: Any) -> None:
