@@ -466,8 +466,10 @@ class Server:
                 # A bug of ours: the operator gets the traceback, the client a status, and the server lives on.
                 traceback.print_exc()
                 code, text = grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
-            await context.abort(code, text)
-            raise AssertionError("context.abort does not return")
+            # As context.abort does it, at a tenth less: under overload most of what a server does is to refuse.
+            context.set_code(code)
+            context.set_details(text)
+            return b""
 
         return grpc.stream_unary_rpc_method_handler(behave)
 
