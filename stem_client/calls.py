@@ -71,6 +71,7 @@ class Calls(Generic[_AnyTransport]):
         target: str | Sequence[str],
         *,
         model: str = "ranker",
+        label: str | None = None,
         timeout: float = 1.0,
         credentials: grpc.ChannelCredentials | None = None,
         max_message_bytes: int = 64 * MEGABYTE,
@@ -89,10 +90,13 @@ class Calls(Generic[_AnyTransport]):
         for name, separator in separators.items():
             if not isinstance(separator, str) or not separator:
                 raise ValueError(f"separators: that of '{name}' is {separator!r}; a text is expected")
+        if label is not None and (not isinstance(label, str) or not label):
+            raise ValueError(f"label is {label!r}; the name of a version's label is expected")
         self._targets = (target,) if isinstance(target, str) else tuple(target)
         if not self._targets or not all(isinstance(name, str) and name for name in self._targets):
             raise ValueError(f"target is {target!r}; host:port or several of them are expected")
-        self._model, self._timeout, self._retry, self._hedge_after = model, timeout, retry, hedge_after
+        self._model, self._label, self._timeout = model, label, timeout
+        self._retry, self._hedge_after = retry, hedge_after
         self._chunk_rows, self._ignore_extra, self._separators = chunk_rows, _ignores(extra), dict(separators)
         settings: dict[str, Any] = {
             "grpc.primary_user_agent": f"stem-client/{__version__}",
@@ -264,6 +268,8 @@ class Calls(Generic[_AnyTransport]):
         spec = protocol.ModelSpec(name=self._model)
         if version is not None:
             spec.version.value = version
+        elif self._label is not None:
+            spec.version_label = self._label
         return spec
 
     def _deadline(self, timeout: Any) -> Deadline:

@@ -29,6 +29,7 @@ class RankingClient(Calls[Blocking]):
       target: "host:port", or what else gRPC takes ("dns:///ranker:8500", "unix:/run/ranker"); or several, over which
         calls are spread.
       model: the name it is served under.
+      label: of the version that answers calls which name none ("stable", "canary"); None for the newest that serves.
       timeout: seconds for a call that names none: retries, waiting between them and fetching metadata included.
       credentials: of a TLS channel (``grpc.ssl_channel_credentials()``); None for plain text.
       max_message_bytes: the longest answer taken (gRPC's own default is 4 MB).
@@ -71,7 +72,7 @@ class RankingClient(Calls[Blocking]):
           items: each feature of the items: a mapping of arrays or lists, a list of mappings, a DataFrame or a
             structured array, N items long. An entry is a value, a list or a vector.
           timeout: seconds for the whole call, at most a day; None for the client's own.
-          version: of the model; None for the one that the server serves.
+          version: of the model; None for the one that has the client's ``label``, or the newest one that serves.
           extra: "refuse" or "ignore" what is no feature of the model; None for the client's own.
 
         Returns:

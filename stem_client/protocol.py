@@ -41,7 +41,13 @@ _MESSAGES = {
     "TensorInfo": ["name = 1 string", "dtype = 2 int32", "tensor_shape = 3 TensorShapeProto"],
     "SignatureDef": ["inputs = 1 map TensorInfo", "outputs = 2 map TensorInfo", "method_name = 3 string"],
     # tensorflow.serving
-    "ModelSpec": ["name = 1 string", "version = 2 Int64Value", "signature_name = 3 string"],
+    # version and version_label are one of two there; the client never sends both.
+    "ModelSpec": [
+        "name = 1 string",
+        "version = 2 Int64Value",
+        "signature_name = 3 string",
+        "version_label = 4 string",
+    ],
     "PredictRequest": ["model_spec = 1 ModelSpec", "inputs = 2 map TensorProto"],
     "PredictResponse": ["outputs = 1 map TensorProto", "model_spec = 2 ModelSpec"],
     "GetModelMetadataRequest": ["model_spec = 1 ModelSpec", "metadata_field = 2 repeated string"],

@@ -41,7 +41,7 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Scores: click = video_id / 1000, like = seconds (0 where missing), in float_val unless ``encode`` says otherwise.
 
     Attributes:
-      version, features, tasks: of the served model; setting them is a deployment.
+      version, labels, features, tasks: of the served model; setting them is a deployment.
       encode: (scores [..., N]) -> TensorProto.
       faults: one is taken for every Predict: (code, details), seconds to wait first, a function that changes the
         answer, or None.
@@ -50,6 +50,7 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def __init__(self) -> None:
         self.version = 3
+        self.labels = {"stable": 3}
         self.features: Features = dict(FEATURES)
         self.tasks: tuple[str, ...] = ("click", "like")
         self.encode: Callable[[np.ndarray], Any] = lambda scores: tf.make_tensor_proto(scores)
@@ -110,6 +111,10 @@ class Ranker(prediction_service_pb2_grpc.PredictionServiceServicer):
     def _check_spec(self, spec: Any, context: Any) -> None:
         if spec.name != "ranker":
             context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")
+        if spec.version_label and self.labels.get(spec.version_label) != self.version:
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}"
+            )
         if spec.HasField("version") and spec.version.value != self.version:
             context.abort(
                 grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Specific(ranker, {spec.version.value})"

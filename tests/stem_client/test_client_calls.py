@@ -361,6 +361,24 @@ def test_a_version_of_ones_own_choice(ranker: Any, client: RankingClient, user: 
     assert caught.value.details == "Servable not found for request: Specific(ranker, 99)"
 
 
+def test_a_version_by_its_label(ranker: Any, target: str, make: Any, user: Given, items: Given) -> None:
+    with make(target, label="stable", timeout=20, chunk_rows=1) as client:
+        client.rank(user, items)  # in chunks, all of the version that answered the first
+        specs = [request.model_spec for request in ranker.requests]
+        assert specs[0].version_label == "stable" and {spec.version.value for spec in specs[1:]} == {3}
+        client.rank(user, items, version=3)
+        assert ranker.requests[-1].model_spec.WhichOneof("version_choice") == "version"
+        deploy(ranker, 4)
+        ranker.labels = {"stable": 4}
+        client.rank(user, items)
+        assert client.metadata().version == 4
+    with make(target, label="nope", timeout=20) as client, pytest.raises(RankingError) as caught:
+        client.rank(user, items)
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT and "label: nope" in str(caught.value)
+    with pytest.raises(ValueError, match="label is ''"):
+        RankingClient(target, label="")
+
+
 def test_a_model_without_the_signature(client: RankingClient, user: Given, items: Given, ranker: Any) -> None:
     definition = copy.copy(ranker.signature)
 

@@ -57,9 +57,14 @@ def fill_signatures(signatures: Any) -> None:
             infos["y"].tensor_shape.unknown_rank = True
 
 
+def fill_label(spec: Any) -> None:
+    spec.name, spec.version_label = "ranker", "canary"
+
+
 @pytest.mark.parametrize(
     "theirs, ours, fill",
     [
+        (model_pb2.ModelSpec, protocol.ModelSpec, fill_label),
         (model_pb2.ModelSpec, protocol.ModelSpec, fill_spec),
         (predict_pb2.PredictRequest, protocol.PredictRequest, fill_predict_request),
         (predict_pb2.PredictResponse, protocol.PredictResponse, fill_predict_response),
@@ -79,9 +84,8 @@ def test_bytes_are_equal_both_ways(theirs: Any, ours: Any, fill: Any) -> None:
 
 
 def test_unknown_fields_pass_through() -> None:
-    theirs = model_pb2.ModelSpec(name="ranker", version_label="canary")
-    payload = theirs.SerializeToString()
-    assert protocol.ModelSpec.FromString(payload).SerializeToString() == payload
+    payload = predict_pb2.PredictRequest(output_filter=["click"]).SerializeToString()
+    assert protocol.PredictRequest.FromString(payload).SerializeToString() == payload
 
 
 @pytest.mark.parametrize(
