@@ -86,10 +86,15 @@ def ask(settings: Settings) -> metadata.ModelMetadata:
             served = metadata.parse(answer, settings.spec.version)
             settings.spec.features(served)
         except grpc.RpcError as error:
-            raise JobError(f"{settings.target} does not answer: {error.code().name}: {error.details()}") from None
+            raise _failure(settings.target, error) from None
         except RankingError as error:
             raise JobError(f"{settings.target}: {error}") from None
     return served
+
+
+def _failure(target: str, error: Any) -> JobError:
+    silent = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    return JobError(f"{target} {'does not answer' if silent else 'refuses'}: {error.code().name}: {error.details()}")
 
 
 class Session:
@@ -118,7 +123,7 @@ class Session:
         try:
             return asyncio.run(self._run(plan))
         except grpc.aio.AioRpcError as error:
-            raise JobError(f"{self._settings.target} does not answer: {error.code().name}: {error.details()}") from None
+            raise _failure(self._settings.target, error) from None
 
     async def _run(self, plan: Plan | None) -> Capacity | None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

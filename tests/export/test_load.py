@@ -356,4 +356,4 @@ def test_mistakes_are_said(server: Server, log: Path, run_job: Job, tmp_path: Pa
     other.write_text("user,thing\n1,2\n")
     assert "--schema says which column" in error(2, f"--rows={other}")
     server.code = grpc.StatusCode.PERMISSION_DENIED
-    assert "does not answer: PERMISSION_DENIED: as told" in error(1, rows)
+    assert "refuses: PERMISSION_DENIED: as told" in error(1, rows)
