@@ -72,6 +72,7 @@ setup(
         "dev": [
             *PLOTS,
             "build>=1.2",
+            "hypothesis>=6.100,<7",
             "kubernetes-validate>=1.31",
             "mypy>=2.1,<3",
             "pandas-stubs>=2.2,<3",
