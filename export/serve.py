@@ -20,11 +20,10 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from absl import flags
 
-from export.server.config_file import ConfigFile
 from export.server.configuration import ConfigError, Model
 from export.server.directories import version_directories
 from export.server.limits import Limits
@@ -32,6 +31,9 @@ from export.server.options import Options
 from pipelines import cli
 from pipelines.errors import JobError, UserError
 from stem_tf.quiet import quieten_tensorflow
+
+if TYPE_CHECKING:
+    from export.server.config_file import ConfigFile
 
 _MODEL_BASE_PATH = flags.DEFINE(
     cli.PATH, "model_base_path", None, "Directory with the versions 1, 2, ... of the exported model."
@@ -134,6 +136,9 @@ _AS_CONTENT = flags.DEFINE_boolean(
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    # gRPC reads it when it is imported. What goes wrong comes as an exception or a status; handshakes that fail, as
+    # those of probes do, would be lines without end.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     config_file, listed = _models()
     for model in listed:
         _check(model)
@@ -143,7 +148,6 @@ def main(argv: Sequence[str]) -> None:
     _many_connections()
 
     quieten_tensorflow()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong comes as an exception or a status
     from export.server.models import Models
     from export.server.operating import Operating
     from export.server.servable import Servable
@@ -256,6 +260,8 @@ def _models() -> tuple[ConfigFile | None, list[Model]]:
     for flag in (_MODEL_BASE_PATH, _MODEL_NAME):
         if flag.value is not None:
             raise UserError(f"--model_config_file names the models: leave out --{flag.name}")
+    from export.server.config_file import ConfigFile
+
     config_file = ConfigFile(Path(_MODEL_CONFIG_FILE.value), lambda line: _say(line, sys.stderr))
     try:
         return config_file, config_file.models()

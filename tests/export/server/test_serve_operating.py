@@ -382,3 +382,16 @@ def test_the_job_has_flags_for_it(publish: Any, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
     assert json.loads((tmp_path / "log").read_text())["code"] == "OK"
+
+
+def test_handshakes_that_fail_are_no_lines(publish: Any, tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    with job(f"--model_base_path={tmp_path}", f"--tls_certificate={CERTIFICATE}", f"--tls_key={KEY}") as process:
+        host, port = line_of(process).split()[-1].split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            while plain.recv(1000):
+                pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert process.stderr is not None and process.stderr.read() == ""
