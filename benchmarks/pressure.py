@@ -139,6 +139,8 @@ def _swaps(base: Path, version: Path) -> dict[str, Any]:
         message.output_filter.append(task)
         payloads.append(message.SerializeToString())
     with directory_of(version) as copy, server(copy, "--poll_seconds=0.1") as (process, address):
+        with asking(address, payloads, clients=1) as seen:  # each set of outputs is built when it is first asked for
+            wait_for(lambda: len(seen.latencies) > 2 * len(payloads))
         with asking(address, payloads, clients=16) as seen:
             time.sleep(_SECONDS.value)
             rest, begun = len(seen.latencies), time.monotonic()

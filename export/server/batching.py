@@ -169,7 +169,8 @@ class Scheduler:
                 # Calls that run together have the fixed cost in common.
                 share = 1.0 if group.inner is None else piece.rows / self._max_rows
                 self._seconds.insert(index, fixed * share + per_row * piece.rows)
-            self._condition.notify(len(pieces))
+            if self._may_run(group):
+                self._condition.notify()
 
     def _refuse(self, due: float, at_once: int, seconds: float) -> None:
         """Refuses a call that is ``due``, by what waits before it and runs ``at_once``."""
@@ -212,6 +213,9 @@ class Scheduler:
             pieces, late = self._take(group)
             batch = bool(pieces) and group.inner is not None
             self._batches += batch
+            # A thread that is woken for nothing costs as much as a small call: each wakes the next one if it is needed.
+            if self._next() is not None:
+                self._condition.notify()
         try:
             if late:
                 self._deliver([(call, _expired()) for call in late])
@@ -220,14 +224,15 @@ class Scheduler:
         finally:
             with self._condition:
                 self._batches -= batch
-                self._condition.notify()
         return True
 
     def _next(self) -> _Group | None:
         """The group of the most urgent piece of those that may run now."""
-        free = self._batches < self._max_batches
-        groups = [group for group in self._groups if free or group.inner is None]
+        groups = filter(self._may_run, self._groups)
         return min(groups, key=lambda group: self._groups[group][0], default=None)
+
+    def _may_run(self, group: _Group) -> bool:
+        return group.inner is None or self._batches < self._max_batches
 
     def _take(self, group: _Group) -> tuple[list[_Piece], list[Call]]:
         """The most urgent piece and those that run with it; and calls that cannot make their deadline."""
