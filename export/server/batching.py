@@ -74,6 +74,7 @@ class _Piece:
 
     def __init__(self, call: Call, start: tuple[int, ...], stop: tuple[int, ...]) -> None:
         self.call, self.start, self.stop = call, start, stop
+        self.place: _Place | None = None  # in the queue, while it waits there
         self.outputs: _Outputs = {}
 
     @property
@@ -162,7 +163,7 @@ class Scheduler:
             due = call.arrived
             for piece in pieces:
                 due += _PATIENCE * (fixed + per_row * piece.rows)
-                place = _Place((due, next(self._numbers)), piece)
+                place = piece.place = _Place((due, next(self._numbers)), piece)
                 heapq.heappush(queue, place)
                 index = bisect.bisect(self._line, place.due)
                 self._line.insert(index, place.due)
@@ -183,8 +184,14 @@ class Scheduler:
             )
 
     def drop(self, call: Call) -> None:
-        """Forgets a call whose client has gone. What runs of it runs on, for nobody."""
-        call.over = True
+        """Forgets a call whose client has gone. What runs of it runs on, for nobody; no call waits for the rest."""
+        if not call.left:
+            return
+        with self._condition:
+            call.over = True
+            for piece in call.pieces:
+                if piece.place is not None:
+                    self._seconds[self._index(piece.place)] = 0.0
 
     def stop(self) -> None:
         """Ends the threads when what they run has ended; what waits is not run."""
@@ -221,6 +228,10 @@ class Scheduler:
                 self._deliver([(call, _expired()) for call in late])
             if pieces:
                 self._run(pieces)
+        except Exception as error:
+            # A bug of ours. Its calls have an end, too.
+            self._finish(pieces, error)
+            raise
         finally:
             with self._condition:
                 self._batches -= batch
@@ -262,8 +273,12 @@ class Scheduler:
         return taken, late
 
     def _leave(self, place: _Place) -> None:
-        index = bisect.bisect_left(self._line, place.due)
+        index = self._index(place)
         del self._line[index], self._seconds[index]
+        place.piece.place = None
+
+    def _index(self, place: _Place) -> int:
+        return bisect.bisect_left(self._line, place.due)
 
     def _run(self, pieces: list[_Piece]) -> None:
         signature, wanted = pieces[0].call.signature, pieces[0].call.feeds.wanted
@@ -293,7 +308,7 @@ class Scheduler:
                 ended = not call.over and (error is not None or not call.left)
                 call.over = call.over or ended
             if ended:
-                done.append((call, _assemble(call) if error is None else error))
+                done.append((call, _result(call) if error is None else error))
         if done:
             self._deliver(done)
 
@@ -401,6 +416,13 @@ def _split(outputs: _Outputs, pieces: list[_Piece]) -> None:
         part = (slice(start, start + piece.sizes[0]), *(slice(size) for size in piece.sizes[1:]))
         piece.outputs = {alias: output[part] for alias, output in outputs.items()}
         start += piece.sizes[0]
+
+
+def _result(call: Call) -> Result:
+    try:
+        return _assemble(call)
+    except Exception as error:  # no memory for it, say: a call must have an end
+        return error
 
 
 def _assemble(call: Call) -> _Outputs:

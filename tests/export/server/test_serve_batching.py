@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
+from export.server import batching
 from export.server.batching import Call, Result, Scheduler
 from export.server.signature import Feeds
 from export.server.status import StatusError
@@ -235,6 +236,41 @@ def test_expired_calls_are_dropped_before_they_run(make: Make) -> None:
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED and scores == [3]
     results.wait(first)
     assert signature.runs == [(1,), (1,)] and cancelled not in results
+
+
+def test_calls_that_were_dropped_let_others_in(make: Make) -> None:
+    scheduler, results = make(max_rows=10, max_wait=0.5)
+    signature = Adds(seconds_per_row=0.01)
+    learned(scheduler, results, signature, 10)
+    first = occupied(scheduler, signature)
+    for _ in range(50):
+        gone = signature.call([0] * 20, [0] * 20)
+        scheduler.submit(gone)
+        scheduler.drop(gone)
+    good = signature.call([1] * 10, [1] * 10)
+    scheduler.submit(good)
+    signature.gate.set()
+    assert results.wait(first, good) == [[0], [2] * 10]
+    assert signature.runs == [(1,), (10,)]
+
+
+@pytest.mark.parametrize("where", ["observe", "_assemble"])
+def test_calls_end_also_where_we_are_wrong(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(anything: Any) -> Any:
+        raise MemoryError("no memory")
+
+    if where != "observe":
+        monkeypatch.setattr(batching, where, fail)
+    results, signature = Results(), Adds()
+    scheduler = Scheduler(
+        2, max_rows=8, max_wait=60, deliver=results.deliver, observe=fail if where == "observe" else lambda rows: None
+    )
+    for _ in range(3):  # the threads live on
+        calls = [signature.call([1] * 3, [1] * 3), signature.call([1] * 30, [1] * 30)]
+        for call in calls:
+            scheduler.submit(call)
+        assert [type(result) for result in results.wait(*calls)] == [MemoryError, MemoryError]
+    scheduler.stop()
 
 
 def test_belief_in_a_cost_that_was_an_accident_fades(make: Make) -> None:
