@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
 from absl import flags
 
 from pipelines import cli, csv_flags, owned
@@ -25,6 +24,8 @@ from pipelines.errors import JobError, UserError
 from stem_tf.quiet import quieten_tensorflow
 
 if TYPE_CHECKING:
+    import grpc
+
     from export.loading.requests import Request, Spec
     from stem_client.metadata import ModelMetadata
 
@@ -83,7 +84,7 @@ flags.adopt_module_key_flags(csv_flags)
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong comes as a status
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before gRPC is imported; what goes wrong comes as a status
     _check()
     from export.loading import session, steps
     from export.loading.requests import Spec
@@ -142,6 +143,8 @@ def _check() -> None:
 def _credentials() -> grpc.ChannelCredentials | None:
     if not _TLS_CA.value:
         return None
+    import grpc
+
     ours = [(name, flags.FLAGS[name].value) for name in ("tls_key", "tls_certificate")]
     key, certificate = (_read(name, path) if path else None for name, path in ours)
     return grpc.ssl_channel_credentials(_read("tls_ca", _TLS_CA.value), key, certificate)

@@ -322,6 +322,7 @@ def test_certificates_and_tokens(log: Path, run_job: Job, tmp_path: Path) -> Non
     done = load(run_job, server.target, *flags)
     server.stop()
     assert done.returncode == 1 and "does not answer: UNAVAILABLE" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr  # nothing of gRPC's own beside it
 
 
 def test_ctrl_c_shows_what_was_measured(server: Server, log: Path, tmp_path: Path) -> None:
