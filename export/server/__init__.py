@@ -11,7 +11,9 @@ policy.py       which of them are to serve
 versions.py     which of them is loaded, which serves, which failed
 models.py       the models by name, and which version a request asks for
 batching.py     the queue: which calls run, when, and together with which
-service.py      the gRPC services in front of them
+api.py          TensorFlow Serving's services: methods and messages
+answers.py      what each method answers
+service.py      the gRPC server: listens, reads, refuses, stops
 status.py       errors that become gRPC status codes
 observation.py  what a call was and how it ended, for the access log and metrics
 access_log.py   a line a call

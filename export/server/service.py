@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 import math
 import socket
@@ -13,40 +14,26 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
-    classification_pb2,
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    inference_pb2,
-    model_management_pb2,
     predict_pb2,
-    regression_pb2,
 )
 
-from export.server import tensors
 from export.server.access_log import request_id
+from export.server.answers import Answers, parse, unimplemented
+from export.server.api import HEALTH_SERVICES, PREDICTION_SERVICE, SERVICES, describe_services
 from export.server.batching import Call, Result, Scheduler
 from export.server.limits import Limits
 from export.server.models import Models
 from export.server.observation import Observation
-from export.server.servable import DEFAULT_SIGNATURE
-from export.server.status import STOPPING, StatusError, invalid_argument, not_found
+from export.server.status import STOPPING, StatusError
 
-PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
-MODEL_SERVICE = "tensorflow.serving.ModelService"
-# TensorFlow Serving's health service knows its services by their short names.
-HEALTH_SERVICES = ("", PREDICTION_SERVICE, MODEL_SERVICE, "PredictionService", "ModelService")
-_METADATA_FIELD = "signature_def"
 _LIMITS = Limits()
-_MAX_FIELDS = 10_000  # inputs and outputs that a request may name
-_LARGE = 256 << 10  # bytes of a request that is read in a thread
 _GRPC_LOGGER = "grpc._cython.cygrpc"
 _FRONTS = 4
 _MAX_STREAMS = 128  # calls of one connection at once; a client's gRPC holds back those past it
@@ -56,178 +43,6 @@ _QUIET_SECONDS = 0.05
 _HOLD_SECONDS = 0.5
 
 _T = TypeVar("_T")
-_M = TypeVar("_M", bound=Message)
-
-
-class _Method(NamedTuple):
-    request: type[Message]
-    response: type[Message]
-
-
-_SERVICES: dict[str, dict[str, _Method]] = {
-    PREDICTION_SERVICE: {
-        "Classify": _Method(classification_pb2.ClassificationRequest, classification_pb2.ClassificationResponse),
-        "Regress": _Method(regression_pb2.RegressionRequest, regression_pb2.RegressionResponse),
-        "Predict": _Method(predict_pb2.PredictRequest, predict_pb2.PredictResponse),
-        "MultiInference": _Method(inference_pb2.MultiInferenceRequest, inference_pb2.MultiInferenceResponse),
-        "GetModelMetadata": _Method(
-            get_model_metadata_pb2.GetModelMetadataRequest, get_model_metadata_pb2.GetModelMetadataResponse
-        ),
-    },
-    MODEL_SERVICE: {
-        "GetModelStatus": _Method(
-            get_model_status_pb2.GetModelStatusRequest, get_model_status_pb2.GetModelStatusResponse
-        ),
-        "HandleReloadConfigRequest": _Method(
-            model_management_pb2.ReloadConfigRequest, model_management_pb2.ReloadConfigResponse
-        ),
-    },
-}
-_FILES = {
-    PREDICTION_SERVICE: "tensorflow_serving/apis/prediction_service.proto",
-    MODEL_SERVICE: "tensorflow_serving/apis/model_service.proto",
-}
-
-
-class Answers:
-    """What each method answers: a response message, or a StatusError.
-
-    Args:
-      models: what is served.
-      limits: of a request.
-      scheduler: runs Predict.
-      max_calls: Predict calls running and waiting; RESOURCE_EXHAUSTED past it.
-      as_content: answer with ``tensor_content`` in place of the `*_val` fields.
-    """
-
-    def __init__(
-        self, models: Models, limits: Limits, scheduler: Scheduler, *, max_calls: int, as_content: bool
-    ) -> None:
-        self._models, self._limits, self._scheduler = models, limits, scheduler
-        self._max_calls, self._as_content = max_calls, as_content
-        # Parsing a large request takes a while: in a thread, Python attends to other calls in between.
-        self._reader = futures.ThreadPoolExecutor(1, thread_name_prefix="read")
-        self.held = 0
-
-    async def predict(
-        self, payload: bytes, deadline: float = math.inf, observation: Observation | None = None
-    ) -> predict_pb2.PredictResponse:
-        """Scores what the serialised PredictRequest ``payload`` asks for.
-
-        Args:
-          payload: as it came.
-          deadline: by ``time.monotonic()``.
-          observation: of the call; what was found out is written into it, whether the call succeeds or not.
-
-        Raises:
-          StatusError: as TensorFlow Serving answers it.
-        """
-        self.admit(deadline - time.monotonic())
-        self.held += 1
-        try:
-            return await self._predict(payload, deadline, observation or Observation("Predict"))
-        finally:
-            self.held -= 1
-
-    def admit(self, seconds: float) -> None:
-        """Refuses a Predict call that has ``seconds`` left, if even the smallest would be refused.
-
-        Raises:
-          StatusError: RESOURCE_EXHAUSTED, there are too many calls; UNAVAILABLE, they would wait too long.
-        """
-        if self.held >= self._max_calls:
-            raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
-        self._scheduler.admit(seconds)
-
-    async def _predict(self, payload: bytes, deadline: float, seen: Observation) -> predict_pb2.PredictResponse:
-        _count_inputs(payload)
-        large, loop = len(payload) > _LARGE, asyncio.get_running_loop()
-        if large:
-            request = await loop.run_in_executor(self._reader, _parse, predict_pb2.PredictRequest, payload)
-        else:
-            request = _parse(predict_pb2.PredictRequest, payload)
-        if not request.HasField("model_spec"):
-            raise invalid_argument("Missing ModelSpec")
-        seen.model, seen.signature = request.model_spec.name, request.model_spec.signature_name or DEFAULT_SIGNATURE
-        with self._models.use(request.model_spec) as servable:
-            seen.servable, seen.version = servable, servable.version
-            signature = servable.signature(seen.signature)
-            arguments = (request.inputs, request.output_filter, self._limits)
-            if large:
-                feeds = await loop.run_in_executor(self._reader, signature.read, *arguments)
-            else:
-                feeds = signature.read(*arguments)
-            call = Call(signature, feeds, deadline)
-            call.future = loop.create_future()
-            self._scheduler.submit(call)
-            try:
-                outputs = await call.future
-            finally:
-                # Also where the client has gone: then nobody waits for the scores.
-                self._scheduler.drop(call)
-                seen.waited = (call.started or time.monotonic()) - call.arrived
-            seen.rows = call.rows
-            seen.inputs, seen.outputs = dict(zip(signature.order, feeds.arrays, strict=True)), outputs
-            response = predict_pb2.PredictResponse()
-            response.model_spec.name = servable.name
-            response.model_spec.version.value = servable.version
-            response.model_spec.signature_name = seen.signature
-            for alias, array in outputs.items():
-                tensors.encode(array, response.outputs[alias], self._as_content)
-            return response
-
-    def get_model_metadata(
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        if not request.HasField("model_spec"):
-            raise invalid_argument("Missing ModelSpec")
-        if not request.metadata_field:
-            raise invalid_argument("GetModelMetadataRequest must specify at least one metadata_field")
-        for field in request.metadata_field:
-            if field != _METADATA_FIELD:
-                raise invalid_argument(f"Metadata field {field} is not supported")
-        response = get_model_metadata_pb2.GetModelMetadataResponse()
-        with self._models.use(request.model_spec) as servable:
-            response.model_spec.name = servable.name
-            response.model_spec.version.value = servable.version
-            response.metadata[_METADATA_FIELD].CopyFrom(servable.metadata)
-        return response
-
-    def get_model_status(
-        self, request: get_model_status_pb2.GetModelStatusRequest
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        if not request.HasField("model_spec"):
-            raise invalid_argument("Missing ModelSpec")
-        spec = request.model_spec
-        statuses = self._models.statuses(spec.name)
-        if spec.HasField("version"):
-            statuses = {version: x for version, x in statuses.items() if version == spec.version.value}
-            if not statuses:
-                raise not_found(f"Could not find version {spec.version.value} of model {spec.name}")
-        if not statuses:
-            raise not_found(f"Could not find any versions of model {spec.name}")
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for version, status in statuses.items():
-            added = response.model_version_status.add(version=version, state=status.state)
-            added.status.error_code, added.status.error_message = status.code, status.text
-        return response
-
-    async def handle_reload_config_request(
-        self, payload: bytes, context: grpc.aio.ServicerContext
-    ) -> model_management_pb2.ReloadConfigResponse:
-        del context
-        request = _parse(model_management_pb2.ReloadConfigRequest, payload)
-        # Takes as long as models take to load.
-        await asyncio.get_running_loop().run_in_executor(None, self._models.reload, request.config)
-        return model_management_pb2.ReloadConfigResponse()
-
-
-def _unimplemented(method: str, request: Message) -> Message:
-    del request
-    raise StatusError(
-        grpc.StatusCode.UNIMPLEMENTED,
-        f"{method} answers one task only and is not offered; Predict answers all tasks by name",
-    )
 
 
 class Server:
@@ -297,7 +112,7 @@ class Server:
     async def _make(self) -> None:
         self._health = health.aio.HealthServicer()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        _describe_services()
+        describe_services()
         handlers = _Handlers(self._handlers())
         self._grpc = [self._front(handlers) for _ in range(_FRONTS)]
         self._sweeper = asyncio.create_task(self._sweep())
@@ -326,7 +141,7 @@ class Server:
         )
         front.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, front)
-        reflection.enable_server_reflection([*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], front)
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], front)
         return front
 
     def listen(self, host: str, port: int) -> int:
@@ -433,16 +248,16 @@ class Server:
 
     def _handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         answers = self.answers
-        methods: dict[str, Callable[[Any], Message]] = {
+        methods: dict[str, Callable[[Any], Any]] = {
             "GetModelMetadata": answers.get_model_metadata,
             "GetModelStatus": answers.get_model_status,
+            "HandleReloadConfigRequest": answers.handle_reload_config_request,
         }
         handlers = {}
-        for service, methods_of in _SERVICES.items():
+        for service, methods_of in SERVICES.items():
             for name, method in methods_of.items():
-                answer = methods.get(name, functools.partial(_unimplemented, name))
-                handlers[f"/{service}/{name}"] = self._handler(_plain(answer, method.request))
-        handlers[f"/{MODEL_SERVICE}/HandleReloadConfigRequest"] = self._handler(answers.handle_reload_config_request)
+                answer = methods.get(name, functools.partial(unimplemented, name))
+                handlers[f"/{service}/{name}"] = self._handler(_parsed(answer, method.request))
         handlers[f"/{PREDICTION_SERVICE}/Predict"] = self._handler(self._predict, self._admit)
         return handlers
 
@@ -546,12 +361,15 @@ class _Handlers(grpc.GenericRpcHandler):
         return self._handlers.get(handler_call_details.method)
 
 
-def _plain(
-    answer: Callable[[Any], Message], request_class: type[Message]
+def _parsed(
+    answer: Callable[[Any], Any], request_class: type[Message]
 ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message]]:
+    """``answer`` of a message, plain or a coroutine, as one of bytes."""
+
     async def behave(payload: bytes, context: grpc.aio.ServicerContext) -> Message:
         del context
-        return answer(_parse(request_class, payload))
+        response = answer(parse(request_class, payload))
+        return await response if inspect.isawaitable(response) else response
 
     return behave
 
@@ -559,47 +377,6 @@ def _plain(
 def _is_news(record: logging.LogRecord) -> bool:
     """Not so that an answer could not be sent: clients go, and deadlines pass, while calls are answered."""
     return record.exc_info is None or not isinstance(record.exc_info[1], grpc.aio.InternalError)
-
-
-def _parse(request_class: type[_M], payload: bytes) -> _M:
-    try:
-        return request_class.FromString(payload)
-    except DecodeError:
-        name = request_class.DESCRIPTOR.full_name
-        raise StatusError(grpc.StatusCode.INTERNAL, f"the request is not a {name}") from None
-
-
-def _count_inputs(payload: bytes) -> None:
-    """Refuses a request of very many fields before it is parsed: each costs thousands of times the bytes that it is.
-
-    Raises:
-      StatusError: it has more than any model.
-    """
-    if len(payload) < 2 * _MAX_FIELDS:
-        return  # a field is two bytes at least
-    place, fields = 0, 0
-    while place < len(payload):
-        tag, place = _varint(payload, place)
-        size, place = _varint(payload, place)
-        if tag & 7 != 2:  # every field of a PredictRequest has a length; what is not so is for the parser to refuse
-            return
-        place += size
-        fields += 1
-        if fields > _MAX_FIELDS:
-            raise invalid_argument(f"the request has more than {_MAX_FIELDS} inputs and outputs")
-
-
-def _varint(payload: bytes, place: int) -> tuple[int, int]:
-    """The number at ``place``, and the place behind it; 0 and the end where the bytes end."""
-    number = shift = 0
-    while place < len(payload) and shift < 64:
-        byte = payload[place]
-        place += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, place
-        shift += 7
-    return 0, len(payload)
 
 
 def reserve(host: str, port: int) -> None:
@@ -612,31 +389,3 @@ def reserve(host: str, port: int) -> None:
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)
-
-
-def _describe_services() -> None:
-    """Adds the two services to protobuf's pool, for reflection.
-
-    tensorflow_serving's own modules for them were generated for protobuf 3 and do not import with protobuf 4; these are
-    the same two files.
-    """
-    pool = descriptor_pool.Default()
-    for service, methods in _SERVICES.items():
-        package, _, short = service.rpartition(".")
-        messages = [message.DESCRIPTOR for method in methods.values() for message in method]
-        file = descriptor_pb2.FileDescriptorProto(
-            name=_FILES[service],
-            package=package,
-            syntax="proto3",
-            dependency=dict.fromkeys(descriptor.file.name for descriptor in messages),
-        )
-        if service == PREDICTION_SERVICE:
-            file.options.cc_enable_arenas = True
-        described = file.service.add(name=short)
-        for name, method in methods.items():
-            described.method.add(
-                name=name,
-                input_type=f".{method.request.DESCRIPTOR.full_name}",
-                output_type=f".{method.response.DESCRIPTOR.full_name}",
-            )
-        pool.AddSerializedFile(file.SerializeToString())
