@@ -95,6 +95,7 @@ class Server:
         self._credentials, self._interceptors = credentials, interceptors
         self._max_message_bytes = max_message_bytes
         self._is_serving = False
+        self._claim: socket.socket | None = None
         self._reading: dict[asyncio.Task[Any], float] = {}
         self._stopping = False
         self._held_back: asyncio.Event | None = None
@@ -167,6 +168,8 @@ class Server:
                 await front.start()
             return found
 
+        if port:
+            self._claim = claim(host, port)
         reserve(host, port)
         return self.run(start())
 
@@ -210,6 +213,8 @@ class Server:
             await asyncio.gather(*(front.stop(None) for front in self._grpc))
 
         self.run(stop())
+        if self._claim is not None:
+            self._claim.close()
         self._scheduler.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -377,6 +382,25 @@ def _parsed(
 def _is_news(record: logging.LogRecord) -> bool:
     """Not so that an answer could not be sent: clients go, and deadlines pass, while calls are answered."""
     return record.exc_info is None or not isinstance(record.exc_info[1], grpc.aio.InternalError)
+
+
+def claim(host: str, port: int) -> socket.socket:
+    """Keeps a port from other processes of this program, for as long as the socket is open.
+
+    Of two that start at once each would find the port free, and both would listen on it: to share it is what the
+    servers of one process ask for. Of names of sockets there is one each, and they go with the process.
+
+    Raises:
+      OSError: another process has it.
+    """
+    *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        name.bind(f"\0stem-serve {address[0]}:{port}")
+    except OSError:
+        name.close()
+        raise
+    return name
 
 
 def reserve(host: str, port: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import predict_pb2
 
 from export.server import tensors
+from export.server.service import Server
 from export.server.status import StatusError
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
@@ -201,3 +204,16 @@ def test_health_is_answered_while_a_large_request_is_read(served: Any, request_f
     while not all(call.done() for call in large):
         assert served.health_of("") == "SERVING"
     assert all(call.result().outputs["click"].float_val == [17] for call in large)
+
+
+def test_of_two_servers_that_open_a_port_at_once_one_has_it(served: Any) -> None:
+    servers = [Server(served.models, threads=1) for _ in range(2)]
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with futures.ThreadPoolExecutor() as pool:
+            opened = [pool.submit(server.listen, "127.0.0.1", port) for server in servers]
+        assert {type(call.exception()) for call in opened} == {type(None), OSError}
+    finally:
+        for server in servers:
+            server.close()
