@@ -189,6 +189,9 @@ class Scheduler:
             return
         with self._condition:
             call.over = True
+            if call.started is None:
+                # Who calls and goes, again and again, would fill the memory before it is his turn.
+                call.feeds = call.feeds._replace(arrays=[])
             for piece in call.pieces:
                 if piece.place is not None:
                     self._seconds[self._index(piece.place)] = 0.0
