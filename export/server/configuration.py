@@ -105,6 +105,8 @@ def _model(entry: model_server_config_pb2.ModelConfig) -> Model:
         raise ConfigError("a model has no name")
     if not name.isprintable():
         raise ConfigError(f"a model's name is {name!a}, which does not fit in a line")
+    if not entry.base_path.isprintable():
+        raise ConfigError(f"{name}: base_path is {entry.base_path!a}, which does not fit in a line")
     if not path.is_absolute():
         raise ConfigError(
             f"Expected model {name} to have an absolute path or URI; got base_path()={entry.base_path or '(none)'}"

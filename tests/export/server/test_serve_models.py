@@ -280,6 +280,7 @@ GOOD = 'name: "a" base_path: "/a" model_platform: "tensorflow"'
         (config('nam: "a"'), 'no field named "nam"'),
         (config('base_path: "/a" model_platform: "tensorflow"'), "a model has no name"),
         (config('name: "a\\nb" base_path: "/a"'), "a model's name is 'a\\nb', which does not fit in a line"),
+        (config('name: "a" base_path: "/a\\nb"'), "a: base_path is '/a\\nb', which does not fit in a line"),
         (config(GOOD, GOOD), "Illegal to list model a multiple times in config list"),
         (config('name: "a" base_path: "a"'), "Expected model a to have an absolute path or URI; got base_path()=a"),
         (config('name: "a"'), "got base_path()=(none)"),
