@@ -230,20 +230,19 @@ def _memory(base: Path, version: Path) -> dict[str, Any]:
         publish(version, copy, 2)
         wait_for(lambda: serving(address) == 2)
         time.sleep(1)
-        before, asked = resident(process.pid), 0
+        sizes, asked = [resident(process.pid)], 0
         for number in range(3, 23):
             publish(version, copy, number)
             wait_for(lambda n=number: serving(address) == n)  # type: ignore[misc]
             shutil.rmtree(copy / str(number - 2), ignore_errors=True)
             while asked < _REQUESTS.value * (number - 2) // 20:
                 asked += len(apart(closed_loop, address, payload, 16, 2.0))
-        time.sleep(1)
-        after = resident(process.pid)
+            sizes.append(resident(process.pid))
     return {
         "requests": asked,
-        "before_mb": round(before / 1e6),
-        "after_mb": round(after / 1e6),
-        "ratio": round(after / before, 3),
+        "mb": [round(size / 1e6) for size in sizes],
+        "ratio": round(sizes[-1] / sizes[0], 3),
+        "ratio_second_half": round(sizes[-1] / sizes[len(sizes) // 2], 3),
     }
 
 
