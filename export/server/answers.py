@@ -28,6 +28,7 @@ from export.server.status import StatusError, invalid_argument, not_found
 _METADATA_FIELD = "signature_def"
 _MAX_FIELDS = 10_000  # inputs and outputs that a request may name
 _LARGE = 256 << 10  # bytes of a request that is read in a thread
+_MANY = 10_000  # rows of a call that holds much memory
 
 _M = TypeVar("_M", bound=Message)
 
@@ -41,6 +42,10 @@ class Answers:
       scheduler: runs Predict.
       max_calls: Predict calls running and waiting; RESOURCE_EXHAUSTED past it.
       as_content: answer with ``tensor_content`` in place of the `*_val` fields.
+
+    Attributes:
+      held: Predict calls running and waiting.
+      large: by ``time.monotonic()``, when a call last came that holds much memory; None once that was given back.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Answers:
         # Parsing a large request takes a while: in a thread, Python attends to other calls in between.
         self._reader = futures.ThreadPoolExecutor(1, thread_name_prefix="read")
         self.held = 0
+        self.large: float | None = None
 
     async def predict(
         self, payload: bytes, deadline: float = math.inf, observation: Observation | None = None
@@ -102,6 +108,8 @@ class Answers:
                 feeds = signature.read(*arguments)
             call = Call(signature, feeds, deadline)
             call.future = loop.create_future()
+            if large or call.rows > _MANY:
+                self.large = time.monotonic()
             self._scheduler.submit(call)
             try:
                 outputs = await call.future

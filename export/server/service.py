@@ -31,6 +31,7 @@ from export.server.batching import Call, Result, Scheduler
 from export.server.limits import Limits
 from export.server.models import Models
 from export.server.observation import Observation
+from export.server.servable import free_memory
 from export.server.status import STOPPING, StatusError
 
 _LIMITS = Limits()
@@ -41,6 +42,7 @@ _MAX_READING = 4096  # calls without a body at once; past it the oldest end
 _CONNECTION_SECONDS = 3600
 _QUIET_SECONDS = 0.05
 _HOLD_SECONDS = 0.5
+_LARGE_SECONDS = 5.0
 
 _T = TypeVar("_T")
 
@@ -241,9 +243,15 @@ class Server:
             self._loop.call_soon_threadsafe(resolve)
 
     async def _sweep(self) -> None:
-        """Ends calls whose body does not come. What waits for a body costs no thread, but some memory."""
+        """Ends calls whose body does not come, which cost no thread, but some memory; gives back what large ones held.
+
+        What is freed stays with the process otherwise, as much as the most that was ever held at once.
+        """
         while True:
             await asyncio.sleep(min(1.0, self._read_seconds / 4))
+            if self.answers.large is not None and time.monotonic() - self.answers.large > _LARGE_SECONDS:
+                self.answers.large = None
+                await self._loop.run_in_executor(None, free_memory)
             oldest = time.monotonic() - self._read_seconds
             for task, begun in list(self._reading.items()):
                 if begun > oldest and len(self._reading) <= _MAX_READING:

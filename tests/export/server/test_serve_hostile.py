@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tensorflow.core.framework import types_pb2
 from tensorflow_serving.apis import predict_pb2
 
-from export.server import tensors
+from export.server import service, tensors
 from export.server.service import Server
 from export.server.status import StatusError
 
@@ -217,3 +217,14 @@ def test_of_two_servers_that_open_a_port_at_once_one_has_it(served: Any) -> None
     finally:
         for server in servers:
             server.close()
+
+
+def test_memory_of_large_calls_comes_back(served: Any, request_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_LARGE_SECONDS", 0.2)
+    freed = threading.Event()
+    monkeypatch.setattr(service, "free_memory", freed.set)
+    request = request_for(user=[1], item=[1])
+    for name in request.inputs:
+        request.inputs[name].tensor_shape.dim[0].size = 50_000
+    assert served.predict(request)["click"].shape == (50_000,)
+    assert freed.wait(20)
