@@ -108,7 +108,7 @@ class Calls(Generic[_AnyTransport]):
             # By default a channel waits a second before it connects again, longer than most deadlines, and two minutes
             # later on: a server that is back should have calls before the next one is restarted.
             "grpc.initial_reconnect_backoff_ms": 100,
-            "grpc.max_reconnect_backoff_ms": 1000,
+            "grpc.max_reconnect_backoff_ms": 250,
         }
         self._addresses, self._budget = Addresses(len(self._targets)), Budget(retry)
         self._transport = self._connect(self._targets, credentials, list((settings | dict(options)).items()))
