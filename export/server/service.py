@@ -20,9 +20,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from tensorflow_serving.apis import (
-    predict_pb2,
-)
+from tensorflow_serving.apis import predict_pb2
 
 from export.server.access_log import request_id
 from export.server.answers import Answers, parse, unimplemented
@@ -326,8 +324,8 @@ class Server:
             self.answers.admit(math.inf if left is None else left)
         except StatusError as error:
             if self._observe is not None:
-                seen = Observation("Predict", peer=context.peer(), code=error.code, text=error.text)
-                seen.request_id = request_id(dict(context.invocation_metadata() or ()).get("x-request-id"))
+                seen = _observation(context)
+                seen.code, seen.text = error.code, error.text
                 self._observe(seen)
             raise
 
@@ -335,8 +333,8 @@ class Server:
         if self._observe is None:
             return await self._score(payload, context)
         begun = time.monotonic()
-        seen = Observation("Predict", request_bytes=len(payload), peer=context.peer())
-        seen.request_id = request_id(dict(context.invocation_metadata() or ()).get("x-request-id"))
+        seen = _observation(context)
+        seen.request_bytes = len(payload)
         context.set_trailing_metadata((("x-request-id", seen.request_id),))
         try:
             response = await self._score(payload, context, seen)
@@ -364,6 +362,12 @@ class Server:
         left = context.time_remaining()
         deadline = math.inf if left is None else time.monotonic() + left
         return await self.answers.predict(payload, deadline, seen)
+
+
+def _observation(context: grpc.aio.ServicerContext) -> Observation:
+    """What is known of a Predict call before it is read."""
+    given = dict(context.invocation_metadata() or ()).get("x-request-id")
+    return Observation("Predict", peer=context.peer(), request_id=request_id(given))
 
 
 class _Handlers(grpc.GenericRpcHandler):
