@@ -24,8 +24,6 @@ import shutil
 import signal
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -37,7 +35,7 @@ import grpc
 import numpy as np
 from absl import flags
 
-from benchmarks.served import cpu_seconds, request
+from benchmarks.served import cpu_seconds, request, server, start
 from export.server.directories import version_directories
 from pipelines import cli, owned
 from pipelines.errors import JobError, UserError
@@ -247,34 +245,6 @@ def _memory(base: Path, version: Path) -> dict[str, Any]:
 
 
 # Servers
-
-
-@contextlib.contextmanager
-def server(base: Path, *flags_: str, checkout: str | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    process = start(base, "--port=0", *flags_, checkout=checkout)
-    try:
-        yield process, process.address  # type: ignore[attr-defined]
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def start(base: Path, *flags_: str, checkout: str | None = None) -> subprocess.Popen[str]:
-    """A server that answers; its address is the attribute ``address``."""
-    where = checkout or os.getcwd()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "export.serve", f"--model_base_path={base.resolve()}", "--model_name=ranker", *flags_],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=where,
-        env=os.environ | {"PYTHONPATH": where},
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line.startswith("serving "):
-        raise JobError(f"the server did not start: {line}")
-    process.address = line.split()[-1]  # type: ignore[attr-defined]
-    return process
 
 
 @contextlib.contextmanager

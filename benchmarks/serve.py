@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from benchmarks.served import cpu_seconds, request
+from benchmarks.served import cpu_seconds, request, server
 from export.server.directories import version_directories
 from export.server.limits import Limits
 from pipelines import cli, owned
@@ -137,7 +137,7 @@ def measure(base_path: str) -> None:
     cases = [Case(key, n, clients) for n in _CANDIDATES.value for clients in _CLIENTS.value for key in _SIGNATURES]
     served: dict[Case, list[Figures]] = {case: [] for case in cases}
     alone: dict[Case, list[Figures]] = {case: [] for case in cases}
-    with server(base_path) as (process, address), asking(address) as pipe:
+    with server(Path(base_path)) as (process, address), asking(address) as pipe:
         for _ in range(_REPEATS.value):
             for case in cases:
                 message = requests[case.signature, case.candidates]
@@ -156,21 +156,6 @@ def compare(servable: Any, default: Any, rank: Any) -> None:
     for task in answers[0]:
         one, other = (answer[task].ravel() for answer in answers)
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5, err_msg=task)
-
-
-@contextlib.contextmanager
-def server(base_path: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "export.serve", f"--model_base_path={base_path}", "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line.startswith("serving "):
-                raise JobError(f"the server did not start: {line}")
-            yield process, line.split()[-1]
-        finally:
-            process.terminate()
-            process.communicate()
 
 
 @contextlib.contextmanager

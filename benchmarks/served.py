@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,34 @@ import numpy as np
 
 from pipelines import tfrecord
 from pipelines.errors import JobError
+
+
+@contextlib.contextmanager
+def server(base: Path, *flags_: str, checkout: str | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = start(base, "--port=0", *flags_, checkout=checkout)
+    try:
+        yield process, process.address  # type: ignore[attr-defined]
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def start(base: Path, *flags_: str, checkout: str | None = None) -> subprocess.Popen[str]:
+    """A server that answers; its address is the attribute ``address``."""
+    where = checkout or os.getcwd()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "export.serve", f"--model_base_path={base.resolve()}", "--model_name=ranker", *flags_],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=where,
+        env=os.environ | {"PYTHONPATH": where},
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith("serving "):
+        raise JobError(f"the server did not start: {line}")
+    process.address = line.split()[-1]  # type: ignore[attr-defined]
+    return process
 
 
 def request(path: Path, key: str, candidates: int) -> Any:
