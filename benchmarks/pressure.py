@@ -71,9 +71,17 @@ def main(argv: Sequence[str]) -> None:
     versions = version_directories(base).versions
     if not versions:
         raise UserError(f"--model_base_path={base} holds no version")
+    measure = {
+        "cpu": _cpu,
+        "overload": _overload,
+        "mixed": _mixed,
+        "swaps": _swaps,
+        "stops": _stops,
+        "memory": _memory,
+    }
     figures = {}
     for case in _CASES.value:
-        figures[case] = globals()[f"_{case}"](base, versions[max(versions)])
+        figures[case] = measure[case](base, versions[max(versions)])
         print(f"{case}: {json.dumps(figures[case])}", flush=True)
     if _JSON.value:
         owned.write_figures(_JSON.value, {"cores": len(os.sched_getaffinity(0)), "cases": figures})

@@ -10,12 +10,7 @@ from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_management_pb2,
-    predict_pb2,
-)
+from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2, model_management_pb2, predict_pb2
 
 from export.server import tensors
 from export.server.batching import Call, Scheduler
@@ -71,7 +66,7 @@ class Answers:
         Raises:
           StatusError: as TensorFlow Serving answers it.
         """
-        self.admit(deadline - time.monotonic())
+        self._check_number()
         self.held += 1
         try:
             return await self._predict(payload, deadline, observation or Observation("Predict"))
@@ -79,14 +74,17 @@ class Answers:
             self.held -= 1
 
     def admit(self, seconds: float) -> None:
-        """Refuses a Predict call that has ``seconds`` left, if even the smallest would be refused.
+        """Refuses a Predict call that has ``seconds`` left, if even the smallest would be refused: before it is read.
 
         Raises:
           StatusError: RESOURCE_EXHAUSTED, there are too many calls; UNAVAILABLE, they would wait too long.
         """
+        self._check_number()
+        self._scheduler.admit(seconds)
+
+    def _check_number(self) -> None:
         if self.held >= self._max_calls:
             raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "Server Threadpool Exhausted")
-        self._scheduler.admit(seconds)
 
     async def _predict(self, payload: bytes, deadline: float, seen: Observation) -> predict_pb2.PredictResponse:
         _count_inputs(payload)
