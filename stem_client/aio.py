@@ -15,7 +15,7 @@ import numpy as np
 from stem_client.calls import Calls
 from stem_client.metadata import ModelMetadata
 from stem_client.ranking import By, Top
-from stem_client.transport import CLOSED, METHODS, Attempt
+from stem_client.transport import CLOSED, FORKED, Attempt, connect
 
 
 class AsyncRankingClient(Calls["_Loop"]):
@@ -142,7 +142,7 @@ class _Loop:
         if self._closed:
             raise ValueError(CLOSED)
         if os.getpid() != self._process:
-            raise ValueError("the client was made before a fork, which gRPC does not survive: make one in each worker")
+            raise ValueError(FORKED)
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._connect(loop)
@@ -150,13 +150,8 @@ class _Loop:
             raise ValueError("the client belongs to the event loop of its first call: make one for each loop")
 
     def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
-        targets, credentials, options = self._settings
         self._loop = loop
-        if credentials is None:
-            self._channels = [grpc.aio.insecure_channel(target, options) for target in targets]
-        else:
-            self._channels = [grpc.aio.secure_channel(target, credentials, options) for target in targets]
-        self._methods = [{name: channel.unary_unary(name) for name in METHODS} for channel in self._channels]
+        self._channels, self._methods = connect(grpc.aio, *self._settings)
 
     async def close(self) -> None:
         self._closed = True

@@ -18,6 +18,7 @@ from stem_client.metadata import Lock
 
 METHODS = (protocol.PREDICT, protocol.GET_MODEL_METADATA)
 CLOSED = "the client is closed"
+FORKED = "the client was made before a fork, which gRPC does not survive: make one in each worker"
 _Result = TypeVar("_Result")
 
 
@@ -65,6 +66,20 @@ def run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
     raise AssertionError("a blocking transport does not suspend")
 
 
+def connect(
+    library: Any,
+    targets: Sequence[str],
+    credentials: grpc.ChannelCredentials | None,
+    options: Sequence[tuple[str, Any]],
+) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Channels of ``grpc`` or ``grpc.aio``, one a target, and the methods of each by name."""
+    if credentials is None:
+        channels = [library.insecure_channel(target, options) for target in targets]
+    else:
+        channels = [library.secure_channel(target, credentials, options) for target in targets]
+    return channels, [{name: channel.unary_unary(name) for name in METHODS} for channel in channels]
+
+
 class ThreadLock:
     """A lock of threads."""
 
@@ -87,11 +102,7 @@ class Blocking:
         credentials: grpc.ChannelCredentials | None,
         options: Sequence[tuple[str, Any]],
     ) -> None:
-        if credentials is None:
-            self._channels = [grpc.insecure_channel(target, options) for target in targets]
-        else:
-            self._channels = [grpc.secure_channel(target, credentials, options) for target in targets]
-        self._methods = [{name: channel.unary_unary(name) for name in METHODS} for channel in self._channels]
+        self._channels, self._methods = connect(grpc, targets, credentials, options)
         self._closed = threading.Event()
         self._process = os.getpid()
         self.lock = ThreadLock()
@@ -105,7 +116,7 @@ class Blocking:
         if self._closed.is_set():
             raise ValueError(CLOSED)
         if os.getpid() != self._process:
-            raise ValueError("the client was made before a fork, which gRPC does not survive: make one in each worker")
+            raise ValueError(FORKED)
 
     async def call(self, place: int, method: str, payload: bytes, timeout: float) -> bytes:
         try:
