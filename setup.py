@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent
 
 def version() -> str:
     """The version, read as text: importing the package would need what is being installed."""
-    text = (ROOT / "pipelines" / "version.py").read_text(encoding="utf-8")
+    text = (ROOT / "stem_util" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     if match is None:
-        raise ValueError('pipelines/version.py has no line __version__ = "..."')
+        raise ValueError('stem_util/version.py has no line __version__ = "..."')
     return match[1]
 
 
@@ -35,7 +35,9 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     # A static path entry in editable installs: a package added later is found without installing again.
     package_dir={"": "."},
-    packages=find_packages(include=["pipelines", "pipelines.*", "stem_tf", "stem_tf.*", "export", "export.*"]),
+    packages=find_packages(
+        include=["stem_util", "stem_util.*", "pipelines", "pipelines.*", "stem_tf", "stem_tf.*", "export", "export.*"]
+    ),
     package_data={
         "pipelines": ["schemas/*.yaml"],
         "export": ["deployment/templates/*.j2", "deployment/templates/kubernetes/*.j2"],
@@ -87,16 +89,16 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "stem-describe=pipelines.describe:run",
-            "stem-convert=pipelines.convert:run",
-            "stem-train=stem_tf.train:run",
-            "stem-evaluate=stem_tf.evaluate:run",
-            "stem-inspect=stem_tf.inspection:run",
-            "stem-export=export.saved_model:run",
-            "stem-predict=export.predict:run",
-            "stem-serve=export.serve:run",
-            "stem-deploy=export.deploy:run",
-            "stem-load=export.load:run",
+            "stem-describe=pipelines.jobs.describe:run",
+            "stem-convert=pipelines.jobs.convert:run",
+            "stem-train=stem_tf.jobs.train:run",
+            "stem-evaluate=stem_tf.jobs.evaluate:run",
+            "stem-inspect=stem_tf.jobs.inspect:run",
+            "stem-export=export.jobs.export:run",
+            "stem-predict=export.jobs.predict:run",
+            "stem-serve=export.jobs.serve:run",
+            "stem-deploy=export.jobs.deploy:run",
+            "stem-load=export.jobs.load:run",
         ]
     },
     classifiers=[

@@ -29,14 +29,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from pipelines import cli
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import JobError
-from pipelines.files import write_json
 from stem_tf import configs, report
-from stem_tf.quiet import quieten_tensorflow
+from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
+from stem_util import cli
+from stem_util.errors import JobError
+from stem_util.files import write_json
 
 _DATA = flags.DEFINE_string("data", None, "Converted data; the sample and a generated log when not given.")
 _OUTPUT = flags.DEFINE_string("output", "runs/best_weights", "Where runs and data are kept.")
@@ -79,9 +79,11 @@ def main(argv: Sequence[str]) -> None:
 
 def _run(path: Path, data: str, settings: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
     """AUC by way, split, and task or ``mean``."""
-    from stem_tf import assembly, models, predictions
-    from stem_tf.checkpoints import hold
-    from stem_tf.trainer import Trainer
+    from stem_tf import models
+    from stem_tf.evaluation import predictions
+    from stem_tf.training import assembly
+    from stem_tf.training.checkpoints import hold
+    from stem_tf.training.trainer import Trainer
 
     done = path.with_suffix(".json")
     if done.exists():
@@ -166,10 +168,10 @@ def _contradictory(data: Path) -> str:
 
 def _converted(data: Path, log: Path, flags: Sequence[str]) -> str:
     if not (data / manifests.FILENAME).exists():
-        command = [sys.executable, "-m", "pipelines.convert", str(log), *flags, f"--output={data}"]
+        command = [sys.executable, "-m", "pipelines.jobs.convert", str(log), *flags, f"--output={data}"]
         job = subprocess.run(command, capture_output=True, text=True, check=False)
         if job.returncode:
-            raise JobError(f"pipelines.convert failed: {job.stderr}")
+            raise JobError(f"pipelines.jobs.convert failed: {job.stderr}")
     return str(data)
 
 

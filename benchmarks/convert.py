@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import app, flags
 
-from pipelines import cli, manifest, owned, tfrecord
+from pipelines import manifest, tfrecord
+from stem_util import cli, owned
 
 _ROWS = flags.DEFINE_list("rows", ["1000000", "5000000", "20000000"], "Rows of the logs, one after another.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Worker processes.")
@@ -129,7 +130,7 @@ def convert(rows: int) -> dict[str, Any]:
         generate(log, rows, _IDS.value)
         with open(schema, "w", encoding="utf-8") as file:
             file.write(_SCHEMA)
-        command = [sys.executable, "-m", "pipelines.convert", log, f"--schema={schema}", f"--output={output}"]
+        command = [sys.executable, "-m", "pipelines.jobs.convert", log, f"--schema={schema}", f"--output={output}"]
         command += ["--split=random", f"--processes={_PROCESSES.value}", f"--layouts={_LAYOUTS.value}"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds, everything, anonymous = measure(command)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from pipelines import cli, owned
+from stem_util import cli, owned
 
 _ROWS = flags.DEFINE_list("rows", ["1000000", "10000000", "30000000"], "Rows of a split.")
 _RATES = flags.DEFINE_list("rates", ["0.01", "0.3"], "Shares of positives.")
@@ -50,7 +50,7 @@ def _peak(reset: bool = False) -> int:
 def _case(rows: int, rate: float, levels: int, groups: int, sklearn_rows: int) -> dict[str, Any]:
     from sklearn.metrics import roc_auc_score
 
-    from stem_tf import metrics
+    from stem_tf.evaluation import metrics
 
     rng = np.random.default_rng(0)
     labels = (rng.random(rows) < rate).astype(np.float32)

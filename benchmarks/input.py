@@ -1,4 +1,4 @@
-"""Rows a second out of pipelines.input, with the shuffle and everything else that training has on.
+"""Rows a second out of pipelines.batches.dataset, with the shuffle and everything else that training has on.
 
     python -m benchmarks.input --rows=2000000
 
@@ -26,7 +26,10 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from absl import flags
 
-from pipelines import cli, conversion, input, manifest, owned, schema
+from pipelines import manifest, schema
+from pipelines.batches import dataset as input
+from pipelines.convert import conversion
+from stem_util import cli, owned
 
 _ROWS = flags.DEFINE_integer("rows", 2_000_000, "Rows of the epoch.", lower_bound=1)
 _FEATURES = flags.DEFINE_integer("features", 8, "Categorical features of a row.", lower_bound=1)

@@ -37,10 +37,10 @@ from absl import flags
 
 from benchmarks.served import cpu_seconds, request, server, start
 from export.server.directories import version_directories
-from pipelines import cli, owned
-from pipelines.errors import JobError, UserError
 from stem_client import RankingClient, RankingError, RetryPolicy
-from stem_tf.quiet import quieten_tensorflow
+from stem_tf.runtime import quieten_tensorflow
+from stem_util import cli, owned
+from stem_util.errors import JobError, UserError
 
 CASES = ("cpu", "overload", "mixed", "swaps", "stops", "memory")
 _MODEL_BASE_PATH = flags.DEFINE(cli.PATH, "model_base_path", None, "Directory of an export's versions.", required=True)

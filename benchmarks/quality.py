@@ -28,14 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from pipelines import cli, owned
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import JobError
-from pipelines.files import write_json
 from stem_tf import configs, report
-from stem_tf.quiet import quieten_tensorflow
+from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
+from stem_util import cli, owned
+from stem_util.errors import JobError
+from stem_util.files import write_json
 
 _DATA = flags.DEFINE(cli.PATH, "data", None, "Converted data; generated when not given.")
 _OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/quality", "Where runs (and generated data) are kept.")
@@ -92,8 +92,9 @@ def _runs() -> list[dict[str, Any]]:
 
 def _run(mode: str, l2: str, seed: str, manifest: manifests.Manifest, workdir: Workdir) -> dict[str, Any]:
     """Test AUC at the best epoch, validation AUC by epoch."""
-    from stem_tf import metrics, predictions, trained
-    from stem_tf.trainer import Trainer
+    from stem_tf import trained
+    from stem_tf.evaluation import metrics, predictions
+    from stem_tf.training.trainer import Trainer
 
     done = workdir.path / "quality.json"
     if done.exists():
@@ -144,10 +145,10 @@ def _generated(output: Path) -> Path:
         schema.write_text(schemas.dumps(schemas.Schema(name="pairs", features=features, tasks=tasks)), encoding="utf-8")
         arguments = [str(log), f"--schema={schema}", f"--output={data}", "--split=random", "--layouts=blocks"]
         job = subprocess.run(
-            [sys.executable, "-m", "pipelines.convert", *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "pipelines.jobs.convert", *arguments], capture_output=True, text=True, check=False
         )
     if job.returncode:
-        raise JobError(f"pipelines.convert failed: {job.stderr}")
+        raise JobError(f"pipelines.jobs.convert failed: {job.stderr}")
     return data
 
 
@@ -178,8 +179,8 @@ def _replay(l2: float) -> list[dict[str, Any]]:
     from stem_tf.models.base import RankingModel, Training
     from stem_tf.models.network import Parts
     from stem_tf.models.stem_net import STEMNet
-    from stem_tf.optimizers import Rate, Schedule
-    from stem_tf.table_optimizers import TABLE_OPTIMIZERS
+    from stem_tf.training.optimizers import Rate, Schedule
+    from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS
 
     seeds.seed(0)
     ids, batch_size, names = 30_000, 1024, ("user", "item")

@@ -41,11 +41,11 @@ from absl import flags
 from benchmarks.served import cpu_seconds, request, server
 from export.server.directories import version_directories
 from export.server.limits import Limits
-from pipelines import cli, owned
 from pipelines import schema as schemas
-from pipelines.errors import JobError, UserError
 from stem_tf import report
-from stem_tf.quiet import quieten_tensorflow
+from stem_tf.runtime import quieten_tensorflow
+from stem_util import cli, owned
+from stem_util.errors import JobError, UserError
 
 _MODEL_BASE_PATH = flags.DEFINE(
     cli.PATH, "model_base_path", None, "Directory of an export's versions; made when not given."
@@ -107,11 +107,11 @@ def make(directory: str) -> str:
     Path(described).write_text(schemas.dumps(schemas.Schema("benchmark", features, tasks)), encoding="utf-8")
     Path(config).write_text("from stem_tf.configs.base import get_config\n", encoding="utf-8")
     split = ["--split=random", "--fractions=0.97,0.02,0.01", "--layouts=blocks"]
-    _job("pipelines.convert", log, f"--schema={described}", f"--output={data}", *split)
+    _job("pipelines.jobs.convert", log, f"--schema={described}", f"--output={data}", *split)
     settings = {"data.dir": data, "data.batch_size": 4096, "train.epochs": 1, "model.init_std": 0.05}
     keys = [f"--config.{key}={value}" for key, value in settings.items()]
-    _job("stem_tf.train", f"--config={config}", f"--workdir={run}", *keys)
-    _job("export.saved_model", f"--workdir={run}", f"--output={export}", f"--tables={_TABLES.value}")
+    _job("stem_tf.jobs.train", f"--config={config}", f"--workdir={run}", *keys)
+    _job("export.jobs.export", f"--workdir={run}", f"--output={export}", f"--tables={_TABLES.value}")
     return export
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import tfrecord
-from pipelines.errors import JobError
+from stem_util.errors import JobError
 
 
 @contextlib.contextmanager
@@ -30,7 +30,14 @@ def start(base: Path, *flags_: str, checkout: str | None = None) -> subprocess.P
     """A server that answers; its address is the attribute ``address``."""
     where = checkout or os.getcwd()
     process = subprocess.Popen(
-        [sys.executable, "-m", "export.serve", f"--model_base_path={base.resolve()}", "--model_name=ranker", *flags_],
+        [
+            sys.executable,
+            "-m",
+            "export.jobs.serve",
+            f"--model_base_path={base.resolve()}",
+            "--model_name=ranker",
+            *flags_,
+        ],
         stdout=subprocess.PIPE,
         text=True,
         cwd=where,

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipelines import cli, owned
 from pipelines import manifest as manifests
 from stem_tf import configs, report
-from stem_tf.quiet import quieten_tensorflow
+from stem_tf.runtime import quieten_tensorflow
+from stem_util import cli, owned
 
 _DATA = flags.DEFINE(cli.PATH, "data", None, "Converted data, with records.", required=True)
 _OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/shuffle", "Where figures are kept.")
@@ -73,8 +73,9 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
     """Trains until patience ends; the mean AUC over the tasks on test and validation at the best epoch."""
     import tensorflow as tf
 
-    from pipelines import input as inputs
-    from stem_tf import metrics, models, predictions
+    from pipelines.batches import dataset as inputs
+    from stem_tf import models
+    from stem_tf.evaluation import metrics, predictions
 
     tf.keras.utils.set_random_seed(config.seed)
     model = models.build(config, manifest)
@@ -99,8 +100,8 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
 
 
 def _of_the_job(manifest: manifests.Manifest, config: Any) -> Iterator[Any]:
-    from pipelines import input as inputs
-    from stem_tf import predictions
+    from pipelines.batches import dataset as inputs
+    from stem_tf.evaluation import predictions
 
     for epoch in range(config.train.epochs):
         yield inputs.dataset(
@@ -112,8 +113,8 @@ def _permuted(manifest: manifests.Manifest, config: Any) -> Iterator[Any]:
     """Epochs of batches of all rows, permuted by numpy."""
     import tensorflow as tf
 
-    from pipelines import input as inputs
-    from stem_tf import predictions
+    from pipelines.batches import dataset as inputs
+    from stem_tf.evaluation import predictions
 
     size = config.data.batch_size
     in_order = inputs.dataset(manifest, "train", training=False, **predictions.reading(config.data))

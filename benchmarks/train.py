@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import flags
 
-from pipelines import cli, owned
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import JobError
 from stem_tf import configs
-from stem_tf.quiet import quieten_tensorflow
+from stem_tf.runtime import quieten_tensorflow
+from stem_util import cli, owned
+from stem_util.errors import JobError
 
 _ROWS = flags.DEFINE_integer("rows", 614_400, "Rows of the log.", lower_bound=100_000)
 _IDS = flags.DEFINE_integer("ids", 30_000, "Ids of each of the 8 features.", lower_bound=2)
@@ -111,7 +111,7 @@ def _convert(directory: str) -> str:
     with open(schema, "w", encoding="utf-8") as file:
         file.write(schemas.dumps(described))
     split = ["--split=random", "--fractions=0.98,0.01,0.01", "--layouts=blocks"]
-    _run("pipelines.convert", log, f"--schema={schema}", f"--output={data}", *split)
+    _run("pipelines.jobs.convert", log, f"--schema={schema}", f"--output={data}", *split)
     return data
 
 
@@ -121,7 +121,7 @@ class _BareLoop:
     def __init__(self, config: Any, manifest: manifests.Manifest) -> None:
         import tensorflow as tf
 
-        from pipelines import input as inputs
+        from pipelines.batches import dataset as inputs
         from stem_tf import models
 
         self._batch_size = config.data.batch_size
@@ -143,7 +143,7 @@ def _job_rate(directory: str, overrides: list[str], turn: int) -> float:
     """Samples a second that the job reports."""
     workdir = os.path.join(directory, f"run-{turn}")
     keys = [f"--config.{override}" for override in overrides]
-    _run("stem_tf.train", f"--config={os.path.join(directory, 'paper.py')}", f"--workdir={workdir}", *keys)
+    _run("stem_tf.jobs.train", f"--config={os.path.join(directory, 'paper.py')}", f"--workdir={workdir}", *keys)
     with open(os.path.join(workdir, "report.json"), encoding="utf-8") as file:
         return float(json.load(file)["samples_per_second"])
 

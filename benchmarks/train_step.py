@@ -32,12 +32,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipelines import cli, owned
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import JobError, UserError, did_you_mean
 from stem_tf import configs, report
-from stem_tf.quiet import quieten_tensorflow
+from stem_tf.runtime import quieten_tensorflow
+from stem_util import cli, owned
+from stem_util.errors import JobError, UserError, did_you_mean
 
 GROUPS = (
     "rows=240k; rows=240k,keras; rows=240k,tables=lazy; rows=240k,tables=dense; rows=240k,tables=adagrad",

@@ -27,16 +27,16 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from pipelines import cli, owned
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import UserError
-from pipelines.files import write_json
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
 from stem_tf.configs.base import MODELS
-from stem_tf.quiet import quieten_tensorflow
+from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
+from stem_util import cli, owned
+from stem_util.errors import UserError
+from stem_util.files import write_json
 
 _DATA = flags.DEFINE_enum("data", "kuairand", ["kuairand", "census"], "Which data set.")
 _OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/zoo", "Where converted data and runs are kept.")
@@ -121,7 +121,7 @@ def converted(data: str, output: Path) -> Path:
             "--split=time",
             "--split_column=time_ms",
         ]
-    subprocess.run([sys.executable, "-m", "pipelines.convert", *arguments, f"--output={directory}"], check=True)
+    subprocess.run([sys.executable, "-m", "pipelines.jobs.convert", *arguments, f"--output={directory}"], check=True)
     return directory
 
 
@@ -135,8 +135,9 @@ def _run(model: str, seed: int, manifest: Manifest, output: Path) -> dict[str, A
         return dict(found)
     import tensorflow as tf
 
-    from stem_tf import predictions, trained, trivial
-    from stem_tf.trainer import Trainer
+    from stem_tf import trained
+    from stem_tf.evaluation import predictions, trivial
+    from stem_tf.training.trainer import Trainer
 
     owned.check(workdir.path, owned.RUN)
     shutil.rmtree(workdir.path, ignore_errors=True)
@@ -198,7 +199,7 @@ def _speed(manifest: Manifest, output: Path) -> None:
     """Samples/s of each model's step on one batch that is there already; turns of each model beside STEM-Net's."""
     import tensorflow as tf
 
-    from pipelines import input as inputs
+    from pipelines.batches import dataset as inputs
     from stem_tf import models
 
     def turn(model: str) -> Callable[[], float]:

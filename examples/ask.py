@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from export import raw
 from pipelines import manifest as manifests
-from pipelines.cleaning import Rows
-from pipelines.errors import UserError
+from pipelines.convert.cleaning import Rows
 from pipelines.schema import Schema
 from stem_client import FeatureError, RankingClient, RankingError
 from stem_tf import report
+from stem_util.errors import UserError
 
 EQUAL = 1e-5
 """The largest difference that sums in another order make; what an export is checked with."""

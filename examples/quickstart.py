@@ -35,22 +35,22 @@ PREDICTIONS = RUN / "evaluation" / "test.parquet"
 STEPS = [
     (
         "convert",
-        "pipelines.convert",
+        "pipelines.jobs.convert",
         [str(LOG), "--schema=kuairand_sample", "--split=time", "--split_column=time_ms", f"--output={DATA}"],
         DATA,
         [LOG, Path("pipelines")],
     ),
     (
         "train",
-        "stem_tf.train",
+        "stem_tf.jobs.train",
         ["--config=kuairand_sample", f"--config.data.dir={DATA}", f"--workdir={RUN}"],
         RUN,
         [Path("stem_tf")],
     ),
-    ("evaluate", "stem_tf.evaluate", [f"--workdir={RUN}", "--split=test"], None, []),
-    ("export", "export.saved_model", [f"--workdir={RUN}", f"--output={EXPORT}"], EXPORT, [Path("export")]),
+    ("evaluate", "stem_tf.jobs.evaluate", [f"--workdir={RUN}", "--split=test"], None, []),
+    ("export", "export.jobs.export", [f"--workdir={RUN}", f"--output={EXPORT}"], EXPORT, [Path("export")]),
 ]
-SERVE = ["-m", "export.serve", f"--model_base_path={EXPORT}", "--port=0"]
+SERVE = ["-m", "export.jobs.serve", f"--model_base_path={EXPORT}", "--port=0"]
 
 
 def heading(number: int, name: str, text: str = "") -> None:

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from export.published import Published
-from pipelines import casts, source
-from pipelines.errors import JobError, UserError, did_you_mean
+from pipelines.log import casts, source
+from pipelines.log.source import CsvOptions
 from pipelines.schema import Schema
-from pipelines.source import CsvOptions
 from stem_client import FeatureError, RankingClient, RankingError
 from stem_client import features as client_features
 from stem_client.metadata import Feature
 from stem_tf import report
+from stem_util.errors import JobError, UserError, did_you_mean
 
 _TIMEOUT = 30.0
 _CELL = 32

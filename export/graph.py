@@ -7,7 +7,7 @@
     examples          examples [B], serialised tf.Example                          -> click [B]
 
 In ``rank`` user and context features come once a request, item features once a candidate. Empty values are
-``pipelines.casts.EMPTY_INT``, ``""`` and NaN.
+``pipelines.log.casts.EMPTY_INT``, ``""`` and NaN.
 
 L is the schema's ``max_length``: a list is filled up with the empty value to that length. Requests that a server joins
 are filled up by the server with a value of the request, so no axis but the candidates', whose scores are cut off, may
@@ -31,12 +31,12 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import tables, vocabulary_asset
-from pipelines import files
-from pipelines.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY_INT
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
 from stem_tf.layers.sides import gather_share
 from stem_tf.models.base import Predictor
+from stem_util import files
 
 Tensors = Mapping[str, tf.Tensor]
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines import files, owned
 from pipelines import manifest as manifests
+from stem_util import files, owned
 
 _LARGEST_MANIFEST = 16 << 20
 _LAST = ".last_version"

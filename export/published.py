@@ -1,4 +1,4 @@
-"""A version that `export.saved_model` published, loaded as services load it."""
+"""A version that `export.jobs.export` published, loaded as services load it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from export import check, publish
-from pipelines import files
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import JobError, UserError, message
+from stem_util import files
+from stem_util.errors import JobError, UserError, message
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -21,7 +21,7 @@ def find(directory: Path) -> Path:
     """The version directory that ``directory`` is, or the newest one in it.
 
     Raises:
-      UserError: it is neither, or was not published by `export.saved_model`.
+      UserError: it is neither, or was not published by `export.jobs.export`.
     """
     if not directory.is_dir():
         raise UserError(f"--model={directory}: no such directory")

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipelines import casts, sniff, source
-from pipelines.casts import EMPTY_INT, Lists
-from pipelines.cleaning import Cleaner, Rows, kept_columns, kept_types
+from pipelines.convert.cleaning import Cleaner, Rows, kept_columns, kept_types
+from pipelines.convert.split import GivenSplit
+from pipelines.log import casts, sniff, source
+from pipelines.log.casts import EMPTY_INT, Lists
+from pipelines.log.source import CsvOptions, Log
 from pipelines.schema import Schema
-from pipelines.source import CsvOptions, Log
-from pipelines.split import GivenSplit
 
 
 def without_outcomes(schema: Schema) -> Schema:
@@ -23,7 +23,7 @@ def without_outcomes(schema: Schema) -> Schema:
 
 
 def open_log(patterns: str, schema: Schema, csv: CsvOptions | None = None) -> Log:
-    """The log at ``patterns`` (see `pipelines.source.find_files`), which must hold all columns of the schema.
+    """The log at ``patterns`` (see `pipelines.log.source.find_files`), which must hold all columns of the schema.
 
     Raises:
       UserError: no files, files that cannot be read, or columns that do not fit the schema.

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from export import raw
 from export.published import Published
-from pipelines import files, owned
-from pipelines.cleaning import kept_types
-from pipelines.errors import UserError
-from pipelines.progress import Progress
-from pipelines.source import CsvOptions, Log
+from pipelines.convert.cleaning import kept_types
+from pipelines.log.source import CsvOptions, Log
+from stem_util import files, owned
+from stem_util.errors import UserError
+from stem_util.progress import Progress
 
 ROW = "row"
 _BATCH_ROWS = 8192

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 from tensorflow.python.ops.lookup_ops import TableInitializerBase  # not exported, yet what static tables are made for
 
-from pipelines.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY_INT
 from pipelines.vocabulary import RARE_ID
 
 _COUNT_BYTES, _LENGTH_BYTES = 8, 4

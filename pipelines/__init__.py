@@ -1,6 +1,6 @@
 """From raw interaction logs to batches: schema, conversion to TFRecord, input pipelines.
 
-This package imports neither ``stem_tf`` nor ``export``. Only :mod:`pipelines.input` needs TensorFlow.
+This package imports neither ``stem_tf`` nor ``export``. Only :mod:`pipelines.batches.dataset` needs TensorFlow.
 """
 
 import os

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 _READ_BYTES = 8 << 20
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)

@@ -14,8 +14,8 @@ from typing import Any
 
 from pipelines import integrity
 from pipelines import schema as schemas
-from pipelines.errors import UserError
-from pipelines.version import __version__
+from stem_util.errors import UserError
+from stem_util.version import __version__
 
 FORMAT = 2
 READABLE = (1, FORMAT)

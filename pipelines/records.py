@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.errors import UserError
 from pipelines.schema import Schema
+from stem_util.errors import UserError
 
 MOST_VALUES = 2**31 - 1
 """That the lists of one Arrow array can hold together: where each begins is an int32."""

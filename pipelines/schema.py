@@ -42,9 +42,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipelines import columns, yaml_reader
-from pipelines.errors import UserError, did_you_mean
+from pipelines import yaml_reader
+from pipelines.log import columns
 from pipelines.yaml_reader import Node
+from stem_util.errors import UserError, did_you_mean
 
 Kind = Literal["categorical", "multivalent", "numeric", "dense"]
 Side = Literal["user", "item", "context"]

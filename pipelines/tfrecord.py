@@ -18,7 +18,7 @@ from typing import Any, Self
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from pipelines.errors import JobError
+from stem_util.errors import JobError
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")

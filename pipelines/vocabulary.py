@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.casts import EMPTY_INT
-from pipelines.errors import UserError
+from pipelines.log.casts import EMPTY_INT
+from stem_util.errors import UserError
 
 PADDING_ID = 0
 RARE_ID = 1

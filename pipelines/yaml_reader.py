@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from pipelines.errors import UserError, did_you_mean
+from stem_util.errors import UserError, did_you_mean
 
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
 _FLOAT_STARTS = list("-+.0123456789")

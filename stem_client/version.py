@@ -1,1 +1,1 @@
-../pipelines/version.py
+../stem_util/version.py

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import replace_file
+from stem_util.files import replace_file
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

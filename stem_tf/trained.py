@@ -12,14 +12,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipelines import files
-from pipelines.errors import UserError
 from pipelines.manifest import Manifest
-from stem_tf import assembly, configs, models
-from stem_tf.checkpoints import Held, hold, is_behind, latest, restore_weights
+from stem_tf import configs, models
 from stem_tf.models import snapshots
 from stem_tf.models.base import Predictor, RankingModel
+from stem_tf.training import assembly
+from stem_tf.training.checkpoints import Held, hold, is_behind, latest, restore_weights
 from stem_tf.workdir import Workdir
+from stem_util import files
+from stem_util.errors import UserError
 
 _TRIES = 20
 """Times that checkpoints are looked for while a job replaces them."""

@@ -25,13 +25,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import files, owned
 from pipelines import manifest as manifests
-from pipelines.errors import UserError, did_you_mean, naming_full_disk
-from pipelines.files import write_atomically, write_json
 from pipelines.manifest import Manifest
 from stem_tf import configs
 from stem_tf.configs import base
+from stem_util import files, owned
+from stem_util.errors import UserError, did_you_mean, naming_full_disk
+from stem_util.files import write_atomically, write_json
 
 FREE_KEYS = ("data.dir", "train.checkpoint_every", "train.log_every", "train.patience")
 """Config keys that may change when a run goes on: they do not change the numbers of its epochs, only how many there

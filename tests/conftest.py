@@ -20,7 +20,7 @@ from stem_tf.configs.base import MODELS
 
 @pytest.fixture(scope="session")
 def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``run_job("pipelines.convert", "--input=x")``: the job in a process of its own, with its output and exit code."""
+    """``run_job("pipelines.jobs.convert", "--input=x")``: the job in a process of its own, its output and exit code."""
 
     def run(
         module: str, *arguments: str, cwd: str | os.PathLike[str] | None = None
@@ -111,7 +111,7 @@ def convert_tiny(
         text = TINY_SCHEMA.partition("\ntasks:")[0] + tasks if tasks else TINY_SCHEMA
         (directory / "tiny.yaml").write_text(text, encoding="utf-8")
         job = run_job(
-            "pipelines.convert",
+            "pipelines.jobs.convert",
             str(directory / "log.parquet"),
             f"--schema={directory / 'tiny.yaml'}",
             "--split=time",

@@ -41,7 +41,7 @@ def test_own_log_converts_as_written(
     (tmp_path / "music.yaml").write_text(block(page, "yaml"))
     command = shlex.split(block(page, "sh").splitlines()[0])
     assert command[0] == "stem-convert"
-    done = run_job("pipelines.convert", *command[1:], cwd=tmp_path)
+    done = run_job("pipelines.jobs.convert", *command[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     converted = manifest.load(str(tmp_path / "music_data"))
     assert sum(converted.rows(split) for split in manifest.SPLITS) == 20_000

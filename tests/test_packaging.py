@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-JOBS = ("describe", "convert", "train", "evaluate", "inspect", "export", "serve", "deploy", "load")
+JOBS = ("describe", "convert", "train", "evaluate", "inspect", "export", "predict", "serve", "deploy", "load")
 SCRIPTS = [f"stem-{job}" for job in JOBS]
 
 
@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "LICENSE", "NOTICE"):
         (source / name).write_bytes((ROOT / name).read_bytes())
-    for name in ("pipelines", "stem_tf", "export", "tests"):
+    for name in ("stem_util", "pipelines", "stem_tf", "export", "tests"):
         run("cp", "-r", ROOT / name, source / name, cwd=ROOT)
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source, cwd=out)
     return next(out.glob("stem_tf-*.whl"))
@@ -66,7 +66,7 @@ def test_wheel_holds_packages_schemas_and_configs_and_nothing_else(wheel: Path) 
     assert "pipelines/schemas/kuairand_sample.yaml" in tracked and "stem_tf/configs/kuairand_sample.py" in tracked
     assert tracked <= names
     metadata = f"{wheel.name.rsplit('-py3', 1)[0]}.dist-info"
-    assert {name.split("/")[0] for name in names} == {"pipelines", "stem_tf", "export", metadata}
+    assert {name.split("/")[0] for name in names} == {"stem_util", "pipelines", "stem_tf", "export", metadata}
     assert {f"{metadata}/licenses/LICENSE", f"{metadata}/licenses/NOTICE"} <= names
 
 
@@ -94,6 +94,6 @@ def test_shipped_schema_is_found_by_name_from_any_directory(installed: Path, tmp
 
 def test_version_is_that_of_the_file(installed: Path, tmp_path: Path) -> None:
     recorded = "from importlib.metadata import version; print(version('stem-tf'))"
-    written = "from pipelines.version import __version__; print(__version__)"
+    written = "from stem_util.version import __version__; print(__version__)"
     recorded, written = (run(installed / "python", "-c", code, cwd=tmp_path) for code in (recorded, written))
     assert recorded == written

@@ -79,7 +79,7 @@ pip_install() {
     printf '%s %4d s, done\n' "$what" $((SECONDS - start))
 }
 
-wanted=$(cat setup.py stem_client/setup.py pipelines/version.py | cksum)
+wanted=$(cat setup.py stem_client/setup.py stem_util/version.py | cksum)
 
 if ! "$venv/bin/python" -c 'import pip' 2>/dev/null || [ ! -f "$made" ]; then
     make_venv "$(choose_python)"

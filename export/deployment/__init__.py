@@ -1,1 +1,1 @@
-"""Files with which a team runs an export: made by the job `stem-deploy` (`export.deploy`) to fit one version."""
+"""Files with which a team runs an export: made by the job `stem-deploy` (`export.jobs.deploy`) to fit one version."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from export import publish, published, warmup
-from pipelines import files, tfrecord
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
-from pipelines.errors import UserError
+from pipelines import tfrecord
 from pipelines.schema import Schema
+from stem_util import files
+from stem_util.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,38}[A-Za-z0-9])?")
 """Of a model: it becomes part of paths, of labels and of names in a cluster, which allow no more."""

@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 
 from export.deployment.model import Limits, Model
-from pipelines import files, owned
-from pipelines.errors import UserError
+from stem_util import files, owned
+from stem_util.errors import UserError
 
 FACTS = "deployment.json"
 _TEMPLATES = Path(__file__).parent / "templates"

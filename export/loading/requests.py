@@ -12,12 +12,12 @@ import numpy as np
 
 from export import raw
 from pipelines import schema as schemas
-from pipelines.casts import EMPTY_INT
-from pipelines.errors import UserError
+from pipelines.log.casts import EMPTY_INT
+from pipelines.log.source import CsvOptions
 from pipelines.schema import Feature, Schema
-from pipelines.source import CsvOptions
 from stem_client import features as client_features
 from stem_client import metadata, protocol
+from stem_util.errors import UserError
 
 _DISTINCT = 256
 _MOST_ROWS = 20_000
@@ -148,7 +148,7 @@ def read(
     """Tensors of ``serving_default`` of the first rows of a log, up to 20,000; rows that do not fit are left out.
 
     Args:
-      rows: see `pipelines.source.find_files`.
+      rows: see `pipelines.log.source.find_files`.
       schema: of the log; None if its columns are named as the features.
       served: says what the model takes.
       csv: how CSV files are written.

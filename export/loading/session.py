@@ -18,10 +18,10 @@ from export.loading.generator import Caller, Measurement
 from export.loading.histogram import Histogram
 from export.loading.requests import Request, Spec
 from export.loading.steps import Capacity, Plan
-from pipelines.errors import JobError
 from stem_client import metadata, protocol
 from stem_client.errors import RankingError
 from stem_tf import report
+from stem_util.errors import JobError
 
 _CONNECTING = 10.0
 _TRYING = 60.0

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from export.loading.generator import Measurement
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 _MOST_STEPS = 24
 _BISECTIONS = 2

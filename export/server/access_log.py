@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from export.server.observation import Observation
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 _WAITING = 10_000
 _AT_A_TIME = 2000

@@ -24,7 +24,7 @@ import numpy as np
 from export.server.known_values import KnownValues
 from export.server.observation import Observation
 from pipelines import manifest as manifests
-from pipelines.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY_INT
 
 BINARY_BOUNDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),

@@ -24,7 +24,7 @@ from export.server.security import Certificates, TokenInterceptor, Tokens
 from export.server.service import Server
 from export.server.status import STOPPING, StatusError
 from export.server.web import Handler, Web
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 
 class Operating:

@@ -18,7 +18,7 @@ import grpc
 from export.server.access_log import request_id
 from export.server.observation import Observation
 from export.server.status import StatusError
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 _LOOK_SECONDS = 1.0
 _LARGEST_FILE = 1 << 20

@@ -19,9 +19,10 @@ from export import publish
 from export.server.limits import Limits
 from export.server.signature import Signature
 from export.server.status import StatusError
-from pipelines import files, tfrecord
 from pipelines import manifest as manifests
-from pipelines.errors import JobError
+from pipelines import tfrecord
+from stem_util import files
+from stem_util.errors import JobError
 
 DEFAULT_SIGNATURE = "serving_default"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"

@@ -15,9 +15,9 @@ from typing import Any
 
 import ml_collections
 
-from pipelines.errors import UserError, did_you_mean
 from stem_tf.configs import base
 from stem_tf.configs.base import KEYS, Key
+from stem_util.errors import UserError, did_you_mean
 
 OVERRIDE = "config_key"
 """The flag that holds overrides; see :func:`override_flags`."""

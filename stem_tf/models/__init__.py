@@ -10,13 +10,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipelines.errors import UserError, did_you_mean
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
-from stem_tf import configs, learning
+from stem_tf import configs
 from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.inputs import InputTransform
-from stem_tf.losses import Weighting
 from stem_tf.models.base import RankingModel, Training
 from stem_tf.models.chains import AITM, ESMM
 from stem_tf.models.mmoe import MEMMoE, MLMMoE, MMoE, OMoE
@@ -25,7 +23,10 @@ from stem_tf.models.ple import CGC, MEPLE, PLE
 from stem_tf.models.sharing import AsymmetricSharing, CustomizedSharing, SharedBottom, SingleTask
 from stem_tf.models.stem_net import STEMNet
 from stem_tf.models.stitch import CrossStitch, Sluice
-from stem_tf.optimizers import Schedule
+from stem_tf.training import learning
+from stem_tf.training.losses import Weighting
+from stem_tf.training.optimizers import Schedule
+from stem_util.errors import UserError, did_you_mean
 
 
 @contextlib.contextmanager

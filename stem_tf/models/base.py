@@ -19,11 +19,11 @@ from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import dropout
 from stem_tf.layers.seeds import seeds
 from stem_tf.layers.sides import Share, Sides, gather_share
-from stem_tf.losses import TaskLoss, Weighting, score
 from stem_tf.models.network import Network
-from stem_tf.optimizers import Adam, Rate, Schedule
-from stem_tf.quiet import start_xla
-from stem_tf.table_optimizers import TABLE_OPTIMIZERS, RowState, TableOptimizer, gather_rows
+from stem_tf.runtime import start_xla
+from stem_tf.training.losses import TaskLoss, Weighting, score
+from stem_tf.training.optimizers import Adam, Rate, Schedule
+from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS, RowState, TableOptimizer, gather_rows
 
 Batch = Mapping[str, Any]
 
@@ -34,13 +34,13 @@ class Training:
 
     Attributes:
       schedule: learning rate by step, for network and tables.
-      tables: a key of :data:`stem_tf.table_optimizers.TABLE_OPTIMIZERS`.
+      tables: a key of :data:`stem_tf.training.table_optimizers.TABLE_OPTIMIZERS`.
       l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``; one number, or by table: its
         name, or what stands before the colon in it (``task``, ``expert``).
       network_l2: the same for the network's weights.
       clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
       seed: keys the dropout masks, with the step.
-      slots: how the tables' moments are kept, one of :data:`stem_tf.table_optimizers.SLOTS`.
+      slots: how the tables' moments are kept, one of :data:`stem_tf.training.table_optimizers.SLOTS`.
       xla: what is compiled: ``off`` nothing; ``network`` the network, forward and backward; ``step`` the whole step, in
         static shapes, for a single replica.
       weighting: adds up the tasks' losses; by the schema's weights when None.

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from pipelines.errors import UserError, did_you_mean
 from stem_tf.layers.embedding import SHARED
 from stem_tf.layers.gate import mixture
 from stem_tf.layers.mlp import Linear
 from stem_tf.layers.seeds import seeds
 from stem_tf.models.network import Embedded, Network, Outputs, Parts
+from stem_util.errors import UserError, did_you_mean
 
 
 def chain_of(follows: Mapping[str, str], tasks: Sequence[str]) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipelines.errors import UserError
 from stem_tf.layers.embedding import SHARED
 from stem_tf.layers.gate import mixture
 from stem_tf.layers.seeds import seeds
 from stem_tf.models.network import Counts, Embedded, Network, Outputs, Parts, count_of, numbered, task_table
+from stem_util.errors import UserError
 
 
 class ExtractionNetwork(tf.keras.layers.Layer):

@@ -7,10 +7,10 @@ from typing import Literal
 
 import tensorflow as tf
 
-from pipelines.errors import UserError, did_you_mean
 from stem_tf.layers.embedding import SHARED
 from stem_tf.layers.seeds import seeds
 from stem_tf.models.network import Embedded, Network, Outputs, Parts, task_table
+from stem_util.errors import UserError, did_you_mean
 
 Fusion = Literal["concat", "sum", "mean"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from examples import ask
 from pipelines import schema as schemas
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 SCHEMA = schemas.loads("""
 name: small

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from export import saved_model
+from export.jobs import export as saved_model
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs, trained
 from stem_tf.models.base import RankingModel
-from stem_tf.trainer import Trainer
+from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 
 SCHEMA = """
@@ -118,7 +118,7 @@ def convert(
         pq.write_table(table, directory / "log.parquet")
         (directory / "schema.yaml").write_text(schema, encoding="utf-8")
         job = run_job(
-            "pipelines.convert",
+            "pipelines.jobs.convert",
             str(directory / "log.parquet"),
             f"--schema={directory / 'schema.yaml'}",
             "--split=random",
@@ -187,7 +187,9 @@ def nasty_export(nasty_run: Callable[[str], Run], tmp_path_factory: pytest.TempP
 def nasty_target(nasty_export: Path) -> Iterator[str]:
     """host:port of a server of that export, under the name nasty, which it was exported under."""
     flags = [f"--model_base_path={nasty_export}", "--port=0"]
-    with subprocess.Popen([sys.executable, "-m", "export.serve", *flags], stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [sys.executable, "-m", "export.jobs.serve", *flags], stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             yield server.stdout.readline().split()[-1]

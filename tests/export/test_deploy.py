@@ -24,8 +24,9 @@ from export.deployment import render
 from export.deployment.model import Limits, Model
 from export.server import configuration
 from export.server.metrics import Metrics
-from pipelines import files, schema
-from pipelines.errors import UserError
+from pipelines import schema
+from stem_util import files
+from stem_util.errors import UserError
 from tests.export import serving_rules
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,7 +86,7 @@ def container(text: str) -> Any:
 def deployed(nasty_export: Path, run_job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory that the job writes for a real export."""
     output = tmp_path_factory.mktemp("deployed") / "out"
-    done = run_job("export.deploy", f"--model={nasty_export}", f"--output={output}")
+    done = run_job("export.jobs.deploy", f"--model={nasty_export}", f"--output={output}")
     assert done.returncode == 0, done.stderr
     assert "batching.config" in done.stdout and done.stdout.endswith(f"next: {output}/RUNBOOK.md\n")
     return output
@@ -196,7 +197,7 @@ def test_flags_are_those_of_the_servers(run_job: Job) -> None:
     texts = rendered()
     services = yaml.safe_load(texts["docker-compose.yaml"])["services"]
     stem_serve = [services["stem-serve"]["command"], container(texts["kubernetes/stem-serve.yaml"])["command"]]
-    known = set(re.findall(r"^  --(?:\[no\])?(\w+)$", run_job("export.serve", "--help").stdout, re.MULTILINE))
+    known = set(re.findall(r"^  --(?:\[no\])?(\w+)$", run_job("export.jobs.serve", "--help").stdout, re.MULTILINE))
     for name, *arguments in stem_serve:
         assert name == "stem-serve" and flag_names(arguments) <= known
     serving = [
@@ -330,7 +331,7 @@ def test_every_flag_reaches_the_files(nasty_export: Path, run_job: Job, tmp_path
     given = [f"--{name}={value}" for name, value in flags.items()]
     output = tmp_path / "out"
     more = [f"--capacity={tmp_path / 'capacity.json'}", f"--output={output}"]
-    done = run_job("export.deploy", f"--model={nasty_export}", *given, *more)
+    done = run_job("export.jobs.deploy", f"--model={nasty_export}", *given, *more)
     assert done.returncode == 0, done.stderr
     facts = json.loads((output / "deployment.json").read_text())
     assert facts.items() >= (flags | {"model": "nasty", "version": 1, "capacity": "77 calls/s"}).items()
@@ -346,7 +347,7 @@ def test_every_flag_reaches_the_files(nasty_export: Path, run_job: Job, tmp_path
 def test_mistakes_are_said(nasty_export: Path, deployed: Path, run_job: Job, tmp_path: Path) -> None:
     def error(**flags: Any) -> str:
         given = {"model": nasty_export, "output": tmp_path / "out"} | flags
-        done = run_job("export.deploy", *(f"--{name}={value}" for name, value in given.items()))
+        done = run_job("export.jobs.deploy", *(f"--{name}={value}" for name, value in given.items()))
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
         return done.stderr
 

@@ -27,8 +27,8 @@ from export.loading.generator import Caller, Measurement
 from export.loading.histogram import Histogram
 from export.loading.requests import Request
 from export.loading.steps import Capacity, Plan
-from pipelines.errors import UserError
 from stem_client import protocol
+from stem_util.errors import UserError
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 RENAMED = """
@@ -260,7 +260,7 @@ def test_candidates_that_are_none(text: str) -> None:
 
 
 def load(run_job: Job, target: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    return run_job("export.load", f"--target={target}", *flags)
+    return run_job("export.jobs.load", f"--target={target}", *flags)
 
 
 def test_real_rows_reach_a_real_server(
@@ -327,7 +327,7 @@ def test_certificates_and_tokens(log: Path, run_job: Job, tmp_path: Path) -> Non
 
 def test_ctrl_c_shows_what_was_measured(server: Server, log: Path, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "export.load", f"--target={server.target}", f"--rows={log}", "--rate=50"]
+    command = [sys.executable, "-m", "export.jobs.load", f"--target={server.target}", f"--rows={log}", "--rate=50"]
     with subprocess.Popen(
         [*command, "--seconds=60", f"--json={figures}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as job:

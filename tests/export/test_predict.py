@@ -18,10 +18,10 @@ import pytest
 
 from export import candidates, raw, scoring
 from export.published import Published
-from pipelines import files
 from pipelines import schema as schemas
-from pipelines.errors import JobError, UserError
-from stem_tf import predictions
+from stem_tf.evaluation import predictions
+from stem_util import files
+from stem_util.errors import JobError, UserError
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -348,7 +348,7 @@ def test_a_server_scores_the_same(model: Published, target: str) -> None:
 def test_the_job_scores_a_log(run_job: Job, exported: Path, run: Any, tmp_path: Path) -> None:
     output = tmp_path / "new" / "scores.parquet"
     log = f"{run.manifest.data_dir}/raw/test"
-    done = run_job("export.predict", log, f"--model={exported}", f"--output={output}", "--keep=row_id")
+    done = run_job("export.jobs.predict", log, f"--model={exported}", f"--output={output}", "--keep=row_id")
     assert done.returncode == 0 and not done.stderr, done.stderr
     rows = pq.read_metadata(output).num_rows
     said, written = done.stdout.splitlines()
@@ -358,7 +358,7 @@ def test_the_job_scores_a_log(run_job: Job, exported: Path, run: Any, tmp_path: 
 
 def test_the_job_ranks_candidates(run_job: Job, target: str) -> None:
     done = run_job(
-        "export.predict", f"--server={target}", "--model_name=nasty", f"--user={json.dumps(USER)}",
+        "export.jobs.predict", f"--server={target}", "--model_name=nasty", f"--user={json.dumps(USER)}",
         f"--items={json.dumps(ITEMS)}", "--by=watched",
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr
@@ -379,6 +379,6 @@ def test_the_job_ranks_candidates(run_job: Job, target: str) -> None:
     ],
 )
 def test_the_job_says_what_is_wrong(run_job: Job, arguments: list[str], code: int, why: str) -> None:
-    done = run_job("export.predict", *arguments)
+    done = run_job("export.jobs.predict", *arguments)
     assert done.returncode == code and why in done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")

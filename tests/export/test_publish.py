@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from export.publish import publishing, versions
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 
 def publish(directory: Path) -> int:

@@ -23,13 +23,15 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import card, check, saved_model, tables
+from export import card, check, tables
+from export.jobs import export as saved_model
 from pipelines import manifest as manifests
-from pipelines import owned
 from pipelines import schema as schemas
-from pipelines.errors import JobError, UserError
-from stem_tf import configs, predictions, report, trained
+from stem_tf import configs, report, trained
+from stem_tf.evaluation import predictions
 from stem_tf.workdir import Workdir
+from stem_util import owned
+from stem_util.errors import JobError, UserError
 
 Exported = tuple[Path, dict[str, Any]]
 
@@ -226,7 +228,7 @@ def test_the_job_says_what_it_did(
     owned.claim(output, owned.VERSIONS)
     (output / "4").mkdir()
     job = run_job(
-        "export.saved_model",
+        "export.jobs.export",
         f"--workdir={reserved.workdir.path}",
         f"--output={output}",
         f"--data={moved}",
@@ -255,7 +257,7 @@ def test_a_card_says_which_task_was_not_trained(reserved: Any) -> None:
 
 def test_a_killed_export_leaves_nothing_numbered(reserved: Any, tmp_path: Path) -> None:
     output = tmp_path / "models"
-    command = [sys.executable, "-m", "export.saved_model", f"--workdir={reserved.workdir.path}", f"--output={output}"]
+    command = [sys.executable, "-m", "export.jobs.export", f"--workdir={reserved.workdir.path}", f"--output={output}"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as job:
         until = time.monotonic() + 120
@@ -293,7 +295,7 @@ def test_mistakes(
         (tmp_path / "run" / name).write_text(text.replace(reserved.manifest.data_dir, data))
     shutil.copytree(reserved.workdir.path / "vocabulary", tmp_path / "run" / "vocabulary")
     arguments = [f"--workdir={workdir}", *([] if flags[:1] == ["--output=run"] else ["--output=models"]), *flags]
-    job = run_job("export.saved_model", *arguments, cwd=tmp_path)
+    job = run_job("export.jobs.export", *arguments, cwd=tmp_path)
     assert job.returncode == 2 and message in job.stderr and job.stderr.count("\n") == 1
     assert not (tmp_path / "models").exists()
 

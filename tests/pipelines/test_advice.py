@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.advice import Wanted, way_out
+from pipelines.convert.advice import Wanted, way_out
 
 
 @pytest.mark.parametrize(

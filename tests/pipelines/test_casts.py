@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from pipelines import casts
+from pipelines.log import casts
 
 INTS, TEXT = pa.int64(), pa.string()
 

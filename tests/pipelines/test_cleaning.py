@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.cleaning import Cleaner, Rows
-from pipelines.errors import UserError
+from pipelines.convert.cleaning import Cleaner, Rows
+from pipelines.convert.split import HashSplit, RandomSplit, TimeSplit
+from pipelines.log.source import Chunk
 from pipelines.schema import Feature, Label, Schema, Space, Task, Threshold
-from pipelines.source import Chunk
-from pipelines.split import HashSplit, RandomSplit, TimeSplit
+from stem_util.errors import UserError
 
 _TASK = Task("click", Label("click"))
 _EVERYTHING_TRAIN = RandomSplit((1.0, 0.0, 0.0), 0)

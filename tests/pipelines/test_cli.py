@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from pipelines import cli, source
+from pipelines.log import source
+from stem_util import cli
 
 JOB = '''"""Fails in the way it is told."""
 
@@ -21,8 +22,8 @@ import signal
 
 from absl import flags
 
-from pipelines import cli
-from pipelines.errors import JobError, UserError
+from stem_util import cli
+from stem_util.errors import JobError, UserError
 
 _WAYS = ["user", "job", "disk", "bug", "memory", "interrupt", "sigterm", "pipe"]
 _HOW = flags.DEFINE_enum("how", None, _WAYS, "Way to fail.", required=True)

@@ -13,11 +13,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import constant_labels, hashing, raw_reader, records, schema, source, stages, tfrecord
-from pipelines.conversion import Options, convert
-from pipelines.errors import UserError
+from pipelines import hashing, records, schema, tfrecord
+from pipelines.batches import log_reader as raw_reader
+from pipelines.convert import constant_labels, stages
+from pipelines.convert.conversion import Options, convert
+from pipelines.log import source
+from pipelines.log.source import CsvOptions
 from pipelines.manifest import Constants, Manifest, Vocabulary
-from pipelines.source import CsvOptions
+from stem_util.errors import UserError
 
 _SCHEMA = """
 name: tiny

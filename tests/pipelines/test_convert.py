@@ -23,7 +23,7 @@ tasks:
   click: {label: {column: click}}
 """
 _MANY = 1_200_000  # rows: three units of work
-_PYTHON = [sys.executable, "-m", "pipelines.convert"]
+_PYTHON = [sys.executable, "-m", "pipelines.jobs.convert"]
 
 
 @pytest.fixture
@@ -94,7 +94,9 @@ def test_empty_splits_are_warned_about(log: Path) -> None:
 
 def test_no_process_imports_tensorflow() -> None:
     # Workers import what the job imports: they are spawned with its module as their main one.
-    code = "import sys, pipelines.convert; print([m for m in sys.modules if m.startswith(('tensorflow', 'stem_tf'))])"
+    code = (
+        "import sys, pipelines.jobs.convert; print([m for m in sys.modules if m.startswith(('tensorflow', 'stem_tf'))])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 

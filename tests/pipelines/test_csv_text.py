@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from pipelines import csv_text, source
-from pipelines.errors import UserError
-from pipelines.source import CsvOptions
+from pipelines.log import csv_text, source
+from pipelines.log.source import CsvOptions
+from stem_util.errors import UserError
 
 
 def _read(path: Path, csv: CsvOptions | None = None, *, skip: bool = False) -> dict[str, list[bytes]]:

@@ -14,9 +14,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import draft, leakage, sample, schema, source
-from pipelines.errors import UserError
+from pipelines import schema
+from pipelines.describe import draft, leakage, sample
+from pipelines.log import source
 from pipelines.schema import Label, Schema
+from stem_util.errors import UserError
 
 KUAIRAND = Path(__file__).parents[2] / "datasets" / "kuairand_sample" / "log.parquet"
 ROWS = 2000
@@ -277,21 +279,21 @@ Job = Callable[..., subprocess.CompletedProcess[str]]
 def test_the_job_writes_once_and_says_what_it_did(run_job: Job, tmp_path: Path) -> None:
     pyarrow.csv.write_csv(pq.read_table(KUAIRAND).slice(0, 5000), tmp_path / "log.csv")
     path = tmp_path / "draft.yaml"
-    job = run_job("pipelines.describe", str(tmp_path / "log.csv"), "--label=is_click", f"--output={path}")
+    job = run_job("pipelines.jobs.describe", str(tmp_path / "log.csv"), "--label=is_click", f"--output={path}")
     assert (job.returncode, job.stdout) == (0, "")
     read = schema.load(path)
     assert (read.name, read.task_names) == ("log", ("click",))
     assert "read      5,000 rows, 15 columns\nfeatures  user_id, video_id, hourmin, duration_ms\n" in job.stderr
     assert f"--schema={path} --output=DIR --split=time --split_column=time_ms\n" in job.stderr
-    again = run_job("pipelines.describe", str(tmp_path / "log.csv"), f"--output={path}")
+    again = run_job("pipelines.jobs.describe", str(tmp_path / "log.csv"), f"--output={path}")
     message = f"error: {path}: exists; choose another --output, or pass --overwrite\n"
     assert (again.returncode, again.stderr) == (2, message)
-    assert run_job("pipelines.describe", str(tmp_path), f"--output={path}", "--overwrite").returncode == 0
+    assert run_job("pipelines.jobs.describe", str(tmp_path), f"--output={path}", "--overwrite").returncode == 0
     assert len(schema.load(path).tasks) > 1
 
 
 def test_the_job_prints_yaml_to_stdout(run_job: Job) -> None:
-    job = run_job("pipelines.describe", str(KUAIRAND))
+    job = run_job("pipelines.jobs.describe", str(KUAIRAND))
     assert job.returncode == 0
     assert schema.loads(job.stdout).name == "log"
 
@@ -305,6 +307,6 @@ def test_the_job_prints_yaml_to_stdout(run_job: Job) -> None:
     ],
 )
 def test_mistakes_of_the_command_line(run_job: Job, arguments: list[str], message: str) -> None:
-    job = run_job("pipelines.describe", *arguments)
+    job = run_job("pipelines.jobs.describe", *arguments)
     assert job.returncode == 2
     assert job.stderr.startswith(message)

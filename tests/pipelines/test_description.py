@@ -18,11 +18,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import conversion, description, schema, sniff
-from pipelines.errors import UserError
+from pipelines import schema
+from pipelines.convert import conversion
+from pipelines.describe import description
+from pipelines.log import sniff
+from pipelines.log.source import CsvOptions
 from pipelines.manifest import SPLITS, Manifest
 from pipelines.schema import Schema
-from pipelines.source import CsvOptions
+from stem_util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 KUAIRAND = ROOT / "datasets" / "kuairand_sample" / "log.parquet"

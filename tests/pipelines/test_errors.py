@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.errors import JobError, Stopped, UserError, message, naming_full_disk
+from stem_util.errors import JobError, Stopped, UserError, message, naming_full_disk
 
 
 class OpError(Exception):

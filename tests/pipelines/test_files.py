@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import files
-from pipelines.errors import UserError
+from stem_util import files
+from stem_util.errors import UserError
 
 
 def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

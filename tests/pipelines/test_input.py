@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import input as inputs
 from pipelines import schema
-from pipelines.errors import UserError
+from pipelines.batches import dataset as inputs
 from pipelines.manifest import Manifest, Shard, Split
 from pipelines.schema import Feature, Label, Schema, Task
 from pipelines.tfrecord import CorruptRecord, scan
+from stem_util.errors import UserError
 
 SCHEMA = Schema(
     name="test",

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import conversion, integrity, manifest, schema
-from pipelines import input as inputs
-from pipelines.errors import UserError
+from pipelines import integrity, manifest, schema
+from pipelines.batches import dataset as inputs
+from pipelines.convert import conversion
 from pipelines.integrity import File, Watch
 from pipelines.manifest import Manifest
+from stem_util.errors import UserError
 
 SCHEMA = """
 name: small

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import manifest
-from pipelines.errors import UserError
 from pipelines.manifest import Constants, Dropped, Manifest, Shard, Source, Split, TaskCounts, Vocabulary
+from stem_util.errors import UserError
 
 
 def _manifest(data_dir: Path) -> Manifest:

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipelines import conversion, order, schema
-from pipelines import input as inputs
-from pipelines.conversion import Options
+from pipelines import schema
+from pipelines.batches import dataset as inputs
+from pipelines.batches import order
+from pipelines.convert import conversion
+from pipelines.convert.conversion import Options
 from pipelines.manifest import INPUT_FORMATS, Manifest
 from pipelines.tfrecord import CorruptRecord, Example, offsets, scan
 

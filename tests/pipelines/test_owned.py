@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from export.publish import publishing
-from pipelines import owned
-from pipelines.errors import UserError
-from pipelines.owned import Kind
-from pipelines.staging import staged
+from pipelines.convert.staging import staged
 from stem_tf.workdir import Workdir
+from stem_util import owned
+from stem_util.errors import UserError
+from stem_util.owned import Kind
 
 KINDS = (owned.DATA, owned.RUN, owned.VERSIONS, owned.VERSION, owned.EVALUATIONS, owned.INSPECTIONS)
 

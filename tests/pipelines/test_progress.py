@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from pipelines import progress
-from pipelines.progress import Progress
+from stem_util import progress
+from stem_util.progress import Progress
 
 
 def test_is_quiet_for_short_work() -> None:

@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipelines import conversion, raw_reader, records, schema
-from pipelines import input as inputs
-from pipelines.conversion import Options
-from pipelines.errors import JobError, UserError
+from pipelines import records, schema
+from pipelines.batches import dataset as inputs
+from pipelines.batches import log_reader as raw_reader
+from pipelines.convert import conversion
+from pipelines.convert.conversion import Options
 from pipelines.manifest import SPLITS, Manifest
+from stem_util.errors import JobError, UserError
 
 SCHEMA = """
 name: raw

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import schema
-from pipelines.errors import UserError
 from pipelines.schema import Feature, Label, Schema, Space, Task, Threshold
+from stem_util.errors import UserError
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 

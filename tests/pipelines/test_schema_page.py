@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pipelines import schema
-from pipelines.errors import UserError
 from pipelines.schema import Feature, Label, Schema, Task
+from stem_util.errors import UserError
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/schema.md").read_text(encoding="utf-8")
 EXAMPLE = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]

@@ -9,9 +9,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import source
-from pipelines.errors import UserError
-from pipelines.source import Chunk, CsvOptions
+from pipelines.log import source
+from pipelines.log.source import Chunk, CsvOptions
+from stem_util.errors import UserError
 
 
 def _read(

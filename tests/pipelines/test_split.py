@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines import split
-from pipelines.errors import UserError
-from pipelines.split import HashSplit, LastRows, LastSplit, RandomSplit, TimeSplit
+from pipelines.convert import split
+from pipelines.convert.split import HashSplit, LastRows, LastSplit, RandomSplit, TimeSplit
+from stem_util.errors import UserError
 
 
 @pytest.mark.parametrize("bins", [2, 7, 1 << 16])

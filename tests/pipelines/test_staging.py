@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import owned
-from pipelines.errors import UserError
-from pipelines.staging import staged
+from pipelines.convert.staging import staged
+from stem_util import owned
+from stem_util.errors import UserError
 
 
 def _fill(output: Path, text: str, *, overwrite: bool = False) -> None:

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from pipelines import hashing, transforms
+from pipelines import hashing
+from pipelines.convert import numeric_fit as transforms
+from pipelines.convert.numeric_fit import Moments, NumericFit, Sample
 from pipelines.manifest import Constants
 from pipelines.schema import Feature
-from pipelines.transforms import Moments, NumericFit, Sample
 
 
 def _feature(**settings: object) -> Feature:

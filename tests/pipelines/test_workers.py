@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import JobError, UserError
-from pipelines.workers import Pool
+from stem_util.errors import JobError, UserError
+from stem_util.workers import Pool
 
 
 def _square(number: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.version import __version__
+from stem_util.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS = ("numpy", "grpc", "google.protobuf")
@@ -75,7 +75,7 @@ def test_wheel_holds_the_package_and_its_licence(wheel: Path) -> None:
     modules = {f"stem_client/{path.name}" for path in (ROOT / "stem_client").glob("*.py") if path.name != "setup.py"}
     assert {name for name in names if not name.startswith(metadata)} == modules | {"stem_client/py.typed"}
     assert {f"{metadata}/licenses/LICENSE", f"{metadata}/licenses/NOTICE"} <= names
-    assert zipfile.ZipFile(wheel).read("stem_client/version.py") == (ROOT / "pipelines/version.py").read_bytes()
+    assert zipfile.ZipFile(wheel).read("stem_client/version.py") == (ROOT / "stem_util/version.py").read_bytes()
 
 
 def test_wheel_needs_three_packages(wheel: Path) -> None:

@@ -65,7 +65,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, feature_types: Given) -> Path
 @pytest.fixture(scope="module")
 def served(base: Path) -> Iterator[str]:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "export.serve", f"--model_base_path={base}", "--port=0", "--poll_seconds=0.1"]
+    command = [sys.executable, "-m", "export.jobs.serve", f"--model_base_path={base}", "--port=0", "--poll_seconds=0.1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipelines import casts
+from pipelines.log import casts
 from stem_client import FeatureError, RankingClient, values
 from stem_client.metadata import Feature
 from stem_client.ranking import best

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stem_tf.catch_up import AdamRows, catch_up
-from stem_tf.optimizers import Schedule
+from stem_tf.training.catch_up import AdamRows, catch_up
+from stem_tf.training.optimizers import Schedule
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 

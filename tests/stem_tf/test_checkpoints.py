@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines.errors import JobError
-from stem_tf.checkpoints import Checkpoints, RunState, hold, is_behind, latest, restore_weights
+from stem_tf.training.checkpoints import Checkpoints, RunState, hold, is_behind, latest, restore_weights
+from stem_util.errors import JobError
 
 
 def filled(value: float) -> tf.Tensor:
@@ -201,7 +201,7 @@ def test_lost_indices_are_no_new_run(tmp_path: Path) -> None:
 def test_those_of_the_version_before(tmp_path: Path) -> None:
     """Made by TensorFlow's manager, whose file of names is lost; what its killed writing left."""
     model = Model(7.0)
-    from stem_tf.checkpoints import _Json
+    from stem_tf.training.checkpoints import _Json
 
     old = tf.train.Checkpoint(model=model, state=_Json(RunState(step=7)))
     manager = tf.train.CheckpointManager(old, str(tmp_path), max_to_keep=2)

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UserError
 from stem_tf import configs
 from stem_tf.configs import base
+from stem_util.errors import UserError
 
 
 def test_shipped_experiments_load_complete_and_read_only() -> None:

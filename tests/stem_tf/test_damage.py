@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from pipelines import manifest as manifests
-from pipelines.errors import JobError, UserError
-from stem_tf import configs, predictions, trained
-from stem_tf.trainer import Trainer
+from stem_tf import configs, trained
+from stem_tf.evaluation import predictions
+from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
+from stem_util.errors import JobError, UserError
 
 
 @pytest.fixture(scope="module")

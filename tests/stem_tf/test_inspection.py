@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import input as inputs
 from pipelines import manifest as manifests
+from pipelines.batches import dataset as inputs
 from stem_tf import configs, models
 from stem_tf.layers.gate import observe
 from stem_tf.models.base import RankingModel
@@ -51,9 +51,9 @@ def test_gates_of_a_run(tmp_path: Path, tiny_settings: dict[str, Any], run_job: 
     settings = {key: value for key, value in tiny_settings.items() if key != "experiment"} | {"train.best": best}
     words = [f"--config.{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
     run = tmp_path / "run"
-    job = run_job("stem_tf.train", "--config=stem_net", *words, f"--workdir={run}")
+    job = run_job("stem_tf.jobs.train", "--config=stem_net", *words, f"--workdir={run}")
     assert job.returncode == 0, job.stderr
-    job = run_job("stem_tf.inspection", f"--workdir={run}", "--split=validation")
+    job = run_job("stem_tf.jobs.inspect", f"--workdir={run}", "--split=validation")
     assert job.returncode == 0, job.stderr
     assert "gates on validation, 150 rows: mean weight of each expert ± standard deviation" in job.stdout
     found = json.loads((run / "inspection" / "gates-validation.json").read_text())["gates"]
@@ -83,9 +83,11 @@ def test_a_model_without_gates(tmp_path: Path, tiny_settings: dict[str, Any], ru
     settings = configs.applying(tiny_settings, "shared_bottom") | {"train.epochs": 1}
     words = [f"--config.{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
     run = tmp_path / "run"
-    job = run_job("stem_tf.train", "--config=stem_net", "--config.model.name=shared_bottom", *words, f"--workdir={run}")
+    job = run_job(
+        "stem_tf.jobs.train", "--config=stem_net", "--config.model.name=shared_bottom", *words, f"--workdir={run}"
+    )
     assert job.returncode == 0, job.stderr
-    job = run_job("stem_tf.inspection", f"--workdir={run}")
+    job = run_job("stem_tf.jobs.inspect", f"--workdir={run}")
     assert job.returncode == 0 and job.stdout.endswith("shared_bottom has no gates\n"), job.stderr
-    job = run_job("stem_tf.inspection", f"--workdir={run}", "--split=tset")
+    job = run_job("stem_tf.jobs.inspect", f"--workdir={run}", "--split=tset")
     assert job.returncode == 2 and "--split=tset: no such split; did you mean 'test'?" in job.stderr

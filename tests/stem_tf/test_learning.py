@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import input as inputs
 from pipelines import manifest as manifests
-from pipelines.errors import UserError
+from pipelines.batches import dataset as inputs
 from stem_tf import configs, models
-from stem_tf.checkpoints import Checkpoints, RunState
 from stem_tf.models.base import RankingModel
+from stem_tf.training.checkpoints import Checkpoints, RunState
+from stem_util.errors import UserError
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "uncertainty": {"loss.weighting": "uncertainty", "model.batch_norm": True},

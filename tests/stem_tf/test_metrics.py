@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics
 from numpy.typing import NDArray
 
-from stem_tf import metrics
+from stem_tf.evaluation import metrics
 
 
 def random_rows(seed: int, n: int = 5000, levels: int | None = None) -> tuple[NDArray, NDArray, np.random.Generator]:

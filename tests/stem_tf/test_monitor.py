@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from pipelines import manifest as manifests
-from pipelines.errors import UserError
 from pipelines.manifest import Manifest, TaskCounts
-from stem_tf import configs, learning
-from stem_tf.monitor import Monitor, of_tasks
-from stem_tf.monitor import monitor as monitor_of
+from stem_tf import configs
+from stem_tf.training import learning
+from stem_tf.training.monitor import Monitor, of_tasks
+from stem_tf.training.monitor import monitor as monitor_of
+from stem_util.errors import UserError
 
 
 def monitor(name: str, manifest: Manifest, **settings: Any) -> Monitor:

@@ -16,7 +16,7 @@ from stem_tf.layers.inputs import InputTransform
 from stem_tf.models.base import RankingModel, Training
 from stem_tf.models.network import Parts
 from stem_tf.models.stem_net import STEMNet
-from stem_tf.optimizers import Schedule
+from stem_tf.training.optimizers import Schedule
 
 FEATURES = tuple(Feature(name, "categorical", "user", name, "int64") for name in ("user", "item"))
 TASKS = (Task("click", Label("click")), Task("time", Label("time"), type="regression", weight=0.5))

@@ -23,7 +23,7 @@ from stem_tf.models.network import Network, Parts
 from stem_tf.models.ple import PLE
 from stem_tf.models.sharing import SharedBottom
 from stem_tf.models.stem_net import STEMNet
-from stem_tf.optimizers import Schedule
+from stem_tf.training.optimizers import Schedule
 
 PARITY = Path(__file__).parent.parent / "data" / "parity"
 

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import input as inputs
 from pipelines import manifest as manifests
-from pipelines.errors import UserError
+from pipelines.batches import dataset as inputs
 from pipelines.manifest import Manifest
-from stem_tf import configs, models, predictions
+from stem_tf import configs, models
+from stem_tf.evaluation import predictions
 from stem_tf.models.base import Predictor
+from stem_util.errors import UserError
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["step", "two_steps"])

@@ -12,8 +12,10 @@ import pytest
 import sklearn.metrics
 
 from pipelines import schema
-from pipelines.conversion import Options, convert
-from stem_tf import configs, evaluation, models, predictions, trivial
+from pipelines.convert.conversion import Options, convert
+from stem_tf import configs, models
+from stem_tf.evaluation import predictions, trivial
+from stem_tf.evaluation import table as evaluation
 
 SCHEMA = """
 name: weighted

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest as manifests
-from pipelines import raw_reader
+from pipelines.batches import log_reader as raw_reader
 from stem_tf import configs
-from stem_tf.callbacks import Interrupted
-from stem_tf.trainer import Trainer
+from stem_tf.training.callbacks import Interrupted
+from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 
 Make = Callable[..., Trainer]
@@ -73,7 +73,7 @@ def test_trained_from_the_log_and_evaluated_from_either(
 ) -> None:
     keys = {key: value for key, value in tiny_settings.items() if key != "experiment"} | {"train.epochs": 1}
     trained = run_job(
-        "stem_tf.train",
+        "stem_tf.jobs.train",
         "--config=kuairand_sample",
         "--input_format=parquet",
         *(f"--config.{key}={value}" for key, value in keys.items()),
@@ -83,7 +83,7 @@ def test_trained_from_the_log_and_evaluated_from_either(
     assert trained.stderr == ""
     results, rows = [], []
     for source in ((), ("--input_format=blocks",)):
-        job = run_job("stem_tf.evaluate", f"--workdir={tmp_path / 'run'}", "--split=test", *source)
+        job = run_job("stem_tf.jobs.evaluate", f"--workdir={tmp_path / 'run'}", "--split=test", *source)
         assert job.returncode == 0, job.stderr
         assert job.stderr == ""
         results.append(json.loads((tmp_path / "run/evaluation/test.json").read_text()))
@@ -95,7 +95,7 @@ def test_trained_from_the_log_and_evaluated_from_either(
 
 
 def test_what_makes_no_sense_is_refused(run_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    command = ["stem_tf.train", "--config=kuairand_sample", "--config.data.dir=x"]
+    command = ["stem_tf.jobs.train", "--config=kuairand_sample", "--config.data.dir=x"]
     job = run_job(*command, "--input_format=parket")
     assert (job.returncode, job.stderr) == (
         2,

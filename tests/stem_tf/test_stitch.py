@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines.errors import UserError
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.mlp import MLP
@@ -16,6 +15,7 @@ from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
 from stem_tf.models.network import Network, Parts
 from stem_tf.models.stitch import CrossStitch, Sluice, Stitch
+from stem_util.errors import UserError
 
 TASKS = ("a", "b", "c")
 KINDS = (CrossStitch, Sluice)

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from pipelines.schema import Feature
 from stem_tf.layers.embedding import PackedTable
-from stem_tf.optimizers import Rate, Schedule
-from stem_tf.table_optimizers import TABLE_OPTIMIZERS, TableOptimizer, stochastic_bfloat16
+from stem_tf.training.optimizers import Rate, Schedule
+from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS, TableOptimizer, stochastic_bfloat16
 
 ROWS, TABLES, DIM = 7, ["task:a", "shared"], 3
 L2, SCHEDULE = 0.1, Schedule(1e-3, "exponential", decay_steps=10, decay_rate=0.5)

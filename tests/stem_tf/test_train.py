@@ -17,8 +17,8 @@ import pytest
 import tensorflow as tf
 
 from pipelines import manifest as manifests
-from stem_tf import evaluation
-from stem_tf.checkpoints import latest
+from stem_tf.evaluation import table as evaluation
+from stem_tf.training.checkpoints import latest
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,7 +44,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str,
 @pytest.fixture(scope="module")
 def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory, run_job: Job) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed")
-    job = run_job("stem_tf.train", *arguments, f"--workdir={workdir}")
+    job = run_job("stem_tf.jobs.train", *arguments, f"--workdir={workdir}")
     assert job.returncode == 0, job.stderr
     assert job.stderr == ""  # nothing of TensorFlow's own log
     assert "tiny: stem_net, 2 tasks, " in job.stdout
@@ -57,7 +57,7 @@ def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory, 
 def stopped_by(number: int, step: int, workdir: Path, arguments: list[str]) -> tuple[int, str]:
     """Starts the job, sends it the signal some milliseconds after it logged ``step``; its exit code and stdout."""
     job = subprocess.Popen(
-        [sys.executable, "-m", "stem_tf.train", *arguments, f"--workdir={workdir}"],
+        [sys.executable, "-m", "stem_tf.jobs.train", *arguments, f"--workdir={workdir}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -80,8 +80,8 @@ def test_killed_and_resumed_runs_end_with_the_same_bits(
     code, output = stopped_by(signal.SIGTERM, random.randint(24, 34), tmp_path, arguments)
     assert code == 128 + signal.SIGTERM
     assert "going on from step " in output and "SIGTERM: stopped at step " in output
-    assert "to go on: python -m stem_tf.train --config.data.dir=" in output
-    job = run_job("stem_tf.train", *arguments, f"--workdir={tmp_path}")
+    assert "to go on: python -m stem_tf.jobs.train --config.data.dir=" in output
+    job = run_job("stem_tf.jobs.train", *arguments, f"--workdir={tmp_path}")
     assert job.returncode == 0, job.stderr
 
     for directory in ("checkpoints", "best"):
@@ -104,7 +104,7 @@ def test_report(undisturbed: Path) -> None:
 
 
 def test_evaluation_of_the_best_weights(undisturbed: Path, tiny_data: Path, tmp_path: Path, run_job: Job) -> None:
-    job = run_job("stem_tf.evaluate", f"--workdir={undisturbed}", "--split=validation", f"--output={tmp_path}")
+    job = run_job("stem_tf.jobs.evaluate", f"--workdir={undisturbed}", "--split=validation", f"--output={tmp_path}")
     assert job.returncode == 0, job.stderr
     assert job.stderr == ""
     result = json.loads((tmp_path / "validation.json").read_text())
@@ -139,17 +139,21 @@ def test_mistakes_get_one_line(
     undisturbed: Path, arguments: list[str], tmp_path: Path, run_job: Job, convert_tiny: Callable[[int], Path]
 ) -> None:
     cases = [
-        ("stem_tf.train", [*arguments, "--config.model.dim=5", f"--workdir={undisturbed}"], "(model.dim: 4 -> 5)"),
-        ("stem_tf.train", ["--config=census_income", "--config.data.dir=nowhere"], "nowhere holds no converted data"),
-        ("stem_tf.evaluate", [f"--workdir={tmp_path}"], "holds no run"),
+        ("stem_tf.jobs.train", [*arguments, "--config.model.dim=5", f"--workdir={undisturbed}"], "(model.dim: 4 -> 5)"),
         (
-            "stem_tf.evaluate",
+            "stem_tf.jobs.train",
+            ["--config=census_income", "--config.data.dir=nowhere"],
+            "nowhere holds no converted data",
+        ),
+        ("stem_tf.jobs.evaluate", [f"--workdir={tmp_path}"], "holds no run"),
+        (
+            "stem_tf.jobs.evaluate",
             [f"--workdir={undisturbed}", f"--output={convert_tiny(1)}"],
             "holds converted data, not",
         ),
-        ("stem_tf.evaluate", [f"--workdir={undisturbed}", "--split=tets"], "no such split; did you mean 'test'?"),
-        ("stem_tf.evaluate", [f"--workdir={undisturbed}", f"--data={convert_tiny(1)}"], "is other data than"),
-        ("stem_tf.evaluate", [f"--workdir={undisturbed}", "--checkpoint=ckpt-9"], "there is no such checkpoint"),
+        ("stem_tf.jobs.evaluate", [f"--workdir={undisturbed}", "--split=tets"], "no such split; did you mean 'test'?"),
+        ("stem_tf.jobs.evaluate", [f"--workdir={undisturbed}", f"--data={convert_tiny(1)}"], "is other data than"),
+        ("stem_tf.jobs.evaluate", [f"--workdir={undisturbed}", "--checkpoint=ckpt-9"], "there is no such checkpoint"),
     ]
     for module, flags, words in cases:
         job = run_job(module, *flags)
@@ -180,6 +184,6 @@ def test_a_task_that_was_not_trained_is_named_and_left_out_of_the_mean(chain_dat
 def test_a_flag_file_holds_config_keys(run_job: Job, tmp_path: Path) -> None:
     path = tmp_path / "train.flags"
     path.write_text("--config=kuairand_sample\n--config.model.dimm=8\n")
-    job = run_job("stem_tf.train", f"--flagfile={path}")
+    job = run_job("stem_tf.jobs.train", f"--flagfile={path}")
     assert (job.returncode, job.stdout) == (2, "")
     assert job.stderr == "error: --config.model.dimm: the config has no such key; did you mean 'model.dim'?\n"

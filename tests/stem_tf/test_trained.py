@@ -13,15 +13,17 @@ import pytest
 import tensorflow as tf
 
 from pipelines import manifest as manifests
-from pipelines.errors import UserError
-from pipelines.files import write_json
-from stem_tf import assembly, checkpoints, configs, models, predictions, trained
-from stem_tf.callbacks import Interrupted
-from stem_tf.checkpoints import Checkpoints, RunState
+from stem_tf import configs, models, trained
+from stem_tf.evaluation import predictions
 from stem_tf.models.snapshots import Snapshots
-from stem_tf.monitor import Monitor, Results
-from stem_tf.trainer import Trainer
+from stem_tf.training import assembly, checkpoints
+from stem_tf.training.callbacks import Interrupted
+from stem_tf.training.checkpoints import Checkpoints, RunState
+from stem_tf.training.monitor import Monitor, Results
+from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
+from stem_util.errors import UserError
+from stem_util.files import write_json
 
 
 def run(path: Path, settings: dict[str, Any]) -> Trainer:

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import input as inputs
 from pipelines import manifest as manifests
-from pipelines.errors import JobError, UserError
-from stem_tf import configs, predictions, trained
-from stem_tf.callbacks import Interrupted
-from stem_tf.checkpoints import latest
-from stem_tf.trainer import Trainer
+from pipelines.batches import dataset as inputs
+from stem_tf import configs, trained
+from stem_tf.evaluation import predictions
+from stem_tf.training.callbacks import Interrupted
+from stem_tf.training.checkpoints import latest
+from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
+from stem_util.errors import JobError, UserError
 
 Make = Callable[..., Trainer]
 
@@ -244,7 +245,7 @@ def test_interrupted_inside_an_evaluation(make: Make, monkeypatch: pytest.Monkey
     import os
     import signal
 
-    from stem_tf import predictions
+    from stem_tf.evaluation import predictions
 
     trainer = make()
     evaluate = predictions.predict

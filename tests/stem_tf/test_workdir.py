@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pipelines import manifest as manifests
-from pipelines.errors import UserError
 from stem_tf import configs
 from stem_tf.workdir import Workdir
+from stem_util.errors import UserError
 
 
 @pytest.fixture

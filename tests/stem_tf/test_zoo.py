@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipelines import input as inputs
 from pipelines import manifest as manifests
+from pipelines.batches import dataset as inputs
 from stem_tf import configs, models
-from stem_tf.checkpoints import Checkpoints, RunState
 from stem_tf.models.base import RankingModel
+from stem_tf.training.checkpoints import Checkpoints, RunState
 
 
 def build(settings: dict[str, Any]) -> tuple[RankingModel, tf.data.Dataset]:

@@ -14,7 +14,7 @@ import pytest
 
 from export.server.access_log import AccessLog, request_id
 from export.server.observation import Observation
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 
 def _wait(until: Callable[[], object]) -> None:

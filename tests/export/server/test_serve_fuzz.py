@@ -104,7 +104,7 @@ def target(nasty_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     stderr = tmp_path_factory.mktemp("fuzzed") / "stderr"
     flags = ["--port=0", "--rest_api_port=0", "--metrics_port=0", f"--access_log={stderr.parent / 'access.log'}"]
-    command = [sys.executable, "-m", "export.serve", f"--model_base_path={nasty_export}", *flags]
+    command = [sys.executable, "-m", "export.jobs.serve", f"--model_base_path={nasty_export}", *flags]
     with (
         stderr.open("w") as file,
         subprocess.Popen(

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @contextlib.contextmanager
 def job(*flags: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "export.serve", "--port=0", *flags],
+        [sys.executable, "-m", "export.jobs.serve", "--port=0", *flags],
         cwd=ROOT,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
@@ -127,7 +127,7 @@ def test_a_call_that_outlives_the_grace_period_is_cancelled(
 
 def test_no_version_loads(run_job: Any, tmp_path: Path) -> None:
     (tmp_path / "2").mkdir()
-    done = run_job("export.serve", f"--model_base_path={tmp_path}", "--port=0")
+    done = run_job("export.jobs.serve", f"--model_base_path={tmp_path}", "--port=0")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         f"{tmp_path}: version 2 does not load, no version serves: saved_model.pb is missing\n"
@@ -199,6 +199,6 @@ def test_mistakes_are_one_line(
         def fill(text: str) -> str:
             return re.sub("|".join(words), lambda found: str(words[found[0]]), text)
 
-        done = run_job("export.serve", *map(fill, flags))
+        done = run_job("export.jobs.serve", *map(fill, flags))
     assert done.returncode == code and done.stdout == ""
     assert fill(message) in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -22,7 +22,7 @@ from export.server.known_values import KnownValues
 from export.server.metrics import UNKNOWN_MODEL, Metrics
 from export.server.observation import Observation
 from export.server.status import STOPPING
-from pipelines.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY_INT
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,8 @@ from export.server.service import Server
 from export.server.status import StatusError
 from export.server.versions import Versions
 from export.server.web import Web
-from pipelines.errors import UserError
 from stem_client import RankingClient
+from stem_util.errors import UserError
 from tests.export.server.test_serve_job import job, line_of
 
 PEM = Path(__file__).parents[2] / "stem_client"

@@ -12,7 +12,7 @@ import pytest
 
 from export.server.security import Certificates, Tokens
 from export.server.status import StatusError
-from pipelines.errors import UserError
+from stem_util.errors import UserError
 
 PEM = Path(__file__).parents[2] / "stem_client"
 CERTIFICATE, KEY = PEM / "localhost.certificate.pem", PEM / "localhost.key.pem"

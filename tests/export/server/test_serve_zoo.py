@@ -18,10 +18,11 @@ from export.deployment import render
 from pipelines import manifest as manifests
 from pipelines import vocabulary
 from pipelines.manifest import Manifest
-from stem_tf import configs, models, predictions
-from stem_tf.losses import score
+from stem_tf import configs, models
+from stem_tf.evaluation import predictions
 from stem_tf.models.base import Predictor
 from stem_tf.models.snapshots import Snapshots
+from stem_tf.training.losses import score
 from tests.export import serving_rules
 
 Serve = Callable[[Manifest, Predictor, int], None]

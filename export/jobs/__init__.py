@@ -1,0 +1,1 @@
+"""Console scripts: stem-export, stem-predict, stem-serve, stem-deploy, stem-load."""

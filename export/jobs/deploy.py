@@ -1,0 +1,113 @@
+"""Writes the files with which a team runs an exported model.
+
+    stem-deploy --model=EXPORT_DIR --output=DIR
+
+They fit the model: TensorFlow Serving's configuration with batching limits that its warm-up requests keep, a start
+script, a compose file, Kubernetes manifests for both servers, Prometheus alerts and a runbook. A file that was changed
+by hand is not replaced. docs/serving.md says more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from stem_tf.runtime import quieten_tensorflow
+from stem_util import cli, files, owned
+from stem_util.errors import UserError
+
+_MODEL = flags.DEFINE(
+    cli.PATH,
+    "model",
+    None,
+    "The exported model: a version's directory, or that of all versions for the newest.",
+    required=True,
+)
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "The directory to write to.", required=True)
+_CORES = flags.DEFINE_integer("cores", 2, "Cores of a server.", lower_bound=1)
+_MAX_ROWS = flags.DEFINE_integer(
+    "max_rows",
+    None,
+    "Rows of the largest call: users of rank, rows of the other signatures (default: 1024, or what warm-up has).",
+    lower_bound=1,
+)
+_EXECUTION_ROWS = flags.DEFINE_integer(
+    "execution_rows", 16, "Rows that TensorFlow Serving runs at once; larger calls are split.", lower_bound=1
+)
+_MAX_CALLS = flags.DEFINE_integer(
+    "max_calls", None, "Calls that run or wait in TensorFlow Serving (default: 64 a core).", lower_bound=1
+)
+_BATCHING = flags.DEFINE_boolean(
+    "batching",
+    True,
+    "Have TensorFlow Serving join calls. Without, no request can harm another, and each costs more.",
+)
+_CANARY = flags.DEFINE_integer(
+    "canary", None, "A second version, to serve under the label canary beside the model's under stable.", lower_bound=1
+)
+_REPLICAS = flags.DEFINE_integer("replicas", 2, "Replicas in Kubernetes.", lower_bound=1)
+_LIMIT = flags.DEFINE_float("limit_p99_ms", 50, "What 99 % of the calls should keep, for alerts.", lower_bound=0.1)
+_GRACE = flags.DEFINE_integer("grace_seconds", 10, "For calls in flight when stem-serve stops.", lower_bound=0)
+_IMAGE = flags.DEFINE_string("image", "stem-tf", "The container image with stem-serve, see docker/Dockerfile.")
+_CAPACITY = flags.DEFINE(
+    cli.PATH, "capacity", None, "What stem-load --steps --json has written: its capacity goes into the runbook."
+)
+_NUMBERS = (_CORES, _MAX_ROWS, _EXECUTION_ROWS, _MAX_CALLS, _BATCHING, _REPLICAS, _LIMIT, _GRACE, _IMAGE)
+"""What a team chooses; files made without these flags would be others."""
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", _IMAGE.value):
+        raise UserError(f"--image={_IMAGE.value!r} is no name of an image")
+    owned.check(_OUTPUT.value, owned.DEPLOYMENT)
+    capacity = _capacity(_CAPACITY.value)
+    quieten_tensorflow()
+    from export.deployment import model as models
+    from export.deployment import render
+
+    model = models.read(Path(_MODEL.value))
+    limits = models.limits(
+        model,
+        cores=_CORES.value,
+        max_rows=_MAX_ROWS.value,
+        execution_rows=_EXECUTION_ROWS.value,
+        max_calls=_MAX_CALLS.value,
+    )
+    options = render.Options(
+        batching=_BATCHING.value,
+        canary=_CANARY.value,
+        replicas=_REPLICAS.value,
+        limit_p99_ms=_LIMIT.value,
+        grace_seconds=_GRACE.value,
+        image=_IMAGE.value,
+        capacity=capacity,
+        flags=tuple(flags.FLAGS[flag.name].serialize() for flag in _NUMBERS if flag.value != flag.default),
+    )
+    facts = {"model": model.name, "version": model.version} | dataclasses.asdict(limits) | dataclasses.asdict(options)
+    written = render.write(Path(_OUTPUT.value), render.render(model, limits, options), facts)
+    print(f"{model.name} version {model.version}: {', '.join(written) if written else 'no file has changed'}")
+    print(f"next: {Path(_OUTPUT.value) / 'RUNBOOK.md'}")
+
+
+def _capacity(path: str | None) -> str:
+    """The line of a measurement; "" without one."""
+    if path is None:
+        return ""
+    line = files.read_json(path, "stem-load --steps=x1.25 --json=FILE writes it").get("capacity_line")
+    if not isinstance(line, str) or "\n" in line:
+        raise UserError(f"--capacity={path}: it holds no capacity; stem-load with --steps measures one")
+    return line
+
+
+def run() -> None:
+    """Console script ``stem-deploy``."""
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

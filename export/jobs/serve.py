@@ -1,0 +1,355 @@
+"""Serves an exported model over gRPC, speaking TensorFlow Serving's PredictionService and ModelService.
+
+    stem-serve --model_base_path=EXPORT_DIR --port=8500
+
+Serves the newest version in EXPORT_DIR, takes over newer ones as they are published, and goes back when the newest is
+deleted; several models, versions and labels by --model_config_file. SIGTERM or Ctrl-C lets calls in flight end.
+docs/serving.md says more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, TextIO
+
+from absl import flags
+
+from export.server.configuration import ConfigError, Model
+from export.server.directories import version_directories
+from export.server.limits import Limits
+from export.server.options import Options
+from stem_tf.runtime import quieten_tensorflow
+from stem_util import cli
+from stem_util.errors import JobError, UserError
+
+if TYPE_CHECKING:
+    from export.server.config_file import ConfigFile
+
+_MODEL_BASE_PATH = flags.DEFINE(
+    cli.PATH, "model_base_path", None, "Directory with the versions 1, 2, ... of the exported model."
+)
+_MODEL_NAME = flags.DEFINE_string(
+    "model_name", None, "The name that requests ask for (default: the one it was exported under)."
+)
+_MODEL_CONFIG_FILE = flags.DEFINE(
+    cli.PATH,
+    "model_config_file",
+    None,
+    "In place of them: a ModelServerConfig of TensorFlow Serving in text format, for several models or versions.",
+)
+_CONFIG_POLL_SECONDS = flags.DEFINE_integer(
+    "model_config_file_poll_wait_seconds",
+    0,
+    "Time between two looks at --model_config_file; 0: it is read once.",
+    lower_bound=0,
+)
+_PORT = flags.DEFINE_integer(
+    "port", 8500, "Port to listen on; 0 takes a free one and prints it.", lower_bound=0, upper_bound=65535
+)
+_HOST = flags.DEFINE_string(
+    "host",
+    "127.0.0.1",
+    "Address to listen on. 0.0.0.0 lets everybody in: give --tls_client_ca or --token_file with it.",
+)
+_WAIT = flags.DEFINE_boolean("wait", False, "Start without a version and serve the first one that comes.")
+_THREADS = flags.DEFINE_integer(
+    "threads",
+    None,
+    "Calls that run at once; of batches half as many (default: the cores, at least 2).",
+    lower_bound=1,
+)
+_MAX_BATCH_ROWS = flags.DEFINE_integer(
+    "max_batch_rows",
+    2048,
+    "Rows or candidates that run together. Waiting calls are joined up to it, and larger ones are cut.",
+    lower_bound=1,
+)
+_MAX_WAIT_MS = flags.DEFINE_float(
+    "max_wait_ms", 1000, "UNAVAILABLE for a Predict call that would wait longer.", lower_bound=1
+)
+_MAX_CALLS = flags.DEFINE_integer(
+    "max_calls", 1024, "Predict calls running and waiting; RESOURCE_EXHAUSTED past it.", lower_bound=1
+)
+_MAX_ROWS = flags.DEFINE_integer("max_rows", Limits().rows, "Rows or candidates of a request.", lower_bound=1)
+_MAX_ELEMENTS = flags.DEFINE_integer(
+    "max_elements", Limits().elements, "Values in all tensors of a request, as their shapes say.", lower_bound=1
+)
+_MAX_MESSAGE_BYTES = flags.DEFINE_integer(
+    "max_message_bytes",
+    32 << 20,
+    "Bytes of the largest request, also when decompressed.",
+    lower_bound=1,
+    upper_bound=2**31 - 1,
+)
+_POLL_SECONDS = flags.DEFINE_float("poll_seconds", 1, "Time between two looks for versions.", lower_bound=0.01)
+_GRACE_SECONDS = flags.DEFINE_float("grace_seconds", 10, "Time that calls in flight have to end.", lower_bound=0)
+_METRICS_PORT = flags.DEFINE_integer(
+    "metrics_port",
+    None,
+    "Port of /metrics, /healthz and /readyz; 0 takes a free one.",
+    lower_bound=0,
+    upper_bound=65535,
+)
+_METRICS_SAMPLE = flags.DEFINE_float(
+    "metrics_sample",
+    Options.metrics_sample,
+    "Share of the calls whose features and scores are counted.",
+    lower_bound=0,
+    upper_bound=1,
+)
+_REST_API_PORT = flags.DEFINE_integer(
+    "rest_api_port",
+    None,
+    "Port of TensorFlow Serving's REST API; 0 takes a free one.",
+    lower_bound=0,
+    upper_bound=65535,
+)
+_REST_API_TIMEOUT_IN_MS = flags.DEFINE_integer(
+    "rest_api_timeout_in_ms", 30_000, "Time that a call over REST may take.", lower_bound=1
+)
+_REST_API_MAX_BYTES = flags.DEFINE_integer(
+    "rest_api_max_bytes", Options.rest_max_bytes, "Bytes of the largest body over REST.", lower_bound=1
+)
+_ACCESS_LOG = flags.DEFINE(cli.PATH, "access_log", None, "File that gets a JSON line for each call; - is stdout.")
+_TLS_CERTIFICATE = flags.DEFINE(cli.PATH, "tls_certificate", None, "PEM file with the server's certificate, for TLS.")
+_TLS_KEY = flags.DEFINE(cli.PATH, "tls_key", None, "PEM file with its key.")
+_TLS_CLIENT_CA = flags.DEFINE(
+    cli.PATH, "tls_client_ca", None, "PEM file; clients must present a certificate that one of these has signed."
+)
+_TOKEN_FILE = flags.DEFINE(
+    cli.PATH, "token_file", None, "File with a token a line; calls must have the header 'authorization: Bearer TOKEN'."
+)
+_AS_CONTENT = flags.DEFINE_boolean(
+    "enable_serialization_as_tensor_content", False, "Answer with tensor_content in place of float_val."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    # gRPC reads it when it is imported. What goes wrong comes as an exception or a status; handshakes that fail, as
+    # those of probes do, would be lines without end.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    config_file, listed = _models()
+    for model in listed:
+        _check(model)
+    options = _options()
+    stopping = threading.Event()
+    _stop_on_signals(stopping)
+    _many_connections()
+
+    quieten_tensorflow()
+    from export.server.models import Models
+    from export.server.operating import Operating
+    from export.server.servable import Servable
+    from export.server.service import Server, reserve
+    from export.server.versions import Versions
+
+    # What is imported stays: the collector, which stops every thread while it looks, need not look at it again.
+    gc.collect()
+    gc.freeze()
+
+    host = _HOST.value
+    port: int | None = None
+    for flag in (_PORT, _REST_API_PORT):
+        try:
+            # An error before the seconds that loading takes; the port opens after them.
+            reserve(host, flag.value or 0)
+        except OSError as error:
+            raise UserError(f"cannot listen on {host}:{flag.value}, --{flag.name}: {error.strerror}") from error
+
+    def report(model: str, line: str) -> None:
+        _say(f"{model}: {line}", sys.stderr)
+
+    def watch(model: Model) -> Versions:
+        def announce(servable: Servable, before: int | None, seconds: float) -> None:
+            if port is None:
+                return
+            if before is None:
+                _say(f"serving {servable.name} version {servable.version} on {host}:{port}")
+                return
+            place = "in place of" if versions.model.policy.latest == 1 else "beside"
+            _say(
+                f"{servable.name}: version {servable.version} serves {place} version {before} "
+                f"(loaded in {seconds:.1f} s, {servable.warm_up_records} warm-up requests)"
+            )
+
+        versions = Versions(model, load, poll_seconds=_POLL_SECONDS.value, report=report, on_serving=announce)
+        return versions
+
+    def load(path: Path, name: str, version: int) -> Servable:
+        with operating.loading(name):
+            return Servable(path, name, version)
+
+    models = Models(listed, watch, report, reloads=config_file is not None)
+    operating = Operating(options, models, lambda line: _say(line, sys.stderr))
+    if operating.metrics_port:
+        _say(f"metrics and health on {host}:{operating.metrics_port}")
+    models.start()
+    if (missing := models.wait(stopping, until_ready=False)) and not stopping.is_set():
+        places = ", ".join(str(model.base_path) for model in missing)
+        if not _WAIT.value:
+            models.stop(timeout=1)
+            raise JobError(f"no version in {places} loads; --wait goes on trying")
+        waiting = ", ".join(model.name or "the model" for model in missing)
+        _say(f"waiting for a version of {waiting} in {places}; {host}:{_PORT.value} is not open until it serves")
+    server = Server(
+        models,
+        threads=_THREADS.value or max(2, len(os.sched_getaffinity(0))),
+        limits=Limits(_MAX_ROWS.value, _MAX_ELEMENTS.value),
+        max_calls=_MAX_CALLS.value,
+        max_message_bytes=_MAX_MESSAGE_BYTES.value,
+        max_batch_rows=_MAX_BATCH_ROWS.value,
+        max_wait_seconds=_MAX_WAIT_MS.value / 1000,
+        as_content=_AS_CONTENT.value,
+        observe=operating.observe if operating.observes else None,
+        observe_batch=operating.observe_batch,
+        credentials=operating.credentials,
+        interceptors=operating.interceptors,
+    )
+    if config_file is not None and _CONFIG_POLL_SECONDS.value:
+        config_file.follow(models.replace, _CONFIG_POLL_SECONDS.value)
+    if not models.wait(stopping, until_ready=True):
+        operating.listen(server)
+        try:
+            port = server.listen(host, _PORT.value)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot listen on {host}:{_PORT.value}, --port: it was taken meanwhile") from error
+        server.serving()
+        operating.ready = True
+        rest = f", REST on {host}:{operating.rest_port}" if operating.rest_port else ""
+        for name, serving in models.loaded().items():
+            _say(f"serving {name} version {', '.join(map(str, serving))} on {host}:{port}{rest}")
+    stopping.wait()
+
+    if config_file is not None:
+        config_file.stop()
+    grace, names = _GRACE_SECONDS.value, ", ".join(models.loaded()) or "no model"
+    _say(f"{names}: stopping; calls in flight have {grace:g} s")
+    operating.ready = False
+    drained = server.drain(grace)
+    operating.close(1)
+    if not drained:
+        _say(f"{names}: calls were still running after {grace:g} s and were cancelled", sys.stderr)
+    # At once: a call or a load may still run in TensorFlow, which cannot be told to stop, and connections are to end
+    # with the process (Server.drain says why).
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(0)
+
+
+def _models() -> tuple[ConfigFile | None, list[Model]]:
+    """The models that the flags name, and the file that lists them."""
+    if _MODEL_CONFIG_FILE.value is None:
+        if _MODEL_BASE_PATH.value is None:
+            raise UserError("--model_base_path is required, or --model_config_file in its place")
+        if _MODEL_NAME.value == "":
+            raise UserError("--model_name is empty")
+        if _CONFIG_POLL_SECONDS.value:
+            raise UserError("--model_config_file_poll_wait_seconds is for --model_config_file")
+        return None, [Model(_MODEL_NAME.value, Path(_MODEL_BASE_PATH.value))]
+    for flag in (_MODEL_BASE_PATH, _MODEL_NAME):
+        if flag.value is not None:
+            raise UserError(f"--model_config_file names the models: leave out --{flag.name}")
+    from export.server.config_file import ConfigFile
+
+    config_file = ConfigFile(Path(_MODEL_CONFIG_FILE.value), lambda line: _say(line, sys.stderr))
+    try:
+        return config_file, config_file.models()
+    except ConfigError as error:
+        raise UserError(f"--model_config_file={_MODEL_CONFIG_FILE.value}: {error}") from error
+
+
+def _options() -> Options:
+    """What operators ask for.
+
+    Raises:
+      UserError: two ports are one, or a flag needs another one.
+    """
+    ports = [flag for flag in (_PORT, _METRICS_PORT, _REST_API_PORT) if flag.value]
+    for one, other in itertools.combinations(ports, 2):
+        if one.value == other.value:
+            raise UserError(f"--{one.name} and --{other.name} are both {one.value}: each needs a port of its own")
+    for needed, flag in (
+        (_METRICS_PORT, _METRICS_SAMPLE),
+        (_REST_API_PORT, _REST_API_TIMEOUT_IN_MS),
+        (_REST_API_PORT, _REST_API_MAX_BYTES),
+    ):
+        if flag.present and needed.value is None:
+            raise UserError(f"--{flag.name} is for --{needed.name}")
+
+    def path(flag: flags.FlagHolder[str | None]) -> Path | None:
+        return None if flag.value is None else Path(flag.value)
+
+    return Options(
+        host=_HOST.value,
+        metrics_port=_METRICS_PORT.value,
+        metrics_sample=_METRICS_SAMPLE.value,
+        rest_port=_REST_API_PORT.value,
+        rest_seconds=_REST_API_TIMEOUT_IN_MS.value / 1000,
+        rest_max_bytes=_REST_API_MAX_BYTES.value,
+        access_log=_ACCESS_LOG.value,
+        tls_certificate=path(_TLS_CERTIFICATE),
+        tls_key=path(_TLS_KEY),
+        tls_client_ca=path(_TLS_CLIENT_CA),
+        token_file=path(_TOKEN_FILE),
+    )
+
+
+def _say(line: str, stream: TextIO | None = None) -> None:
+    """Prints a line at once. Whoever read our output may have gone; that is no reason to stop serving."""
+    with contextlib.suppress(OSError):
+        print(line, file=stream or sys.stdout, flush=True)
+
+
+def _many_connections() -> None:
+    """Each connection is a descriptor, and shells allow 1,024 of them by default although the system has more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _check(model: Model) -> None:
+    """What is wrong with a directory, before the seconds that importing TensorFlow takes."""
+    path = model.base_path
+    named = f"--model_base_path={path}" if _MODEL_CONFIG_FILE.value is None else f"{model.name}: base_path {path}"
+    if (path / "saved_model.pb").exists():
+        raise UserError(f"{named} is a version itself; give the directory above it")
+    if _WAIT.value:
+        return
+    if not path.is_dir():
+        raise UserError(f"{named}: no such directory; --wait waits for a first version")
+    if not version_directories(path).versions:
+        raise UserError(
+            f"{named} holds no version (a directory with a number for a name, as stem-export publishes it); "
+            "--wait waits for the first one"
+        )
+
+
+def _stop_on_signals(stopping: threading.Event) -> None:
+    """The first SIGTERM or Ctrl-C asks for an orderly end; the second one does not wait."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del frame
+        if stopping.is_set():
+            os._exit(128 + number)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def run() -> None:
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,304 @@
+"""Reads a split straight from the Parquet log: what is read in which order, and the process that reads it.
+
+The rows come as conversion made them: the same reading, cleaning, splitting and encoding, with the same vocabularies.
+A plan cuts the log into parts (row groups) and these into windows of up to `WINDOW_ROWS` rows, a record batch each.
+For training parts are permuted and a few of them are read side by side (`pipelines.batches.dataset` permutes the
+rows); the order follows from the plan alone, however many processes share its parts.
+
+    python -m pipelines.batches.log_reader < (plan, stream, streams), pickled > an Arrow stream
+
+writes the windows of every ``streams``-th part. It imports no TensorFlow, and ends when nobody reads its output on.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import BinaryIO, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import records
+from pipelines.convert import stages
+from pipelines.convert.cleaning import Cleaner
+from pipelines.convert.split import GivenSplit, HashSplit, TimeSplit, restore
+from pipelines.integrity import Watch
+from pipelines.log import source
+from pipelines.log.source import Chunk, Log, Unit
+from pipelines.manifest import SPLITS, Manifest, Source, check_source
+from pipelines.schema import Schema
+from stem_util.errors import UserError, message
+
+WINDOW_ROWS = 131_072
+SIDE_BY_SIDE = 8
+"""How many parts training reads side by side."""
+WINDOW = "window"
+"""The last column: the number of the window. Only a stream that was cut off inside it has another value there."""
+
+_watch = Watch()
+
+Columns = dict[str, np.ndarray]
+"""Encoded rows by record key: [n], or [n, length]."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process reads in one go.
+
+    Attributes:
+      units: row groups, one of any size or several that make a window.
+      windows: how many there are.
+    """
+
+    units: tuple[Unit, ...]
+    windows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One reading of a split.
+
+    Attributes:
+      data_dir: of the conversion, for its vocabularies.
+      log: the log, without its units.
+      sources: its files as they are now.
+      cleaner: of the conversion.
+      split: number of the split to read.
+      parts: of the log, in the order of reading.
+      order: the part of each window.
+      every: (index, count): read the rows whose row_id has this remainder.
+      window_rows: rows of a window of one row group.
+    """
+
+    data_dir: str
+    log: Log
+    sources: tuple[Source, ...]
+    cleaner: Cleaner
+    split: int
+    parts: tuple[Part, ...]
+    order: tuple[int, ...]
+    every: tuple[int, int]
+    window_rows: int
+
+    def write(self, output: BinaryIO, stream: int, streams: int) -> None:
+        """Writes the windows of every ``streams``-th part from ``stream`` on, in the plan's order, as an Arrow stream.
+
+        Raises:
+          UserError: a file of the log is missing, has changed, or has a bad row that it had not at conversion.
+          BrokenPipeError: nobody reads on.
+        """
+        schema = self.cleaner.schema
+        reading: dict[int, Generator[Columns, None, None]] = {}
+        written: Counter[int] = Counter()
+        stream_schema = arrow_schema(schema)
+        writer = pa.ipc.new_stream(pa.PythonFile(output, mode="w"), stream_schema)
+        for number, part in enumerate(self.order):
+            if part % streams != stream:
+                continue
+            if part not in reading:
+                reading[part] = self._windows(self.parts[part])
+            columns = next(reading[part])
+            written[part] += 1
+            if written[part] == self.parts[part].windows:
+                reading.pop(part).close()  # and its file
+            if not columns:
+                columns = {
+                    key: np.zeros((1, width) if width else 1, kind) for key, (kind, width) in records.shapes(schema)
+                }
+                columns["key:row_id"][:] = -1
+            columns[WINDOW] = np.full(len(columns["key:row_id"]), number, np.int32)
+            arrays = [_array(values, key) for key, values in columns.items()]
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=stream_schema))
+        writer.close()
+
+    def _windows(self, part: Part) -> Generator[Columns, None, None]:
+        """The columns of each window; {} where it has no rows."""
+        columns: list[Columns] = []
+        read = windows = 0
+        for unit in part.units:
+            check_source(self.sources[unit.file], _watch)
+            if not self._has_rows(unit):
+                continue
+            for chunk in source.read(
+                self.log, unit, self.cleaner.columns, skip_malformed=False, chunk_rows=self.window_rows
+            ):
+                columns += self._encoded(chunk, unit)
+                read += len(chunk.rows)
+                if read >= (windows + 1) * self.window_rows:
+                    yield _joined(columns)
+                    columns, windows = [], windows + 1
+        while windows < part.windows:
+            yield _joined(columns)
+            columns, windows = [], windows + 1
+
+    def _has_rows(self, unit: Unit) -> bool:
+        """Whether the unit has rows of the split, where a look at one column tells."""
+        policy = self.cleaner.split
+        if self.split == 0 or not isinstance(policy, HashSplit | TimeSplit):
+            return True
+        chunks = source.read(self.log, unit, [policy.column], skip_malformed=False)
+        return any((self.cleaner.splits(chunk, chunk.rows, unit.file) == self.split).any() for chunk in chunks)
+
+    def _encoded(self, chunk: Chunk, unit: Unit) -> list[Columns]:
+        """The rows of a chunk that are to be read, if there are any."""
+        row_ids = chunk.rows + sum(file.rows for file in self.sources[: unit.file])
+        index, count = self.every
+        wanted = (self.cleaner.splits(chunk, row_ids, unit.file) == self.split) & (row_ids % count == index)
+        if not wanted.all():
+            chunk, row_ids = chunk.take(np.flatnonzero(wanted)), row_ids[wanted]
+        rows, _ = self.cleaner.clean(chunk, row_ids, unit.file)
+        if not len(rows.row_ids):
+            return []
+        batch = stages.encoded_rows(self.data_dir, self.cleaner.schema, rows)
+        return [{key: _matrix(batch.column(key), width) for key, (_, width) in records.shapes(self.cleaner.schema)}]
+
+
+def arrow_schema(schema: Schema) -> pa.Schema:
+    """Of the streams. Lists are all of one length, multivalent ones padded with 0: TensorFlow takes no others."""
+    fields = []
+    for key, (kind, width) in records.shapes(schema):
+        value = pa.from_numpy_dtype(kind)
+        fields.append((key, pa.list_(value) if width else value))
+    return pa.schema([*fields, (WINDOW, pa.int32())])
+
+
+def _matrix(array: pa.Array, width: int) -> np.ndarray:
+    """A column of encoded rows: [n], or [n, width], short lists filled up with 0."""
+    if not width:
+        return array.to_numpy()
+    values = array.flatten().to_numpy()
+    if pa.types.is_fixed_size_list(array.type):
+        return values.reshape(-1, width)
+    return records.padded(values, np.diff(array.offsets.to_numpy()), width)
+
+
+def _array(values: np.ndarray, key: str) -> pa.Array:
+    if values.ndim == 1:
+        return pa.array(values)
+    return records.lists(np.full(len(values), values.shape[1]), pa.array(values.reshape(-1)), key)
+
+
+def _joined(columns: list[Columns]) -> Columns:
+    if len(columns) < 2:
+        return columns[0] if columns else {}
+    return {key: np.concatenate([part[key] for part in columns]) for key in columns[0]}
+
+
+def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, reader: tuple[int, int]) -> Plan:
+    """How to read a split of the log.
+
+    Args:
+      manifest: of a conversion of the log.
+      name: of the split.
+      shuffle: a seed to permute row groups by, or None to keep the order of the log.
+      reader: (index, count): one part of ``count``. Whole row groups where there are at least ``count`` of them, dealt
+        out in the order of reading, else every ``count``-th row.
+
+    Raises:
+      UserError: a CSV log, or a file of it is missing or has changed.
+    """
+    files = [file.path for file in manifest.sources]
+    sources = tuple(check_source(file, manifest.watch) for file in manifest.sources)
+    if not files or not source.is_parquet(files[0]):
+        raise UserError(
+            f"{manifest.data_dir} was converted from CSV, which --input_format=parquet does not read: read its records "
+            "(blocks or rows)"
+        )
+    log = _open_log(sources)
+    policy = restore(manifest.split, manifest.data_dir, files, manifest.seed)
+    number = SPLITS.index(name)
+    units = [unit for unit in log.units if unit.rows]
+    if isinstance(policy, GivenSplit):
+        units = [unit for unit in units if policy.may_hold(unit.file, number)]
+    if shuffle is not None:
+        units = [units[i] for i in np.random.default_rng(shuffle).permutation(len(units))]
+    index, count = reader
+    by_unit = len(units) >= count
+    if by_unit:
+        units = units[index::count]
+    # A window has fewer than two times so many rows: chunks of the log do not end where windows do.
+    widest = max(width for _, (_, width) in records.shapes(manifest.schema))
+    window_rows = max(1, min(WINDOW_ROWS, records.MOST_VALUES // (2 * max(1, widest))))
+    parts = _parts(units, window_rows)
+    return Plan(
+        data_dir=manifest.data_dir,
+        log=replace(log, units=()),
+        sources=sources,
+        cleaner=Cleaner(manifest.schema, policy, drop=bool(manifest.dropped)),
+        split=number,
+        parts=parts,
+        order=tuple(_order(parts, SIDE_BY_SIDE if shuffle else 1)),
+        every=(0, 1) if by_unit else reader,
+        window_rows=window_rows,
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _open_log(files: tuple[Source, ...]) -> Log:
+    """The log with a unit for each row group. The cache saves a second look at files that have not changed."""
+    log = source.open_log([file.path for file in files], unit_rows=0)
+    rows = [0] * len(files)
+    for unit in log.units:
+        rows[unit.file] += unit.rows
+    for file, count in zip(files, rows, strict=True):
+        if count != file.rows:
+            raise UserError(
+                f"{file.path} has changed since it was converted ({count:,} rows, {file.rows:,} then): restore it, or "
+                "convert the log again"
+            )
+    return log
+
+
+def _parts(units: Sequence[Unit], window_rows: int) -> tuple[Part, ...]:
+    """Consecutive small row groups together, as long as they fit in a window."""
+    parts: list[Part] = []
+    for unit in units:
+        before = sum(u.rows for u in parts[-1].units) if parts else window_rows
+        if before + unit.rows <= window_rows:
+            parts[-1] = Part((*parts[-1].units, unit), 1)
+        else:
+            parts.append(Part((unit,), -(-unit.rows // window_rows)))
+    return tuple(parts)
+
+
+def _order(parts: Sequence[Part], side_by_side: int) -> Iterator[int]:
+    """The part of each window: a window of each of some parts in turn, then the next of each."""
+    for start in range(0, len(parts), side_by_side):
+        together = range(start, min(start + side_by_side, len(parts)))
+        for window in range(max(parts[i].windows for i in together)):
+            yield from (i for i in together if window < parts[i].windows)
+
+
+def main() -> NoReturn:
+    """Exit codes: 0 all written, or nobody reads on; otherwise 2 a UserError, 1 anything else: stderr says why.
+
+    The sentence is the first line, the traceback what follows.
+    """
+    # The reader of the stream decides when this process ends: it has work to finish after Ctrl-C or SIGTERM.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    pa.set_cpu_count(1)  # the processes are the parallelism
+    code, why = 0, ""
+    try:
+        reading, stream, streams = pickle.load(sys.stdin.buffer)
+        reading.write(sys.stdout.buffer, stream, streams)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        pass
+    except Exception as error:
+        code = 2 if isinstance(error, UserError) else 1
+        why = f"{message(error)}\n{traceback.format_exc()}"
+    print(why, file=sys.stderr, flush=True)
+    os._exit(code)  # a writer that is finalised would end the stream as if it were whole
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Output directories that appear whole or not at all.
+
+Work is done in a hidden directory beside the output, flushed to the disk and renamed. A lock keeps two jobs from the
+same output; what dead jobs left behind is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from stem_util import files, owned
+from stem_util.errors import Stopped, UserError
+from stem_util.owned import Kind
+
+
+@contextlib.contextmanager
+def staged(output: str, *, kind: Kind, overwrite: bool) -> Iterator[str]:
+    """Gives a directory to fill, and puts it in the place of ``output`` when the block ends without an error.
+
+    Args:
+      output: the directory to create; missing parents are created. Where it is a link, what it points to is meant.
+      kind: what it will hold. An existing directory of another kind is never replaced.
+      overwrite: replace a finished output.
+
+    Raises:
+      UserError: the output exists and is not to be replaced, or another job is writing it.
+    """
+    real = Path(os.path.realpath(output))
+    files.make_directory(real.parent)
+    with files.locked(files.hidden(real, "lock"), output):
+        _tidy_up(real, kind)
+        _check_output(output, kind, overwrite)
+        partial = files.hidden(real, f"partial-{os.getpid()}")
+        partial.mkdir()
+        kept = "nothing was kept"
+        try:
+            owned.mark(partial, kind)
+            yield str(partial)
+            owned.mark(partial, kind, owned.entries(partial))
+            files.sync_tree(partial)
+            replaced = files.hidden(real, f"replaced-{os.getpid()}")
+            if real.exists():
+                real.rename(replaced)
+            partial.rename(real)
+            kept = f"{output} is written and whole"
+            files.sync(real.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+        except (KeyboardInterrupt, Stopped) as stop:
+            stop.add_note(kept)
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _tidy_up(output: Path, kind: Kind) -> None:
+    """Removes what killed jobs left beside ``output``, and brings back an output that was about to be replaced."""
+    replaced, partial = (files.hidden(output, f"{what}-").name for what in ("replaced", "partial"))
+    for name in sorted(os.listdir(output.parent)):
+        path = output.with_name(name)
+        if not name.startswith((replaced, partial)) or not path.is_dir():
+            continue
+        if owned.kind_of(path) != kind and not owned.is_empty(path):  # empty: killed before it was marked
+            continue
+        if name.startswith(replaced) and not output.exists():  # killed between the two renames
+            path.rename(output)
+        else:
+            shutil.rmtree(path)
+
+
+def _check_output(output: str, kind: Kind, overwrite: bool) -> None:
+    if not owned.check(output, kind):
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists already; --overwrite replaces it")
+    added = owned.added(output)
+    if added:
+        more = f" and {len(added) - 1:,} more" if len(added) > 1 else ""
+        raise UserError(
+            f"{output} also holds what is no part of it ({added[0]}{more}): move that away, or choose another output"
+        )

@@ -1,0 +1,104 @@
+"""From a log to a draft of its schema, what to say about it, and the command that converts the log with it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines import schema
+from pipelines.describe import draft, sample
+from pipelines.jobs import csv_flags
+from pipelines.log import sniff, source
+from pipelines.log.source import CsvOptions
+from stem_util.errors import UserError
+
+HEAD = "Drafted by stem-describe"
+"""How the first comment of a draft begins."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was found out about a log.
+
+    Attributes:
+      text: the drafted schema, YAML with comments.
+      summary: lines for people.
+      arguments: of the conversion that takes the draft, beside --schema and --output.
+    """
+
+    text: str
+    summary: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+    def command(self, schema_path: str, output: str) -> str:
+        """The command line that converts the log with the draft."""
+        log, *others = self.arguments
+        return shlex.join(["stem-convert", log, f"--schema={schema_path}", f"--output={output}", *others])
+
+
+def describe(patterns: Sequence[str], csv: CsvOptions, labels: Sequence[str], limit: int) -> Description:
+    """Drafts a schema.
+
+    Args:
+      patterns: files, globs and directories of the log.
+      csv: how CSV files are written; a delimiter that is not given is looked for.
+      labels: see `draft.draft`.
+      limit: rows to draw from the log.
+
+    Raises:
+      UserError: a mistake in the arguments or the log, or nothing to predict or to learn from.
+    """
+    files = source.find_files(",".join(patterns))
+    seen = sniff.Look(csv) if source.is_parquet(files[0]) else sniff.look(files[0], csv)
+    try:
+        log = source.open_log(files, seen.csv)
+        rows = sample.draw(log, limit)
+        text = log.types if log.text else log.directory_columns
+        types = {n: str(rows.table.schema.field(n).type if n in text else kind) for n, kind in log.types.items()}
+        result = draft.draft(_name(patterns[0]), rows.table, types, labels)
+    except UserError as error:
+        raise UserError(f"{seen.advice} ({error})") if seen.advice else error from None
+    result.left_out.update(log.problems)
+    read = f"{len(rows.table):,} rows" if rows.complete else f"a sample of {len(rows.table):,} rows"
+    head = [
+        f"{HEAD} from {read} of {', '.join(patterns[:2])}{', ...' if len(patterns) > 2 else ''}.",
+        "Everything here is a guess: check that every feature is known before the outcome it helps to predict.",
+        *([seen.advice] if seen.advice else []),
+    ]
+    drafted = draft.render(result, head)
+    schema.loads(drafted, "the draft").validate_columns(
+        log.types, log.files[0], text=log.text, directories=log.directory_columns, problems=log.problems
+    )
+    arguments = [",".join(patterns)]
+    arguments += ["--split=time", f"--split_column={result.split}"] if result.split else ["--split=random"]
+    arguments += ["--on_bad_rows=drop"] if rows.malformed else []
+    arguments += csv_flags.arguments(seen.csv)
+    return Description(drafted, tuple(_summary(result, rows, read, seen)), tuple(arguments))
+
+
+def _name(pattern: str) -> str:
+    """A name for the data set from where it lies: data/shop/*.parquet is shop, data/log.csv is log."""
+    parts = [part for part in os.path.abspath(pattern).split(os.sep) if part and "*" not in part and "?" not in part]
+    return (parts or ["log"])[-1].split(".")[0]
+
+
+def _summary(result: draft.Draft, rows: sample.Sample, read: str, seen: sniff.Look) -> list[str]:
+    def names(columns: Sequence[str]) -> str:
+        return ", ".join(column or "''" for column in columns) or "none"
+
+    keys = [names([f"{key} {column}" for key, column in result.keys.items()])]
+    keys += [f"no {key} by {column}: {why}" for key, (column, why) in result.no_keys.items()]
+    return [
+        *([f"warning   {seen.advice}"] if seen.advice else []),
+        f"read      {read}, {len(rows.table.column_names)} columns",
+        *([f"skipped   {rows.malformed:,} CSV rows with a wrong number of columns"] if rows.malformed else []),
+        f"features  {names(result.sure_features)}",
+        f"tasks     {names(result.sure_tasks)}",
+        f"keys      {'; '.join(keys)}",
+        f"doubtful  {names(list(result.doubts))}{' (commented out)' if result.doubts else ''}",
+        *(f"suspect   {name}: AUC {auc:.3f} on {task}" for name, (auc, task) in result.suspects.items()),
+        f"left out  {names(list(result.left_out))}",
+        *(f"no split  by {name}: {why}" for name, why in result.no_split.items()),
+    ]

@@ -1,0 +1,1 @@
+"""Console scripts: stem-describe, stem-convert."""

@@ -1,0 +1,224 @@
+"""Converts a log (CSV or Parquet) to TFRecord shards, vocabularies and fitted transforms, ready to train on.
+
+    stem-convert LOG --schema=my.yaml --output=DIR --split=time --split_column=time_ms
+    stem-convert --train=a/*.parquet --validation=b.parquet --test=c.parquet --schema=my.yaml --output=DIR
+    stem-convert --train=a.csv --validation_share=0.1 --test=b.csv --schema=my.yaml --output=DIR
+
+LOG: comma-separated files, globs or directories. The same input, schema, flags and seed give the same bytes, whatever
+the number of processes. An interrupted conversion leaves nothing at DIR.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from absl import flags
+
+from pipelines import schema as schemas
+from pipelines.convert import constant_labels
+from pipelines.convert.conversion import Options, convert
+from pipelines.jobs import csv_flags
+from pipelines.log.source import CsvOptions
+from pipelines.manifest import LAYOUTS, SPLITS, Manifest
+from stem_util import cli
+from stem_util.errors import UserError, did_you_mean
+
+_LOG = flags.DEFINE_string("log", None, "The log (or give it as the argument).")
+_SCHEMA = flags.DEFINE(cli.PATH, "schema", None, "Schema file, or the name of a shipped one.")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "Directory to create.")
+_SPLIT = flags.DEFINE_enum(
+    "split",
+    None,
+    ["time", "hash", "random", "leave_last"],
+    "How rows are divided: by the time in --split_column (train is the oldest part; rows of equal time stay together, "
+    "on the older side), by a hash of --split_column (rows of equal value stay together), at random by row, or "
+    "leave_last: of each group of rows (a user's), the last by the time in --split_column is test, the one before it "
+    "validation; groups of one or two rows are train.",
+)
+_SPLIT_COLUMN = flags.DEFINE_string("split_column", None, "The column of a split by time, hash or leave_last.")
+_SPLIT_GROUP = flags.DEFINE_string(
+    "split_group", None, "Whose last rows leave_last takes; the schema's group if not set."
+)
+_FRACTIONS = flags.DEFINE_list("fractions", ["0.8", "0.1", "0.1"], "Shares of train, validation and test.")
+_VALIDATION_FROM = flags.DEFINE_string(
+    "validation_from",
+    None,
+    "First time of validation, instead of --fractions: a number where the column holds numbers, else a time as "
+    "2024-01-31, 2024-01-31T10:00 or 2024-01-31T10:00:00+01:00; without an offset it is one of the column's time zone.",
+)
+_TEST_FROM = flags.DEFINE_string("test_from", None, "First time of test, likewise.")
+_GIVEN = {
+    split: flags.DEFINE_string(split, None, f"Files of the {split} split, instead of LOG and --split.")
+    for split in SPLITS
+}
+_VALIDATION_SHARE = flags.DEFINE_float(
+    "validation_share",
+    None,
+    "With --train and no --validation: the share of train that becomes validation (0: none).",
+    lower_bound=0.0,
+)
+_VALIDATION_BY = flags.DEFINE_enum(
+    "validation_by",
+    "random",
+    ["random", "hash", "time"],
+    "How --validation_share is chosen: at random by row, by a hash of --split_column, or the newest rows by "
+    "--split_column.",
+)
+_LAYOUTS = flags.DEFINE_list(
+    "layouts",
+    list(LAYOUTS),
+    "Records to write: blocks (columns of many rows, fast to read), rows (a tf.Example a row, for anybody), or none "
+    "(to train on the Parquet log itself).",
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of split and shuffle.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Worker processes; all cores by default.", lower_bound=1)
+_ON_BAD_ROWS = flags.DEFINE_enum("on_bad_rows", "fail", ["fail", "drop"], "Stop at a bad row, or skip and count such.")
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace converted data at --output.")
+flags.adopt_module_key_flags(csv_flags)
+_BLOCK_ROWS = flags.DEFINE_integer("block_rows", 512, "Rows of a block.", lower_bound=1)
+_SHARD_ROWS = flags.DEFINE_integer("shard_rows", 250_000, "Rows of a shard, about.", lower_bound=1)
+
+
+def _options(argv: Sequence[str]) -> Options:
+    """The flags, checked."""
+    if len(argv) > 2:
+        raise UserError(f"unexpected argument '{argv[2]}'; several files are written with commas between them")
+    if len(argv) == 2 and _LOG.value:
+        raise UserError(f"the log is given twice: '{argv[1]}' and --log={_LOG.value}")
+    log = argv[1] if len(argv) == 2 else _LOG.value or ""
+    given = {split: flag.value for split, flag in _GIVEN.items() if flag.value}
+    for name, value in (("schema", _SCHEMA.value), ("output", _OUTPUT.value)):
+        if not value:
+            raise UserError(f"--{name} is required")
+    if given and (log or _SPLIT.value):
+        raise UserError(f"--{next(iter(given))} gives a split's files; leave out {'the log' if log else '--split'}")
+    if given and "train" not in given:
+        raise UserError("--train is required with --validation and --test")
+    _check_validation(given)
+    if not given and not log:
+        raise UserError("the log is required: stem-convert LOG, or --train, --validation and --test")
+    if not given and not _SPLIT.value:
+        raise UserError(
+            "--split is required: time, hash, random or leave_last (or give --train, --validation, --test and no LOG)"
+        )
+    if _SPLIT.value in ("time", "hash", "leave_last") and not _SPLIT_COLUMN.value:
+        raise UserError(f"--split={_SPLIT.value} needs --split_column")
+    if _SPLIT.value not in ("time", "hash", "leave_last") and _VALIDATION_BY.value == "random" and _SPLIT_COLUMN.value:
+        raise UserError(
+            "--split_column belongs to --split=time, hash and leave_last, and --validation_by=time and hash"
+        )
+    if _SPLIT.value != "leave_last" and _SPLIT_GROUP.value:
+        raise UserError("--split_group belongs to --split=leave_last")
+    if (given or _SPLIT.value == "leave_last") and flags.FLAGS["fractions"].present:
+        raise UserError("--fractions belongs to --split=time, hash and random")
+    if _SPLIT.value != "time" and (_VALIDATION_FROM.value or _TEST_FROM.value):
+        raise UserError("--validation_from and --test_from belong to --split=time")
+    if (_VALIDATION_FROM.value or _TEST_FROM.value) and flags.FLAGS["fractions"].present:
+        raise UserError("--fractions and --validation_from / --test_from exclude each other")
+    layouts = () if _LAYOUTS.value == ["none"] else tuple(dict.fromkeys(_LAYOUTS.value or [""]))
+    for layout in layouts:
+        if layout not in LAYOUTS:
+            hint = did_you_mean(layout, LAYOUTS)
+            raise UserError(f"--layouts: '{layout}' should be one of {', '.join(LAYOUTS)}, or none alone{hint}")
+    return Options(
+        schema=schemas.load(_SCHEMA.value),
+        output=_OUTPUT.value,
+        log=log,
+        given=given,
+        split=_SPLIT.value,
+        split_column=_SPLIT_COLUMN.value,
+        split_group=_SPLIT_GROUP.value,
+        validation_share=_VALIDATION_SHARE.value,
+        validation_by=_VALIDATION_BY.value,
+        fractions=_fractions(_FRACTIONS.value),
+        validation_from=_VALIDATION_FROM.value,
+        test_from=_TEST_FROM.value,
+        layouts=layouts,
+        seed=_SEED.value,
+        processes=_PROCESSES.value or len(os.sched_getaffinity(0)),
+        drop_bad_rows=_ON_BAD_ROWS.value == "drop",
+        overwrite=_OVERWRITE.value,
+        csv=csv_flags.options(),
+        block_rows=_BLOCK_ROWS.value,
+        shard_rows=_SHARD_ROWS.value,
+    )
+
+
+def _check_validation(given: Mapping[str, str]) -> None:
+    """Whether validation has files, or a share of train, or is left out on purpose."""
+    share, by = _VALIDATION_SHARE.value, _VALIDATION_BY.value
+    if share is None and flags.FLAGS["validation_by"].present:
+        raise UserError("--validation_by needs --validation_share")
+    if share is not None and ("train" not in given or "validation" in given):
+        raise UserError("--validation_share belongs to --train without --validation")
+    if share is not None and share >= 1:
+        raise UserError(f"--validation_share={share:g}: should be below 1")
+    if share and by != "random" and not _SPLIT_COLUMN.value:
+        raise UserError(f"--validation_by={by} needs --split_column")
+    if given and "validation" not in given and share is None:
+        raise UserError(
+            "there is no validation, without which nothing can be trained: give --validation=FILES, or "
+            "--validation_share=0.1 to take a tenth of train for it (--validation_share=0 to go without)"
+        )
+
+
+def _fractions(texts: list[str]) -> tuple[float, float, float]:
+    given = ",".join(texts)
+    try:
+        train, validation, test = (float(text) for text in texts)
+    except ValueError:
+        raise UserError(f"--fractions={given}: should be three numbers, as in 0.8,0.1,0.1") from None
+    if not (train > 0 and validation >= 0 and test >= 0 and abs(train + validation + test - 1) < 1e-9):
+        raise UserError(f"--fractions={given}: should be shares that add up to 1, train above 0")
+    return train, validation, test
+
+
+def _report(done: Manifest, seconds: float, csv: CsvOptions) -> None:
+    """What was written, as tables on stdout; warnings on stderr."""
+    rows = sum(done.rows(split) for split in SPLITS)
+    tasks = done.schema.task_names
+    width = max(map(len, ("task", *tasks)))
+    print(f"{'task':{width}}" + "".join(f"  {split + ' rate':>16}  {'rows':>13}" for split in SPLITS))
+    for task in tasks:
+        rates = [f"{done.task_rate(s, task):.4f}" if done.task_rows(s, task) else "-" for s in SPLITS]
+        cells = (f"  {rate:>16}  {done.task_rows(s, task):>13,}" for rate, s in zip(rates, SPLITS, strict=True))
+        print(f"{task:{width}}" + "".join(cells))
+    print(f"{'rows':{width}}" + "".join(f"  {'':>16}  {done.rows(split):>13,}" for split in SPLITS))
+    if done.schema.row_weights:
+        weighted = (f"{task.name} by {task.row_weight}" for task in done.schema.tasks if task.row_weight)
+        print(f"rates are weighted: {', '.join(weighted)}")
+    if done.vocabularies:
+        width = max(map(len, ("feature", *done.vocabularies)))
+        print(f"\n{'feature':{width}}  {'ids':>12}  {'distinct':>12}" + "".join(f"  {s + ' rare':>16}" for s in SPLITS))
+        for name, sizes in done.vocabularies.items():
+            shares = (f"  {done.splits[split].rare_share[name]:>16.2%}" for split in SPLITS)
+            print(f"{name:{width}}  {done.num_ids(name):>12,}  {sizes.distinct:>12,}" + "".join(shares))
+    for dropped in done.dropped:
+        print(dropped)
+    print(f"\nwritten to {done.data_dir}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")
+    source = "" if done.splits["train"].shards else " --input_format=parquet"
+    print(f"next: stem-train --config=CONFIG --config.data.dir={done.data_dir}{source}")
+    for split in SPLITS[1:]:
+        if not done.rows(split):
+            needed = ": stem-train will refuse these data" if split == "validation" else ""
+            print(f"warning: the {split} split has no rows{needed}", file=sys.stderr)
+    for warning in constant_labels.warnings(done, csv):
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def main(argv: Sequence[str]) -> None:
+    started, options = time.monotonic(), _options(argv)
+    done = convert(options)
+    _report(done, time.monotonic() - started, options.csv)
+
+
+def run() -> None:
+    """Console script stem-convert."""
+    cli.run(main, "[LOG]", memory="a conversion with fewer --processes")
+
+
+if __name__ == "__main__":
+    run()

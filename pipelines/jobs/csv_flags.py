@@ -1,0 +1,51 @@
+"""Flags that say how CSV files are written, for every job that reads logs (adopt them with adopt_module_key_flags)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from absl import flags
+
+from pipelines.log.source import CsvOptions
+from stem_util.errors import UserError
+
+_DELIMITER = flags.DEFINE_string("csv_delimiter", None, "A character or 'tab' (by default tab in .tsv files).")
+_COLUMNS = flags.DEFINE_list("csv_columns", [], "Column names of CSV files that have no header line.")
+_NULLS = flags.DEFINE_list("csv_nulls", [""], "Texts that mean null in CSV files, as in --csv_nulls=,NA")
+_QUOTES = flags.DEFINE_boolean(
+    "csv_quotes", True, "A value of a CSV file may stand in quotes; without, a quote is a character like any."
+)
+
+
+def options() -> CsvOptions:
+    """What the flags say.
+
+    Raises:
+      UserError: a delimiter that is not one ASCII character, or a column name that is there twice.
+    """
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(_DELIMITER.value, _DELIMITER.value)
+    if delimiter is not None and (len(delimiter) != 1 or ord(delimiter) > 127 or delimiter in '\r\n"'):
+        raise UserError(f"--csv_delimiter={delimiter}: should be one ASCII character, no quote or line end, or 'tab'")
+    if len(set(_COLUMNS.value)) < len(_COLUMNS.value):
+        raise UserError(f"--csv_columns={','.join(_COLUMNS.value)}: a name is there more than once")
+    return CsvOptions(delimiter, tuple(_COLUMNS.value), tuple(_NULLS.value), _QUOTES.value)
+
+
+def arguments(given: CsvOptions) -> list[str]:
+    """The flags that say the same to another job: those that differ from their defaults."""
+    delimiter = "tab" if given.delimiter == "\t" else given.delimiter
+    return [
+        *([] if delimiter is None else [f"--csv_delimiter={delimiter}"]),
+        *([f"--csv_columns={_list(given.columns)}"] if given.columns else []),
+        *([f"--csv_nulls={_list(given.nulls)}"] if given.nulls != CsvOptions().nulls else []),
+        *([] if given.quotes else ["--nocsv_quotes"]),
+    ]
+
+
+def _list(values: Sequence[str]) -> str:
+    """As a flag reads a list."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()

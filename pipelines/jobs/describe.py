@@ -1,0 +1,72 @@
+"""Drafts a schema from a log, with what was guessed and why as comments.
+
+    stem-describe data/*.parquet > schema.yaml
+    stem-describe --label=is_click,"marital_stat=Never married","rating>=4" --output=schema.yaml data/
+
+Reads a sample of the rows of CSV or Parquet files, globs or directories. Columns that look like outcomes, or that alone
+predict a label too well, are commented out. Read the draft before you use it: names and numbers are all it knows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from pipelines.describe import description
+from pipelines.jobs import csv_flags
+from stem_util import cli, files
+from stem_util.errors import UserError
+
+_LABEL = flags.DEFINE_list(
+    "label",
+    [],
+    "Columns to predict, as column, column=value (1 where it equals the value) or column>=number (1 from there on). "
+    "Guessed if not given.",
+)
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "File to write; stdout if not given.")
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output if it exists.")
+flags.adopt_module_key_flags(csv_flags)
+_ROWS = flags.DEFINE_integer("sample_rows", 200_000, "Rows to draw from the log.", lower_bound=1)
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) < 2:
+        raise UserError("which log? Give CSV or Parquet files, globs or directories")
+    if _OUTPUT.value and os.path.exists(_OUTPUT.value) and not _OVERWRITE.value:
+        raise UserError(f"{_OUTPUT.value}: exists; choose another --output, or pass --overwrite")
+    if _OUTPUT.value:
+        _check_output(_OUTPUT.value)
+    found = description.describe(argv[1:], csv_flags.options(), _LABEL.value, _ROWS.value)
+    if _OUTPUT.value:
+        files.write_atomically(_OUTPUT.value, found.text.encode())
+    else:
+        print(found.text, end="", flush=True)
+    where = _OUTPUT.value or "SCHEMA.yaml"
+    print("\n".join(found.summary), file=sys.stderr)
+    print(f"next      check {where}, then: {found.command(where, 'DIR')}", file=sys.stderr)
+
+
+def _check_output(path: str) -> None:
+    """Refuses to replace what is no schema, --overwrite or not; a draft that was edited may have mistakes."""
+    if not os.path.exists(path):
+        return
+    try:
+        with open(path, "rb") as file:
+            text = file.read(1 << 20).decode()
+    except (OSError, UnicodeDecodeError):
+        text = "unreadable"
+    if text.strip() and not (text.startswith(f"# {description.HEAD}") or re.search(r"^features:", text, re.MULTILINE)):
+        raise UserError(f"{path} exists and is no schema; choose another --output")
+
+
+def run() -> None:
+    """Console script ``stem-describe``."""
+    cli.run(main, "LOG...")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""Raw logs: finding files, reading CSV and Parquet, casting columns."""

@@ -1,0 +1,1 @@
+"""Console scripts: stem-train, stem-evaluate, stem-inspect."""

@@ -1,0 +1,222 @@
+"""Trains a model on converted data; started again with the same command it goes on where it was.
+
+stem-train --config=kuairand_sample --config.data.dir=DATA --config.model.shared_experts=8 --workdir=RUN
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from pipelines import manifest as manifests
+from pipelines.manifest import Manifest
+from stem_tf import configs, report
+from stem_tf.configs import base
+from stem_tf.runtime import quieten_tensorflow
+from stem_tf.training import monitor
+from stem_tf.workdir import Workdir
+from stem_util import cli
+from stem_util.errors import UserError
+from stem_util.files import write_json
+
+if TYPE_CHECKING:
+    from stem_tf.training.trainer import Trainer
+
+__doc__ = f"{__doc__}\nConfig keys and their defaults, --config.KEY=VALUE:\n{base.describe()}"
+
+_CONFIG = flags.DEFINE(
+    cli.PATH,
+    "config",
+    None,
+    f"Experiment: {', '.join(configs.shipped())}, or the path of a Python file with get_config().",
+    required=True,
+)
+_OVERRIDES = flags.DEFINE_multi_string(configs.OVERRIDE, [], "KEY=VALUE, what --config.KEY=VALUE is short for.")
+_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run; runs/<config.experiment> by default.")
+_INPUT_FORMAT = flags.DEFINE_string(
+    "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: short for --config.data.input_format."
+)
+_SKIP_UNUSED = flags.DEFINE_bool(
+    "skip_unused_keys",
+    False,
+    "Leave out --config keys that do nothing for the chosen model, with a line each, instead of refusing them: for one "
+    "command line over several models.",
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    overrides = [*_OVERRIDES.value]
+    if _INPUT_FORMAT.value is not None:
+        overrides.append(f"data.input_format={_INPUT_FORMAT.value}")
+    config = configs.load(_CONFIG.value, overrides, print if _SKIP_UNUSED.value else None)
+    if not config.data.dir:
+        raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
+    manifest = manifests.load(config.data.dir)
+    monitor.monitor(config, manifest)  # refuses before anything is written
+    workdir = Workdir(_WORKDIR.value or Path("runs") / config.experiment)
+    with manifests.in_use(manifest.data_dir), workdir.locked():
+        if started_over := workdir.prepare(config, manifest):
+            print(f"warning: {started_over}", file=sys.stderr)
+        _train(config, manifest, workdir)
+
+
+def _train(config: Any, manifest: Manifest, workdir: Workdir) -> None:
+    quieten_tensorflow()
+    from stem_tf.training.callbacks import Interrupted
+    from stem_tf.training.trainer import Trainer
+
+    trainer = Trainer(config, manifest, workdir)
+    _say_start(trainer)
+    try:
+        trainer.run()
+    except Interrupted as interrupted:
+        print(
+            f"{interrupted}: stopped at step {trainer.global_step:,}, checkpoint written to {workdir.checkpoints}\n"
+            f"to go on: {command()}"
+        )
+        sys.exit(128 + interrupted.signal)
+    _say_end(trainer)
+
+
+def command() -> str:
+    """The command line of this job, as one would type it again."""
+    program = Path(sys.argv[0])
+    words = [program.name] if program.suffix != ".py" else ["python", "-m", "stem_tf.jobs.train"]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def _say_start(trainer: Trainer) -> None:
+    config, manifest, state = trainer.config, trainer.manifest, trainer.state
+    tables, network = trainer.parameters()
+    tasks = manifest.schema.task_names
+    print(
+        f"{config.experiment}: {config.model.name}, {len(tasks)} {'tasks' if len(tasks) > 1 else 'task'}, "
+        f"{tables + network:,} parameters ({tables:,} in tables, {network:,} in the network)"
+    )
+    print(
+        f"data: {manifest.data_dir}, {manifest.rows('train'):,} train and {manifest.rows('validation'):,} validation "
+        f"rows\n{trainer.steps:,} steps of {config.data.batch_size:,} rows an epoch, up to {config.train.epochs} epochs"
+    )
+    if state.best_epoch >= 0 and not any(trainer.workdir.best.glob("*.index")):
+        print(
+            f"warning: the best weights, those of epoch {state.best_epoch + 1}, are gone from {trainer.workdir.best}; "
+            "until an epoch is better, only --checkpoint=latest can be evaluated",
+            file=sys.stderr,
+        )
+    for path in trainer.checkpoints.damaged:
+        print(f"warning: {path} is damaged; the one before it is taken", file=sys.stderr)
+    if trainer.resumed_from and (state.stopped or state.epoch >= config.train.epochs):
+        hint = "" if state.stopped else "; raise --config.train.epochs to train on"
+        print(f"{trainer.workdir.path} is finished: {trainer.why_ended()}{hint}")
+    elif trainer.resumed_from:
+        print(
+            f"going on from step {trainer.global_step:,} (epoch {state.epoch + 1}, step {state.step:,} of "
+            f"{trainer.steps:,}), {trainer.resumed_from}"
+        )
+    sys.stdout.flush()
+
+
+def _say_end(trainer: Trainer) -> None:
+    state, workdir, manifest = trainer.state, trainer.workdir, trainer.manifest
+    records = workdir.read_metrics()
+    curves = [record for record in records if record["kind"] == "validation"]
+    known: dict[str, Any] = {"epoch": state.best_epoch + 1, "score": state.best_score}
+    best = next((record for record in curves if record["epoch"] == known["epoch"]), known)
+    if trainer.choice is not None and trainer.choice.assembled:
+        from stem_tf.training.trainer import by_metric
+
+        of_task = {task: own["epoch"] for task, own in _best_by_task(trainer).items()}
+        rest = _epoch_of(trainer.choice.rest)
+        best = {"kind": "validation", "epoch": of_task, "rest_epoch": rest, "score": trainer.choice.score}
+        best |= report.finite(by_metric(trainer.choice.results))
+    if len(curves) < state.epoch:
+        print(
+            f"warning: {workdir.metrics} lacks the evaluation of some epochs, and so does the report", file=sys.stderr
+        )
+    stopped = trainer.why_ended()
+    speed = state.samples / state.seconds if state.seconds else None
+    write_json(
+        workdir.report,
+        {
+            "experiment": trainer.config.experiment,
+            "monitor": trainer.config.train.monitor,
+            "best": best,
+            "best_by_task": _best_by_task(trainer),
+            "epochs": state.epoch,
+            "steps": trainer.global_step,
+            "stopped": stopped,
+            "samples_per_second": speed and round(speed, 1),
+            "learning_curves": curves,
+        },
+    )
+    kind = "mean AUC" if trainer.monitor.kind == "auc" else "loss"
+    rate = f"; {speed:,.0f} samples/s" if speed else ""
+    print(f"{_best_weights(trainer, kind, best)}. Stopped: {stopped}{rate}")
+    written = [workdir.best, workdir.checkpoints, workdir.report]
+    picture = workdir.path / "learning_curves.png"
+    if report.learning_curves(records, {task.name: task.type for task in manifest.schema.tasks}, picture):
+        written.append(picture)
+    else:
+        print("no picture of the learning curves: matplotlib is not installed (pip install 'stem-tf[plots]')")
+    print(f"written to {workdir.path}: {', '.join(str(path.relative_to(workdir.path)) for path in written)}")
+    print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
+
+
+def _best_by_task(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """By task the epoch of the weights that are kept for it, and what they score by the task's own measure."""
+    choice = trainer.choice
+    if choice is None:
+        of_task = trainer.state.by_task.items()
+        return {task: {"epoch": own["best_epoch"] + 1, "score": own["best_score"]} for task, own in of_task}
+    return {task: {"epoch": _epoch_of(choice.tasks[task]), "score": score} for task, score in choice.by_task.items()}
+
+
+def _epoch_of(checkpoint: str) -> int:
+    """Of ``epoch-3``, or ``epoch-3-2``: 3."""
+    return int(checkpoint.split("-")[1])
+
+
+def _best_weights(trainer: Trainer, kind: str, kept: Mapping[str, Any]) -> str:
+    """What RUN/best holds and how it scores, in words."""
+    state, choice = trainer.state, trainer.choice
+    own = {task: (of["best_epoch"] + 1, report.number(of["best_score"])) for task, of in state.by_task.items()}
+    if choice is None and own:
+        return "best epoch of each task: " + ", ".join(
+            f"{task} {epoch} ({score})" for task, (epoch, score) in own.items()
+        )
+    score = report.number(kept["score"])
+    if choice is None or choice.tried is None:
+        return f"best epoch {kept['epoch']}: validation {kind} {score}"
+    by_task = ", ".join(f"{task} {report.number(value)}" for task, value in choice.by_task.items())
+    epochs = ", ".join(f"{task} {epoch}" for task, (epoch, _) in own.items())
+    if choice.assembled:
+        return (
+            f"best weights: of each task its own of its best epoch ({epochs}), the rest of epoch {kept['rest_epoch']}: "
+            f"validation {kind} {score} ({by_task}); epoch {state.best_epoch + 1} as it was has "
+            f"{report.number(choice.whole)}"
+        )
+    at_a_cost = (
+        ", and a task that this does not count loses" if trainer.monitor.better(choice.tried, choice.whole) else ""
+    )
+    alone = ", ".join(f"{task} {value}" for task, (_, value) in own.items())
+    return (
+        f"best weights: epoch {kept['epoch']} as it was: validation {kind} {score} ({by_task}). The tasks' own weights "
+        f"of their best epochs ({epochs}) are not taken: together they reach {report.number(choice.tried)}{at_a_cost}. "
+        f"--config.train.best=by_task, in a new --workdir, serves each task from its best epoch ({alone})"
+    )
+
+
+def run() -> None:
+    """Console script ``stem-train``."""
+    less = "a smaller config.model.dim or config.data.batch_size (or fewer ids: a higher min_count in the schema)"
+    cli.run(main, memory=less, rewritten=configs.override_flags)
+
+
+if __name__ == "__main__":
+    run()

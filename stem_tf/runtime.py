@@ -1,0 +1,79 @@
+"""How a job readies TensorFlow: its log, its memory, XLA, and the devices that a run is spread over."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import absl.logging
+
+from stem_util.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def quieten_tensorflow() -> None:
+    """Call before TensorFlow is imported. TF_CPP_MIN_LOG_LEVEL in the environment has its way.
+
+    Level 3 leaves only fatal messages of the C++ side: what goes wrong comes as an exception, and TensorFlow 2.16 logs
+    errors about CUDA factories on every import.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    absl.logging.set_verbosity(absl.logging.WARNING)
+
+
+@functools.cache
+def start_xla() -> None:
+    """Compiles something small with XLA, whose start says lines on stderr that no setting of TensorFlow 2.16 hides.
+
+    Stderr is closed meanwhile. Call it where something is about to be compiled; it takes a quarter of a second, once.
+    """
+    import tensorflow as tf
+
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        with tf.init_scope():  # also while a graph is traced
+            tf.function(tf.negative, jit_compile=True)(tf.constant(0.0))
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+
+
+def use_memory_as_needed() -> None:
+    """Keeps TensorFlow from taking all memory of the GPUs at the start."""
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def set_up(config: Any) -> tf.distribute.Strategy:
+    """Readies TensorFlow for a run, before anything is built, and returns the strategy to build it in.
+
+    Raises:
+      UserError: the replicas of ``mirrored`` cannot share the batch evenly.
+    """
+    import tensorflow as tf
+
+    use_memory_as_needed()
+    if config.train.deterministic:
+        tf.keras.utils.set_random_seed(config.seed)
+        tf.config.experimental.enable_op_determinism()
+        # AddN sums its inputs starting with the first one whose buffer nobody else is reading, which depends on the
+        # order in which threads finish other operations. Kernels still use all cores.
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    if config.train.strategy == "none":
+        return tf.distribute.get_strategy()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if config.data.batch_size % len(devices):
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} does not divide by the {len(devices)} replicas of "
+            "config.train.strategy=mirrored"
+        )
+    return tf.distribute.MirroredStrategy([device.name for device in devices])

@@ -1,0 +1,250 @@
+"""What happens around the steps of an epoch: display, logs, checkpoints, and a clean end when asked for.
+
+None of these reads a tensor at every step: the host would wait for the device each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import tensorflow as tf
+
+from stem_tf.models.base import RankingModel
+from stem_tf.training.checkpoints import RunState, check_finite
+from stem_tf.workdir import Workdir
+from stem_util.errors import JobError, message
+from stem_util.progress import Progress
+
+Logs = Mapping[str, tf.Tensor]
+
+
+class Interrupted(Exception):
+    """The job was asked to end; ``signal`` says how."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal = signal_number
+
+
+class Signals:
+    """Inside this context SIGTERM and Ctrl-C are noted, and acted upon between two steps; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def check(self) -> None:
+        """Raises Interrupted when a signal has come."""
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class Callback(tf.keras.callbacks.Callback):
+    """Base of callbacks whose batch hooks get tensors: Keras would otherwise fetch every step's losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._supports_tf_logs = True
+
+
+class RestoredMeans(Callback):
+    """Puts the running means of the losses back that Keras resets at the start of an epoch resumed inside it."""
+
+    def __init__(self, model: RankingModel) -> None:
+        super().__init__()
+        self._variables = [variable for metric in model.metrics for variable in metric.variables]
+        self._values = [variable.read_value().numpy() for variable in self._variables]
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        for variable, value in zip(self._variables, self._values, strict=True):
+            variable.assign(value)
+
+
+class Steps(Callback):
+    """Keeps ``state`` in step with the model, and calls ``every`` so many steps what is to be done then.
+
+    First in the list of callbacks.
+
+    Args:
+      state: of the run; ``state.step`` counts on from where it is.
+      batch_size: rows a step.
+      actions: (every, action) pairs; ``action`` is called in this order with the last step's losses whenever
+        ``state.step`` reaches or passes a multiple of ``every`` (with several steps an execution it may pass it).
+      signals: looked at after every step, when the actions are done.
+      compiling: the first execution also compiles the step; it does not count for the run's speed.
+
+    Attributes:
+      logs: the last step's losses.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        batch_size: int,
+        actions: list[tuple[int, Callable[[Logs], None]]],
+        signals: Signals,
+        *,
+        compiling: bool,
+    ) -> None:
+        super().__init__()
+        self._compiling = compiling
+        self._state, self._batch_size, self._actions, self._signals = state, batch_size, actions, signals
+        self._start = state.step
+        self._clock = 0.0
+        self.logs: Logs = {}
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        self._clock = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        before, after = self._state.step, self._start + batch + 1
+        now = time.monotonic()
+        self._state.step = after
+        if not self._compiling:
+            self._state.samples += (after - before) * self._batch_size
+            self._state.seconds += now - self._clock
+        self._compiling = False
+        self._clock = now
+        self.logs = logs or {}
+        for every, action in self._actions:
+            if after // every > before // every:
+                action(self.logs)
+        self._signals.check()
+
+    def losses(self) -> dict[str, float]:
+        """The epoch's mean losses so far; waits for the device."""
+        return numbers(self.logs)
+
+
+class Display(Callback):
+    """One live line on a terminal, a plain line a minute elsewhere: the epoch, samples/s, time left, loss per task."""
+
+    def __init__(self, desc: str, state: RunState, steps: int, batch_size: int) -> None:
+        super().__init__()
+        self._state, self._steps, self._batch_size = state, steps, batch_size
+        self._shown = state.step
+        self._logs: Logs = {}
+        self._progress = Progress(
+            steps * batch_size, unit="samples", desc=desc, initial=state.step * batch_size, note=self._note
+        )
+
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self._logs = logs or {}
+        self._progress.update((self._state.step - self._shown) * self._batch_size)
+        self._shown = self._state.step
+
+    def close(self) -> None:
+        """Takes the live line away."""
+        self._progress.__exit__(None, None, None)
+
+    def _note(self) -> str:
+        losses = " ".join(f"{task} {value:.4f}" for task, value in by_task(numbers(self._logs)).items())
+        return f"step {self._state.step:,}/{self._steps:,}, loss {losses}"
+
+
+class Predicting(Callback):
+    """The same for predictions, of so many rows; ends them when a signal has come."""
+
+    def __init__(self, desc: str, rows: int, batch_size: int, signals: Signals | None = None) -> None:
+        super().__init__()
+        self._rows, self._batch_size, self._signals = rows, batch_size, signals
+        self._progress = Progress(rows, unit="rows", desc=desc)
+
+    def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        done = min((batch + 1) * self._batch_size, self._rows)  # the last batch is padded
+        self._progress.update(done - self._progress.done)
+        if self._signals is not None:
+            self._signals.check()
+
+    def close(self) -> None:
+        self._progress.__exit__(None, None, None)
+
+
+class Logger:
+    """Writes training losses and validation metrics to metrics.jsonl and TensorBoard."""
+
+    def __init__(self, workdir: Workdir, model: RankingModel) -> None:
+        self._workdir, self._model = workdir, model
+        with writing(workdir.tensorboard):
+            self._writers = {
+                kind: tf.summary.create_file_writer(str(workdir.tensorboard / kind)) for kind in ("train", "validation")
+            }
+
+    def train(self, epoch: int, step: int, losses: dict[str, float]) -> None:
+        """Mean losses over the epoch so far. ``epoch`` counts from 0, ``step`` is the number of steps done in all.
+
+        Raises:
+          JobError: a loss is not finite.
+        """
+        if not all(map(math.isfinite, losses.values())):
+            check_finite(self._model)
+        rate = float(self._model.schedule(tf.constant(step - 1, tf.int64)))
+        self._write("train", epoch, step, {"learning_rate": rate, **losses})
+
+    def validation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
+        """Metrics of a finished epoch by ``<metric>/<task>``."""
+        self._write("validation", epoch, step, metrics)
+
+    def close(self) -> None:
+        with writing(self._workdir.tensorboard):
+            for writer in self._writers.values():
+                writer.close()
+
+    def _write(self, kind: str, epoch: int, step: int, values: dict[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._workdir.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **finite})
+        with writing(self._workdir.tensorboard):
+            with self._writers[kind].as_default(step=step):
+                for name, value in finite.items():
+                    if value is not None:
+                        tf.summary.scalar(name, value)
+            self._writers[kind].flush()
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Has what TensorFlow raises while it writes name the directory.
+
+    Raises:
+      JobError: it could not write: no room, or no permission.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise JobError(f"{directory} could not be written ({message(error)})") from error
+
+
+def numbers(logs: Logs) -> dict[str, float]:
+    """The losses of a step as numbers; waits for the device."""
+    return {name: float(value) for name, value in logs.items()}
+
+
+def by_task(losses: Mapping[str, float]) -> dict[str, float]:
+    """``{"loss/click": x}`` -> ``{"click": x}``, without the sum."""
+    return {name.removeprefix("loss/"): value for name, value in losses.items() if name.startswith("loss/")}

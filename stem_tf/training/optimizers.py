@@ -1,0 +1,139 @@
+"""Adam for the network, and learning-rate schedules. The tables' own: :mod:`stem_tf.training.table_optimizers`.
+
+Adam is torch's form of it, as in the authors' release, epsilon outside the bias correction:
+
+    m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  w = w - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class Rate(NamedTuple):
+    """What an optimizer's step needs beside the gradient.
+
+    Attributes:
+      learning_rate: of the step, scalar.
+      step_size: lr / (1 - b1^t).
+      correction: 1 - b2^t.
+      scale: what clipping has multiplied the gradient by.
+    """
+
+    learning_rate: tf.Tensor
+    step_size: tf.Tensor
+    correction: tf.Tensor
+    scale: tf.Tensor
+
+    @staticmethod
+    def at(learning_rate: tf.Tensor, step: tf.Tensor, scale: float | tf.Tensor = 1.0) -> Rate:
+        """``step`` t counts from 1."""
+        t = tf.cast(step, tf.float32)
+        # Not 1 - b^t: in float32 1 - b2 alone would be off by 2e-5 of itself.
+        corrections = [-tf.math.expm1(t * math.log(beta)) for beta in (BETA_1, BETA_2)]
+        return Rate(learning_rate, learning_rate / corrections[0], corrections[1], tf.convert_to_tensor(scale))
+
+
+def moments(m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor, square: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Adam's moments after a step with ``gradient`` and its ``square``, or what stands for that in v."""
+    return BETA_1 * m + (1.0 - BETA_1) * gradient, BETA_2 * v + (1.0 - BETA_2) * square
+
+
+def move(m: tf.Tensor, v: tf.Tensor, rate: Rate) -> tf.Tensor:
+    """What Adam takes from the weights."""
+    return rate.step_size * m / (tf.sqrt(v / rate.correction) + EPSILON)
+
+
+def update_mirrors(variable: tf.Variable, update: Callable[..., None], *args: object) -> None:
+    """Runs ``update(variable, *args)`` on every replica's copy of ``variable``; called in replica context.
+
+    Variables among ``args`` (nested ones too) and per-replica tensors arrive as the copy that belongs to the replica.
+    Writing from a replica directly raises under MirroredStrategy; this is the way that it allows.
+    """
+
+    def merge(strategy: tf.distribute.Strategy, variable: tf.Variable, *args: object) -> None:
+        strategy.extended.update(variable, update, args=args)
+
+    tf.distribute.get_replica_context().merge_call(merge, args=(variable, *args))
+
+
+class Adam(tf.Module):
+    """Dense Adam over the network's variables, taken together as one vector ``[N]``: few large operations, not many
+    small ones, for what a GPU spends most of the time to launch.
+
+    Args:
+      variables: in the order of the gradients.
+      l2: of each, ``l2 / 2 * ||w||^2``.
+    """
+
+    def __init__(self, variables: Sequence[tf.Variable], l2: Sequence[float | tf.Tensor]) -> None:
+        super().__init__(name="adam")
+        self.variables_, self.l2 = list(variables), list(l2)
+        size = sum(variable.shape.num_elements() for variable in variables)
+        self.m, self.v = (tf.Variable(tf.zeros([size]), trainable=False, name=f"adam/{name}") for name in "mv")
+
+    def flatten(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        """``[N]`` of gradients in the variables' order."""
+        return tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
+
+    def regularised(self, gradient: tf.Tensor) -> tf.Tensor:
+        """``[N]`` with what L2 adds."""
+        if not any(isinstance(l2, tf.Tensor) or l2 for l2 in self.l2):
+            return gradient
+        return gradient + self.flatten([l2 * w for l2, w in zip(self.l2, self.variables_, strict=True)])
+
+    def apply(self, gradient: tf.Tensor, rate: Rate) -> None:
+        """One step with a gradient ``[N]`` that is summed over replicas."""
+        update_mirrors(self.m, _update, self.v, self.variables_, gradient, rate)
+
+
+def _update(m: tf.Variable, v: tf.Variable, variables: list[tf.Variable], gradient: tf.Tensor, rate: Rate) -> None:
+    new_m, new_v = moments(m, v, gradient, tf.square(gradient))
+    m.assign(new_m, read_value=False)
+    v.assign(new_v, read_value=False)
+    parts = tf.split(move(new_m, new_v, rate), [variable.shape.num_elements() for variable in variables])
+    for variable, part in zip(variables, parts, strict=True):
+        variable.assign_sub(tf.reshape(part, variable.shape), read_value=False)
+
+
+class Schedule:
+    """Learning rate by step: a linear warm-up over ``warmup_steps``, then ``kind``.
+
+    - ``constant``: the peak.
+    - ``cosine``: from the peak to ``final_fraction`` of it over ``decay_steps``, then flat.
+    - ``exponential``: peak * decay_rate ^ (steps since the warm-up / decay_steps).
+    """
+
+    def __init__(
+        self,
+        peak: float,
+        kind: str = "constant",
+        warmup_steps: int = 0,
+        decay_steps: int = 1,
+        decay_rate: float = 1.0,
+        final_fraction: float = 0.0,
+    ) -> None:
+        if kind not in ("constant", "cosine", "exponential"):
+            raise ValueError(f"schedule should be constant, cosine or exponential; received {kind!r}")
+        self.peak, self.kind, self.warmup_steps = peak, kind, warmup_steps
+        self.decay_steps, self.decay_rate, self.final_fraction = decay_steps, decay_rate, final_fraction
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """``step`` counts from 0; float32 scalar."""
+        done = tf.cast(step, tf.float32)
+        after = tf.maximum(done - self.warmup_steps, 0.0)
+        factor = tf.constant(1.0)
+        if self.kind == "cosine":
+            progress = tf.minimum(after / self.decay_steps, 1.0)
+            factor = self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + tf.cos(math.pi * progress))
+        elif self.kind == "exponential":
+            factor = tf.pow(self.decay_rate, after / self.decay_steps)
+        if self.warmup_steps:
+            factor = tf.where(done < self.warmup_steps, (done + 1.0) / self.warmup_steps, factor)
+        return self.peak * factor

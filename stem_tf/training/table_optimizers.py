@@ -1,0 +1,347 @@
+"""How packed tables are trained: each optimizer reads the rows of a batch, and writes them once a step.
+
+| key | a step | rows that the batch does not read |
+|---|---|---|
+| ``dense`` | Adam on every row, L2 on the whole table: the authors' release | move at once |
+| ``deferred`` | Adam on the batch's rows | make up for the steps that they missed when they are next read |
+| ``lazy`` | Adam on the batch's rows | do not move: another regulariser than the release's |
+| ``adagrad`` | row-wise Adagrad on the batch's rows, as FBGEMM has it | do not move |
+
+All but the first work on U rows, whatever the table's size: one gather and one scatter of the table and of each slot.
+Shapes: U distinct rows of N tables side by side, D wide each; W = N * D.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from stem_tf.layers.embedding import PackedTable, deduplicate
+from stem_tf.runtime import start_xla
+from stem_tf.training.catch_up import AdamRows, catch_up
+from stem_tf.training.optimizers import EPSILON, Rate, Schedule, moments, move, update_mirrors
+
+SLOTS = ("float32", "bfloat16", "rowwise")
+"""How moments are kept: in full; in half the memory, rounded up or down at random so that small changes count on
+average; or one second moment an embedding (FBGEMM's partial row-wise Adam)."""
+
+_COMPILED = 1 << 18  # elements of a batch's rows from which compiling catch_up (a second a shape) pays
+_KEPT_SCALES = 1 << 16  # steps whose clipping is remembered; rows that were away for longer get the mean of fewer
+_SLICE_ROWS = 1 << 16  # of a table, brought up to date at a time
+
+
+class RowState(NamedTuple):
+    """Rows of a table and their optimizer state as of a step.
+
+    Attributes:
+      ids: ``[U]`` distinct; those from ``rows`` of the table on are padding.
+      w: ``[U, N, D]``.
+      slots: of the same rows.
+    """
+
+    ids: tf.Tensor
+    w: tf.Tensor
+    slots: tuple[tf.Tensor, ...]
+
+
+class TableGradient(NamedTuple):
+    """Gradient of a packed table: ``values`` ``[U, N, D]`` of the rows of ``state``; of all rows where that is None."""
+
+    state: RowState | None
+    values: tf.Tensor
+
+
+class TableOptimizer(tf.Module):
+    """Base of the optimizers of one packed table.
+
+    Args:
+      packed: the table.
+      l2: ``l2 / 2 * ||.||^2``, one number, or one a column ``[W]``.
+      schedule: learning rate by step.
+      slots: one of :data:`SLOTS`.
+      seed: of the rounding of bfloat16 slots, with the step.
+      clips: gradients may be scaled down to a norm.
+
+    Attributes:
+      defers: rows of the table may be behind; :meth:`read` knows where they would be.
+    """
+
+    defers = False
+
+    def __init__(
+        self,
+        packed: PackedTable,
+        l2: float | tf.Tensor,
+        schedule: Schedule,
+        slots: str = "float32",
+        seed: int = 0,
+        clips: bool = False,
+    ) -> None:
+        super().__init__(name="table_optimizer")
+        self.table, self.schedule, self.seed, self.clips = packed.table, schedule, seed, clips
+        self.rows, self.index_dtype, self.shape = packed.rows, packed.index_dtype, (len(packed.tables), packed.dim)
+        self.l2 = l2 if isinstance(l2, float) else tf.reshape(l2, self.shape)
+        self.rowwise = slots == "rowwise"
+        self.slots: list[tf.Variable] = []
+        self._slot_dtype = tf.bfloat16 if slots == "bfloat16" else tf.float32
+
+    def add_slot(self, name: str, width: int | None = None, dtype: tf.DType | None = None) -> None:
+        """``[rows, width]`` zeros, W wide where nothing is said; ``[rows]`` for a width of 0."""
+        shape = [self.rows, self.table.shape[1] if width is None else width]
+        zeros = tf.zeros(shape if width != 0 else shape[:1], dtype or self._slot_dtype)
+        self.slots.append(tf.Variable(zeros, trainable=False, name=f"{self.table.name.split(':')[0]}/{name}"))
+
+    def read(self, ids: tf.Tensor, step: tf.Tensor, most: int | None = None) -> RowState:
+        """The rows ``ids`` ``[U]`` as ``step`` steps leave them; ``most`` is the largest U. Writes nothing."""
+        there = tf.minimum(ids, self.rows - 1)
+        # Padding reads zeros, so that L2 finds nothing in it.
+        known = tf.cast(ids < self.rows, tf.float32)[:, tf.newaxis, tf.newaxis]
+        w = known * self._unpacked(tf.nn.embedding_lookup(self.table, there))
+        return self._current(RowState(ids, w, tuple(self._slot_rows(slot, there) for slot in self.slots)), step, most)
+
+    def _current(self, state: RowState, step: tf.Tensor, most: int | None) -> RowState:
+        """The rows as ``step`` steps leave them."""
+        return state
+
+    def gradient(self, state: RowState, values: tf.Tensor) -> TableGradient:
+        """What the global norm is taken of: the loss's gradient ``[U, W]`` and L2's."""
+        return TableGradient(state, self._unpacked(values) + self.l2 * state.w)
+
+    def apply(self, gradient: TableGradient, rate: Rate, step: tf.Tensor) -> None:
+        """Writes step ``step``, which counts from 1."""
+        state = gradient.state
+        assert state is not None
+        w, slots = self._updated(state, gradient.values, rate, step)
+        self._write(state.ids, w, slots, step)
+
+    def _updated(
+        self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """The rows' weights and slots after a step."""
+        raise NotImplementedError
+
+    def catch_up(self, step: tf.Tensor) -> None:
+        """Brings the whole table up to date, in the strategy's scope; nothing to do unless steps are deferred."""
+
+    def _write(self, ids: tf.Tensor, w: tf.Tensor, slots: tuple[tf.Tensor, ...], step: tf.Tensor) -> None:
+        news = zip((w, *slots), (self.table, *self.slots), strict=True)
+        stored = [self._packed(new, variable, step, number) for number, (new, variable) in enumerate(news)]
+        update_mirrors(self.table, _scatter, self.slots, ids, stored)
+
+    def _unpacked(self, values: tf.Tensor) -> tf.Tensor:
+        """``[U, W]`` -> ``[U, N, D]``."""
+        return tf.reshape(values, [-1, *self.shape])
+
+    def _slot_rows(self, slot: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
+        values = tf.nn.embedding_lookup(slot, ids)
+        if values.shape.rank == 1:
+            return values
+        return tf.cast(tf.reshape(values, [-1, self.shape[0], slot.shape[1] // self.shape[0]]), tf.float32)
+
+    def _packed(self, values: tf.Tensor, variable: tf.Variable, step: tf.Tensor, number: int) -> tf.Tensor:
+        """Values as they are kept in ``variable``; ``number`` tells the variables' roundings apart."""
+        if values.shape.rank == 3:
+            values = tf.reshape(values, [-1, variable.shape[1]])
+        if variable.dtype == tf.bfloat16:
+            seed = tf.stack([tf.cast(step, tf.int32), self.seed])
+            return stochastic_bfloat16(values, tf.random.experimental.stateless_fold_in(seed, number))
+        return values
+
+    def _square(self, gradient: tf.Tensor) -> tf.Tensor:
+        """What the second moment is the mean of: ``[U, N, D]``, or of an embedding together ``[U, N, 1]``."""
+        square = tf.square(gradient)
+        return tf.reduce_mean(square, axis=-1, keepdims=True) if self.rowwise else square
+
+
+def _scatter(table: tf.Variable, slots: list[tf.Variable], ids: tf.Tensor, values: list[tf.Tensor]) -> None:
+    for variable, value in zip([table, *slots], values, strict=True):
+        variable.scatter_update(tf.IndexedSlices(value, ids))
+
+
+def stochastic_bfloat16(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """float32 to bfloat16, up or down at random so that the mean is the value; one ``seed`` ``[2]``, one result.
+
+    A second moment that decays by .001 a step would never change if it were rounded to the nearest of 8 bits.
+    """
+    noise = tf.random.stateless_uniform(tf.shape(values), seed, minval=0, maxval=1 << 16, dtype=tf.int32)
+    bits = tf.bitwise.bitwise_and(tf.bitcast(values, tf.int32) + noise, -(1 << 16))
+    return tf.cast(tf.bitcast(bits, tf.float32), tf.bfloat16)
+
+
+class LazyAdam(TableOptimizer):
+    """Adam whose work is the batch's: other rows do not move, and L2 pulls on the batch's rows only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_slot("m", dtype=tf.float32 if self.rowwise else None)
+        self.add_slot("v", self.shape[0] if self.rowwise else None)
+
+    def _updated(
+        self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        m, v = moments(state.slots[0], state.slots[1], gradient, self._square(gradient))
+        return state.w - move(m, v, rate), (m, v)
+
+
+class DeferredAdam(LazyAdam):
+    """Dense Adam's rows with lazy Adam's work: a row makes up for the steps that it missed when it is next read.
+
+    See :func:`stem_tf.training.catch_up.catch_up`. A third slot, int32 ``[rows]``, holds the last step that each row
+    has made. Where gradients are clipped, so is the L2 of missed steps: ``sums``, float64 ``[S, 2]``, holds the sums of
+    the factors of all steps so far, and of their squares, as of each of the last S steps.
+    """
+
+    defers = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_slot("last", 0, tf.int32)
+        if self.clips:
+            self.sums = tf.Variable(tf.zeros([_KEPT_SCALES, 2], tf.float64), trainable=False, name="clipping_sums")
+        self._compiled = tf.function(self._catch_up, jit_compile=True, autograph=False)
+
+    def _current(self, state: RowState, step: tf.Tensor, most: int | None) -> RowState:
+        m, v, last = state.slots
+        rows, now = AdamRows(state.w, m, v), tf.cast(step, tf.int32)
+        if most is None or most * self.table.shape[1] < _COMPILED:
+            return RowState(state.ids, *_split(self._catch_up(rows, last, now), last))
+        start_xla()
+        # XLA compiles every number of rows anew (a second each): fill up to one of 16. Fused, the chunks take a fifth
+        # of the processor time that they take one operation after another.
+        size, grain = tf.shape(last)[0], max(most // 16, 1)
+        fill = (-size) % grain
+        padded = [tf.pad(x, [[0, fill], [0, 0], [0, 0]]) for x in rows]
+        done = self._compiled(AdamRows(*padded), tf.pad(last, [[0, fill]], constant_values=2**31 - 1), now)
+        return RowState(state.ids, *_split(AdamRows(*(x[:size] for x in done)), last))
+
+    def _catch_up(self, rows: AdamRows, last: tf.Tensor, now: tf.Tensor) -> AdamRows:
+        def scales(a: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            # At least one step, among those that are kept.
+            first = tf.clip_by_value(tf.cast(a, tf.int32), now + 1 - _KEPT_SCALES, now - 1)
+            end = tf.clip_by_value(tf.cast(a + steps, tf.int32), first + 1, now)
+            sums = tf.gather(self.sums, end % _KEPT_SCALES) - tf.gather(self.sums, first % _KEPT_SCALES)
+            means = tf.cast(sums / tf.cast(end - first, tf.float64)[..., tf.newaxis], tf.float32)
+            return means[..., 0], means[..., 1]
+
+        return catch_up(
+            rows,
+            tf.minimum(last, now),
+            now,
+            l2=self.l2,
+            rate=self.schedule,
+            square=self._square,
+            scales=scales if self.clips else None,
+        )
+
+    def apply(self, gradient: TableGradient, rate: Rate, step: tf.Tensor) -> None:
+        super().apply(gradient, rate, step)
+        if self.clips:
+            factor = tf.cast(rate.scale, tf.float64)
+            before, now = ((tf.cast(step, tf.int32) - back) % _KEPT_SCALES for back in (1, 0))
+            update_mirrors(self.sums, _note, now, self.sums[before] + tf.stack([factor, tf.square(factor)]))
+
+    def _updated(
+        self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        w, slots = super()._updated(state, gradient, rate, step)
+        return w, (*slots, self._now(state, step))
+
+    def catch_up(self, step: tf.Tensor) -> None:
+        strategy = tf.distribute.get_strategy()
+
+        def bring(first: tf.Tensor) -> None:
+            state = self.read(tf.range(first, tf.minimum(first + _SLICE_ROWS, self.rows)), step, _SLICE_ROWS)
+            self._write(state.ids, state.w, (*state.slots[:2], self._now(state, step)), step)
+
+        run = tf.function(lambda first: strategy.run(bring, (first,)), autograph=False)
+        for first in range(0, self.rows, _SLICE_ROWS):
+            run(tf.constant(first, self.index_dtype))
+
+    def _now(self, state: RowState, step: tf.Tensor) -> tf.Tensor:
+        return tf.fill(tf.shape(state.slots[2]), tf.cast(step, tf.int32))
+
+
+def _note(sums: tf.Variable, place: tf.Tensor, value: tf.Tensor) -> None:
+    sums.scatter_update(tf.IndexedSlices(value[tf.newaxis], place[tf.newaxis]))
+
+
+def _split(rows: AdamRows, last: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    return rows.w, (rows.m, rows.v, last)
+
+
+class RowwiseAdagrad(TableOptimizer):
+    """Row-wise Adagrad, one sum s an embedding: ``s = s + mean(g^2), w = w - lr g / (sqrt(s) + eps)``; L2 on the rows
+    of the batch. Its learning rates are larger than Adam's.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rowwise = True
+        self.add_slot("sum", self.shape[0])
+
+    def _updated(
+        self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        total = state.slots[0] + self._square(gradient)
+        return state.w - rate.learning_rate * gradient / (tf.sqrt(total) + EPSILON), (total,)
+
+
+class DenseAdam(TableOptimizer):
+    """Exact dense Adam with L2 ``l2 / 2 * ||table||^2`` over the whole table, as in the authors' release.
+
+    Every step reads and writes every row: for small tables and for parity.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in "mv":
+            self.add_slot(name)
+
+    def read(self, ids: tf.Tensor, step: tf.Tensor, most: int | None = None) -> RowState:
+        return RowState(ids, self._unpacked(tf.nn.embedding_lookup(self.table, ids)), ())
+
+    def gradient(self, state: RowState, values: tf.Tensor) -> TableGradient:
+        loss = tf.tensor_scatter_nd_add(tf.zeros_like(self.table), state.ids[:, tf.newaxis], values)
+        return TableGradient(None, self._unpacked(loss) + self.l2 * self._unpacked(self.table))
+
+    def apply(self, gradient: TableGradient, rate: Rate, step: tf.Tensor) -> None:
+        values = tf.reshape(gradient.values, self.table.shape)
+        update_mirrors(self.table, _update_all, self.slots, values, rate)
+
+
+def _update_all(w: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor, rate: Rate) -> None:
+    m, v = slots
+    new_m, new_v = moments(m, v, gradient, tf.square(gradient))
+    m.assign(new_m, read_value=False)
+    v.assign(new_v, read_value=False)
+    w.assign_sub(move(new_m, new_v, rate), read_value=False)
+
+
+TABLE_OPTIMIZERS: dict[str, type[TableOptimizer]] = {
+    "deferred": DeferredAdam,
+    "dense": DenseAdam,
+    "lazy": LazyAdam,
+    "adagrad": RowwiseAdagrad,
+}
+
+
+def gather_rows(ids: tf.Tensor, values: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The union of every replica's distinct rows, gradients of rows that several replicas read added up.
+
+    Args:
+      ids: ``[U]`` distinct rows of this replica.
+      values: ``[U, W]`` their gradients.
+      size: positions P in a replica's batch, at least U: collectives need a static size, so both are padded to it.
+
+    Returns:
+      ids ``[V]`` and values ``[V, W]``, the same on every replica.
+    """
+    context = tf.distribute.get_replica_context()
+    padding = size - tf.shape(ids)[0]
+    ids = tf.ensure_shape(tf.pad(ids, [[0, padding]], constant_values=-1), [size])
+    values = tf.ensure_shape(tf.pad(values, [[0, padding], [0, 0]]), [size, values.shape[1]])
+    ids, values = context.all_gather(ids, axis=0), context.all_gather(values, axis=0)
+    kept = ids >= 0
+    distinct, place = deduplicate(tf.boolean_mask(ids, kept))
+    return distinct, tf.math.unsorted_segment_sum(tf.boolean_mask(values, kept), place, tf.shape(distinct)[0])

@@ -1,0 +1,368 @@
+"""The training loop: epochs of model.fit, an evaluation after each, checkpoints in between."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipelines.batches import dataset as inputs
+from pipelines.manifest import Manifest
+from stem_tf import configs, models, report, runtime
+from stem_tf.evaluation import predictions
+from stem_tf.models.base import RankingModel
+from stem_tf.training import assembly, callbacks, learning, monitor
+from stem_tf.training.checkpoints import Checkpoints, RunState, check_finite
+from stem_tf.workdir import Workdir
+from stem_util.files import write_json
+
+_FIRST_STEPS = 20
+"""Steps after which tasks' gradients on what they share are compared."""
+
+_DROWNED = 0.95
+"""Share of the gradient on shared parts from which on one task leaves nothing for the others; measured on real logs,
+one of two tasks has up to .75."""
+
+
+def warn(sentence: str) -> None:
+    """Says what the user should know, and could mend."""
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+class Trainer:
+    """One run, from wherever its work directory stands to its end.
+
+    Args:
+      config: complete and checked.
+      manifest: of the data.
+      workdir: prepared and locked.
+      say: prints a line.
+      warn: prints a warning.
+
+    Attributes:
+      choice: what a finished run with ``train.best=own`` serves; None before, and for others.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        manifest: Manifest,
+        workdir: Workdir,
+        say: Callable[[str], None] = print,
+        warn: Callable[[str], None] = warn,
+    ) -> None:
+        self.config, self.manifest, self.workdir, self.say, self.warn = config, manifest, workdir, say, warn
+        self.monitor = monitor.monitor(config, manifest)
+        self.monitors = monitor.of_tasks(config, manifest) if configs.best(config) != "together" else {}
+        self._own = configs.best(config) == "own"
+        self.choice: assembly.Choice | None = None
+        self._reading = predictions.reading(config.data)
+        strategy = runtime.set_up(config)
+        self.steps = inputs.steps(manifest, "train", training=True, **self._reading)
+        inputs.steps(manifest, "validation", training=False, **self._reading)  # refuses a split without rows
+        with strategy.scope():
+            self.model: RankingModel = models.build(config, manifest)
+        self.state = RunState()
+        self.checkpoints = Checkpoints(workdir.checkpoints, self.model, self.state)
+        self._best = Checkpoints(workdir.best, self.model, self.state, weights_only=True, keep=1)
+        self.resumed_from = self.checkpoints.restore()
+        # Patience may have changed since, and epochs may have been added that a schedule leaves nothing for.
+        self.state.stopped = "" if self.state.step else self._why_stopped()
+        workdir.rewind_metrics(self.state.epoch, self.global_step)
+        self._logger = callbacks.Logger(workdir, self.model)
+        self._epoch_start = time.monotonic()
+        self._logged_step = -1
+        self._compiled = self._said_heading = False
+        self._untrained = learning.untrained(config, manifest)
+        self._collapsed: set[str] = set()
+
+    @property
+    def global_step(self) -> int:
+        """Steps done in all epochs."""
+        return self.state.epoch * self.steps + self.state.step
+
+    def parameters(self) -> tuple[int, int]:
+        """How many there are in tables, and in the network."""
+        embeddings, network = (
+            sum(int(tf.size(weight)) for weight in part.weights) for part in (self.model.embeddings, self.model.network)
+        )
+        return embeddings, network
+
+    def run(self) -> None:
+        """Trains and evaluates epoch by epoch until the last one, or until patience ends.
+
+        Raises:
+          Interrupted: by SIGTERM or Ctrl-C, after a checkpoint was written.
+          JobError: a loss that is not finite, a damaged record.
+        """
+        state, config = self.state, self.config.train
+        for sentence in (self.monitor.warning, *learning.warnings(self.config, self.manifest, self.steps)):
+            if sentence:
+                self.warn(sentence)
+        try:
+            with callbacks.Signals() as signals:
+                while not state.stopped and state.epoch < config.epochs:
+                    self._epoch_start = time.monotonic()
+                    try:
+                        self._train_epoch(signals)
+                        self._evaluate_epoch(signals)
+                        # A signal that came while the checkpoint was written.
+                        if not state.stopped and state.epoch < config.epochs:
+                            signals.check()
+                    except callbacks.Interrupted:
+                        self._save()
+                        raise
+                if self._own:
+                    self._choose(signals)
+        finally:
+            self._logger.close()
+
+    def _train_epoch(self, signals: callbacks.Signals) -> None:
+        """The steps that are left of the epoch; none when only its evaluation was missing."""
+        state, config = self.state, self.config
+        if state.step >= self.steps:
+            return
+        self.model.epoch.assign(state.epoch)
+        dataset = inputs.dataset(
+            self.manifest,
+            "train",
+            training=True,
+            seed=config.seed,
+            epoch=state.epoch,
+            start_step=state.step,
+            shuffle_megabytes=config.data.shuffle_megabytes,
+            run_kilobytes=config.data.run_kilobytes,
+            device=predictions.single_gpu(self.model),
+            **self._reading,
+        )
+        actions: list[tuple[int, Callable[[callbacks.Logs], None]]] = [(config.train.log_every, self._log)]
+        if config.train.checkpoint_every:
+            actions.append((config.train.checkpoint_every, self._checkpoint))
+        first = min(_FIRST_STEPS, self.steps)
+        if state.epoch == 0 and state.step < first:
+            # Not the batch of that step: reading it would take it from training.
+            with inputs.naming_corrupt_records(self.manifest, "train", config.data.input_format):
+                batch = next(iter(dataset.take(1)))
+            actions.insert(0, (first, functools.partial(self._compare_tasks, batch)))
+        steps = callbacks.Steps(state, config.data.batch_size, actions, signals, compiling=not self._compiled)
+        self._compiled = True
+        desc = f"epoch {state.epoch + 1}/{config.train.epochs}"
+        display = callbacks.Display(desc, state, self.steps, config.data.batch_size)
+        resumed = [callbacks.RestoredMeans(self.model)] if state.step else []
+        try:
+            with inputs.naming_corrupt_records(self.manifest, "train", config.data.input_format):
+                self.model.fit(
+                    dataset,
+                    initial_epoch=state.epoch,
+                    epochs=state.epoch + 1,
+                    steps_per_epoch=self.steps - state.step,
+                    callbacks=[*resumed, steps, display],
+                    verbose=0,
+                )
+        except callbacks.Interrupted:
+            state.losses = steps.losses()
+            raise
+        finally:
+            display.close()
+        state.losses = steps.losses()
+        check_finite(self.model)
+        if self._logged_step != self.global_step:
+            self._log(steps.logs)
+
+    def _log(self, logs: callbacks.Logs) -> None:
+        self._logged_step = self.global_step
+        self._logger.train(self.state.epoch, self.global_step, callbacks.numbers(logs))
+
+    def _save(self) -> None:
+        """A checkpoint, after the metrics up to it."""
+        self.workdir.sync_metrics()
+        self.checkpoints.save()
+
+    def _compare_tasks(self, batch: Any, logs: callbacks.Logs) -> None:
+        """Says, once, each task's share of the gradient on what tasks share."""
+        if self.state.step - self.config.train.steps_per_execution >= _FIRST_STEPS:
+            return
+        norms = self.model.shared_gradients(batch)
+        if not sum(norms.values()):
+            return
+        shares = {task: norm / sum(norms.values()) for task, norm in norms.items()}
+        listed = ", ".join(f"{task} {report.percent(share)}" for task, share in shares.items())
+        self.say(f"gradient on what the tasks share, after {self.state.step:,} steps: {listed}")
+        task = max(shares, key=lambda name: shares[name])
+        if shares[task] > _DROWNED and len(shares) > len(self._untrained) + 1:
+            self.warn(self._drowns(task, shares))
+
+    def _drowns(self, task: str, shares: Mapping[str, float]) -> str:
+        others = [share for name, share in shares.items() if name != task and name not in self._untrained]
+        weight = configs.of_task(self.config.loss.weights, task, 1.0) * np.mean(others) / shares[task]
+        ways = f"--config.loss.weights={task}:{weight:.1g} would leave it as much as the others"
+        regression = next(t.type for t in self.manifest.schema.tasks if t.name == task) == "regression"
+        if regression and task not in self.model.scales:
+            ways += (
+                "; or bring its label to a scale of 1 in the schema, with 'label: {standardise: true}' (undone in what "
+                "is served) or divide_by"
+            )
+        return (
+            f"the task '{task}' has {report.percent(shares[task])} of the gradient on what the tasks share: the others "
+            f"will hardly learn. {ways}"
+        )
+
+    def _checkpoint(self, logs: callbacks.Logs) -> None:
+        self.state.losses = callbacks.numbers(logs)
+        self._save()
+
+    def _evaluate_epoch(self, signals: callbacks.Signals) -> None:
+        """Validation metrics, the best weights, and the checkpoint that ends the epoch."""
+        state, config = self.state, self.config.train
+        epoch = state.epoch
+        desc = f"epoch {epoch + 1}/{config.epochs}, validation"
+        predicted = predictions.predict(
+            self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
+        )
+        results = predictions.evaluate(predicted, self.manifest)
+        self._warn_of_collapse(epoch, predicted)
+        score = self.monitor.value(results)
+        self._logger.validation(epoch, self.global_step, {"score": score} | by_metric(results))
+
+        state.epoch, state.step = epoch + 1, 0
+        better = self.monitor.better(score, state.best_score)
+        if better:
+            state.best_epoch, state.best_score, state.without_gain = epoch, score, 0
+        else:
+            state.without_gain += 1
+        if self.monitors:
+            improved = self._note_tasks(epoch, results, better)
+        else:
+            improved = []
+            if better:
+                self._best.save()
+        state.stopped = self._why_stopped()
+        self._save()
+        if self.monitors:  # not before: the checkpoint before this one may name what is no longer the best
+            whole = [self._kept_as(state.best_epoch)] if self._own else []
+            self._best.keep_only({*self._candidates().values(), *whole})
+        self._say_epoch(epoch, results, score, "best" if better else "", improved)
+
+    def why_ended(self) -> str:
+        """Of a run that is finished, in words."""
+        return self.state.stopped or f"all {self.config.train.epochs} epochs done"
+
+    def _why_stopped(self) -> str:
+        """Why no epoch should follow, in words; "" where one should."""
+        state, patience = self.state, self.config.train.patience
+        without_gain = min((best["without_gain"] for best in state.by_task.values()), default=state.without_gain)
+        if patience and without_gain >= patience:
+            epochs, each = "epochs" if without_gain > 1 else "epoch", " for any task" if self.monitors else ""
+            return f"{without_gain} {epochs} without a better score{each}"
+        end = learning.last_step(self.config)
+        if end is not None and self.global_step >= end and state.epoch < self.config.train.epochs:
+            return f"the learning rate is 0 from step {end:,} on"
+        return ""
+
+    def _warn_of_collapse(self, epoch: int, predicted: predictions.Predictions) -> None:
+        """Warns, once a task, of a model that gives every row the same score."""
+        found = [t for t in predicted.constant() if t not in self._untrained and t not in self._collapsed]
+        if found:
+            self._collapsed.update(found)
+            self.warn(
+                f"after epoch {epoch + 1} all validation rows have the same score for {', '.join(found)}: the model "
+                "tells no rows apart. Start its tables from larger values (config.model.init_std), pull less on them "
+                "(config.optimizer.l2) or lower config.optimizer.learning_rate, in a new --workdir"
+            )
+
+    def _note_tasks(self, epoch: int, results: monitor.Results, better: bool) -> list[str]:
+        """Keeps the weights where they are the best so far of some task; returns the names of those tasks.
+
+        A task whose patience has ended keeps the weights that it has: it would have stopped if it had trained alone.
+        """
+        by_task, patience = self.state.by_task, self.config.train.patience
+        improved = []
+        for task, watched in self.monitors.items():
+            best = by_task.setdefault(task, {"best_epoch": -1, "best_score": None, "without_gain": 0})
+            if patience and best["without_gain"] >= patience:
+                continue
+            score = watched.value(results)
+            if watched.better(score, best["best_score"]):
+                by_task[task] = {"best_epoch": epoch, "best_score": score, "without_gain": 0}
+                improved.append(task)
+            else:
+                best["without_gain"] += 1
+        if improved or (self._own and better):
+            self._best.save_as(f"epoch-{epoch + 1}")
+            if self._own:  # until the end, when it is known what parts of several epochs reach together
+                whole = self._kept_as(self.state.best_epoch)
+                write_json(self.workdir.best_epochs, {"tasks": dict.fromkeys(by_task, whole), "rest": whole})
+            else:
+                write_json(self.workdir.best_epochs, {"tasks": self._candidates(), "rest": None})
+        return improved
+
+    def _candidates(self) -> dict[str, str]:
+        """By task the checkpoint of its best epoch."""
+        return {task: self._kept_as(best["best_epoch"]) for task, best in self.state.by_task.items()}
+
+    def _kept_as(self, epoch: int) -> str:
+        return self._best.newest(f"epoch-{epoch + 1}")
+
+    def _choose(self, signals: callbacks.Signals) -> None:
+        """What a finished run serves: each task's own weights of its best epoch, where that is better than one epoch.
+
+        The model's weights are others afterwards. Checkpoints of the tasks' best epochs stay: the run may go on.
+        """
+        self.choice = assembly.read(self.workdir.best_epochs, self.state.epoch)
+        if self.choice is None:
+
+            def results() -> monitor.Results:
+                desc = "best weights, validation"
+                predicted = predictions.predict(
+                    self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
+                )
+                return predictions.evaluate(predicted, self.manifest)
+
+            there = {path.stem for path in self.workdir.best.glob("*.index")}
+            whole = self._kept_as(self.state.best_epoch)
+            if whole not in there:
+                return  # somebody deleted it, which was said at the start
+            self.choice = assembly.choose(
+                self.model,
+                self.workdir.best,
+                {task: name if name in there else whole for task, name in self._candidates().items()},
+                whole,
+                results,
+                self.monitor,
+                {task: watched for task, watched in self.monitors.items() if task not in self._untrained},
+            )
+            write_json(self.workdir.best_epochs, self.choice.as_json(self.state.epoch))
+
+    def _say_epoch(
+        self, epoch: int, results: monitor.Results, score: float, better: str, improved: Sequence[str]
+    ) -> None:
+        """A line of the table of epochs; its heading before the first one that this process finishes."""
+        columns = {task if "auc" in metrics else f"{task} MSE": metrics for task, metrics in results.items()}
+        cells = {
+            "epoch": f"{epoch + 1}/{self.config.train.epochs}",
+            "seconds": f"{time.monotonic() - self._epoch_start:.1f}",
+            "mean AUC" if self.monitor.kind == "auc" else "loss": report.number(score),
+            **{name: report.number(metrics["auc" if "auc" in metrics else "mse"]) for name, metrics in columns.items()},
+        }
+        if not self._said_heading:
+            self.say("validation after each epoch, the AUC of each task:")
+            self.say("  ".join(f"{name:>7}" for name in cells))
+            self._said_heading = True
+        line = "  ".join(f"{cell:>{max(len(name), 7)}}" for name, cell in cells.items())
+        best = f"best of {', '.join(improved)}" if improved else "" if self.monitors else better
+        self.say(f"{line}  {best}".rstrip())
+
+
+def by_metric(results: monitor.Results) -> dict[str, float]:
+    """``{"auc/click": ...}`` of metrics by task, without what only describes the data."""
+    return {
+        f"{name}/{task}": value
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if name not in ("rows", "rate")
+    }

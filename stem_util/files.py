@@ -1,0 +1,191 @@
+"""Files that are whole, and stay: written beside, flushed to the disk, renamed. Does not import TensorFlow.
+
+Links are followed: what a link points to is written, and the link stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stem_util.errors import JobError, UserError, naming_full_disk
+
+_PATTERN = re.compile(r"[][*?\\\ud800-\udfff]")
+"""In a path: characters of patterns, and bytes that are not UTF-8."""
+_NAME_BYTES = 190
+"""Of a file name that others are made from; file systems of Linux allow 255."""
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Flushes a finished file, or a directory's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (os.path.isdir(path) and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise  # else a file system that flushes no directories, as some on a network
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: str | os.PathLike[str]) -> None:
+    """Flushes a directory with everything in it, files before the directories that name them."""
+    for parent, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            sync(os.path.join(parent, name))
+        sync(parent)
+
+
+def make_directory(path: str | os.PathLike[str]) -> Path:
+    """Creates a directory and its parents where they are missing, to stay after a power cut; returns its real path.
+
+    Raises:
+      UserError: ``path`` is a file, or lies under one.
+    """
+    real = Path(os.path.realpath(path))
+    missing = [directory for directory in (real, *real.parents) if not directory.exists()]
+    try:
+        real.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path} is a file, or lies under one") from None
+    for directory in missing:
+        sync(directory.parent)
+    return real
+
+
+@contextlib.contextmanager
+def literal(directory: str | os.PathLike[str]) -> Iterator[str]:
+    """A path to a directory, valid in this process while the context lasts, for libraries that take paths for patterns.
+
+    TensorFlow finds checkpoints by patterns, and reads names as UTF-8.
+    """
+    if not _PATTERN.search(os.fspath(directory)):
+        yield os.fspath(directory)
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def hidden(path: Path, suffix: str) -> Path:
+    """A hidden path beside ``path`` that belongs to it alone, also where its name is as long as names may be."""
+    name = path.name
+    if len(os.fsencode(name)) > _NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return path.with_name(f".{name}.{suffix}")
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it is flushed to the disk and renamed when the context is left without error.
+
+    Readers see the old file or the whole new one. Several jobs may do so at once, and the last one to end wins. What
+    killed ones left beside ``path`` is removed.
+
+    Raises:
+      UserError: a directory or a device is there.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} exists and is not a file; choose another path")
+    _remove_leftovers(path)
+    while True:
+        beside = hidden(path, f"stem-tf-{os.getpid()}-{os.urandom(4).hex()}.tmp")
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # says that its job lives
+        if os.path.exists(beside):
+            break
+        os.close(descriptor)  # taken for a leftover between the two calls
+    try:
+        with naming_full_disk(path):
+            yield beside
+            sync(beside)
+        os.replace(beside, path)
+        sync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes temporary files of `replace_file` for ``path`` whose jobs are dead."""
+    start = hidden(path, "stem-tf-").name
+    for name in os.listdir(path.parent):
+        if not (name.startswith(start) and name.endswith(".tmp")):
+            continue
+        leftover = path.with_name(name)
+        with contextlib.suppress(OSError), open(leftover, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replaces the content of a file; see :func:`replace_file`."""
+    with replace_file(path) as beside:
+        beside.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """``value`` as indented JSON, atomically. NaN is not JSON: give None."""
+    try:
+        text = json.dumps(value, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise JobError(f"{path}: {error}") from error
+    write_atomically(path, f"{text}\n".encode())
+
+
+def read_json(path: str | os.PathLike[str], way_out: str) -> dict[str, Any]:
+    """The object that a file holds, as :func:`write_json` wrote it.
+
+    Raises:
+      UserError: it is missing, or holds something else; ``way_out`` says what to do about it.
+    """
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {way_out}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {way_out}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (it should hold a JSON object); {way_out}")
+    return value
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], output: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Holds an exclusive lock file, which goes away with the job (the lock itself even when the job is killed).
+
+    Args:
+      path: of the lock file.
+      output: what the job that holds it is writing.
+      wait: for the other job to end.
+
+    Raises:
+      UserError: another job holds it, and ``wait`` was not said.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UserError(f"another job is writing {output}; wait for it or choose another output") from None
+        # The file may have been removed by its holder between our open and our lock: then nobody else sees our lock.
+        if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        os.unlink(path)
+        os.close(descriptor)

@@ -1,0 +1,231 @@
+"""Whose a directory is: the one rule by which every job decides whether it may write there.
+
+A marker in each directory that a job of ours makes says what it holds. A job writes into a directory that is missing,
+empty, or marked as of its own kind; everything else is refused and left as it is. (An evaluation's two files may lie in
+somebody's own directory, where they take the place of earlier ones alone.) Nothing is ever removed but what a
+marker, or what the versions before markers wrote, says to be of the kind that takes its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stem_util import files
+from stem_util.errors import UserError
+
+MARKER = ".stem-tf"
+_NOTHING = (".lock", "lost+found")
+"""Entries of a directory that still counts as empty, beside those whose names begin with the marker's."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a directory may hold.
+
+    Attributes:
+      name: as the marker and messages say it.
+      looks: whether a directory without a marker was written by a version that made none.
+    """
+
+    name: str
+    looks: Callable[[Path], bool]
+
+
+_OF_DATA = re.compile(
+    r"manifest\.json|schema\.yaml|(blocks|rows)/\w+-\d+-of-\d+\.tfrecord|vocabulary/[^/]+\.parquet"
+    r"|raw/\w+/part-\d+\.parquet"
+)
+
+
+def _looks_like_data(path: Path) -> bool:
+    found = _json(path / "manifest.json").keys()
+    return {"splits", "vocabularies", "format"} <= found and all(map(_OF_DATA.fullmatch, entries(path)))
+
+
+def _looks_like_a_run(path: Path) -> bool:
+    return {"experiment", "data.dir", "model.name"} <= _json(path / "config.json").keys()
+
+
+def _looks_like_a_version(path: Path) -> bool:
+    ours = {"format", "model", "version", "signatures"} <= _json(path / "manifest.json").keys()
+    return ours and (path / "saved_model.pb").is_file()
+
+
+def _looks_like_versions(path: Path) -> bool:
+    numbers = [entry for entry in path.iterdir() if entry.name.isdigit()]
+    return (path / ".last_version").is_file() or any(map(_looks_like_a_version, numbers))
+
+
+def _is_evaluation(path: Path) -> bool:
+    return {"split", "checkpoint", "tasks"} <= _json(path).keys()
+
+
+def _looks_like_evaluations(path: Path) -> bool:
+    found = [entry for entry in path.iterdir() if entry.name not in _NOTHING]
+    reports = {entry.stem for entry in found if _is_evaluation(entry)}
+    return bool(reports) and {entry.stem for entry in found if entry.suffix in (".json", ".parquet")} <= reports
+
+
+def _looks_like_inspections(path: Path) -> bool:
+    found = list(path.iterdir())
+    return bool(found) and all(e.name.startswith("gates-") and e.suffix in (".json", ".png") for e in found)
+
+
+DATA = Kind("converted data", _looks_like_data)
+RUN = Kind("a run", _looks_like_a_run)
+VERSIONS = Kind("exported versions", _looks_like_versions)
+VERSION = Kind("an exported version", _looks_like_a_version)
+EVALUATIONS = Kind("evaluations", _looks_like_evaluations)
+INSPECTIONS = Kind("inspections", _looks_like_inspections)
+DEPLOYMENT = Kind("a deployment", lambda path: False)  # always marked
+_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, DEPLOYMENT)
+
+
+def kind_of(directory: str | os.PathLike[str]) -> Kind | None:
+    """What a directory holds, by its marker, or by its content where an earlier version wrote it; None if not ours."""
+    path = Path(directory)
+    marked = _json(path / MARKER).get("holds")
+    for kind in _KINDS:
+        if kind.name == marked if marked is not None else kind.looks(path):
+            return kind
+    return None
+
+
+def is_empty(directory: str | os.PathLike[str]) -> bool:
+    """Whether nothing is in a directory that anybody could miss."""
+    return all(name in _NOTHING or name.startswith(MARKER) for name in os.listdir(directory))
+
+
+def check(directory: str | os.PathLike[str], kind: Kind) -> bool:
+    """Refuses a directory that a job may not write to; returns whether it holds ``kind`` already.
+
+    Raises:
+      UserError: it is no directory, or neither missing, nor empty, nor of this kind.
+    """
+    if not os.path.exists(directory):
+        return False
+    if not os.path.isdir(directory):
+        raise UserError(f"{directory} is a file; choose another path")
+    found = kind_of(directory)
+    if found == kind or is_empty(directory):
+        return found == kind
+    if found is not None:
+        raise UserError(f"{directory} holds {found.name}, not {kind.name}: choose another directory")
+    names = sorted(os.listdir(directory))
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    raise UserError(
+        f"{directory} holds something else ({shown}), and nothing says that it is {kind.name}: choose another directory"
+    )
+
+
+def claim(directory: str | os.PathLike[str], kind: Kind) -> Path:
+    """Makes a directory of this kind, or finds it; returns its real path.
+
+    Raises:
+      UserError: it may not be written to, see `check`.
+    """
+    known = check(directory, kind)
+    path = files.make_directory(directory)
+    if not (known and (path / MARKER).exists()):
+        mark(path, kind)
+    return path
+
+
+def claim_for_evaluation(directory: str | os.PathLike[str], split: str) -> Path:
+    """As `claim`, for a split's two files, which may also lie among files of somebody else; those stay as they are.
+
+    Raises:
+      UserError: see `check_for_evaluation`.
+    """
+    if check_for_evaluation(directory, split):
+        return claim(directory, EVALUATIONS)
+    return files.make_directory(directory)
+
+
+def check_for_evaluation(directory: str | os.PathLike[str], split: str) -> bool:
+    """Refuses a directory that may not take an evaluation; returns whether it holds, or may hold, nothing else.
+
+    Raises:
+      UserError: it is no directory, or of another kind of ours, or one of the two files is there and is not ours.
+    """
+    path = Path(directory)
+    if not path.is_dir() or kind_of(path) is not None or is_empty(path):
+        check(path, EVALUATIONS)
+        return True
+    report = path / f"{split}.json"
+    if report.exists() and not _is_evaluation(report):
+        raise UserError(f"{report} exists and is no evaluation: choose another output")
+    check_scores(path / f"{split}.parquet")
+    return False
+
+
+def mark(directory: str | os.PathLike[str], kind: Kind, entries: Sequence[str] = ()) -> None:
+    """Writes the marker of a directory; ``entries``: all that is in it, if it may be replaced as a whole one day."""
+    marker: dict[str, Any] = {"holds": kind.name}
+    if entries:
+        marker["entries"] = list(entries)
+    files.write_json(Path(directory) / MARKER, marker)
+
+
+def added(directory: str | os.PathLike[str]) -> list[str]:
+    """What was put into a directory after it was marked, if the marker lists what was in it."""
+    known = _json(Path(directory) / MARKER).get("entries")
+    return sorted(set(entries(directory)) - set(known)) if known else []
+
+
+def entries(directory: str | os.PathLike[str]) -> list[str]:
+    """Paths of all files and links in a directory, relative to it, sorted, without its marker."""
+    found = []
+    for parent, directories, names in os.walk(directory):
+        links = [name for name in directories if os.path.islink(os.path.join(parent, name))]
+        found += [os.path.relpath(os.path.join(parent, name), directory) for name in [*names, *links]]
+    return sorted(name for name in found if name != MARKER)
+
+
+def check_scores(path: str | os.PathLike[str]) -> None:
+    """Refuses to replace a file, unless it is empty or holds the scores of some rows, as jobs of ours write them.
+
+    Raises:
+      UserError: it is something else.
+    """
+    if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
+        return
+    try:
+        found = pq.read_schema(path)
+        ours = found.names[0] in ("row", "row_id") and found.names[-1].startswith("score_")
+    except (OSError, pa.ArrowException, IndexError):
+        ours = False
+    if not ours:
+        raise UserError(f"{path} exists and does not hold scores of rows: choose another output")
+
+
+def write_figures(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes figures of a measurement as JSON, in the place of JSON alone.
+
+    Raises:
+      UserError: something else is there.
+    """
+    if os.path.isfile(path) and os.path.getsize(path):
+        try:
+            json.loads(Path(path).read_bytes())
+        except ValueError:
+            raise UserError(f"{path} exists and is not JSON: choose another file") from None
+    files.write_json(path, value)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object that a file holds; an empty one where there is none to be read."""
+    try:
+        value = json.loads(path.read_bytes()) if path.suffix == ".json" or path.name == MARKER else None
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
