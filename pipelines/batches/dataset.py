@@ -40,9 +40,7 @@ import tensorflow as tf
 from absl import logging
 
 from pipelines import records
-from pipelines.batches import log_reader as raw_reader
-from pipelines.batches import log_streams as raw_streams
-from pipelines.batches import order
+from pipelines.batches import log_reader, log_streams, order
 from pipelines.manifest import INPUT_FORMATS, Manifest, Shard
 from pipelines.schema import Feature, Schema
 from pipelines.tfrecord import CorruptRecord, Example, Writer, scan
@@ -137,7 +135,7 @@ def dataset(
         batches = rows.rebatch(batch_size, drop_remainder=True)
     else:
         if input_format == "parquet":
-            columns = _read_log(raw_reader.plan(manifest, split, shuffle=None, reader=reader), manifest, split, False)
+            columns = _read_log(log_reader.plan(manifest, split, shuffle=None, reader=reader), manifest, split, False)
         else:
             shards = _readable(manifest, split, input_format, on_corrupt)
             columns = _read_records(schema, shards, input_format, reader)
@@ -177,16 +175,16 @@ def _parsed(schema: Schema, blocks: tf.data.Dataset, shards: list[Shard], layout
     return groups.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _read_log(plan: raw_reader.Plan, manifest: Manifest, split: str, training: bool) -> tf.data.Dataset:
+def _read_log(plan: log_reader.Plan, manifest: Manifest, split: str, training: bool) -> tf.data.Dataset:
     """The columns of a window of the log at a time."""
     from tensorflow_io.arrow import ArrowStreamDataset
 
-    count = min(len(os.sched_getaffinity(0)), raw_reader.SIDE_BY_SIDE, len(plan.parts))
-    streams = raw_streams.Streams(plan, count)
+    count = min(len(os.sched_getaffinity(0)), log_reader.SIDE_BY_SIDE, len(plan.parts))
+    streams = log_streams.Streams(plan, count)
     _reading[manifest.data_dir, split] = streams
-    schema = raw_reader.arrow_schema(manifest.schema)
+    schema = log_reader.arrow_schema(manifest.schema)
     # In order, a process is ahead of the others only by what is held here of the part that it reads.
-    ahead = 1 if training else min(max(part.windows for part in plan.parts), raw_reader.SIDE_BY_SIDE)
+    ahead = 1 if training else min(max(part.windows for part in plan.parts), log_reader.SIDE_BY_SIDE)
     sources = [ArrowStreamDataset.from_schema(endpoint, schema, batch_mode="auto") for endpoint in streams.endpoints]
     weakref.finalize(sources[0], streams.close)  # iterators keep the data sets that they read
     turns = tf.data.Dataset.from_tensor_slices(np.asarray(plan.order, np.int64) % count)
@@ -194,7 +192,7 @@ def _read_log(plan: raw_reader.Plan, manifest: Manifest, split: str, training: b
 
     def parse(number: tf.Tensor, columns: tuple[tf.Tensor, ...]) -> Columns:
         named = dict(zip(schema.names, columns, strict=True))
-        whole = tf.debugging.assert_equal(named.pop(raw_reader.WINDOW)[-1], tf.cast(number, tf.int32), message=_CUT_OFF)
+        whole = tf.debugging.assert_equal(named.pop(log_reader.WINDOW)[-1], tf.cast(number, tf.int32), message=_CUT_OFF)
         for key, (_, width) in records.shapes(manifest.schema):
             named[key] = tf.ensure_shape(named[key], [None, width] if width else [None])
         with tf.control_dependencies([whole]):
@@ -205,7 +203,7 @@ def _read_log(plan: raw_reader.Plan, manifest: Manifest, split: str, training: b
 
 
 _CUT_OFF = "the stream of a window was cut off"
-_reading: weakref.WeakValueDictionary[tuple[str, str], raw_streams.Streams] = weakref.WeakValueDictionary()
+_reading: weakref.WeakValueDictionary[tuple[str, str], log_streams.Streams] = weakref.WeakValueDictionary()
 """The latest streams of a split, to ask what went wrong in them."""
 
 
@@ -533,7 +531,7 @@ def _pools_of_log(
     manifest: Manifest, split: str, pool_rows: int, seed: tuple[int, int], reader: tuple[int, int]
 ) -> tf.data.Dataset:
     """Elements (number of a pool, rows before it, its packed rows)."""
-    plan = raw_reader.plan(manifest, split, shuffle=seed, reader=reader)
+    plan = log_reader.plan(manifest, split, shuffle=seed, reader=reader)
     # Pools of equal size, as far as is known before the log is read.
     rows = min(manifest.rows(split), sum(unit.rows for part in plan.parts for unit in part.units))
     pool_rows = math.ceil(rows / math.ceil(rows / pool_rows))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import hashing, records, schema, tfrecord
-from pipelines.batches import log_reader as raw_reader
+from pipelines.batches import log_reader
 from pipelines.convert import constant_labels, stages
 from pipelines.convert.conversion import Options, convert
 from pipelines.log import source
@@ -603,7 +603,7 @@ def test_directories_split_and_are_features(tmp_path: Path) -> None:
     raw = pq.read_table(os.path.join(done.data_dir, "raw/validation"), partitioning=None)
     assert set(raw["day"].to_pylist()) == {"2024-01-05"}
     assert set(raw["slot"].to_pylist()) == {0}
-    plan = raw_reader.plan(done, "validation", shuffle=None, reader=(0, 1))
+    plan = log_reader.plan(done, "validation", shuffle=None, reader=(0, 1))
     output = io.BytesIO()
     plan.write(output, 0, 1)
     (read,) = pa.ipc.open_stream(output.getvalue())

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from pipelines import records, schema
 from pipelines.batches import dataset as inputs
-from pipelines.batches import log_reader as raw_reader
+from pipelines.batches import log_reader
 from pipelines.convert import conversion
 from pipelines.convert.conversion import Options
 from pipelines.manifest import SPLITS, Manifest
@@ -82,7 +82,7 @@ def log() -> pa.Table:
 
 @pytest.fixture(autouse=True)
 def _many_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raw_reader, "WINDOW_ROWS", 64)
+    monkeypatch.setattr(log_reader, "WINDOW_ROWS", 64)
 
 
 def converter(directory: Path) -> Convert:
@@ -128,14 +128,14 @@ def read(manifest: Manifest, split: str = "train", **options: Any) -> list[dict[
 def windows(manifest: Manifest, split: str = "train", processes: int = 1, **options: Any) -> list[dict[str, Any]]:
     """What the processes send, read here."""
     defaults: dict[str, Any] = {"shuffle": (0, 0) if split == "train" else None, "reader": (0, 1)}
-    plan = raw_reader.plan(manifest, split, **defaults | options)
+    plan = log_reader.plan(manifest, split, **defaults | options)
     found: dict[int, dict[str, Any]] = {}
     for stream in range(processes):
         output = io.BytesIO()
         plan.write(output, stream, processes)
         for batch in pa.ipc.open_stream(output.getvalue()):
             columns = {name: batch.column(name) for name in batch.schema.names}
-            found[columns.pop(raw_reader.WINDOW)[0].as_py()] = {
+            found[columns.pop(log_reader.WINDOW)[0].as_py()] = {
                 key: np.array(values.to_pylist()) for key, values in columns.items() if values[0].as_py() != -1
             }
     assert sorted(found) == list(range(len(plan.order)))
@@ -246,7 +246,7 @@ def test_row_groups_are_permuted_and_read_side_by_side(by_time: Manifest) -> Non
 
 
 def test_small_row_groups_share_a_window(by_time: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raw_reader, "WINDOW_ROWS", 500)
+    monkeypatch.setattr(log_reader, "WINDOW_ROWS", 500)
     found = windows(by_time)
     assert len(found) == 3
     assert len({i // 100 for i in found[0]["key:row_id"]}) > 3
@@ -256,7 +256,7 @@ def test_small_row_groups_share_a_window(by_time: Manifest, monkeypatch: pytest.
 def test_windows_are_shorter_where_rows_are_wide(by_time: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with rows so wide that 64 of them have 2^31 values: where each list begins is an int32."""
     monkeypatch.setattr(records, "MOST_VALUES", 3 * 2 * 16)
-    plan = raw_reader.plan(by_time, "train", shuffle=None, reader=(0, 1))
+    plan = log_reader.plan(by_time, "train", shuffle=None, reader=(0, 1))
     assert plan.window_rows == 16
     assert places(windows(by_time, shuffle=None)) == list(range(880))
     monkeypatch.setattr(records, "MOST_VALUES", 3)
@@ -360,7 +360,7 @@ def readers(parent: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, ppid = path.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z" and int(ppid) == parent and b"raw_reader" in (path.parent / "cmdline").read_bytes():
+            if state != "Z" and int(ppid) == parent and b"log_reader" in (path.parent / "cmdline").read_bytes():
                 found.append(int(path.parent.name))
     return found
 
@@ -377,7 +377,7 @@ def until(done: Callable[[], Any], seconds: float = 30) -> Any:
 @pytest.fixture
 def large(convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     """A log whose windows are larger than what a socket holds; a pool of 1 MB holds one."""
-    monkeypatch.setattr(raw_reader, "WINDOW_ROWS", 60_000)
+    monkeypatch.setattr(log_reader, "WINDOW_ROWS", 60_000)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     rows = np.arange(600_000)
     pq.write_table(pa.table({"item": rows % 1000, "click": rows % 7 == 0}), tmp_path / "large.parquet")
@@ -435,10 +435,10 @@ def test_readers_end_with_their_job_and_import_no_tensorflow(large: Manifest) ->
             sys.executable,
             "-c",
             "import socket, sys, time\n"
-            "from pipelines import manifest, raw_reader, raw_streams\n"
+            "from pipelines import manifest\nfrom pipelines.batches import log_reader, log_streams\n"
             f"data = manifest.load({large.data_dir!r})\n"
-            "plan = raw_reader.plan(data, 'train', shuffle=(0, 0), reader=(0, 1))\n"
-            "streams = raw_streams.Streams(plan, 1)\n"
+            "plan = log_reader.plan(data, 'train', shuffle=(0, 0), reader=(0, 1))\n"
+            "streams = log_streams.Streams(plan, 1)\n"
             "client = socket.socket(socket.AF_UNIX)\n"
             "client.connect(streams.endpoints[0].removeprefix('unix://'))\n"
             "client.recv(1)\n"

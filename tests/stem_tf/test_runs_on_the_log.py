@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest as manifests
-from pipelines.batches import log_reader as raw_reader
+from pipelines.batches import log_reader
 from stem_tf import configs
 from stem_tf.training.callbacks import Interrupted
 from stem_tf.training.trainer import Trainer
@@ -27,7 +27,7 @@ Make = Callable[..., Trainer]
 @pytest.fixture
 def make(tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Make:
     """``make(directory, **settings)``: a trainer of the tiny run that reads its log in windows of 100 rows."""
-    monkeypatch.setattr(raw_reader, "WINDOW_ROWS", 100)
+    monkeypatch.setattr(log_reader, "WINDOW_ROWS", 100)
 
     def trainer(directory: str, **settings: Any) -> Trainer:
         config = configs.checked(tiny_settings | {"data.input_format": "parquet", "train.epochs": 1} | settings)

@@ -165,7 +165,7 @@ def test_mistakes_get_one_line(
 @pytest.mark.parametrize(("job", "words"), [("train", "optimizer.learning_rate=0.001"), ("evaluate", "--checkpoint")])
 def test_help_does_not_import_tensorflow(job: str, words: str) -> None:
     code = (
-        f"import sys; sys.argv = ['stem-{job}', '--help']; from stem_tf import {job}\n"
+        f"import sys; sys.argv = ['stem-{job}', '--help']; from stem_tf.jobs import {job}\n"
         f"try:\n    {job}.run()\nexcept SystemExit: pass\nassert 'tensorflow' not in sys.modules"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
