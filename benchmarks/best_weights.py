@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import flags
 
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
@@ -37,6 +36,8 @@ from stem_tf.workdir import Workdir
 from stem_util import cli
 from stem_util.errors import JobError
 from stem_util.files import write_json
+
+flags = cli.Flags()
 
 _DATA = flags.DEFINE_string("data", None, "Converted data; the sample and a generated log when not given.")
 _OUTPUT = flags.DEFINE_string("output", "runs/best_weights", "Where runs and data are kept.")
@@ -176,4 +177,4 @@ def _converted(data: Path, log: Path, flags: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import app, flags
 
 from pipelines import manifest, tfrecord
 from stem_util import cli, owned
+
+flags = cli.Flags()
 
 _ROWS = flags.DEFINE_list("rows", ["1000000", "5000000", "20000000"], "Rows of the logs, one after another.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Worker processes.")
@@ -169,4 +170,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, flags)

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import app, flags
 
 from stem_util import cli, owned
+
+flags = cli.Flags()
 
 _ROWS = flags.DEFINE_list("rows", ["1000000", "10000000", "30000000"], "Rows of a split.")
 _RATES = flags.DEFINE_list("rates", ["0.01", "0.3"], "Shares of positives.")
@@ -99,4 +100,4 @@ def _cells(rows: int, found: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, flags)

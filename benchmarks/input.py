@@ -24,12 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
-from absl import flags
 
 from pipelines import manifest, schema
 from pipelines.batches import dataset as input
 from pipelines.convert import conversion
 from stem_util import cli, owned
+
+flags = cli.Flags()
 
 _ROWS = flags.DEFINE_integer("rows", 2_000_000, "Rows of the epoch.", lower_bound=1)
 _FEATURES = flags.DEFINE_integer("features", 8, "Categorical features of a row.", lower_bound=1)
@@ -159,4 +160,4 @@ def _cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -33,7 +33,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-from absl import flags
 
 from benchmarks.served import cpu_seconds, request, server, start
 from export.server.directories import version_directories
@@ -43,6 +42,8 @@ from stem_util import cli, owned
 from stem_util.errors import JobError, UserError
 
 CASES = ("cpu", "overload", "mixed", "swaps", "stops", "memory")
+flags = cli.Flags()
+
 _MODEL_BASE_PATH = flags.DEFINE(cli.PATH, "model_base_path", None, "Directory of an export's versions.", required=True)
 _AGAINST = flags.DEFINE(cli.PATH, "against", None, "A checkout of another version of this project, for cpu.")
 _CASES = flags.DEFINE_list("cases", list(CASES), "Which of them.")
@@ -431,4 +432,4 @@ def rounded(values: Sequence[float]) -> list[float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import flags
 
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
@@ -36,6 +35,8 @@ from stem_tf.workdir import Workdir
 from stem_util import cli, owned
 from stem_util.errors import JobError
 from stem_util.files import write_json
+
+flags = cli.Flags()
 
 _DATA = flags.DEFINE(cli.PATH, "data", None, "Converted data; generated when not given.")
 _OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/quality", "Where runs (and generated data) are kept.")
@@ -263,4 +264,4 @@ def _replay(l2: float) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -36,7 +36,6 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import flags
 
 from benchmarks.served import cpu_seconds, request, server
 from export.server.directories import version_directories
@@ -46,6 +45,8 @@ from stem_tf import report
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli, owned
 from stem_util.errors import JobError, UserError
+
+flags = cli.Flags()
 
 _MODEL_BASE_PATH = flags.DEFINE(
     cli.PATH, "model_base_path", None, "Directory of an export's versions; made when not given."
@@ -292,4 +293,4 @@ def tell(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from pipelines import manifest as manifests
 from stem_tf import configs, report
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli, owned
+
+flags = cli.Flags()
 
 _DATA = flags.DEFINE(cli.PATH, "data", None, "Converted data, with records.", required=True)
 _OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/shuffle", "Where figures are kept.")
@@ -133,4 +134,4 @@ def _permuted(manifest: manifests.Manifest, config: Any) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

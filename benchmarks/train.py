@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import flags
 
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
@@ -32,6 +31,8 @@ from stem_tf import configs
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli, owned
 from stem_util.errors import JobError
+
+flags = cli.Flags()
 
 _ROWS = flags.DEFINE_integer("rows", 614_400, "Rows of the log.", lower_bound=100_000)
 _IDS = flags.DEFINE_integer("ids", 30_000, "Ids of each of the 8 features.", lower_bound=2)
@@ -155,4 +156,4 @@ def _run(module: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

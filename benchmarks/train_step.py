@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
@@ -50,6 +49,8 @@ GROUPS = (
     "rows=240k; rows=240k,batch=1024; rows=240k,batch=16384",
     "rows=240k; rows=240k,tasks=4; rows=240k,K1=4; rows=240k,K2=8; rows=240k,K2=8,precision=bfloat16",
 )
+
+flags = cli.Flags()
 
 _GROUP = flags.DEFINE_multi_string("group", list(GROUPS), "Cases to compare, separated by ';'. May be repeated.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Steps of a turn.", lower_bound=1)
@@ -328,4 +329,4 @@ def _profile(turn: Callable[[], None], directory: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from pipelines import manifest as manifests
 from pipelines import schema as schemas
@@ -37,6 +36,8 @@ from stem_tf.workdir import Workdir
 from stem_util import cli, owned
 from stem_util.errors import UserError
 from stem_util.files import write_json
+
+flags = cli.Flags()
 
 _DATA = flags.DEFINE_enum("data", "kuairand", ["kuairand", "census"], "Which data set.")
 _OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/zoo", "Where converted data and runs are kept.")
@@ -233,4 +234,4 @@ def _speed(manifest: Manifest, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, flags)

@@ -8,6 +8,7 @@ one sentence; ``--debug`` shows the traceback as well.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -18,12 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
-from absl import app, flags
+import absl.flags
+from absl import app
 
 from stem_util.errors import Stopped, UserError, message
 
 
-class _Path(flags.ArgumentParser):
+class _Path(absl.flags.ArgumentParser):
     """A path; a leading ~ is somebody's home, as it is to a shell, which only expands it where a word begins."""
 
     syntactic_help = "a path"
@@ -39,23 +41,65 @@ class _Path(flags.ArgumentParser):
 PATH = _Path()
 """For flags that are paths: ``flags.DEFINE(cli.PATH, name, default, help)``."""
 
-_DEBUG = flags.DEFINE_boolean("debug", False, "Show the traceback of an error.")
 _HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
 _REQUIRED = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")
 
 
+class Flags:
+    """The flags of one job: ``flags = cli.Flags()``, then absl's ``flags.DEFINE_string(...)`` and so on.
+
+    absl by itself keeps the flags of all modules in one set, and refuses to import two jobs with a ``--workdir``.
+
+    Attributes:
+      values: absl's, with ``--debug`` among them.
+    """
+
+    def __init__(self) -> None:
+        self.values = absl.flags.FlagValues()
+        self.debug = self.DEFINE_boolean("debug", False, "Show the traceback of an error.")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if not name.startswith("DEFINE"):
+            raise AttributeError(name)
+        return functools.partial(getattr(absl.flags, name), flag_values=self.values)
+
+    def parse(self, argv: Sequence[str], rewritten: Callable[[Sequence[str]], list[str]]) -> list[str]:
+        """Sets the flags, and absl's own (``--verbosity``, ...); returns the program's name and the other arguments."""
+        together = absl.flags.FlagValues()
+        together.append_flag_values(self.values)
+        for name in absl.flags.FLAGS:
+            if name not in together and absl.flags.FLAGS[name].name == name:
+                together[name] = absl.flags.FLAGS[name]
+        try:
+            given = together.read_flags_from_files(argv[1:], force_gnu=False)
+        except UnicodeError as error:
+            raise UserError(f"a --flagfile is not UTF-8 ({error})") from error
+        positional = together([argv[0], *rewritten(given)])
+        absl.flags.FLAGS.mark_as_parsed()
+        self.values.mark_as_parsed()
+        self.values.validate_all_flags()
+        return list(positional)
+
+    def reset(self) -> None:
+        """Gives each flag its default again."""
+        for name in self.values:
+            self.values[name].unparse()
+
+
 def run(
     main: Callable[[Sequence[str]], Any],
+    flags: Flags,
     arguments: str = "",
     *,
     memory: str = "",
     rewritten: Callable[[Sequence[str]], list[str]] = list,
 ) -> NoReturn:
-    """Runs a job under absl, for ``python -m module`` and for console scripts alike; never returns.
+    """Runs a job under absl, for ``python -m module`` and for console scripts alike; ends in SystemExit.
 
     Args:
       main: called with the program's name and the arguments that are not flags. The docstring of its module heads
-        ``--help``, and the flags of that module (and those it adopts) are the ones listed.
+        ``--help``.
+      flags: the job's. They have their defaults again afterwards, so that a process can run a job more than once.
       arguments: names the arguments that are not flags in ``--help``, as ``"LOG..."``. A job without any refuses them.
       memory: what needs less memory, as in ``"fewer --processes"``: said when there was not enough.
       rewritten: makes arguments that absl knows of those given, on the command line or in a ``--flagfile``.
@@ -65,13 +109,9 @@ def run(
         words = set(argv[1 : argv.index("--")] if "--" in argv else argv[1:])
         with _one_sentence("--debug" in words):
             if words & _HELP:
-                print(_help(main, arguments), flush=True)
+                print(_help(main, flags, arguments), flush=True)
                 sys.exit(0)
-            try:
-                given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
-            except UnicodeError as error:
-                raise UserError(f"a --flagfile is not UTF-8 ({error})") from error
-            positional = flags.FLAGS([argv[0], *rewritten(given)])
+            positional = flags.parse(argv, rewritten)
             if len(positional) > 1 and not arguments:
                 raise UserError(f"unexpected argument {positional[1]!r}; flags are written --name=value")
         return positional
@@ -79,12 +119,15 @@ def run(
     def guarded(argv: Sequence[str]) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _stop)
-        with _one_sentence(_DEBUG.value, memory):
+        with _one_sentence(flags.debug.value, memory):
             result = main(argv)
             sys.stdout.flush()
         return result
 
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    finally:
+        flags.reset()
     raise AssertionError("absl.app.run does not return")
 
 
@@ -93,7 +136,7 @@ def _one_sentence(debug: bool, memory: str = "") -> Iterator[None]:
     """Ends the process with the exit code, and the one line, of whatever is raised."""
     try:
         yield
-    except (UserError, app.UsageError, flags.Error) as error:
+    except (UserError, app.UsageError, absl.flags.Error) as error:
         _fail(error, 2, debug)
     except BrokenPipeError as error:
         # The reader of our output has gone (`... | head`). Python would complain once more when it flushes at exit.
@@ -122,25 +165,26 @@ def _fail(error: BaseException, code: int, debug: bool, memory: str = "") -> NoR
 
 
 def _line(error: BaseException, memory: str) -> str:
-    if isinstance(error, app.UsageError | flags.Error):
+    if isinstance(error, app.UsageError | absl.flags.Error):
         return " ".join(_REQUIRED.sub(r"--\1 is required", str(error)).split())
     return message(error, memory)
 
 
-def _help(main: Callable[..., Any], arguments: str) -> str:
+def _help(main: Callable[..., Any], flags: Flags, arguments: str) -> str:
     module = sys.modules[main.__module__]
     program = os.path.basename(sys.argv[0])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if module.__name__ == "__main__" and spec is not None:
         program = f"python -m {spec.name}"
     usage = " ".join(filter(None, ["usage:", program, arguments, "[--flag=value ...]"]))
-    own = flags.FLAGS.get_key_flags_for_module(module)
-    listed = [flag for flag in own if flag.name != "debug"] + [flags.FLAGS["debug"]]
-    return "\n".join([usage, "", (module.__doc__ or "").strip(), "", "flags:", *map(_flag_help, listed)])
+    debug, *own = (flags.values[name] for name in flags.values)
+    return "\n".join([usage, "", (module.__doc__ or "").strip(), "", "flags:", *map(_flag_help, [*own, debug])])
 
 
-def _flag_help(flag: flags.Flag[Any]) -> str:
+def _flag_help(flag: absl.flags.Flag[Any]) -> str:
     name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
     plain = isinstance(flag.default, str | int | float) and not flag.boolean
     default = f" (default: {flag.default})" if plain and flag.default != "" else ""
-    return flags.text_wrap(f"{flag.help}{default}", indent="      ", firstline_indent=f"  {name}\n      ", length=100)
+    return absl.flags.text_wrap(
+        f"{flag.help}{default}", indent="      ", firstline_indent=f"  {name}\n      ", length=100
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,6 +38,28 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
             env=environment | {"CUDA_VISIBLE_DEVICES": ""},
             timeout=600,
         )
+
+    return run
+
+
+@pytest.fixture
+def job_in_process(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As ``run_job``, in this process: for mistakes that a job notices at once, before it imports TensorFlow."""
+
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        job = importlib.import_module(module)
+        monkeypatch.setattr(sys, "argv", [job.__file__, *arguments])
+        handler = signal.getsignal(signal.SIGTERM)
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as exited:
+                job.run()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(exited.value.code or 0), out, err)
 
     return run
 

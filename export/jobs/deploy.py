@@ -14,11 +14,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli, files, owned
 from stem_util.errors import UserError
+
+flags = cli.Flags()
 
 _MODEL = flags.DEFINE(
     cli.PATH,
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         grace_seconds=_GRACE.value,
         image=_IMAGE.value,
         capacity=capacity,
-        flags=tuple(flags.FLAGS[flag.name].serialize() for flag in _NUMBERS if flag.value != flag.default),
+        flags=tuple(flags.values[flag.name].serialize() for flag in _NUMBERS if flag.value != flag.default),
     )
     facts = {"model": model.name, "version": model.version} | dataclasses.asdict(limits) | dataclasses.asdict(options)
     written = render.write(Path(_OUTPUT.value), render.render(model, limits, options), facts)
@@ -106,7 +106,7 @@ def _capacity(path: str | None) -> str:
 
 def run() -> None:
     """Console script ``stem-deploy``."""
-    cli.run(main)
+    cli.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from absl import flags
 
 from export import card, check, publish
 from pipelines import manifest as manifests
@@ -53,6 +52,8 @@ TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 3e-2}
 """Largest difference from the trainer's scores by precision. ``rank`` rounds the request's and the candidates' share of
 a first layer before it adds them. Measured on the bundled sample: up to 4e-7 in float32, up to 8e-3 in bfloat16, whose
 numbers have 8 bits; the other signatures stay within 1e-7 in both."""
+
+flags = cli.Flags()
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _OUTPUT = flags.DEFINE(
@@ -435,7 +436,7 @@ def _megabytes(paths: Iterable[Path]) -> float:
 
 def run() -> None:
     """Console script ``stem-export``."""
-    cli.run(main, memory="a run with a smaller config.model.dim")
+    cli.run(main, flags, memory="a run with a smaller config.model.dim")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from absl import flags
-
 from pipelines.jobs import csv_flags
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli, owned
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
 
     from export.loading.requests import Request, Spec
     from stem_client.metadata import ModelMetadata
+
+flags = cli.Flags()
 
 _TARGET = flags.DEFINE_string("target", None, "host:port of the server.", required=True)
 _MODEL_NAME = flags.DEFINE_string("model_name", "ranker", "The name of the server's model.")
@@ -80,7 +80,7 @@ _TLS_CA = flags.DEFINE(
 _TLS_CERTIFICATE = flags.DEFINE(cli.PATH, "tls_certificate", None, "Our own certificate (PEM), where the server asks.")
 _TLS_KEY = flags.DEFINE(cli.PATH, "tls_key", None, "The key of that.")
 _TOKEN = flags.DEFINE(cli.PATH, "token_file", None, "A file with the bearer token of the calls.")
-flags.adopt_module_key_flags(csv_flags)
+_CSV = csv_flags.CsvFlags(flags)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -146,8 +146,7 @@ def _credentials() -> grpc.ChannelCredentials | None:
         return None
     import grpc
 
-    ours = [(name, flags.FLAGS[name].value) for name in ("tls_key", "tls_certificate")]
-    key, certificate = (_read(name, path) if path else None for name, path in ours)
+    key, certificate = (_read(flag.name, flag.value) if flag.value else None for flag in (_TLS_KEY, _TLS_CERTIFICATE))
     return grpc.ssl_channel_credentials(_read("tls_ca", _TLS_CA.value), key, certificate)
 
 
@@ -183,13 +182,13 @@ def _requests(spec: Spec, served: ModelMetadata, sizes: dict[int, float]) -> lis
         assert model is not None
         return requests.from_warm_up(spec, served, model)
     rows, schema = requests.find_schema(_ROWS.value, model, _SCHEMA.value)
-    arrays = requests.read(rows, schema, served, csv_flags.options())
+    arrays = requests.read(rows, schema, served, _CSV.options())
     return requests.from_rows(spec, served, arrays, sizes, np.random.default_rng(_SEED.value))
 
 
 def run() -> None:
     """Console script ``stem-load``."""
-    cli.run(main)
+    cli.run(main, flags)
 
 
 if __name__ == "__main__":

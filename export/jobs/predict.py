@@ -15,13 +15,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
 from pipelines.jobs import csv_flags
 from pipelines.manifest import Dropped
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli
 from stem_util.errors import UserError
+
+flags = cli.Flags()
 
 _MODEL = flags.DEFINE(
     cli.PATH,
@@ -48,7 +48,7 @@ _ITEMS = flags.DEFINE(
 _BY = flags.DEFINE_string("by", None, "The task that ranks the items; the first one by default.")
 _SERVER = flags.DEFINE_string("server", None, "host:port of a server to ask, in place of --model.")
 _MODEL_NAME = flags.DEFINE_string("model_name", "ranker", "The name of the server's model.")
-flags.adopt_module_key_flags(csv_flags)
+_CSV = csv_flags.CsvFlags(flags)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ def _score_log(log: str) -> None:
         log,
         output,
         keep=_KEEP.value,
-        csv=csv_flags.options(),
+        csv=_CSV.options(),
         drop_bad_rows=_ON_BAD_ROWS.value == "drop",
     )
     for (column, reason), rows in sorted(done.bad.items()):
@@ -101,13 +101,13 @@ def _rank() -> None:
             )
     if bool(_MODEL.value) == bool(_SERVER.value):
         raise UserError("give --model=EXPORT_DIR or --server=HOST:PORT, one of the two")
-    for flag in ("output", "keep"):
-        if flags.FLAGS[flag].present:
-            raise UserError(f"--{flag} belongs to a log; scores of candidates are printed")
+    for flag in (_OUTPUT, _KEEP):
+        if flag.present:
+            raise UserError(f"--{flag.name} belongs to a log; scores of candidates are printed")
     from export import candidates
     from export.published import Published
 
-    csv = csv_flags.options()
+    csv = _CSV.options()
     if _MODEL.value:
         model = Published(Path(_MODEL.value))
         by = candidates.check_task(_BY.value, model.tasks)
@@ -120,7 +120,7 @@ def _rank() -> None:
 
 def run() -> None:
     """Console script ``stem-predict``."""
-    cli.run(main, "[LOG]")
+    cli.run(main, flags, "[LOG]")
 
 
 if __name__ == "__main__":

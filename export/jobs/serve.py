@@ -22,8 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
-from absl import flags
-
 from export.server.configuration import ConfigError, Model
 from export.server.directories import version_directories
 from export.server.limits import Limits
@@ -33,7 +31,11 @@ from stem_util import cli
 from stem_util.errors import JobError, UserError
 
 if TYPE_CHECKING:
+    from absl.flags import FlagHolder
+
     from export.server.config_file import ConfigFile
+
+flags = cli.Flags()
 
 _MODEL_BASE_PATH = flags.DEFINE(
     cli.PATH, "model_base_path", None, "Directory with the versions 1, 2, ... of the exported model."
@@ -287,7 +289,7 @@ def _options() -> Options:
         if flag.present and needed.value is None:
             raise UserError(f"--{flag.name} is for --{needed.name}")
 
-    def path(flag: flags.FlagHolder[str | None]) -> Path | None:
+    def path(flag: FlagHolder[str | None]) -> Path | None:
         return None if flag.value is None else Path(flag.value)
 
     return Options(
@@ -348,7 +350,7 @@ def _stop_on_signals(stopping: threading.Event) -> None:
 
 
 def run() -> None:
-    cli.run(main)
+    cli.run(main, flags)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from absl import flags
-
 from pipelines import schema as schemas
 from pipelines.convert import constant_labels
 from pipelines.convert.conversion import Options, convert
@@ -25,6 +23,8 @@ from pipelines.log.source import CsvOptions
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
 from stem_util import cli
 from stem_util.errors import UserError, did_you_mean
+
+flags = cli.Flags()
 
 _LOG = flags.DEFINE_string("log", None, "The log (or give it as the argument).")
 _SCHEMA = flags.DEFINE(cli.PATH, "schema", None, "Schema file, or the name of a shipped one.")
@@ -77,9 +77,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of split and shuffle.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Worker processes; all cores by default.", lower_bound=1)
 _ON_BAD_ROWS = flags.DEFINE_enum("on_bad_rows", "fail", ["fail", "drop"], "Stop at a bad row, or skip and count such.")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace converted data at --output.")
-flags.adopt_module_key_flags(csv_flags)
 _BLOCK_ROWS = flags.DEFINE_integer("block_rows", 512, "Rows of a block.", lower_bound=1)
 _SHARD_ROWS = flags.DEFINE_integer("shard_rows", 250_000, "Rows of a shard, about.", lower_bound=1)
+_CSV = csv_flags.CsvFlags(flags)
 
 
 def _options(argv: Sequence[str]) -> Options:
@@ -112,11 +112,11 @@ def _options(argv: Sequence[str]) -> Options:
         )
     if _SPLIT.value != "leave_last" and _SPLIT_GROUP.value:
         raise UserError("--split_group belongs to --split=leave_last")
-    if (given or _SPLIT.value == "leave_last") and flags.FLAGS["fractions"].present:
+    if (given or _SPLIT.value == "leave_last") and _FRACTIONS.present:
         raise UserError("--fractions belongs to --split=time, hash and random")
     if _SPLIT.value != "time" and (_VALIDATION_FROM.value or _TEST_FROM.value):
         raise UserError("--validation_from and --test_from belong to --split=time")
-    if (_VALIDATION_FROM.value or _TEST_FROM.value) and flags.FLAGS["fractions"].present:
+    if (_VALIDATION_FROM.value or _TEST_FROM.value) and _FRACTIONS.present:
         raise UserError("--fractions and --validation_from / --test_from exclude each other")
     layouts = () if _LAYOUTS.value == ["none"] else tuple(dict.fromkeys(_LAYOUTS.value or [""]))
     for layout in layouts:
@@ -141,7 +141,7 @@ def _options(argv: Sequence[str]) -> Options:
         processes=_PROCESSES.value or len(os.sched_getaffinity(0)),
         drop_bad_rows=_ON_BAD_ROWS.value == "drop",
         overwrite=_OVERWRITE.value,
-        csv=csv_flags.options(),
+        csv=_CSV.options(),
         block_rows=_BLOCK_ROWS.value,
         shard_rows=_SHARD_ROWS.value,
     )
@@ -150,7 +150,7 @@ def _options(argv: Sequence[str]) -> Options:
 def _check_validation(given: Mapping[str, str]) -> None:
     """Whether validation has files, or a share of train, or is left out on purpose."""
     share, by = _VALIDATION_SHARE.value, _VALIDATION_BY.value
-    if share is None and flags.FLAGS["validation_by"].present:
+    if share is None and _VALIDATION_BY.present:
         raise UserError("--validation_by needs --validation_share")
     if share is not None and ("train" not in given or "validation" in given):
         raise UserError("--validation_share belongs to --train without --validation")
@@ -217,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
 
 def run() -> None:
     """Console script stem-convert."""
-    cli.run(main, "[LOG]", memory="a conversion with fewer --processes")
+    cli.run(main, flags, "[LOG]", memory="a conversion with fewer --processes")
 
 
 if __name__ == "__main__":

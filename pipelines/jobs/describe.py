@@ -14,12 +14,12 @@ import re
 import sys
 from collections.abc import Sequence
 
-from absl import flags
-
 from pipelines.describe import description
 from pipelines.jobs import csv_flags
 from stem_util import cli, files
 from stem_util.errors import UserError
+
+flags = cli.Flags()
 
 _LABEL = flags.DEFINE_list(
     "label",
@@ -29,8 +29,8 @@ _LABEL = flags.DEFINE_list(
 )
 _OUTPUT = flags.DEFINE(cli.PATH, "output", None, "File to write; stdout if not given.")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output if it exists.")
-flags.adopt_module_key_flags(csv_flags)
 _ROWS = flags.DEFINE_integer("sample_rows", 200_000, "Rows to draw from the log.", lower_bound=1)
+_CSV = csv_flags.CsvFlags(flags)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{_OUTPUT.value}: exists; choose another --output, or pass --overwrite")
     if _OUTPUT.value:
         _check_output(_OUTPUT.value)
-    found = description.describe(argv[1:], csv_flags.options(), _LABEL.value, _ROWS.value)
+    found = description.describe(argv[1:], _CSV.options(), _LABEL.value, _ROWS.value)
     if _OUTPUT.value:
         files.write_atomically(_OUTPUT.value, found.text.encode())
     else:
@@ -65,7 +65,7 @@ def _check_output(path: str) -> None:
 
 def run() -> None:
     """Console script ``stem-describe``."""
-    cli.run(main, "LOG...")
+    cli.run(main, flags, "LOG...")
 
 
 if __name__ == "__main__":

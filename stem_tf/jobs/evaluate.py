@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
@@ -24,6 +23,8 @@ from stem_tf.runtime import quieten_tensorflow, use_memory_as_needed
 from stem_tf.training import learning
 from stem_tf.workdir import Workdir
 from stem_util import cli, files, owned
+
+flags = cli.Flags()
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows: {', '.join(manifests.SPLITS)}.")
@@ -110,7 +111,7 @@ def _evaluate(workdir: Workdir, config: Any, manifest: Manifest, split: str, out
 
 def run() -> None:
     """Console script ``stem-evaluate``."""
-    cli.run(main, memory="a run with a smaller config.model.dim or config.data.batch_size")
+    cli.run(main, flags, memory="a run with a smaller config.model.dim or config.data.batch_size")
 
 
 if __name__ == "__main__":

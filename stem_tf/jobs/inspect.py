@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from absl import flags
 from numpy.typing import NDArray
 
 from pipelines import manifest as manifests
@@ -27,6 +26,8 @@ from stem_util.files import replace_file, write_json
 
 if TYPE_CHECKING:
     from stem_tf.models.base import RankingModel
+
+flags = cli.Flags()
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows the gates see: {', '.join(manifests.SPLITS)}.")
@@ -193,7 +194,7 @@ def _to_tensorboard(workdir: Workdir, gates: Mapping[str, Mapping[str, Any]], sp
 
 def run() -> None:
     """Console script ``stem-inspect``."""
-    cli.run(main, memory="a run with a smaller config.model.dim or config.data.batch_size")
+    cli.run(main, flags, memory="a run with a smaller config.model.dim or config.data.batch_size")
 
 
 if __name__ == "__main__":

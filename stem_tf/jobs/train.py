@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
-
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from stem_tf.training.trainer import Trainer
 
 __doc__ = f"{__doc__}\nConfig keys and their defaults, --config.KEY=VALUE:\n{base.describe()}"
+
+flags = cli.Flags()
 
 _CONFIG = flags.DEFINE(
     cli.PATH,
@@ -215,7 +215,7 @@ def _best_weights(trainer: Trainer, kind: str, kept: Mapping[str, Any]) -> str:
 def run() -> None:
     """Console script ``stem-train``."""
     less = "a smaller config.model.dim or config.data.batch_size (or fewer ids: a higher min_count in the schema)"
-    cli.run(main, memory=less, rewritten=configs.override_flags)
+    cli.run(main, flags, memory=less, rewritten=configs.override_flags)
 
 
 if __name__ == "__main__":

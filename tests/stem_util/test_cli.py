@@ -20,11 +20,10 @@ import errno
 import os
 import signal
 
-from absl import flags
-
 from stem_util import cli
 from stem_util.errors import JobError, UserError
 
+flags = cli.Flags()
 _WAYS = ["user", "job", "disk", "bug", "memory", "interrupt", "sigterm", "pipe"]
 _HOW = flags.DEFINE_enum("how", None, _WAYS, "Way to fail.", required=True)
 _ROWS = flags.DEFINE_integer("rows", 10, "Rows to read.")
@@ -55,7 +54,7 @@ def main(argv):
 
 
 def run():
-    cli.run(main, memory="a smaller --rows")
+    cli.run(main, flags, memory="a smaller --rows")
 
 
 if __name__ == "__main__":
@@ -196,3 +195,30 @@ def test_every_flag_that_is_a_path_is_read_as_one() -> None:
         for name in defined.findall(path.read_text(encoding="utf-8"))
     }
     assert not found
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_jobs_run_one_after_another_in_a_process(job_in_process: Here, tmp_path: Path) -> None:
+    """Each with flags of its own, as the --workdir of two of them, which are forgotten afterwards."""
+    for job in ("evaluate", "inspect", "evaluate"):
+        result = job_in_process(f"stem_tf.jobs.{job}", f"--workdir={tmp_path / job}", "--verbosity=0")
+        line = f"error: {tmp_path / job} holds no run (no config.json); stem-train writes one\n"
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", line)
+        result = job_in_process(f"stem_tf.jobs.{job}")
+        assert (result.returncode, result.stderr) == (2, "error: --workdir is required\n")
+
+
+def test_flags_that_may_be_given_more_than_once_start_empty(job_in_process: Here) -> None:
+    """Else the second run would know the first one's."""
+    for key in ("a", "b"):
+        result = job_in_process("stem_tf.jobs.train", "--config=stem_net", f"--config.{key}=1")
+        assert result.returncode == 2 and result.stderr.startswith(f"error: --config.{key}: the config has no such key")
+
+
+def test_no_flag_of_a_job_is_everybody_s() -> None:
+    """A notebook or a program may have a --debug of its own."""
+    code = "import absl.flags, stem_tf.jobs.train as j; print({'debug', 'workdir'} & {*absl.flags.FLAGS}, j.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stdout == "set() stem_tf.jobs.train\n", done.stderr
