@@ -175,10 +175,11 @@ def _replay(l2: float) -> list[dict[str, Any]]:
 
     import tensorflow as tf
 
-    from stem_tf.layers.embedding import Embeddings, deduplicate
-    from stem_tf.layers.inputs import InputTransform
+    from stem_tf.layers.distinct import deduplicate
+    from stem_tf.layers.embedding import Embeddings
+    from stem_tf.layers.parts import Parts
+    from stem_tf.layers.transforms import InputTransform
     from stem_tf.models.base import RankingModel, Training
-    from stem_tf.models.network import Parts
     from stem_tf.models.stem_net import STEMNet
     from stem_tf.training.optimizers import Rate, Schedule
     from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS

@@ -261,9 +261,9 @@ def _keras(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
     """An Embedding a feature and table, the same network, tf_keras' Adam."""
     import tensorflow as tf
 
-    from stem_tf.layers.embedding import SHARED
+    from stem_tf.layers.embedding import SHARED, task_table
+    from stem_tf.layers.parts import Parts
     from stem_tf.models import precision
-    from stem_tf.models.network import Parts, task_table
     from stem_tf.models.stem_net import STEMNet
 
     tasks = [f"t{i}" for i in range(int(case["tasks"]))]

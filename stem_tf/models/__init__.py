@@ -14,11 +14,12 @@ from pipelines.manifest import Manifest
 from pipelines.schema import Schema
 from stem_tf import configs
 from stem_tf.layers.embedding import Embeddings
-from stem_tf.layers.inputs import InputTransform
+from stem_tf.layers.parts import Parts
+from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.base import RankingModel, Training
 from stem_tf.models.chains import AITM, ESMM
 from stem_tf.models.mmoe import MEMMoE, MLMMoE, MMoE, OMoE
-from stem_tf.models.network import Network, Parts
+from stem_tf.models.network import Network
 from stem_tf.models.ple import CGC, MEPLE, PLE
 from stem_tf.models.sharing import AsymmetricSharing, CustomizedSharing, SharedBottom, SingleTask
 from stem_tf.models.stem_net import STEMNet

@@ -14,11 +14,12 @@ import tensorflow_recommenders as tfrs
 
 from pipelines.manifest import LabelScale
 from pipelines.schema import Task
-from stem_tf.layers.embedding import Embeddings, deduplicate, deduplicate_static
-from stem_tf.layers.inputs import InputTransform
+from stem_tf.layers.distinct import deduplicate, deduplicate_static
+from stem_tf.layers.embedding import Embeddings
 from stem_tf.layers.mlp import dropout
 from stem_tf.layers.seeds import seeds
 from stem_tf.layers.sides import Share, Sides, gather_share
+from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.network import Network
 from stem_tf.runtime import start_xla
 from stem_tf.training.losses import TaskLoss, Weighting, score

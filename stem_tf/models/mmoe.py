@@ -9,11 +9,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from stem_tf.layers.embedding import SHARED
+from stem_tf.layers.embedding import SHARED, Embedded
 from stem_tf.layers.gate import mixture
+from stem_tf.layers.parts import Counts, Parts, count_of, numbered
 from stem_tf.layers.seeds import seeds
 from stem_tf.layers.sides import Sides, joined
-from stem_tf.models.network import Counts, Embedded, Network, Outputs, Parts, count_of, numbered
+from stem_tf.models.network import Network, Outputs
 
 
 class OMoE(Network):

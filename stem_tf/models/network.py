@@ -1,27 +1,14 @@
-"""What the papers' networks have in common, and the parts that they are built from."""
+"""What the papers' networks have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED
-from stem_tf.layers.experts import DCN, FwFM, NFwFM
-from stem_tf.layers.gate import Gate
-from stem_tf.layers.mlp import MLP
 
-Embedded = Mapping[str, tf.Tensor]
 Outputs = dict[str, tf.Tensor]
-Counts = int | Sequence[int] | Mapping[str, "int | Sequence[int]"]
-"""How many experts: a number, one a level, or either by task."""
-
-
-def task_table(task: str) -> str:
-    """Name of the table that belongs to ``task`` alone."""
-    return f"task:{task}"
 
 
 class Network(tf.keras.layers.Layer):
@@ -53,71 +40,3 @@ class Network(tf.keras.layers.Layer):
           share: this replica's of what no row has a part in, 1 / replicas.
         """
         return tf.constant(0.0)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """How every model makes its experts, gates and towers.
-
-    Attributes:
-      expert: what an expert of the first level is; those above are MLPs. Shared-Bottom's bottom is one expert.
-      expert_units: widths of an expert's layers, ReLU after every one; or a tuple of them a level.
-      cross_layers: of a ``dcn`` expert, below its MLP.
-      gate_units: hidden widths of a gate; () is the papers' linear gate, (128, 64) STEM's settings and release.
-      gate_bias: the papers' equations have no bias in gates, the release has.
-      tower_units: hidden widths of a tower.
-      dropout: rate after every hidden layer of experts, gates and towers.
-      batch_norm: in experts, gates and towers.
-      fields: F, for experts that look at pairs of fields.
-    """
-
-    expert: Literal["mlp", "fwfm", "nfwfm", "dcn"] = "mlp"
-    expert_units: tuple[int, ...] | tuple[tuple[int, ...], ...] = (512, 512, 512)
-    cross_layers: int = 2
-    gate_units: tuple[int, ...] = (128, 64)
-    gate_bias: bool = True
-    tower_units: tuple[int, ...] = (128, 64)
-    dropout: float = 0.0
-    batch_norm: bool = False
-    fields: int = 1
-
-    def units(self, level: int = 0) -> tuple[int, ...]:
-        """Widths of the layers of an expert of a level."""
-        units = self.expert_units[level] if isinstance(self.expert_units[0], tuple) else self.expert_units
-        return units
-
-    def experts(self, count: int, level: int = 0) -> tf.keras.layers.Layer:
-        """``count`` = K experts: ``[B, D]`` or ``[K, B, D]`` -> ``[K, B, H]``."""
-        units, dropout, batch_norm = self.units(level), self.dropout, self.batch_norm
-        if self.expert == "mlp" or level:
-            return MLP(units, count=count, dropout=dropout, batch_norm=batch_norm)
-        if self.expert == "fwfm":
-            return FwFM(self.fields, units[-1], count)
-        if self.expert == "nfwfm":
-            return NFwFM(self.fields, units, count, dropout=dropout, batch_norm=batch_norm)
-        return DCN(self.cross_layers, units, count, dropout=dropout, batch_norm=batch_norm)
-
-    def gate(self, reader: str, experts: Sequence[str], level: int = 0) -> Gate:
-        """The gate of ``reader``, a task or ``shared``, over experts of these names."""
-        return Gate(
-            reader, experts, self.gate_units, self.gate_bias, level, dropout=self.dropout, batch_norm=self.batch_norm
-        )
-
-    def towers(self, tasks: Sequence[str]) -> dict[str, MLP]:
-        """``[B, H]`` -> ``[B, 1]`` float32, one a task."""
-        return {
-            task: MLP(self.tower_units, 1, dropout=self.dropout, batch_norm=self.batch_norm, out_dtype="float32")
-            for task in tasks
-        }
-
-
-def count_of(counts: Counts, level: int = 0, task: str | None = None) -> int:
-    """The number of experts of ``task`` at ``level``."""
-    if isinstance(counts, Mapping):
-        counts = counts[task]  # type: ignore[index]
-    return counts if isinstance(counts, int) else counts[level]
-
-
-def numbered(name: str, count: int) -> list[str]:
-    """Names of ``count`` experts: ``click``, or ``click 1``, ``click 2``, ..."""
-    return [name] if count == 1 else [f"{name} {number}" for number in range(1, count + 1)]

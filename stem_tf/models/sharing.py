@@ -7,9 +7,10 @@ from typing import Literal
 
 import tensorflow as tf
 
-from stem_tf.layers.embedding import SHARED
+from stem_tf.layers.embedding import SHARED, Embedded, task_table
+from stem_tf.layers.parts import Parts
 from stem_tf.layers.seeds import seeds
-from stem_tf.models.network import Embedded, Network, Outputs, Parts, task_table
+from stem_tf.models.network import Network, Outputs
 from stem_util.errors import UserError, did_you_mean
 
 Fusion = Literal["concat", "sum", "mean"]

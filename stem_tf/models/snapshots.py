@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from stem_tf.layers.embedding import SHARED
+from stem_tf.layers.embedding import SHARED, task_table
 from stem_tf.layers.sides import Share, gather_share
 from stem_tf.models.base import Predictor, RankingModel
-from stem_tf.models.network import task_table
 
 
 class Snapshots(Predictor):

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from stem_tf.layers.embedding import SHARED
+from stem_tf.layers.embedding import SHARED, Embedded
 from stem_tf.layers.mlp import MLP
+from stem_tf.layers.parts import Parts
 from stem_tf.layers.seeds import seeds
-from stem_tf.models.network import Embedded, Network, Outputs, Parts
+from stem_tf.models.network import Network, Outputs
 from stem_util.errors import UserError
 
 SUBSPACES = 2

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from stem_tf.layers.embedding import PackedTable, deduplicate
+from stem_tf.layers.distinct import deduplicate
+from stem_tf.layers.embedding import PackedTable
 from stem_tf.runtime import start_xla
 from stem_tf.training.catch_up import AdamRows, catch_up
 from stem_tf.training.optimizers import EPSILON, Rate, Schedule, moments, move, update_mirrors

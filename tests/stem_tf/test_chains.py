@@ -11,10 +11,11 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.mlp import MLP, Linear
+from stem_tf.layers.parts import Parts
 from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
 from stem_tf.models.chains import AITM, ESMM, chain_of, logit_of_product
-from stem_tf.models.network import Network, Parts
+from stem_tf.models.network import Network
 from stem_util.errors import UserError
 
 TASKS = ("buy", "click", "cart")

@@ -12,9 +12,9 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.experts import DCN, FwFM, NFwFM
+from stem_tf.layers.parts import Parts
 from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
-from stem_tf.models.network import Parts
 from stem_util.errors import UserError
 from tests.stem_tf.by_hand import mlp, randomise
 

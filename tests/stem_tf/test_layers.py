@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from pipelines.manifest import Constants
 from pipelines.schema import Feature
-from stem_tf.layers import embedding
-from stem_tf.layers.embedding import SHARED, Embeddings, deduplicate, deduplicate_static
+from stem_tf.layers import distinct
+from stem_tf.layers.distinct import deduplicate, deduplicate_static
+from stem_tf.layers.embedding import SHARED, Embeddings
 from stem_tf.layers.gate import Gate, mixture
-from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import MLP
 from stem_tf.layers.sides import Sides
+from stem_tf.layers.transforms import InputTransform
 
 USER = Feature("user", "categorical", "user", "user", "int64")
 ITEM = Feature("item", "categorical", "item", "item", "int64")
@@ -110,14 +111,14 @@ def test_places_are_exact_where_products_round_their_factors(
     totals = np.random.default_rng(side).integers(0, side + 1, side).astype(np.int32)
     totals[:2] = side, side - 1
     expected = np.cumsum(totals) - totals
-    np.testing.assert_array_equal(embedding._sums_before(tf.constant(totals), None), expected)
+    np.testing.assert_array_equal(distinct._sums_before(tf.constant(totals), None), expected)
     if bits < np.log2(side):  # what the product of the totals themselves would be
         assert (np.cumsum(rounded(tf.constant(totals))) - totals != expected).mean() > 0.9
 
 
 def test_no_batch_outgrows_exact_places() -> None:
     with pytest.raises(ValueError, match="at most 268,435,456 rows a step, but looks up 300,000,000"):
-        tf.function(lambda: embedding._prefix_sum(tf.zeros([300_000_000], tf.int32)))()
+        tf.function(lambda: distinct._prefix_sum(tf.zeros([300_000_000], tf.int32)))()
 
 
 def test_numeric_transforms_in_order_and_missing_values() -> None:

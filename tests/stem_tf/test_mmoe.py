@@ -13,9 +13,10 @@ import tensorflow as tf
 from stem_tf import configs
 from stem_tf.layers.embedding import SHARED
 from stem_tf.layers.gate import observe
+from stem_tf.layers.parts import Parts
 from stem_tf.models import NETWORKS, precision
 from stem_tf.models.mmoe import MEMMoE, MLMMoE, MMoE, OMoE
-from stem_tf.models.network import Network, Parts
+from stem_tf.models.network import Network
 from tests.stem_tf.by_hand import (
     all_ones,
     embedded,

@@ -12,9 +12,9 @@ import tensorflow as tf
 from pipelines.manifest import LabelScale
 from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings
-from stem_tf.layers.inputs import InputTransform
+from stem_tf.layers.parts import Parts
+from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.base import RankingModel, Training
-from stem_tf.models.network import Parts
 from stem_tf.models.stem_net import STEMNet
 from stem_tf.training.optimizers import Schedule
 

@@ -14,12 +14,13 @@ import tensorflow as tf
 
 from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings
-from stem_tf.layers.inputs import InputTransform
 from stem_tf.layers.mlp import MLP, Linear
+from stem_tf.layers.parts import Parts
+from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.base import RankingModel, Training
 from stem_tf.models.chains import AITM, ESMM
 from stem_tf.models.mmoe import MMoE, OMoE
-from stem_tf.models.network import Network, Parts
+from stem_tf.models.network import Network
 from stem_tf.models.ple import PLE
 from stem_tf.models.sharing import SharedBottom
 from stem_tf.models.stem_net import STEMNet

@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 
 from stem_tf import configs
-from stem_tf.layers.embedding import SHARED
+from stem_tf.layers.embedding import SHARED, task_table
 from stem_tf.layers.gate import observe
+from stem_tf.layers.parts import Parts, count_of
 from stem_tf.models import NETWORKS, precision
-from stem_tf.models.network import Parts, count_of, task_table
 from stem_tf.models.ple import CGC, MEPLE, PLE
 from stem_util.errors import UserError
 from tests.stem_tf.by_hand import (

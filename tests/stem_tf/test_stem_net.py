@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from stem_tf.layers.embedding import SHARED
+from stem_tf.layers.embedding import SHARED, task_table
+from stem_tf.layers.parts import Parts
 from stem_tf.models import precision
-from stem_tf.models.network import Parts, task_table
 from stem_tf.models.stem_net import STEMNet
 
 TASKS = ("a", "b", "c")

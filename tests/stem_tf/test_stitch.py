@@ -11,9 +11,10 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.mlp import MLP
+from stem_tf.layers.parts import Parts
 from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
-from stem_tf.models.network import Network, Parts
+from stem_tf.models.network import Network
 from stem_tf.models.stitch import CrossStitch, Sluice, Stitch
 from stem_util.errors import UserError
 
