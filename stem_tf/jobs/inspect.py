@@ -104,7 +104,7 @@ def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) 
     @tf.function(autograph=False)
     def sums(batch: Mapping[str, Any]) -> list[tuple[tf.Tensor, tf.Tensor]]:
         """Of each gate's weights, and of their squares; rows that only pad the batch left out."""
-        with observe() as seen:
+        with observe(model) as seen:
             model(batch["features"])
         gates[:] = [gate for gate, _ in seen]
         real = tf.cast(batch["row_id"] >= 0, tf.float64)[:, tf.newaxis]

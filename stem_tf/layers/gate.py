@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
 from stem_tf.layers.mlp import MLP
 from stem_tf.layers.sides import Sides
-
-_observers: list[list[tuple[Gate, tf.Tensor]]] = []
-
-
-@contextlib.contextmanager
-def observe() -> Iterator[list[tuple[Gate, tf.Tensor]]]:
-    """Collects (gate, its weights ``[B, E]``) of every gate that is called inside, in a graph as well as eagerly."""
-    seen: list[tuple[Gate, tf.Tensor]] = []
-    _observers.append(seen)
-    try:
-        yield seen
-    finally:
-        _observers.remove(seen)
 
 
 class Gate(tf.keras.layers.Layer):
@@ -35,7 +22,12 @@ class Gate(tf.keras.layers.Layer):
       bias: in its linear layers; PLE Eq. 3 and STEM Eq. 5 have none, the release has.
       level: which of the model's levels it belongs to, from 0.
       dropout, batch_norm: as in :class:`MLP`.
+
+    Attributes:
+      observer: is given (gate, weights) at every call; see :func:`observe`.
     """
+
+    observer: Callable[[tuple[Gate, tf.Tensor]], None] | None = None
 
     def __init__(
         self,
@@ -54,9 +46,26 @@ class Gate(tf.keras.layers.Layer):
 
     def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         weights = tf.nn.softmax(self.mlp(x, training=training, seed=seed))
-        for seen in _observers:
-            seen.append((self, weights))
+        if self.observer is not None:
+            self.observer((self, weights))
         return weights
+
+
+@contextlib.contextmanager
+def observe(network: tf.Module) -> Iterator[list[tuple[Gate, tf.Tensor]]]:
+    """Collects (gate, its weights ``[B, E]``) of every gate of ``network`` that is called inside, in calling order.
+
+    In a graph it collects the graph's tensors: call it inside the function that is traced.
+    """
+    seen: list[tuple[Gate, tf.Tensor]] = []
+    gates = [layer for layer in network.submodules if isinstance(layer, Gate)]
+    for gate in gates:
+        gate.observer = seen.append
+    try:
+        yield seen
+    finally:
+        for gate in gates:
+            gate.observer = None
 
 
 def mixture(weights: tf.Tensor, groups: Sequence[tf.Tensor]) -> tf.Tensor:

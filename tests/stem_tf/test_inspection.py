@@ -71,7 +71,7 @@ def test_gates_of_a_run(tmp_path: Path, tiny_settings: dict[str, Any], run_job: 
     manifest = manifests.load(config.data.dir)
     model = trained.load(workdir, config, manifest, "best").model
     batch = next(iter(inputs.dataset(manifest, "validation", training=False, batch_size=150, input_format="blocks")))
-    with observe() as seen:
+    with observe(model) as seen:
         model(batch["features"])
     for gate, weights in seen:
         assert found[gate.reader]["experts"] == ["click", "watched", "shared"]

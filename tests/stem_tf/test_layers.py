@@ -11,7 +11,7 @@ from pipelines.schema import Feature
 from stem_tf.layers import distinct
 from stem_tf.layers.distinct import deduplicate, deduplicate_static
 from stem_tf.layers.embedding import SHARED, Embeddings
-from stem_tf.layers.gate import Gate, mixture
+from stem_tf.layers.gate import Gate, mixture, observe
 from stem_tf.layers.mlp import MLP
 from stem_tf.layers.sides import Sides
 from stem_tf.layers.transforms import InputTransform
@@ -188,6 +188,18 @@ def test_xavier_of_a_batched_kernel_is_that_of_one_matrix() -> None:
 def test_gate_is_a_distribution() -> None:
     weights = Gate("a", ["a", "b 1", "b 2", "shared"], [3])(tf.random.Generator.from_seed(0).normal([6, 5]))
     np.testing.assert_allclose(tf.reduce_sum(weights, axis=1), np.ones(6), rtol=1e-6)
+
+
+def test_gates_of_one_network_are_observed() -> None:
+    ours, theirs, x = Gate("a", ["a", "b"]), Gate("b", ["a", "b"]), tf.ones([2, 3])
+    network = tf.keras.Sequential([ours])
+    with observe(network) as seen:
+        weights = network(x)
+        theirs(x)
+    network(x)
+    ((gate, observed),) = seen
+    assert gate is ours
+    np.testing.assert_array_equal(observed, weights)
 
 
 def test_mixture_by_hand() -> None:

@@ -176,7 +176,7 @@ def test_gates_say_who_reads_what() -> None:
     seen = {}
     for name in FAMILY:
         net = small(name, experts=2)
-        with observe() as observed:
+        with observe(net) as observed:
             net(embedded(net.tables))
         seen[name] = [(gate.reader, gate.level) for gate, _ in observed]
         assert {gate.experts for gate, _ in observed} == {("expert 1", "expert 2")}

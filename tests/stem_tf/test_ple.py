@@ -198,7 +198,7 @@ def test_only_a_shared_gate_that_is_read_is_built() -> None:
 
 def test_gates_say_who_mixes_what() -> None:
     net = small("ple", task_experts={"a": 1, "b": 2, "c": 0}, shared_experts=(2, 1))
-    with observe() as observed:
+    with observe(net) as observed:
         net(embedded((SHARED,)))
     assert [(gate.reader, gate.level, gate.experts) for gate, _ in observed] == [
         ("a", 0, ("a", "shared 1", "shared 2")),
