@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from pipelines import manifest, schema
-from pipelines.batches import dataset as input
+from pipelines.batches.dataset import read_batches
 from pipelines.convert import conversion
 from stem_util import cli, owned
 
@@ -113,7 +113,7 @@ def measure(data: dict[str, manifest.Manifest], batch_size: int, repeats: int) -
     """Rows and time of each of ``repeats`` epochs (building the pipeline included) by case."""
 
     def batches(input_format: str, training: bool) -> Callable[[int], tf.data.Dataset]:
-        return lambda epoch: input.dataset(
+        return lambda epoch: read_batches(
             data[input_format],
             "train",
             batch_size=batch_size,

@@ -74,14 +74,14 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
     """Trains until patience ends; the mean AUC over the tasks on test and validation at the best epoch."""
     import tensorflow as tf
 
-    from pipelines.batches import dataset as inputs
+    from pipelines.batches.dataset import count_batches
     from stem_tf import models
     from stem_tf.evaluation import metrics, predictions
 
     tf.keras.utils.set_random_seed(config.seed)
     model = models.build(config, manifest)
     reading = predictions.reading(config.data)
-    steps = inputs.steps(manifest, "train", training=True, **reading)
+    steps = count_batches(manifest, "train", training=True, **reading)
     epochs = _permuted(manifest, config) if order == "plain" else _of_the_job(manifest, config)
 
     def score(split: str) -> float:
@@ -101,11 +101,11 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
 
 
 def _of_the_job(manifest: manifests.Manifest, config: Any) -> Iterator[Any]:
-    from pipelines.batches import dataset as inputs
+    from pipelines.batches.dataset import read_batches
     from stem_tf.evaluation import predictions
 
     for epoch in range(config.train.epochs):
-        yield inputs.dataset(
+        yield read_batches(
             manifest, "train", training=True, seed=config.seed, epoch=epoch, **predictions.reading(config.data)
         )
 
@@ -114,11 +114,11 @@ def _permuted(manifest: manifests.Manifest, config: Any) -> Iterator[Any]:
     """Epochs of batches of all rows, permuted by numpy."""
     import tensorflow as tf
 
-    from pipelines.batches import dataset as inputs
+    from pipelines.batches.dataset import read_batches
     from stem_tf.evaluation import predictions
 
     size = config.data.batch_size
-    in_order = inputs.dataset(manifest, "train", training=False, **predictions.reading(config.data))
+    in_order = read_batches(manifest, "train", training=False, **predictions.reading(config.data))
     rows = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *in_order.as_numpy_iterator())
     rows = tf.nest.map_structure(lambda values: values[: manifest.rows("train")], rows)
     random = np.random.default_rng(config.seed)

@@ -122,12 +122,12 @@ class _BareLoop:
     def __init__(self, config: Any, manifest: manifests.Manifest) -> None:
         import tensorflow as tf
 
-        from pipelines.batches import dataset as inputs
+        from pipelines.batches.dataset import read_batches
         from stem_tf import models
 
         self._batch_size = config.data.batch_size
         self._step = tf.function(models.build(config, manifest).train_step)
-        dataset = inputs.dataset(manifest, "train", batch_size=self._batch_size, training=True)
+        dataset = read_batches(manifest, "train", batch_size=self._batch_size, training=True)
         self._batches = list(dataset.take(8))
         self._step(self._batches[0])
 

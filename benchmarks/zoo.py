@@ -200,14 +200,14 @@ def _speed(manifest: Manifest, output: Path) -> None:
     """Samples/s of each model's step on one batch that is there already; turns of each model beside STEM-Net's."""
     import tensorflow as tf
 
-    from pipelines.batches import dataset as inputs
+    from pipelines.batches.dataset import read_batches
     from stem_tf import models
 
     def turn(model: str) -> Callable[[], float]:
         config = config_of(model, manifest)
         built = models.build(config, manifest)
         reading: dict[str, Any] = {"batch_size": config.data.batch_size, "input_format": "blocks", "on_corrupt": "fail"}
-        batch = next(iter(inputs.dataset(manifest, "train", training=True, seed=0, epoch=0, start_step=0, **reading)))
+        batch = next(iter(read_batches(manifest, "train", training=True, seed=0, epoch=0, start_step=0, **reading)))
         step = tf.function(built.train_step)
         for _ in range(3):
             step(batch)

@@ -2,7 +2,7 @@
 
 The rows come as conversion made them: the same reading, cleaning, splitting and encoding, with the same vocabularies.
 A plan cuts the log into parts (row groups) and these into windows of up to `WINDOW_ROWS` rows, a record batch each.
-For training parts are permuted and a few of them are read side by side (`pipelines.batches.dataset` permutes the
+For training parts are permuted and a few of them are read side by side (`pipelines.batches.pools` permutes the
 rows); the order follows from the plan alone, however many processes share its parts.
 
     python -m pipelines.batches.log_reader < (plan, stream, streams), pickled > an Arrow stream

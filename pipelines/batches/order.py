@@ -2,7 +2,7 @@
 
 A run is one block, or some records of the ``rows`` layout. All runs of a split are permuted by seed and epoch and
 dealt out to the readers, each reader's to pools, whose rows are held in memory and permuted as a whole
-(:mod:`pipelines.batches.dataset`). A split that fits in one pool is thereby shuffled as a whole; the rows of a run of a
+(:mod:`pipelines.batches.pools`). A split that fits in one pool is thereby shuffled as a whole; the rows of a run of a
 larger one share a pool, another one every epoch. Inside a pool, records are read in the order of the files.
 """
 

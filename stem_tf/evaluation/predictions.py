@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipelines.batches import dataset as inputs
+from pipelines.batches.damage import naming_corrupt_records
+from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest
 from stem_tf.evaluation import metrics
 from stem_tf.models.base import Predictor
@@ -87,8 +88,8 @@ def predict(
       UserError: no such split, or no rows in it.
       CorruptRecord: a damaged record.
     """
-    dataset = inputs.dataset(manifest, split, training=False, device=single_gpu(model), **reading(data))
-    steps = inputs.steps(manifest, split, training=False, **reading(data))
+    dataset = read_batches(manifest, split, training=False, device=single_gpu(model), **reading(data))
+    steps = count_batches(manifest, split, training=False, **reading(data))
     rows = manifest.rows(split)
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
@@ -102,7 +103,7 @@ def predict(
 
     model.predict_function = keep
     try:
-        with inputs.naming_corrupt_records(manifest, split, data.input_format):
+        with naming_corrupt_records(manifest, split, data.input_format):
             # The number of steps is said: several steps an execution could not end inside one otherwise.
             model.predict(dataset, steps=steps, verbose=0, callbacks=[callback])
     finally:
@@ -203,7 +204,7 @@ def _raw_values(raw: Path, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
 
 
 def reading(data: Any) -> dict[str, Any]:
-    """How to read, as :mod:`pipelines.batches.dataset` takes it, of ``config.data``."""
+    """How to read, as `read_batches` and `count_batches` take it, of ``config.data``."""
     return {"batch_size": data.batch_size, "input_format": data.input_format, "on_corrupt": data.on_corrupt}
 
 

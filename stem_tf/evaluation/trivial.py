@@ -11,7 +11,8 @@ import pyarrow as pa
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from pipelines.batches import dataset as inputs
+from pipelines.batches.damage import naming_corrupt_records
+from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
 from pipelines.schema import Task
 from stem_tf.evaluation import metrics
@@ -89,7 +90,7 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
     columns: dict[str, NDArray] = {name: np.empty(rows, np.int64) for name in present}
     columns |= {f"label:{task}": np.empty(rows, np.float32) for task in tasks}
     columns |= {f"weight:{task}": np.empty(rows, np.float32) for task in weighted}
-    dataset = inputs.dataset(manifest, "train", training=False, **reading(data) | {"batch_size": _BATCH_ROWS})
+    dataset = read_batches(manifest, "train", training=False, **reading(data) | {"batch_size": _BATCH_ROWS})
 
     def keys_and_labels(batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         # NaN again where a row is outside the task's space, so that keys and labels stay side by side.
@@ -97,7 +98,7 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
         weights = {f"weight:{task}": batch["weights"][task] for task in weighted}
         return {**labels, **weights, **{key: batch[key] for key in [*present, "row_id"]}}
 
-    with inputs.naming_corrupt_records(manifest, "train", data.input_format):
+    with naming_corrupt_records(manifest, "train", data.input_format):
         for batch in dataset.map(keys_and_labels).as_numpy_iterator():
             real = batch.pop("row_id") >= 0  # the last batch is padded
             end = filled + np.count_nonzero(real)

@@ -93,7 +93,8 @@ def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) 
     """
     import tensorflow as tf
 
-    from pipelines.batches import dataset as inputs
+    from pipelines.batches.damage import naming_corrupt_records
+    from pipelines.batches.dataset import read_batches
     from stem_tf.evaluation import predictions
     from stem_tf.layers.gate import Gate, observe
     from stem_tf.summary import gate_names
@@ -115,9 +116,9 @@ def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) 
     rows = manifest.rows(split)
     with (
         Progress(rows, unit="rows", desc=f"gates, {split}") as progress,
-        inputs.naming_corrupt_records(manifest, split, data.input_format),
+        naming_corrupt_records(manifest, split, data.input_format),
     ):
-        for batch in inputs.dataset(manifest, split, training=False, **predictions.reading(data)):
+        for batch in read_batches(manifest, split, training=False, **predictions.reading(data)):
             part = [(s.numpy(), q.numpy()) for s, q in sums(batch)]
             total = [(a + s, b + q) for (a, b), (s, q) in zip(total, part, strict=True)] if total else part
             progress.update(min(data.batch_size, rows - progress.done))

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipelines.batches import dataset as inputs
+from pipelines.batches.damage import naming_corrupt_records
+from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, models, report, runtime
 from stem_tf.evaluation import predictions
@@ -63,8 +64,8 @@ class Trainer:
         self.choice: assembly.Choice | None = None
         self._reading = predictions.reading(config.data)
         strategy = runtime.set_up(config)
-        self.steps = inputs.steps(manifest, "train", training=True, **self._reading)
-        inputs.steps(manifest, "validation", training=False, **self._reading)  # refuses a split without rows
+        self.steps = count_batches(manifest, "train", training=True, **self._reading)
+        count_batches(manifest, "validation", training=False, **self._reading)  # refuses a split without rows
         with strategy.scope():
             self.model: RankingModel = models.build(config, manifest)
         self.state = RunState()
@@ -128,7 +129,7 @@ class Trainer:
         if state.step >= self.steps:
             return
         self.model.epoch.assign(state.epoch)
-        dataset = inputs.dataset(
+        dataset = read_batches(
             self.manifest,
             "train",
             training=True,
@@ -146,7 +147,7 @@ class Trainer:
         first = min(_FIRST_STEPS, self.steps)
         if state.epoch == 0 and state.step < first:
             # Not the batch of that step: reading it would take it from training.
-            with inputs.naming_corrupt_records(self.manifest, "train", config.data.input_format):
+            with naming_corrupt_records(self.manifest, "train", config.data.input_format):
                 batch = next(iter(dataset.take(1)))
             actions.insert(0, (first, functools.partial(self._compare_tasks, batch)))
         steps = callbacks.Steps(state, config.data.batch_size, actions, signals, compiling=not self._compiled)
@@ -155,7 +156,7 @@ class Trainer:
         display = callbacks.Display(desc, state, self.steps, config.data.batch_size)
         resumed = [callbacks.RestoredMeans(self.model)] if state.step else []
         try:
-            with inputs.naming_corrupt_records(self.manifest, "train", config.data.input_format):
+            with naming_corrupt_records(self.manifest, "train", config.data.input_format):
                 self.model.fit(
                     dataset,
                     initial_epoch=state.epoch,

@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 
 from pipelines import schema
-from pipelines.batches import dataset as inputs
+from pipelines.batches.damage import diagnose, naming_corrupt_records
+from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest, Shard, Split
 from pipelines.schema import Feature, Label, Schema, Task
 from pipelines.tfrecord import CorruptRecord, scan
@@ -150,7 +151,7 @@ def damaged(pristine: Manifest, tmp_path: Any) -> Manifest:
 
 def read(manifest: Manifest, split: str = "train", **options: Any) -> list[dict[str, Any]]:
     options = {"batch_size": 64, "training": split == "train"} | options
-    return list(inputs.dataset(manifest, split, **options).as_numpy_iterator())
+    return list(read_batches(manifest, split, **options).as_numpy_iterator())
 
 
 def row_ids(batches: list[dict[str, Any]]) -> list[int]:
@@ -189,7 +190,7 @@ def test_every_value_of_every_row(pristine: Manifest, layout: str, split: str) -
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shapes_are_static(pristine: Manifest, layout: str) -> None:
     for training in (True, False):
-        data = inputs.dataset(pristine, "train", batch_size=48, input_format=layout, training=training)
+        data = read_batches(pristine, "train", batch_size=48, input_format=layout, training=training)
         assert data.element_spec["features"] == {
             "user": tf.TensorSpec([48], tf.int32),
             "tags": tf.TensorSpec([48, 4], tf.int32),
@@ -205,7 +206,7 @@ def test_shapes_are_static(pristine: Manifest, layout: str) -> None:
 def test_each_row_once_an_epoch(pristine: Manifest, layout: str, batch_size: int) -> None:
     batches = read(pristine, input_format=layout, batch_size=batch_size)
     ids = row_ids(batches)
-    assert len(batches) == inputs.steps(pristine, "train", batch_size, training=True) == TRAIN_ROWS // batch_size
+    assert len(batches) == count_batches(pristine, "train", batch_size, training=True) == TRAIN_ROWS // batch_size
     assert len(ids) == len(set(ids)) == TRAIN_ROWS // batch_size * batch_size
     assert set(ids) <= set(range(TRAIN_ROWS))
 
@@ -275,7 +276,7 @@ def test_layouts_hold_the_same_rows(pristine: Manifest) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_evaluation_keeps_order_and_pads(pristine: Manifest, layout: str) -> None:
     batches = read(pristine, "test", input_format=layout)
-    assert len(batches) == inputs.steps(pristine, "test", 64, training=False) == 3
+    assert len(batches) == count_batches(pristine, "test", 64, training=False) == 3
     assert row_ids(batches) == list(range(TRAIN_ROWS, TRAIN_ROWS + TEST_ROWS)) + [-1] * 62
     padding = tf.nest.map_structure(lambda value: value[2:], batches[-1])
     assert (padding["features"]["user"] == 1).all()
@@ -358,10 +359,10 @@ Damage = Callable[[Shard], int]
 def test_damage_is_named_by_shard_and_offset(damaged: Manifest, layout: str, damage: Damage) -> None:
     shard = damaged.shards("train", layout)[2]
     offset = damage(shard)
-    with pytest.raises(CorruptRecord) as caught, inputs.naming_corrupt_records(damaged, "train", layout):
+    with pytest.raises(CorruptRecord) as caught, naming_corrupt_records(damaged, "train", layout):
         read(damaged, input_format=layout)
     assert (caught.value.path, caught.value.offset) == (shard.path, offset)
-    found = inputs.diagnose(damaged, "train", layout)
+    found = diagnose(damaged, "train", layout)
     assert found is not None
     assert (found.path, found.offset) == (shard.path, offset)
 
@@ -393,7 +394,7 @@ def test_skip_loses_what_is_damaged_and_counts_it(
     rest = set(range(TRAIN_ROWS)) - gone
     assert [i for i in row_ids(batches) if i >= 0] == sorted(rest)
     assert set(row_ids(training)) <= rest
-    assert len(batches) == inputs.steps(damaged, "train", 64, training=False, input_format=layout, on_corrupt="skip")
+    assert len(batches) == count_batches(damaged, "train", 64, training=False, input_format=layout, on_corrupt="skip")
     (message,) = [record.getMessage() for record in caplog.records]  # once, not once a call
     assert shard.path in message
     assert f"skipped {lost:,} records ({len(gone):,} rows) from" in message
@@ -415,12 +416,12 @@ def test_skip_leaves_sound_data_alone(pristine: Manifest) -> None:
 
 def test_missing_shard(damaged: Manifest) -> None:
     path = damaged.shards("train", "blocks")[1].path
-    data = inputs.dataset(damaged, "train", batch_size=64, training=True)
+    data = read_batches(damaged, "train", batch_size=64, training=True)
     os.unlink(path)
     for policy in ("fail", "skip"):
         with pytest.raises(UserError, match=f"{path} is missing"):
             read(damaged, on_corrupt=policy)
-    with pytest.raises(UserError, match=f"{path} is missing"), inputs.naming_corrupt_records(damaged, "train"):
+    with pytest.raises(UserError, match=f"{path} is missing"), naming_corrupt_records(damaged, "train"):
         list(data)
 
 
@@ -440,20 +441,20 @@ def test_record_that_does_not_parse_is_named(damaged: Manifest, layout: str) -> 
     shards = damaged.splits["train"].shards[layout]
     shards[3] = dataclasses.replace(shards[3], bytes=os.path.getsize(shard.path))
     with pytest.raises(CorruptRecord, match="does not parse") as caught:
-        with inputs.naming_corrupt_records(damaged, "train", layout):
+        with naming_corrupt_records(damaged, "train", layout):
             read(damaged, input_format=layout)
     assert (caught.value.path, caught.value.offset) == (shard.path, records[9][0])
 
 
 def test_errors_of_something_else_pass_through(pristine: Manifest) -> None:
-    with pytest.raises(tf.errors.InvalidArgumentError), inputs.naming_corrupt_records(pristine, "train"):
+    with pytest.raises(tf.errors.InvalidArgumentError), naming_corrupt_records(pristine, "train"):
         tf.reshape(tf.zeros([3]), [2])
-    assert inputs.diagnose(pristine, "train") is None
+    assert diagnose(pristine, "train") is None
 
 
 @pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="needs a GPU")
 def test_prefetch_to_gpu(pristine: Manifest) -> None:
-    data = inputs.dataset(pristine, "train", batch_size=64, training=True, device="/GPU:0")
+    data = read_batches(pristine, "train", batch_size=64, training=True, device="/GPU:0")
     batches = list(data)
     assert all("GPU" in value.device for value in tf.nest.flatten(batches[0]))
     assert_equal(tf.nest.map_structure(lambda value: value.numpy(), batches), read(pristine))

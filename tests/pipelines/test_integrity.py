@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import integrity, manifest, schema
-from pipelines.batches import dataset as inputs
+from pipelines.batches.dataset import read_batches
 from pipelines.convert import conversion
 from pipelines.integrity import File, Watch
 from pipelines.manifest import Manifest
@@ -150,7 +150,7 @@ def test_what_the_manifest_knows(converted: Path) -> None:
 
 
 def _read(found: Manifest) -> None:
-    inputs.dataset(found, "train", batch_size=8, training=True)
+    read_batches(found, "train", batch_size=8, training=True)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_log_that_changed(tmp_path: Path) -> None:
     _write_log(log, shift=1)  # as many bytes, equal statistics
     assert log.stat().st_size == source.bytes
     with pytest.raises(UserError, match="log.parquet has changed since the conversion .*: restore it, or"):
-        inputs.dataset(found, "train", batch_size=8, training=True, input_format="parquet")
+        read_batches(found, "train", batch_size=8, training=True, input_format="parquet")
     again = conversion.convert(_options(log, tmp_path / "data", layouts=(), overwrite=True))
     assert again.files["vocabulary/user.parquet"] != found.files["vocabulary/user.parquet"]
     (before, now) = (dataclasses.replace(m, sources=(), files={}, loaded=None) for m in (found, again))

@@ -15,8 +15,8 @@ import pytest
 import tensorflow as tf
 
 from pipelines import schema
-from pipelines.batches import dataset as inputs
-from pipelines.batches import order
+from pipelines.batches import dataset, order
+from pipelines.batches.dataset import SHUFFLE_MEGABYTES, read_batches
 from pipelines.convert import conversion
 from pipelines.convert.conversion import Options
 from pipelines.manifest import INPUT_FORMATS, Manifest
@@ -55,13 +55,13 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 @pytest.fixture
 def small_pools(monkeypatch: pytest.MonkeyPatch) -> int:
     """How many pools the rows need."""
-    monkeypatch.setattr(inputs, "_row_bytes", lambda _: (inputs.SHUFFLE_MEGABYTES << 20) // (ROWS // 8))
+    monkeypatch.setattr(dataset, "row_bytes", lambda _: (SHUFFLE_MEGABYTES << 20) // (ROWS // 8))
     return 8
 
 
 def read(manifest: Manifest, source: str, batch_size: int = 100, **options: Any) -> np.ndarray:
     """row_ids of the batches: [steps, B]."""
-    batches = inputs.dataset(manifest, "train", batch_size=batch_size, input_format=source, training=True, **options)
+    batches = read_batches(manifest, "train", batch_size=batch_size, input_format=source, training=True, **options)
     return np.array([batch["row_id"] for batch in batches.as_numpy_iterator()]).reshape(-1, batch_size)
 
 

@@ -24,8 +24,9 @@ import pytest
 import tensorflow as tf
 
 from pipelines import records, schema
-from pipelines.batches import dataset as inputs
 from pipelines.batches import log_reader
+from pipelines.batches.damage import naming_corrupt_records
+from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.convert import conversion
 from pipelines.convert.conversion import Options
 from pipelines.manifest import SPLITS, Manifest
@@ -121,8 +122,8 @@ def by_time(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def read(manifest: Manifest, split: str = "train", **options: Any) -> list[dict[str, Any]]:
     defaults: dict[str, Any] = {"batch_size": 64, "training": split == "train", "input_format": "parquet"}
     options = defaults | options
-    with inputs.naming_corrupt_records(manifest, split, options["input_format"]):
-        return list(inputs.dataset(manifest, split, **options).as_numpy_iterator())
+    with naming_corrupt_records(manifest, split, options["input_format"]):
+        return list(read_batches(manifest, split, **options).as_numpy_iterator())
 
 
 def windows(manifest: Manifest, split: str = "train", processes: int = 1, **options: Any) -> list[dict[str, Any]]:
@@ -222,10 +223,10 @@ def test_bad_rows_are_dropped_again(convert: Convert, tmp_path: Path) -> None:
 
 
 def test_training_batches_follow_from_seed_and_epoch_alone(by_time: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = inputs.dataset(by_time, "train", batch_size=64, training=True, input_format="parquet", seed=5, epoch=2)
-    assert dataset.element_spec == inputs.dataset(by_time, "train", batch_size=64, training=True).element_spec
+    dataset = read_batches(by_time, "train", batch_size=64, training=True, input_format="parquet", seed=5, epoch=2)
+    assert dataset.element_spec == read_batches(by_time, "train", batch_size=64, training=True).element_spec
     first = list(dataset.as_numpy_iterator())
-    assert len(first) == inputs.steps(by_time, "train", 64, training=True, input_format="parquet") == 880 // 64
+    assert len(first) == count_batches(by_time, "train", 64, training=True, input_format="parquet") == 880 // 64
     ids = row_ids(first)
     assert len(set(ids)) == len(ids)
     assert len({i // 100 for i in ids[:64]}) == 9  # of all row groups
@@ -340,10 +341,10 @@ def test_an_earlier_manifest_without_exact_limits(by_time: Manifest) -> None:
 
 def test_a_file_that_goes_while_it_is_read(convert: Convert, tmp_path: Path) -> None:
     converted = convert(split="random")
-    batches = inputs.dataset(converted, "train", batch_size=64, training=True, input_format="parquet")
+    batches = read_batches(converted, "train", batch_size=64, training=True, input_format="parquet")
     (tmp_path / "log" / "a.parquet").unlink()
     with pytest.raises(UserError, match="a.parquet is missing: restore it"):  # noqa: SIM117
-        with inputs.naming_corrupt_records(converted, "train", "parquet"):
+        with naming_corrupt_records(converted, "train", "parquet"):
             list(batches)
 
 
@@ -390,14 +391,14 @@ def large(convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_killed_reader_ends_the_job_and_spoils_no_batch(large: Manifest) -> None:
-    batches = inputs.dataset(
+    batches = read_batches(
         large, "train", batch_size=10_000, training=True, input_format="parquet", shuffle_megabytes=1
     )
     seen: set[int] = set()
     gc.collect()  # of tests before
     with (
         pytest.raises(JobError, match="that reads the log was ended by SIGKILL: killed from outside, or out of memory"),
-        inputs.naming_corrupt_records(large, "train", "parquet"),
+        naming_corrupt_records(large, "train", "parquet"),
     ):
         for batch in batches.as_numpy_iterator():
             if not seen:
@@ -414,7 +415,7 @@ def test_readers_end_with_their_iterator(large: Manifest) -> None:
     gc.collect()
     until(lambda: not readers(os.getpid()))
     threads = threading.active_count()
-    batches = inputs.dataset(large, "train", batch_size=64, training=True, input_format="parquet", shuffle_megabytes=1)
+    batches = read_batches(large, "train", batch_size=64, training=True, input_format="parquet", shuffle_megabytes=1)
     first, second = iter(batches), iter(batches)
     assert_equal(next(first)["row_id"].numpy(), next(second)["row_id"].numpy())
     assert len(readers(os.getpid())) == 2

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import manifest as manifests
-from pipelines.batches import dataset as inputs
+from pipelines.batches.dataset import read_batches
 from stem_tf import configs, models
 from stem_tf.layers.gate import observe
 from stem_tf.models.base import RankingModel
@@ -70,7 +70,7 @@ def test_gates_of_a_run(tmp_path: Path, tiny_settings: dict[str, Any], run_job: 
     config = workdir.config()
     manifest = manifests.load(config.data.dir)
     model = trained.load(workdir, config, manifest, "best").model
-    batch = next(iter(inputs.dataset(manifest, "validation", training=False, batch_size=150, input_format="blocks")))
+    batch = next(iter(read_batches(manifest, "validation", training=False, batch_size=150, input_format="blocks")))
     with observe(model) as seen:
         model(batch["features"])
     for gate, weights in seen:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest as manifests
-from pipelines.batches import dataset as inputs
+from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
 from stem_tf.evaluation import predictions
@@ -30,7 +30,7 @@ def test_every_row_once_in_order(made: tuple[Predictor, Manifest, Any]) -> None:
     model, manifest, data = made
     got = predictions.predict(model, manifest, "test", data, desc="test")
     rows: dict[str, Any] = {"row_id": got.row_id, "group": got.group, "item": got.item}
-    batches = list(inputs.dataset(manifest, "test", batch_size=150, training=False).as_numpy_iterator())
+    batches = list(read_batches(manifest, "test", batch_size=150, training=False).as_numpy_iterator())
     for name, values in rows.items():
         np.testing.assert_array_equal(values, batches[0][name])
     for task in ("click", "watched"):

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import manifest as manifests
-from pipelines.batches import dataset as inputs
+from pipelines.batches.dataset import read_batches
 from stem_tf import configs, trained
 from stem_tf.evaluation import predictions
 from stem_tf.training.callbacks import Interrupted
@@ -176,7 +176,7 @@ def test_gradients_on_what_is_shared_by_hand(make: Make) -> None:
         **{"model.name": "shared_bottom", "model.gate_units": (128, 64), "loss.weights": {"click": 2.0, "watched": 0.0}}
     )
     model = trainer.model
-    batch = next(iter(inputs.dataset(trainer.manifest, "train", training=True, seed=0, epoch=0, start_step=0,
+    batch = next(iter(read_batches(trainer.manifest, "train", training=True, seed=0, epoch=0, start_step=0,
                                      **predictions.reading(trainer.config.data))))  # fmt: skip
     assert model.shared_gradients(batch) == {}  # click alone trains what both could
     model.weighting.initial = tf.constant([2.0, 3.0])

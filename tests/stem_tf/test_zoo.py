@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import manifest as manifests
-from pipelines.batches import dataset as inputs
+from pipelines.batches.dataset import read_batches
 from stem_tf import configs, models
 from stem_tf.models.base import RankingModel
 from stem_tf.training.checkpoints import Checkpoints, RunState
@@ -19,7 +19,7 @@ def build(settings: dict[str, Any]) -> tuple[RankingModel, tf.data.Dataset]:
     config = configs.checked(settings)
     manifest = manifests.load(config.data.dir)
     reading: dict[str, Any] = {"batch_size": config.data.batch_size, "input_format": "blocks"}
-    dataset = inputs.dataset(manifest, "train", training=True, seed=0, epoch=0, start_step=0, device=None, **reading)
+    dataset = read_batches(manifest, "train", training=True, seed=0, epoch=0, start_step=0, device=None, **reading)
     return models.build(config, manifest), dataset
 
 

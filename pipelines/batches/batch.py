@@ -1,0 +1,41 @@
+"""The form of a batch: columns by record key become the nested dict that models take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from pipelines.batches.parsing import Columns
+from pipelines.schema import Schema
+
+
+def to_batch(schema: Schema, columns: Columns) -> dict[str, Any]:
+    """Columns by record key -> the nested dict of a batch."""
+    labels = {task.name: columns[f"label:{task.name}"] for task in schema.tasks}
+    inside = {name: tf.logical_not(tf.math.is_nan(label)) for name, label in labels.items()}
+    batch: dict[str, Any] = {
+        "features": {f.name: columns[f"feature:{f.name}"] for f in schema.features},
+        "labels": {name: tf.where(inside[name], label, 0.0) for name, label in labels.items()},
+        "weights": {name: tf.cast(mask, tf.float32) for name, mask in inside.items()},
+    }
+    for task in schema.tasks:
+        if task.row_weight is not None:
+            batch["weights"][task.name] *= columns[f"weight:{task.row_weight}"]
+    return batch | {name: columns[f"key:{name}"] for name in ("group", "item", "row_id") if f"key:{name}" in columns}
+
+
+def pad(batch: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    """Fills a batch up to ``batch_size`` rows: weights 0, row_id -1, single ids 1 (rare), everything else 0."""
+    missing = batch_size - tf.shape(batch["row_id"])[0]
+    constants = tf.nest.map_structure(lambda _: 0, batch)
+    constants["row_id"] = -1
+    for name, value in batch["features"].items():
+        constants["features"][name] = int(value.dtype == tf.int32 and value.shape.rank == 1)
+
+    def fill(value: tf.Tensor, constant: int) -> tf.Tensor:
+        paddings = [[0, missing]] + [[0, 0]] * (value.shape.rank - 1)
+        padded = tf.pad(value, paddings, constant_values=tf.cast(constant, value.dtype))
+        return tf.ensure_shape(padded, [batch_size, *value.shape[1:]])
+
+    return tf.nest.map_structure(fill, batch, constants)

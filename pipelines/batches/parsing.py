@@ -1,0 +1,105 @@
+"""Records as columns of rows: parsed in both layouts, in the order of the shards.
+
+Columns are tensors of some rows by record key; :func:`pipelines.records.shapes` has the keys, types and widths.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipelines import records
+from pipelines.manifest import Shard
+from pipelines.schema import Feature, Schema
+
+Columns = dict[str, tf.Tensor]
+"""Tensors of some rows by record key: int32 / float32 features and labels, int64 keys."""
+_BYTES_AT_A_TIME = 2 << 20
+"""Rows that are parsed or permuted in one go: small enough for the processor's caches."""
+BLOCK_ROWS = 128
+"""Records of the rows layout that are handled as a block, one element of a data set."""
+
+
+def row_bytes(schema: Schema) -> int:
+    """Of a row in memory."""
+    return sum(np.dtype(kind).itemsize * max(width, 1) for _, (kind, width) in records.shapes(schema))
+
+
+def rows_at_a_time(schema: Schema) -> int:
+    return max(1, _BYTES_AT_A_TIME // row_bytes(schema))
+
+
+def read_records(schema: Schema, shards: list[Shard], layout: str, reader: tuple[int, int]) -> tf.data.Dataset:
+    """The columns of some rows at a time, in the order of the shards."""
+    index, count = reader
+    if len(shards) >= count:
+        found = tf.data.TFRecordDataset([shard.path for shard in shards[index::count]])
+    else:
+        found = tf.data.TFRecordDataset([shard.path for shard in shards]).shard(count, index)
+    return parsed(schema, found if layout == "blocks" else found.batch(BLOCK_ROWS), shards, layout)
+
+
+def parsed(schema: Schema, blocks: tf.data.Dataset, shards: list[Shard], layout: str) -> tf.data.Dataset:
+    """Blocks, each serialised in one record or (``rows``) in a vector of records -> columns of some rows at a time."""
+    rows = rows_at_a_time(schema)
+    if layout == "blocks":
+        block_rows = sum(shard.rows for shard in shards) / sum(shard.records for shard in shards)
+        groups = blocks.batch(max(1, int(rows / block_rows)))
+    else:
+        groups = blocks.rebatch(rows)
+    parse = functools.partial(_PARSERS[layout], schema)
+    return groups.map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One key of a record: its type in a batch, and the feature behind it, if any."""
+
+    dtype: tf.DType
+    feature: Feature | None = None
+
+
+def columns_of(schema: Schema) -> dict[str, Column]:
+    """The keys of a record, in the order of :func:`pipelines.records.shapes`."""
+    features = {f"feature:{feature.name}": feature for feature in schema.features}
+    return {key: Column(tf.as_dtype(kind), features.get(key)) for key, (kind, _) in records.shapes(schema)}
+
+
+def _parse_blocks(schema: Schema, blocks: tf.Tensor) -> Columns:
+    """Serialised blocks [G] -> columns [rows, ...] in the order of the blocks."""
+
+    def parse(blocks: np.ndarray) -> list[np.ndarray]:
+        return list(records.parse(schema, blocks.tolist()).values())
+
+    columns = columns_of(schema)
+    values = tf.numpy_function(parse, [blocks], [column.dtype for column in columns.values()], stateful=False)
+    shapes = ([None, width] if width else [None] for _, (_, width) in records.shapes(schema))
+    return dict(zip(columns, map(tf.ensure_shape, values, shapes), strict=True))
+
+
+def parse_rows(schema: Schema, rows: tf.Tensor) -> Columns:
+    """Serialised rows [B] -> columns [B, ...]."""
+    spec: dict[str, Any] = {}
+    for key, column in columns_of(schema).items():
+        dtype = tf.float32 if column.dtype == tf.float32 else tf.int64  # tf.Example knows no int32
+        if column.feature and column.feature.kind == "multivalent":
+            spec[key] = tf.io.RaggedFeature(dtype)
+        elif column.feature and column.feature.kind == "dense":
+            spec[key] = tf.io.FixedLenFeature([column.feature.length], dtype)
+        else:
+            spec[key] = tf.io.FixedLenFeature([], dtype)
+    parsed = tf.io.parse_example(rows, spec)
+    result = {}
+    for key, column in columns_of(schema).items():
+        values = parsed[key]
+        if isinstance(values, tf.RaggedTensor) and column.feature:
+            values = values.to_tensor(shape=[None, column.feature.max_length])
+        result[key] = tf.cast(values, column.dtype)
+    return result
+
+
+_PARSERS = {"blocks": _parse_blocks, "rows": parse_rows}
