@@ -192,7 +192,7 @@ def test_gate_is_a_distribution() -> None:
 
 def test_gates_of_one_network_are_observed() -> None:
     ours, theirs, x = Gate("a", ["a", "b"]), Gate("b", ["a", "b"]), tf.ones([2, 3])
-    network = tf.keras.Sequential([ours])
+    network = tf.keras.Sequential([tf.keras.Input([3]), ours])
     with observe(network) as seen:
         weights = network(x)
         theirs(x)
