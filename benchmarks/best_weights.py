@@ -29,7 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
+from pipelines import schema_yaml
+from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs, report
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
@@ -158,12 +159,12 @@ def _contradictory(data: Path) -> str:
         log, schema = Path(scratch) / "log.parquet", Path(scratch) / "schema.yaml"
         pq.write_table(pa.table(columns), log)
         features = (
-            schemas.Feature("user", "categorical", "user", "user", "int64"),
-            schemas.Feature("item", "categorical", "item", "item", "int64"),
+            Feature("user", "categorical", "user", "user", "int64"),
+            Feature("item", "categorical", "item", "item", "int64"),
         )
-        tasks = tuple(schemas.Task(name, schemas.Label(name)) for name in "ab")
-        whole = schemas.Schema(name="contradictory", features=features, tasks=tasks, task_tables="all")
-        schema.write_text(schemas.dumps(whole), encoding="utf-8")
+        tasks = tuple(Task(name, Label(name)) for name in "ab")
+        whole = Schema(name="contradictory", features=features, tasks=tasks, task_tables="all")
+        schema.write_text(schema_yaml.dumps(whole), encoding="utf-8")
         return _converted(data, log, [f"--schema={schema}", "--split=random"])
 
 

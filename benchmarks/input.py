@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from pipelines import manifest, schema
+from pipelines import manifest
 from pipelines.batches.dataset import read_batches
 from pipelines.convert import conversion
+from pipelines.schema import Feature, Label, Schema, Task
 from stem_util import cli, owned
 
 flags = cli.Flags()
@@ -85,10 +86,10 @@ def generate(directory: str, rows: int, features: int) -> dict[str, manifest.Man
     columns = {name: random.integers(1, 30_000, rows) for name in (*names, "group", "item")}
     columns |= {task: (random.random(rows) < 0.3).astype(np.int8) for task in ("a", "b")}
     log = pa.table(columns)
-    described = schema.Schema(
+    described = Schema(
         name="benchmark",
-        features=tuple(schema.Feature(name, "categorical", "context", name, "int64") for name in names),
-        tasks=tuple(schema.Task(task, schema.Label(task)) for task in ("a", "b")),
+        features=tuple(Feature(name, "categorical", "context", name, "int64") for name in names),
+        tasks=tuple(Task(task, Label(task)) for task in ("a", "b")),
         group="group",
         item="item",
     )

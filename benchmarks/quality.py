@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
+from pipelines import schema_yaml
+from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs, report
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
@@ -139,11 +140,9 @@ def _generated(output: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         log, schema = Path(scratch) / "log.parquet", Path(scratch) / "schema.yaml"
         pq.write_table(pa.table(columns), log)
-        features = tuple(
-            schemas.Feature(f"{side}_id", "categorical", side, f"{side}_id", "int64") for side in ("user", "item")
-        )
-        tasks = tuple(schemas.Task(name, schemas.Label(name)) for name in ("cart", "buy"))
-        schema.write_text(schemas.dumps(schemas.Schema(name="pairs", features=features, tasks=tasks)), encoding="utf-8")
+        features = tuple(Feature(f"{side}_id", "categorical", side, f"{side}_id", "int64") for side in ("user", "item"))
+        tasks = tuple(Task(name, Label(name)) for name in ("cart", "buy"))
+        schema.write_text(schema_yaml.dumps(Schema(name="pairs", features=features, tasks=tasks)), encoding="utf-8")
         arguments = [str(log), f"--schema={schema}", f"--output={data}", "--split=random", "--layouts=blocks"]
         job = subprocess.run(
             [sys.executable, "-m", "pipelines.jobs.convert", *arguments], capture_output=True, text=True, check=False
@@ -186,8 +185,8 @@ def _replay(l2: float) -> list[dict[str, Any]]:
 
     seeds.seed(0)
     ids, batch_size, names = 30_000, 1024, ("user", "item")
-    features = tuple(schemas.Feature(name, "categorical", "user", name, "int64") for name in names)
-    tasks = tuple(schemas.Task(name, schemas.Label(name)) for name in ("cart", "buy"))
+    features = tuple(Feature(name, "categorical", "user", name, "int64") for name in names)
+    tasks = tuple(Task(name, Label(name)) for name in ("cart", "buy"))
     network = STEMNet([task.name for task in tasks], Parts(expert_units=(64, 32), gate_units=(), tower_units=(32,)))
     embeddings = Embeddings(features, dict.fromkeys(names, ids), 16, network.tables, names)
     model = RankingModel(tasks, InputTransform(features, {}), embeddings, network)

@@ -40,7 +40,8 @@ import pyarrow.parquet as pq
 from benchmarks.served import cpu_seconds, request, server
 from export.server.directories import version_directories
 from export.server.limits import Limits
-from pipelines import schema as schemas
+from pipelines import schema_yaml
+from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import report
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli, owned
@@ -103,9 +104,9 @@ def make(directory: str) -> str:
         os.path.join(directory, name) for name in ("log.parquet", "schema.yaml", "data", "run", "export", "paper.py")
     )
     pq.write_table(pa.table(columns), log)
-    features = tuple(schemas.Feature(name, "categorical", side, name, "int64") for name, side in _FEATURES.items())
-    tasks = tuple(schemas.Task(name, schemas.Label(name)) for name in _LABELS)
-    Path(described).write_text(schemas.dumps(schemas.Schema("benchmark", features, tasks)), encoding="utf-8")
+    features = tuple(Feature(name, "categorical", side, name, "int64") for name, side in _FEATURES.items())
+    tasks = tuple(Task(name, Label(name)) for name in _LABELS)
+    Path(described).write_text(schema_yaml.dumps(Schema("benchmark", features, tasks)), encoding="utf-8")
     Path(config).write_text("from stem_tf.configs.base import get_config\n", encoding="utf-8")
     split = ["--split=random", "--fractions=0.97,0.02,0.01", "--layouts=blocks"]
     _job("pipelines.jobs.convert", log, f"--schema={described}", f"--output={data}", *split)

@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
+from pipelines import schema_yaml
+from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli, owned
@@ -104,13 +105,13 @@ def _convert(directory: str) -> str:
         columns[name] = pa.array((random.random(rows) < rate).astype(np.int64))
     log, schema, data = (os.path.join(directory, name) for name in ("log.parquet", "schema.yaml", "data"))
     pq.write_table(pa.table(columns), log)
-    described = schemas.Schema(
+    described = Schema(
         name="benchmark",
-        features=tuple(schemas.Feature(name, "categorical", "user", name, "int64") for name in _FEATURES),
-        tasks=tuple(schemas.Task(name, schemas.Label(name)) for name in _LABELS),
+        features=tuple(Feature(name, "categorical", "user", name, "int64") for name in _FEATURES),
+        tasks=tuple(Task(name, Label(name)) for name in _LABELS),
     )
     with open(schema, "w", encoding="utf-8") as file:
-        file.write(schemas.dumps(described))
+        file.write(schema_yaml.dumps(described))
     split = ["--split=random", "--fractions=0.98,0.01,0.01", "--layouts=blocks"]
     _run("pipelines.jobs.convert", log, f"--schema={schema}", f"--output={data}", *split)
     return data

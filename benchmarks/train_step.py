@@ -32,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
+from pipelines import schema_yaml
+from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs, report
 from stem_tf.runtime import quieten_tensorflow
 from stem_util import cli, owned
@@ -211,12 +212,12 @@ def _batches(case: dict[str, str]) -> list[Any]:
 
 
 def _manifest(case: dict[str, str], directory: str) -> manifests.Manifest:
-    described = schemas.Schema(
+    described = Schema(
         name="benchmark",
-        features=tuple(schemas.Feature(f, "categorical", "user", f, "int64") for f in _FEATURES),
-        tasks=tuple(schemas.Task(f"t{i}", schemas.Label(f"t{i}")) for i in range(int(case["tasks"]))),
+        features=tuple(Feature(f, "categorical", "user", f, "int64") for f in _FEATURES),
+        tasks=tuple(Task(f"t{i}", Label(f"t{i}")) for i in range(int(case["tasks"]))),
     )
-    Path(directory, "schema.yaml").write_text(schemas.dumps(described), encoding="utf-8")
+    Path(directory, "schema.yaml").write_text(schema_yaml.dumps(described), encoding="utf-8")
     vocabularies = {f: manifests.Vocabulary(_ids(case) - 2, _ids(case) - 2) for f in _FEATURES}
     made = manifests.Manifest(directory, "benchmark", 0, (), {}, {}, vocabularies, {})
     assert made.schema  # read while the directory is there

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
+from pipelines import schema_yaml
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
 from stem_tf.configs.base import MODELS
@@ -112,10 +112,10 @@ def converted(data: str, output: Path) -> Path:
             "--schema=census_income",
         ]
     else:
-        whole = schemas.load("kuairand_sample")
+        whole = schema_yaml.load("kuairand_sample")
         binary = tuple(task for task in whole.tasks if task.type == "binary")
         path = output / "data" / "kuairand_binary.yaml"
-        path.write_text(schemas.dumps(dataclasses.replace(whole, tasks=binary)), encoding="utf-8")
+        path.write_text(schema_yaml.dumps(dataclasses.replace(whole, tasks=binary)), encoding="utf-8")
         arguments = [
             str(_DATASETS / "kuairand_sample" / "log.parquet"),
             f"--schema={path}",

@@ -10,7 +10,7 @@ import numpy as np
 
 from export import check, publish
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
+from pipelines import schema_yaml
 from stem_util import files
 from stem_util.errors import JobError, UserError, message
 
@@ -58,7 +58,7 @@ class Published:
         self.directory = find(directory)
         if why := publish.damage(self.directory):
             raise UserError(f"--model={self.directory} is not the version that was published: {why}")
-        self.schema = schemas.load(self.directory / "schema.yaml")
+        self.schema = schema_yaml.load(self.directory / "schema.yaml")
         self.tasks = self.schema.task_names
         self._calls: dict[str, check.Call] = {}
 

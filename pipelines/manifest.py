@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import integrity
-from pipelines import schema as schemas
+from pipelines import integrity, schema_yaml
+from pipelines.schema import Schema
 from stem_util.errors import UserError
 from stem_util.version import __version__
 
@@ -181,14 +181,14 @@ class Manifest:
         return integrity.Watch()
 
     @functools.cached_property
-    def schema(self) -> schemas.Schema:
+    def schema(self) -> Schema:
         """The schema that travels with the data.
 
         Raises:
           UserError: it is missing, or not the one that the data were converted with.
         """
         self._check_files("schema.yaml".__eq__)
-        schema = schemas.load(os.path.join(self.data_dir, "schema.yaml"))
+        schema = schema_yaml.load(os.path.join(self.data_dir, "schema.yaml"))
         if self.loaded is not None and not self.files:  # format 1: there is only this to compare
             features = {feature.name for feature in schema.features if feature.kind != "dense"}
             tasks = {name for split in self.splits.values() for name in split.tasks}

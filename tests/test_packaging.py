@@ -88,7 +88,7 @@ def test_console_scripts_run_from_any_directory(installed: Path, tmp_path: Path,
 
 
 def test_shipped_schema_is_found_by_name_from_any_directory(installed: Path, tmp_path: Path) -> None:
-    code = "from pipelines import schema; print(schema.load('kuairand_sample').name)"
+    code = "from pipelines import schema_yaml; print(schema_yaml.load('kuairand_sample').name)"
     assert run(installed / "python", "-c", code, cwd=tmp_path).strip() == "kuairand_sample"
 
 

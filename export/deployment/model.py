@@ -10,8 +10,7 @@ from typing import Any
 
 from export import publish, published, warmup
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
-from pipelines import tfrecord
+from pipelines import schema_yaml, tfrecord
 from pipelines.schema import Schema
 from stem_util import files
 from stem_util.errors import UserError
@@ -82,7 +81,7 @@ def read(directory: Path) -> Model:
         name,
         int(path.name) if path.name.isascii() and path.name.isdigit() else version,
         tuple(other for other in publish.versions(path.parent) if str(other) != path.name),
-        schemas.load(path / "schema.yaml"),
+        schema_yaml.load(path / "schema.yaml"),
         _bytes(path, "saved_model.pb") + _bytes(path, "variables/*"),
         _bytes(path, "assets/*"),
         signature_inputs(path),

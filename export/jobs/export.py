@@ -28,8 +28,7 @@ import pyarrow.parquet as pq
 
 from export import card, check, publish
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
-from pipelines import vocabulary
+from pipelines import schema_yaml, vocabulary
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
 from stem_tf import configs, report
@@ -202,7 +201,7 @@ class _Export:
         extra.mkdir()
         rows = self._sample(max(warmup.CANDIDATES))
         warmup.write(extra / warmup.FILENAME, self.name, self.schema, rows, signatures)
-        (directory / "schema.yaml").write_text(schemas.dumps(self.schema), encoding="utf-8")
+        (directory / "schema.yaml").write_text(schema_yaml.dumps(self.schema), encoding="utf-8")
         outcome = self._check(directory, scratch)
         tree = self._manifest(vocabularies, told, signatures, graph.why_no_rank(self.schema), outcome)
         (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from export import raw
-from pipelines import schema as schemas
+from pipelines import schema_yaml
 from pipelines.log.casts import EMPTY_INT
 from pipelines.log.source import CsvOptions
 from pipelines.schema import Feature, Schema
@@ -130,11 +130,11 @@ def find_schema(rows: str, model: Path | None, given: str | None) -> tuple[str, 
       given: the path, or the name, of a schema.
     """
     if given is not None:
-        schema: Schema | None = schemas.load(given)
+        schema: Schema | None = schema_yaml.load(given)
     else:
-        schema = schemas.load(model / "schema.yaml") if model is not None else None
+        schema = schema_yaml.load(model / "schema.yaml") if model is not None else None
     if os.path.isdir(os.path.join(rows, "raw")) and os.path.isfile(os.path.join(rows, "schema.yaml")):
-        schema = schema or schemas.load(os.path.join(rows, "schema.yaml"))
+        schema = schema or schema_yaml.load(os.path.join(rows, "schema.yaml"))
         for split in ("test", "validation"):
             if os.path.isdir(os.path.join(rows, "raw", split)) and os.listdir(os.path.join(rows, "raw", split)):
                 return os.path.join(rows, "raw", split), schema

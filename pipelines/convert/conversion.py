@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import integrity, manifest
-from pipelines import schema as schemas
+from pipelines import integrity, manifest, schema_yaml
 from pipelines.convert import stages, staging
 from pipelines.convert.cleaning import Cleaner
 from pipelines.convert.numeric_fit import Moments
@@ -163,7 +162,7 @@ class _Conversion:
         self._number_raw_parts(job)
         shutil.rmtree(self._scratch)
         with open(os.path.join(self._directory, "schema.yaml"), "w", encoding="utf-8") as file:
-            file.write(schemas.dumps(self._schema))
+            file.write(schema_yaml.dumps(self._schema))
             file.flush()
             os.fsync(file.fileno())
         bad = sum((fit.bad for fit in fits), Counter())

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines import schema
+from pipelines import schema_yaml
 from pipelines.describe import draft, sample
 from pipelines.jobs import csv_flags
 from pipelines.log import sniff, source
@@ -68,7 +68,7 @@ def describe(patterns: Sequence[str], csv: CsvOptions, labels: Sequence[str], li
         *([seen.advice] if seen.advice else []),
     ]
     drafted = draft.render(result, head)
-    schema.loads(drafted, "the draft").validate_columns(
+    schema_yaml.loads(drafted, "the draft").validate_columns(
         log.types, log.files[0], text=log.text, directories=log.directory_columns, problems=log.problems
     )
     arguments = [",".join(patterns)]

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import schema, yaml_reader
+from pipelines import schema_yaml, yaml_reader
 from pipelines.convert import split
 from pipelines.convert.cleaning import Cleaner
 from pipelines.describe import guess, leakage
@@ -502,7 +502,7 @@ def _rehearse(result: Draft, table: pa.Table) -> None:
         if not result.sure_tasks:
             nothing = "; ".join(f"{task}: {result.doubts[task]}" for task in result.tasks)
             raise UserError(f"no column is left to be a label ({nothing})")
-        drafted = schema.loads(render(result, []), "the draft")
+        drafted = schema_yaml.loads(render(result, []), "the draft")
         bad = Cleaner(drafted, split.GivenSplit((0,)), drop=True).clean(chunk, row_ids, 0)[1]
         if not bad:
             return

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from pipelines import schema as schemas
+from pipelines import schema_yaml
 from pipelines.convert import constant_labels
 from pipelines.convert.conversion import Options, convert
 from pipelines.jobs import csv_flags
@@ -124,7 +124,7 @@ def _options(argv: Sequence[str]) -> Options:
             hint = did_you_mean(layout, LAYOUTS)
             raise UserError(f"--layouts: '{layout}' should be one of {', '.join(LAYOUTS)}, or none alone{hint}")
     return Options(
-        schema=schemas.load(_SCHEMA.value),
+        schema=schema_yaml.load(_SCHEMA.value),
         output=_OUTPUT.value,
         log=log,
         given=given,

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from examples import ask
-from pipelines import schema as schemas
+from pipelines import schema_yaml
 from stem_util.errors import UserError
 
-SCHEMA = schemas.loads("""
+SCHEMA = schema_yaml.loads("""
 name: small
 features:
   user: {kind: categorical, side: user, dtype: int64}

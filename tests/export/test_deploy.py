@@ -24,7 +24,7 @@ from export.deployment import render
 from export.deployment.model import Limits, Model
 from export.server import configuration
 from export.server.metrics import Metrics
-from pipelines import schema
+from pipelines import schema_yaml
 from stem_util import files
 from stem_util.errors import UserError
 from tests.export import serving_rules
@@ -48,7 +48,7 @@ MODEL = Model(
     name="Video_rank.v2",
     version=6,
     others=(5, 7),
-    schema=schema.loads(SCHEMA),
+    schema=schema_yaml.loads(SCHEMA),
     weight_bytes=3_000_000_000,
     vocabulary_bytes=10_000_000,
     inputs={"serving_default": ROWS, "rank": {"user": (None,), "item": (None, None), "tags": (None, None, 3)}},

@@ -14,8 +14,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import check, graph, vocabulary_asset
-from pipelines import schema as schemas
-from pipelines import vocabulary
+from pipelines import schema_yaml, vocabulary
 from stem_client import features as client_features
 from stem_client.metadata import Feature
 
@@ -322,6 +321,6 @@ def test_requests_that_a_server_joins_keep_their_scores(sessions: dict[str, Any]
 def test_models_without_a_ranking(sides: str, why: str) -> None:
     names = {"i": "item", "u": "user", "c": "context"}
     features = "".join(f"  f{n}: {{kind: numeric, side: {names[side]}}}\n" for n, side in enumerate(sides))
-    schema = schemas.loads(f"name: x\nfeatures:\n{features}tasks:\n  t: {{label: {{column: y}}}}\n")
+    schema = schema_yaml.loads(f"name: x\nfeatures:\n{features}tasks:\n  t: {{label: {{column: y}}}}\n")
     found = graph.why_no_rank(schema)
     assert why in found and bool(why) == bool(found)

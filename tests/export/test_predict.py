@@ -18,7 +18,7 @@ import pytest
 
 from export import candidates, raw, scoring
 from export.published import Published
-from pipelines import schema as schemas
+from pipelines import schema_yaml
 from stem_tf.evaluation import predictions
 from stem_util import files
 from stem_util.errors import JobError, UserError
@@ -109,7 +109,7 @@ def test_other_types_of_the_same_values_score_the_same(model: Published, test_ro
 
 
 def test_csv_and_parquet_give_the_same_tensors(tmp_path: Path) -> None:
-    schema = raw.without_outcomes(schemas.loads(FLAT))
+    schema = raw.without_outcomes(schema_yaml.loads(FLAT))
     table = pa.table(
         {
             "who": pa.array([7, None, EMPTY, 2**63 - 1], pa.int64()),
@@ -141,7 +141,7 @@ def test_csv_and_parquet_give_the_same_tensors(tmp_path: Path) -> None:
 
 
 def test_rows_are_numbered_through_files_and_bad_ones(tmp_path: Path) -> None:
-    schema = raw.without_outcomes(schemas.loads(FLAT))
+    schema = raw.without_outcomes(schema_yaml.loads(FLAT))
     (tmp_path / "a.csv").write_text("who,city,night,tags,length\n1,x,0,t,2\n1,x,0,t,-5\n1,x,0\n3,x,0,t,2\n")
     (tmp_path / "b.csv").write_text("who,city,night,tags,length\n4,x,0,t,2\n")
     log = raw.open_log(str(tmp_path), schema)

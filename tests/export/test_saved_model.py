@@ -26,7 +26,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from export import card, check, tables
 from export.jobs import export as saved_model
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
+from pipelines import schema_yaml
 from stem_tf import configs, report, trained
 from stem_tf.evaluation import predictions
 from stem_tf.workdir import Workdir
@@ -98,7 +98,7 @@ def test_manifest_and_card(exported: Exported, nasty_run: Callable[[str], Any]) 
     assert tree["vocabularies"]["never_twice"]["size"] == 0 and tree["vocabularies"]["user"]["size"] == 19
     assert tree["vocabularies"]["user"]["sha256"] == tree["files"]["assets/user.vocabulary"]
     assert (tree["model"], tree["version"], tree["test_metrics"]) == ("nasty", 1, None)
-    assert schemas.load(directory / "schema.yaml") == run.manifest.schema
+    assert schema_yaml.load(directory / "schema.yaml") == run.manifest.schema
     card = (directory / "card.md").read_text()
     for feature in run.manifest.schema.features:
         assert f"| `{feature.name}` | {feature.side} | {feature.dtype} |" in card

@@ -13,7 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import hashing, records, schema, tfrecord
+from pipelines import hashing, records, schema_yaml, tfrecord
 from pipelines.batches import log_reader
 from pipelines.convert import constant_labels, stages
 from pipelines.convert.conversion import Options, convert
@@ -56,7 +56,7 @@ def _log(rows: int = 60) -> pa.Table:
 
 
 def _convert(log: Path | str, output: Path, **settings: Any) -> Manifest:
-    defaults: dict[str, Any] = {"schema": schema.loads(_SCHEMA), "split": "time", "split_column": "time"}
+    defaults: dict[str, Any] = {"schema": schema_yaml.loads(_SCHEMA), "split": "time", "split_column": "time"}
     settings = defaults | settings
     return convert(Options(log=str(log), output=str(output), **settings))
 
@@ -161,14 +161,14 @@ def test_manifest_counts(tmp_path: Path) -> None:
     for layout in ("blocks", "rows"):
         for shard in done.shards("train", layout):
             assert os.path.getsize(shard.path) == shard.bytes
-    assert done.schema == schema.loads(_SCHEMA)
+    assert done.schema == schema_yaml.loads(_SCHEMA)
 
 
 def test_row_weights_reach_records_and_rates(tmp_path: Path) -> None:
     table = _log().append_column("worth", pa.array(np.arange(60) % 4 / 2))
     weighted = _SCHEMA.replace("click: {label: {column: click}}", "click: {label: {column: click}, weight: worth}")
     log = _write(tmp_path / "log.parquet", table)
-    done = _convert(log, tmp_path / "out", schema=schema.loads(weighted))
+    done = _convert(log, tmp_path / "out", schema=schema_yaml.loads(weighted))
     train = table.slice(0, 48).to_pandas()
     counts = done.splits["train"].tasks
     assert (counts["click"].rows, counts["click"].weight) == ((train["worth"] > 0).sum(), train["worth"].sum())
@@ -181,9 +181,11 @@ def test_row_weights_reach_records_and_rates(tmp_path: Path) -> None:
         [w for row in _rows(done, "train") for w in row["weight:worth"]],
     )
     # For all tasks, and one with a column of its own.
-    everywhere = schema.loads("weight: worth\n" + weighted.replace("weight: worth", "row_weight: seen, weight: 0.5"))
+    everywhere = schema_yaml.loads(
+        "weight: worth\n" + weighted.replace("weight: worth", "row_weight: seen, weight: 0.5")
+    )
     assert [(task.row_weight, task.weight) for task in everywhere.tasks] == [("seen", 0.5), ("worth", 1.0)]
-    assert schema.loads(schema.dumps(everywhere)) == everywhere
+    assert schema_yaml.loads(schema_yaml.dumps(everywhere)) == everywhere
     counts = _convert(log, tmp_path / "all", schema=everywhere).splits["train"].tasks
     assert counts["click"].weight == train["seen"].sum() and counts["done"].weight is not None
 
@@ -194,7 +196,7 @@ def test_standardised_labels_have_their_constants_of_train(tmp_path: Path) -> No
     text += "  seen: {type: regression, label: {column: seen, standardise: true}, row_weight: worth}\n"
     text += "  same: {type: regression, label: {column: one, standardise: true}}\n"
     table = table.append_column("one", pa.array([0.1] * 60))
-    done = _convert(_write(tmp_path / "log.parquet", table, 7), tmp_path / "out", schema=schema.loads(text))
+    done = _convert(_write(tmp_path / "log.parquet", table, 7), tmp_path / "out", schema=schema_yaml.loads(text))
     train = table.slice(0, 48).to_pandas()
     ratio = (
         np.clip(train["seen"] / train["length"], 0, 2).to_numpy()[train["length"] > 0].astype(np.float32).astype(float)
@@ -315,7 +317,7 @@ def test_train_order_is_unrelated_to_input_order(tmp_path: Path) -> None:
     done = _convert(
         _write(tmp_path / "log.parquet", table),
         tmp_path / "out",
-        schema=schema.loads(text),
+        schema=schema_yaml.loads(text),
         split="random",
         split_column=None,
         fractions=(1.0, 0.0, 0.0),
@@ -361,7 +363,7 @@ def test_validation_as_a_share_of_given_train_files(tmp_path: Path, by: str, col
     table = _log(300).drop_columns(["tags", "length", "seen"])
     write(table.slice(100), given["train"])
     write(table.slice(0, 100), given["test"])
-    small = schema.loads(
+    small = schema_yaml.loads(
         """
         {name: small, group: user, features: {user: {kind: categorical, side: user, dtype: int64}},
          tasks: {click: {label: {column: click}}}}
@@ -398,7 +400,7 @@ def test_leave_the_last_rows_of_every_user(tmp_path: Path) -> None:
     bad = table.set_column(4, "click", pa.array([0, 1, 7, 0, 1, 0, 1, 0, 1, 0]))
     dropped = _convert(_write(tmp_path / "bad.parquet", bad), tmp_path / "b", split="leave_last", drop_bad_rows=True)
     assert places(dropped) == {"train": [3, 4, 5, 6, 9], "validation": [0, 8], "test": [1, 7]}
-    without = schema.loads(_SCHEMA.replace("group: user\n", ""))
+    without = schema_yaml.loads(_SCHEMA.replace("group: user\n", ""))
     with pytest.raises(UserError, match="--split=leave_last: the schema names no group; say whose last rows"):
         _convert(log, tmp_path / "c", schema=without, split="leave_last")
     named = _convert(log, tmp_path / "c", schema=without, split="leave_last", split_group="user")
@@ -460,7 +462,7 @@ features:
 tasks:
   click: {label: {column: click}}
 """
-    settings: dict[str, Any] = {"schema": schema.loads(text), "split": "random", "split_column": None}
+    settings: dict[str, Any] = {"schema": schema_yaml.loads(text), "split": "random", "split_column": None}
     done = _convert(_write(tmp_path / "log.parquet", table), tmp_path / "out", fractions=(1.0, 0.0, 0.0), **settings)
     order = _block_column(done, "train", "key:row_id", "<i8")
     np.testing.assert_array_equal(_block_column(done, "train", "feature:image", "<f4").reshape(rows, 3), vectors[order])
@@ -493,7 +495,7 @@ def test_malformed_csv_rows_are_dropped_and_counted(tmp_path: Path) -> None:
     text = (tmp_path / "log.csv").read_bytes().replace(b'"row 12"', b"row 12,more").replace(b'"row 3"', b"r\xff")
     (tmp_path / "log.csv").write_bytes(text)
     settings: dict[str, Any] = {
-        "schema": schema.loads(_SCHEMA.replace("item: note\n", "")),
+        "schema": schema_yaml.loads(_SCHEMA.replace("item: note\n", "")),
         "validation_from": "20",
         "test_from": "1000",
     }
@@ -586,7 +588,7 @@ def test_parts_of_other_types_are_one_log(tmp_path: Path) -> None:
     assert list(kinds) == [pa.int64(), pa.large_string(), pa.int64(), pa.float64(), pa.float64()]
     assert raw["user"].to_pylist() == _log()["user"].to_pylist()[54:]
     assert [row["label:click"] for row in _rows(done, "test")] == [[float(x)] for x in _log()["click"].to_pylist()[54:]]
-    schema.loads(_SCHEMA).validate_columns(dict(zip(raw.schema.names, raw.schema.types, strict=True)))
+    schema_yaml.loads(_SCHEMA).validate_columns(dict(zip(raw.schema.names, raw.schema.types, strict=True)))
 
 
 def test_directories_split_and_are_features(tmp_path: Path) -> None:
@@ -597,7 +599,7 @@ def test_directories_split_and_are_features(tmp_path: Path) -> None:
         _write(path, table.slice(day * 12, 12))
     text = _SCHEMA.replace("features:", "features:\n  slot: {kind: categorical, side: context, dtype: int64}")
     log = str(tmp_path / "log")
-    done = _convert(log, tmp_path / "out", schema=schema.loads(text), split_column="day")
+    done = _convert(log, tmp_path / "out", schema=schema_yaml.loads(text), split_column="day")
     assert [done.rows(name) for name in ("train", "validation", "test")] == [48, 12, 0]
     assert (done.split["train_until"], done.vocabularies["slot"]) == ("2024-01-04 00:00:00", Vocabulary(2, 2))
     raw = pq.read_table(os.path.join(done.data_dir, "raw/validation"), partitioning=None)
@@ -632,7 +634,7 @@ def test_labels_that_are_all_the_same_are_warned_about(tmp_path: Path) -> None:
     rows = [f"{i}, {pays[i % 4]}, {i % 2}, 1" for i in range(40)]
     log = _csv(tmp_path / "log.csv", "age, pay, seen, some", *rows[:36], *(row[:-1] + "0" for row in rows[36:]))
     text = _INCOME.replace("kind: numeric, side: user", "kind: numeric, side: user, allow_label_column: true")
-    settings = {"schema": schema.loads(text), "split_column": "age"}
+    settings = {"schema": schema_yaml.loads(text), "split_column": "age"}
     done = _convert(log, tmp_path / "out", **settings)
     assert constant_labels.warnings(done, CsvOptions()) == [
         "task 'rich': every label is 0: column 'pay' is never '>50k'; nearest of its values: '>50K', '>50K.', '<=50K', "
@@ -649,7 +651,7 @@ def test_csv_labels_of_pandas(tmp_path: Path) -> None:
     text = (
         "name: a\nfeatures: {user: {kind: categorical, side: user, dtype: int64}}\ntasks: {click: {label: {column: c}}}"
     )
-    settings: dict[str, Any] = {"schema": schema.loads(text), "split": "random", "split_column": None}
+    settings: dict[str, Any] = {"schema": schema_yaml.loads(text), "split": "random", "split_column": None}
     rows = [f"{i % 5}.0,{bool(i % 2)}" for i in range(40)]
     done = _convert(_csv(tmp_path / "log.csv", "user,c", *rows, ",True"), tmp_path / "out", **settings)
     assert sum(done.task_rows(split, "click") for split in ("train", "validation", "test")) == 41
@@ -720,7 +722,7 @@ def test_labels_are_nan_outside_their_spaces(tmp_path: Path, kind: str) -> None:
     table = table.append_column("time", pa.array(range(10)))
     log = tmp_path / f"log.{kind}"
     (pq.write_table if kind == "parquet" else pyarrow.csv.write_csv)(table, log)
-    done = _convert(log, tmp_path / "out", schema=schema.loads(_SPACES), validation_from="6", test_from="8")
+    done = _convert(log, tmp_path / "out", schema=schema_yaml.loads(_SPACES), validation_from="6", test_from="8")
     for split, first, end in [("train", 0, 6), ("validation", 6, 8), ("test", 8, 10)]:
         rows = sorted(_rows(done, split), key=lambda row: row["key:row_id"])
         order = np.argsort(_block_column(done, split, "key:row_id", "<i8"))
@@ -734,13 +736,15 @@ def test_labels_are_nan_outside_their_spaces(tmp_path: Path, kind: str) -> None:
         "validation": {"pay": (1, 1.0), "click": (1, 1.0), "buy": (1, 1.0), "like": (0, None)},
         "test": {"pay": (0, None), "click": (1, 0.0), "buy": (0, None), "like": (1, 1.0)},
     }
-    assert done.schema == schema.loads(_SPACES)
+    assert done.schema == schema_yaml.loads(_SPACES)
 
 
 def test_sigmoid_labels_beyond_1_stop_the_conversion(tmp_path: Path) -> None:
     log = _write(tmp_path / "log.parquet", _log())
     settings: dict[str, Any] = {
-        "schema": schema.loads(_SCHEMA.replace("clip: [0, 1], missing: outside}", "missing: outside}, output: sigmoid"))
+        "schema": schema_yaml.loads(
+            _SCHEMA.replace("clip: [0, 1], missing: outside}", "missing: outside}, output: sigmoid")
+        )
     }
     why = "label 'seen' / 'length' is [0-9.]+; task 'done' has output: sigmoid, .* write clip: .0, 1. in its label, or"
     with pytest.raises(UserError, match=why):

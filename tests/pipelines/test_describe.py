@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import schema
+from pipelines import schema_yaml
 from pipelines.describe import draft, leakage, sample
 from pipelines.log import source
 from pipelines.schema import Label, Schema
@@ -28,7 +28,7 @@ def _drafted(table: pa.Table, labels: Sequence[str] = ()) -> tuple[Schema, draft
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     result = draft.draft("a log", table, types, labels)
     text = draft.render(result, ["by a test"])
-    read = schema.loads(text)
+    read = schema_yaml.loads(text)
     read.validate_columns(dict(zip(table.column_names, table.schema.types, strict=True)))
     return read, result, text
 
@@ -281,7 +281,7 @@ def test_the_job_writes_once_and_says_what_it_did(run_job: Job, tmp_path: Path) 
     path = tmp_path / "draft.yaml"
     job = run_job("pipelines.jobs.describe", str(tmp_path / "log.csv"), "--label=is_click", f"--output={path}")
     assert (job.returncode, job.stdout) == (0, "")
-    read = schema.load(path)
+    read = schema_yaml.load(path)
     assert (read.name, read.task_names) == ("log", ("click",))
     assert "read      5,000 rows, 15 columns\nfeatures  user_id, video_id, hourmin, duration_ms\n" in job.stderr
     assert f"--schema={path} --output=DIR --split=time --split_column=time_ms\n" in job.stderr
@@ -289,13 +289,13 @@ def test_the_job_writes_once_and_says_what_it_did(run_job: Job, tmp_path: Path) 
     message = f"error: {path}: exists; choose another --output, or pass --overwrite\n"
     assert (again.returncode, again.stderr) == (2, message)
     assert run_job("pipelines.jobs.describe", str(tmp_path), f"--output={path}", "--overwrite").returncode == 0
-    assert len(schema.load(path).tasks) > 1
+    assert len(schema_yaml.load(path).tasks) > 1
 
 
 def test_the_job_prints_yaml_to_stdout(run_job: Job) -> None:
     job = run_job("pipelines.jobs.describe", str(KUAIRAND))
     assert job.returncode == 0
-    assert schema.loads(job.stdout).name == "log"
+    assert schema_yaml.loads(job.stdout).name == "log"
 
 
 @pytest.mark.parametrize(

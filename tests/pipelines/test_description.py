@@ -18,13 +18,13 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import schema
+from pipelines import schema_yaml
 from pipelines.convert import conversion
 from pipelines.describe import description
 from pipelines.log import sniff
 from pipelines.log.source import CsvOptions
 from pipelines.manifest import SPLITS, Manifest
-from pipelines.schema import Schema
+from pipelines.schema import Label, Schema
 from stem_util.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def _options(command: str) -> conversion.Options:
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
     lists = {name: tuple(next(csv.reader([given[name]]))) for name in ("csv_columns", "csv_nulls") if name in given}
     options = conversion.Options(
-        schema=schema.load(given.pop("schema")),
+        schema=schema_yaml.load(given.pop("schema")),
         output=given.pop("output"),
         log=log,
         split=given.pop("split"),
@@ -138,7 +138,7 @@ def test_census_and_the_way_uci_writes_it(tmp_path: Path) -> None:
     assert drafted.task_names == ("income_50k", "marital_stat")
     assert "instance_weight" not in [feature.column for feature in drafted.features]
     found = description.describe([str(path)], CsvOptions(), (), 200_000)
-    assert schema.loads(found.text).task_names == ("income_50k",)
+    assert schema_yaml.loads(found.text).task_names == ("income_50k",)
     # As UCI has it: without a header, and with a space behind each comma.
     rows = table.to_pandas().itertuples(index=False)
     (tmp_path / "census.data").write_text("".join(", ".join(map(str, row)) + "\n" for row in rows))
@@ -172,7 +172,7 @@ def test_movielens(tmp_path: Path, separator: str, argument: str | None) -> None
     drafted, done, found = _convert(tmp_path / "ratings.csv", tmp_path)
     assert [feature.name for feature in drafted.features] == ["userId", "movieId"]
     assert (drafted.group, drafted.item) == ("userId", "movieId")
-    assert drafted.tasks[0].label == schema.Label("rating", at_least=4)
+    assert drafted.tasks[0].label == Label("rating", at_least=4)
     assert "  # rating: {type: regression, label: {column: rating}}" in found.text
     assert "--split_column=timestamp" in found.arguments and _rows(done) == 2000
     assert argument is None or found.arguments[-1] == argument
@@ -406,7 +406,7 @@ def test_a_rare_value_beyond_the_sample_still_counts(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "log.csv", index=False)
     for number, name in enumerate(["log.parquet", "log.csv"]):
         found = description.describe([str(tmp_path / name)], CsvOptions(), (), 100)
-        drafted = schema.loads(found.text)
+        drafted = schema_yaml.loads(found.text)
         assert drafted.group is None and drafted.tasks[0].label.missing == "outside"
         assert [feature.name for feature in drafted.features] == ["user_id", "item_id", "tags"]
         assert drafted.feature("tags").dtype == "string" and drafted.feature("tags").separator == "|"

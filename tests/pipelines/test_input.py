@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import schema
+from pipelines import schema_yaml
 from pipelines.batches.damage import diagnose, naming_corrupt_records
 from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest, Shard, Split
@@ -116,7 +116,7 @@ def write_shards(directory: str, split: str, ids: list[int], count: int, block: 
 
 def make_manifest(directory: str, splits: dict[str, tuple[int, dict[str, list[Shard]]]]) -> Manifest:
     with open(os.path.join(directory, "schema.yaml"), "w", encoding="utf-8") as file:
-        file.write(schema.dumps(SCHEMA))
+        file.write(schema_yaml.dumps(SCHEMA))
     return Manifest(
         data_dir=directory,
         name="test",

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import integrity, manifest, schema
+from pipelines import integrity, manifest, schema_yaml
 from pipelines.batches.dataset import read_batches
 from pipelines.convert import conversion
 from pipelines.integrity import File, Watch
@@ -36,7 +36,7 @@ tasks:
 
 def _options(log: Path, output: Path, **more: Any) -> conversion.Options:
     return conversion.Options(
-        schema=schema.loads(SCHEMA, "small"), log=str(log), output=str(output), split="random", **more
+        schema=schema_yaml.loads(SCHEMA, "small"), log=str(log), output=str(output), split="random", **more
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipelines import schema
+from pipelines import schema_yaml
 from pipelines.batches import dataset, order
 from pipelines.batches.dataset import SHUFFLE_MEGABYTES, read_batches
 from pipelines.convert import conversion
@@ -41,7 +41,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     pq.write_table(log, directory / "log.parquet", row_group_size=GROUP_ROWS)
     return conversion.convert(
         Options(
-            schema=schema.loads(SCHEMA),
+            schema=schema_yaml.loads(SCHEMA),
             given={"train": str(directory / "log.parquet")},
             output=str(directory / "data"),
             layouts=("blocks", "rows"),

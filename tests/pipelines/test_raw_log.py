@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipelines import records, schema
+from pipelines import records, schema_yaml
 from pipelines.batches import log_reader
 from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import count_batches, read_batches
@@ -95,7 +95,7 @@ def converter(directory: Path) -> Convert:
 
     def run(**options: Any) -> Manifest:
         settings: dict[str, Any] = {
-            "schema": schema.loads(SCHEMA),
+            "schema": schema_yaml.loads(SCHEMA),
             "output": str(directory / "data"),
             "overwrite": True,
             "block_rows": 32,
@@ -299,7 +299,7 @@ def test_another_log_is_refused(convert: Convert, tmp_path: Path) -> None:
 
 def test_text_is_refused(convert: Convert, tmp_path: Path) -> None:
     pa.csv.write_csv(pq.read_table(tmp_path / "log", columns=["click"]), tmp_path / "log.csv")
-    small = schema.loads(
+    small = schema_yaml.loads(
         "name: s\nfeatures: {a: {kind: categorical, side: user, dtype: int64, column: click, "
         "allow_label_column: true}}\ntasks: {click: {label: {column: click}}}"
     )
@@ -382,7 +382,7 @@ def large(convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     rows = np.arange(600_000)
     pq.write_table(pa.table({"item": rows % 1000, "click": rows % 7 == 0}), tmp_path / "large.parquet")
-    small = schema.loads(
+    small = schema_yaml.loads(
         "name: large\nfeatures: {item: {kind: categorical, side: item, dtype: int64}}\n"
         "tasks: {click: {label: {column: click}}}"
     )

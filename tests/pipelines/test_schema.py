@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import schema
+from pipelines import schema_yaml
 from pipelines.schema import Feature, Label, Schema, Space, Task, Threshold
 from stem_util.errors import UserError
 
@@ -56,7 +56,7 @@ tasks:
 
 
 def test_every_key_arrives_in_the_dataclass() -> None:
-    read = schema.loads(FULL)
+    read = schema_yaml.loads(FULL)
     assert read == Schema(
         name="everything",
         group="uid",
@@ -97,9 +97,9 @@ def test_every_key_arrives_in_the_dataclass() -> None:
 
 
 def test_dumps_is_read_back_as_the_same_schema() -> None:
-    read = schema.loads(FULL)
-    text = schema.dumps(read)
-    assert schema.loads(text) == read
+    read = schema_yaml.loads(FULL)
+    text = schema_yaml.dumps(read)
+    assert schema_yaml.loads(text) == read
     assert (
         "\n  user: {kind: categorical, side: user, column: uid, dtype: int64, dim: 8, min_count: 2, missing: error}\n"
         in text
@@ -112,13 +112,13 @@ def test_dumps_is_read_back_as_the_same_schema() -> None:
 
 def test_a_mask_known_beforehand_may_be_a_feature() -> None:
     masked = SMALL.replace(CLICK, "click: {label: {column: is_click}, space: {column: user}}")
-    read = schema.loads(masked.replace("side: user", "side: user, allow_label_column: true"))
+    read = schema_yaml.loads(masked.replace("side: user", "side: user, allow_label_column: true"))
     assert read.feature("user").column == "user" and read.tasks[0].space == Space(column="user")
 
 
 def test_sigmoid_needs_no_clip() -> None:
     """A log may hold shares already; conversion checks that it does."""
-    read = schema.loads(SMALL.replace("type: regression", "type: regression, output: sigmoid"))
+    read = schema_yaml.loads(SMALL.replace("type: regression", "type: regression, output: sigmoid"))
     assert (read.tasks[1].output, read.tasks[1].label.clip) == ("sigmoid", None)
 
 
@@ -129,11 +129,11 @@ def test_any_text_survives_the_round_trip(text: str) -> None:
     before = Schema(
         "s", (Feature("null", "categorical", "user", text, "string"),), (Task("true", Label("y", equals=text)),)
     )
-    assert schema.loads(schema.dumps(before)) == before
+    assert schema_yaml.loads(schema_yaml.dumps(before)) == before
 
 
 def test_words_that_yaml_1_1_misreads_are_text() -> None:
-    read = schema.loads(SMALL.replace("is_click}", "is_click, equals: no}"))
+    read = schema_yaml.loads(SMALL.replace("is_click}", "is_click, equals: no}"))
     assert read.tasks[0].label.equals == "no"
 
 
@@ -142,7 +142,7 @@ def test_words_that_yaml_1_1_misreads_are_text() -> None:
     [("all", ["user", "vid"]), ("none", []), ("user", ["user"]), ("item", ["vid"]), ("[vid]", ["vid"])],
 )
 def test_task_features(tables: str, names: list[str]) -> None:
-    read = schema.loads(SMALL + f"task_tables: {tables}\n")
+    read = schema_yaml.loads(SMALL + f"task_tables: {tables}\n")
     assert [feature.name for feature in read.task_features] == names
 
 
@@ -306,7 +306,7 @@ UNREADABLE = [
 def test_each_mistake_has_its_message(old: str, new: str, message: str) -> None:
     assert old in SMALL
     with pytest.raises(UserError) as caught:
-        schema.loads(SMALL.replace(old, new, 1), source="s.yaml")
+        schema_yaml.loads(SMALL.replace(old, new, 1), source="s.yaml")
     assert str(caught.value) == f"s.yaml: {message}"
 
 
@@ -329,46 +329,46 @@ def test_the_wrong_encoding_an_empty_file_and_binary_rubbish(tmp_path: Path) -> 
     ]:
         path.write_bytes(content)
         with pytest.raises(UserError) as caught:
-            schema.load(path)
+            schema_yaml.load(path)
         assert str(caught.value).split("\n")[0] == f"{path}: {message}"
 
 
 def test_no_tasks_and_no_learning() -> None:
     with pytest.raises(UserError, match="tasks: is empty; at least one task is needed"):
-        schema.loads("{name: a, features: {f: {kind: numeric, side: user}}, tasks: {}}")
+        schema_yaml.loads("{name: a, features: {f: {kind: numeric, side: user}}, tasks: {}}")
     with pytest.raises(UserError, match="tasks: every task has weight 0: nothing would be learned"):
-        schema.loads(
+        schema_yaml.loads(
             SMALL.replace("label:", "weight: 0, label:").replace("regression, label:", "regression, weight: 0, label:")
         )
 
 
 def test_task_tables_of_a_side_without_features() -> None:
     with pytest.raises(UserError, match="task_tables: no feature has side 'item', so no feature would get task tables"):
-        schema.loads(SMALL.replace("side: item", "side: user") + "task_tables: item\n")
+        schema_yaml.loads(SMALL.replace("side: item", "side: user") + "task_tables: item\n")
 
 
 def test_a_feature_that_is_not_there() -> None:
     with pytest.raises(UserError, match="schema small: no feature 'usr'; did you mean 'user'\\? Allowed: user, vid"):
-        schema.loads(SMALL).feature("usr")
+        schema_yaml.loads(SMALL).feature("usr")
 
 
 def test_load_finds_files_and_shipped_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own.yaml").write_text(SMALL)
     (tmp_path / "kuairand_sample").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert schema.load("own.yaml").name == "small"
-    assert schema.load("kuairand_sample").name == "kuairand_sample"  # a directory of that name does not hide it
+    assert schema_yaml.load("own.yaml").name == "small"
+    assert schema_yaml.load("kuairand_sample").name == "kuairand_sample"  # a directory of that name does not hide it
     with pytest.raises(
         UserError,
         match=re.escape(
             "kuairand_smaple: no such schema file; did you mean 'kuairand_sample'? Shipped: census_income, kuairand_sample"
         ),
     ):
-        schema.load("kuairand_smaple")
+        schema_yaml.load("kuairand_smaple")
     with pytest.raises(UserError, match=re.escape("nowhere/x.yaml: no such schema file. Shipped: census_income,")):
-        schema.load("nowhere/x.yaml")
+        schema_yaml.load("nowhere/x.yaml")
     with pytest.raises(UserError, match="is a directory, not a schema"):
-        schema.load(tmp_path)
+        schema_yaml.load(tmp_path)
 
 
 def test_shipped_schemas_fit_their_logs() -> None:
@@ -378,14 +378,14 @@ def test_shipped_schemas_fit_their_logs() -> None:
         ("census_income", "census_income/test.parquet"),
     ]:
         found = pq.read_schema(DATASETS / log)
-        shipped = schema.load(name)
+        shipped = schema_yaml.load(name)
         shipped.validate_columns(dict(zip(found.names, found.types, strict=True)), log)
-        assert schema.loads(schema.dumps(shipped)) == shipped
-    census = schema.load("census_income")
+        assert schema_yaml.loads(schema_yaml.dumps(shipped)) == shipped
+    census = schema_yaml.load("census_income")
     assert len(census.features) == 39
     assert {(feature.kind, feature.min_count) for feature in census.features} == {("categorical", 5)}
     assert census.task_names == ("income", "never_married")
-    sample = schema.load("kuairand_sample")
+    sample = schema_yaml.load("kuairand_sample")
     assert sample.task_names == ("click", "long_view", "like", "comment", "profile_enter", "completion")
     assert [feature.name for feature in sample.features] == ["user_id", "video_id", "hour", "duration_ms"]
 
@@ -453,7 +453,7 @@ def test_each_column_that_does_not_fit_has_its_message(
     assert old in SMALL
     columns = {name: kind for name, kind in {**LOG, **changes}.items() if kind is not None}
     with pytest.raises(UserError) as caught:
-        schema.loads(SMALL.replace(old, new, 1)).validate_columns(columns, "log.parquet")
+        schema_yaml.loads(SMALL.replace(old, new, 1)).validate_columns(columns, "log.parquet")
     assert str(caught.value) == f"schema small: {message}"
 
 
@@ -479,7 +479,7 @@ def test_each_column_that_does_not_fit_has_its_message(
     ],
 )
 def test_columns_that_fit(feature: str, kind: pa.DataType) -> None:
-    schema.loads(SMALL.replace(CATEGORY, feature)).validate_columns({**LOG, "user": kind})
+    schema_yaml.loads(SMALL.replace(CATEGORY, feature)).validate_columns({**LOG, "user": kind})
 
 
 @pytest.mark.parametrize(
@@ -495,26 +495,28 @@ def test_columns_that_fit(feature: str, kind: pa.DataType) -> None:
 )
 def test_the_schema_of_a_model_is_not_to_be_changed(feature: str, kind: pa.DataType, message: str) -> None:
     with pytest.raises(UserError, match=f"features.user: column 'user' of the log {message}"):
-        schema.loads(SMALL.replace(CATEGORY, feature)).validate_columns({**LOG, "user": kind}, served=True)
+        schema_yaml.loads(SMALL.replace(CATEGORY, feature)).validate_columns({**LOG, "user": kind}, served=True)
 
 
 @pytest.mark.parametrize("kind", [pa.bool_(), pa.int8(), pa.float64(), pa.dictionary(pa.int8(), pa.int64())])
 def test_spaces_that_fit(kind: pa.DataType) -> None:
-    schema.loads(SMALL.replace(CLICK, MASKED)).validate_columns({**LOG, "shown": kind})
+    schema_yaml.loads(SMALL.replace(CLICK, MASKED)).validate_columns({**LOG, "shown": kind})
 
 
 def test_columns_of_csv_are_text() -> None:
     columns = dict.fromkeys(LOG, pa.binary())
-    schema.loads(SMALL).validate_columns(columns, "log.csv", text=True)
-    schema.loads(SMALL.replace(CLICK, MASKED)).validate_columns(columns | {"shown": pa.binary()}, text=True)
+    schema_yaml.loads(SMALL).validate_columns(columns, "log.csv", text=True)
+    schema_yaml.loads(SMALL.replace(CLICK, MASKED)).validate_columns(columns | {"shown": pa.binary()}, text=True)
     with pytest.raises(UserError, match="tasks.click.space.column: 'shown' is not in log.csv"):
-        schema.loads(SMALL.replace(CLICK, MASKED)).validate_columns(columns, "log.csv", text=True)
-    schema.loads(SMALL.replace(CATEGORY, MULTI % "int64" + ", separator: ','")).validate_columns(columns, text=True)
+        schema_yaml.loads(SMALL.replace(CLICK, MASKED)).validate_columns(columns, "log.csv", text=True)
+    schema_yaml.loads(SMALL.replace(CATEGORY, MULTI % "int64" + ", separator: ','")).validate_columns(
+        columns, text=True
+    )
     for feature, message in [
         (MULTI % "int64", "is CSV text: a multivalent feature needs the separator of its values"),
         ("kind: dense, side: user, length: 4", "is CSV text, which holds no vectors; write the log as Parquet"),
     ]:
         with pytest.raises(UserError, match=f"features.user: column 'user' of log.csv {message}"):
-            schema.loads(SMALL.replace(CATEGORY, feature)).validate_columns(columns, "log.csv", text=True)
+            schema_yaml.loads(SMALL.replace(CATEGORY, feature)).validate_columns(columns, "log.csv", text=True)
     with pytest.raises(UserError, match="'vid' is not in log.csv"):
-        schema.loads(SMALL).validate_columns({"user": pa.binary()}, "log.csv", text=True)
+        schema_yaml.loads(SMALL).validate_columns({"user": pa.binary()}, "log.csv", text=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import schema
+from pipelines import schema_yaml
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_util.errors import UserError
 
@@ -52,7 +52,7 @@ def test_every_field_has_its_line_with_its_default(section: str, record: Any) ->
 def allowed(place: str) -> set[str]:
     """The keys that an error lists for an unknown one at ``place``, a line of the example."""
     with pytest.raises(UserError) as caught:
-        schema.loads(EXAMPLE.replace(place, f"{place}, zzz: 1" if "{" in place else f"zzz: 1\n{place}", 1))
+        schema_yaml.loads(EXAMPLE.replace(place, f"{place}, zzz: 1" if "{" in place else f"zzz: 1\n{place}", 1))
     return set(str(caught.value).rpartition("llowed: ")[2].split(", "))
 
 
@@ -69,7 +69,7 @@ def test_every_key_that_is_read_is_there() -> None:
 
 
 def test_the_example_has_every_key() -> None:
-    read = schema.loads(EXAMPLE)
-    assert schema.loads(schema.dumps(read)) == read
+    read = schema_yaml.loads(EXAMPLE)
+    assert schema_yaml.loads(schema_yaml.dumps(read)) == read
     for section in SECTIONS:
         assert [key for key in lines(section) if f"{key}:" not in EXAMPLE] == []

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics
 
-from pipelines import schema
+from pipelines import schema_yaml
 from pipelines.convert.conversion import Options, convert
 from stem_tf import configs, models
 from stem_tf.evaluation import predictions, trivial
@@ -43,7 +43,7 @@ def test_evaluation_is_that_of_scikit_learn(tmp_path: Path, tiny_settings: dict[
     )
     pq.write_table(log, tmp_path / "log.parquet")
     manifest = convert(
-        Options(schema.loads(SCHEMA), str(tmp_path / "data"), str(tmp_path / "log.parquet"), split="random")
+        Options(schema_yaml.loads(SCHEMA), str(tmp_path / "data"), str(tmp_path / "log.parquet"), split="random")
     )
     config = configs.checked(
         tiny_settings | {"data.dir": manifest.data_dir, "model.init_std": 1.0, "data.input_format": input_format}
