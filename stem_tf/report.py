@@ -65,12 +65,20 @@ def plotting() -> Any:
     return pyplot
 
 
-def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, str], path: Path) -> bool:
-    """Draws losses and AUC by epoch, a panel a task.
+def learning_curves(
+    records: Sequence[Mapping[str, Any]],
+    tasks: Mapping[str, str],
+    kept: Mapping[str, int],
+    variances: Mapping[str, float],
+    path: Path,
+) -> bool:
+    """Draws losses and AUC by epoch, one panel per task, with a line at the epoch whose weights are kept.
 
     Args:
       records: lines of metrics.jsonl.
       tasks: ``binary`` or ``regression`` by task.
+      kept: by task the epoch whose weights are kept, counted from 1; 0 where there is none.
+      variances: of standardised labels, by task: their errors are drawn in the units that training sees.
       path: of the PNG.
 
     Returns:
@@ -79,6 +87,8 @@ def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, st
     pyplot = plotting()
     if pyplot is None:
         return False
+    from matplotlib import ticker
+
     train = {record["epoch"]: record for record in records if record["kind"] == "train"}  # an epoch's last line
     validation = {record["epoch"]: record for record in records if record["kind"] == "validation"}
     columns = min(len(tasks), 3)
@@ -89,11 +99,16 @@ def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, st
         axis.set_axis_off()
     for axis, (task, kind) in zip(axes.flat, tasks.items(), strict=False):
         loss = "logloss" if kind == "binary" else "mse"
-        for records_of, key, label in ((train, f"loss/{task}", "train"), (validation, f"{loss}/{task}", "validation")):
-            axis.plot(list(records_of), [r.get(key) for r in records_of.values()], marker=".", label=f"{loss}, {label}")
+        losses = {epoch: record.get(f"{loss}/{task}") for epoch, record in validation.items()}
+        losses = {epoch: value and value / variances.get(task, 1.0) for epoch, value in losses.items()}
+        axis.plot(list(train), [r.get(f"loss/{task}") for r in train.values()], marker=".", label=f"{loss}, train")
+        axis.plot(list(losses), list(losses.values()), marker=".", label=f"{loss}, validation")
+        if kept[task]:
+            axis.axvline(kept[task], color="0.6", linestyle=":", label=f"kept: epoch {kept[task]}")
         axis.set_title(task)
         axis.set_xlabel("epoch")
-        axis.set_ylabel(loss)
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+        axis.set_ylabel(f"{loss}, standardised label" if task in variances else loss)
         handles, labels = axis.get_legend_handles_labels()
         if kind == "binary":
             right = axis.twinx()
@@ -103,7 +118,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]], tasks: Mapping[str, st
             handles, labels = handles + right.get_legend_handles_labels()[0], [*labels, "AUC, validation"]
         # Below the panel: inside, it would cover the lines of one axis or the other.
         axis.legend(
-            handles, labels, fontsize="x-small", frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+            handles, labels, fontsize="x-small", frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
         )
     with replace_file(path) as beside:
         figure.savefig(beside, format="png", dpi=110)

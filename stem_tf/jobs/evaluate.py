@@ -58,6 +58,7 @@ def _evaluate(workdir: Workdir, config: Any, manifest: Manifest, split: str, out
     quieten_tensorflow()
     from stem_tf import trained
     from stem_tf.evaluation import predictions, trivial
+    from stem_tf.training.logger import show_evaluation
 
     use_memory_as_needed()
     found = trained.load(workdir, config, manifest, _CHECKPOINT.value)
@@ -104,6 +105,7 @@ def _evaluate(workdir: Workdir, config: Any, manifest: Manifest, split: str, out
     with files.locked(lock, output, wait=True):  # both files are of one evaluation
         predictions.write(output / f"{split}.parquet", manifest, split, predicted)
         files.write_json(output / f"{split}.json", report.finite(tree))
+    show_evaluation(workdir, found.model, split, found.epoch, found.step, results)
     print(f"written to {output}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")

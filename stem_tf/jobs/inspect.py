@@ -181,9 +181,9 @@ def picture(gates: Mapping[str, Mapping[str, Any]], path: Path) -> bool:
 def _to_tensorboard(workdir: Workdir, gates: Mapping[str, Mapping[str, Any]], split: str, image: Path) -> None:
     import tensorflow as tf
 
-    from stem_tf.training import callbacks
+    from stem_tf.training.logger import writing
 
-    with callbacks.writing(workdir.tensorboard):
+    with writing(workdir.tensorboard):
         with tf.summary.create_file_writer(str(workdir.tensorboard / "gates")).as_default(step=0):
             for name, gate in gates.items():
                 for expert, mean, std in zip(gate["experts"], gate["mean"], gate["std"], strict=True):

@@ -129,7 +129,7 @@ def _say_end(trainer: Trainer) -> None:
     known: dict[str, Any] = {"epoch": state.best_epoch + 1, "score": state.best_score}
     best = next((record for record in curves if record["epoch"] == known["epoch"]), known)
     if trainer.choice is not None and trainer.choice.assembled:
-        from stem_tf.training.trainer import by_metric
+        from stem_tf.training.logger import by_metric
 
         of_task = {task: own["epoch"] for task, own in _best_by_task(trainer).items()}
         rest = _epoch_of(trainer.choice.rest)
@@ -160,7 +160,11 @@ def _say_end(trainer: Trainer) -> None:
     print(f"{_best_weights(trainer, kind, best)}. Stopped: {stopped}{rate}")
     written = [workdir.best, workdir.checkpoints, workdir.report]
     picture = workdir.path / "learning_curves.png"
-    if report.learning_curves(records, {task.name: task.type for task in manifest.schema.tasks}, picture):
+    of_task = {task: own["epoch"] for task, own in _best_by_task(trainer).items()}
+    kept = dict.fromkeys(manifest.schema.task_names, state.best_epoch + 1) | of_task
+    types = {task.name: task.type for task in manifest.schema.tasks}
+    variances = {task: scale.std**2 for task, scale in trainer.model.scales.items()}
+    if report.learning_curves(records, types, kept, variances, picture):
         written.append(picture)
     else:
         print("no picture of the learning curves: matplotlib is not installed (pip install 'stem-tf[plots]')")

@@ -1,25 +1,20 @@
-"""What happens around the steps of an epoch: display, logs, checkpoints, and a clean end when asked for.
+"""What happens around the steps of an epoch: display, checkpoints, and a clean end when asked for.
 
 None of these reads a tensor at every step: the host would wait for the device each time.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import tensorflow as tf
 
 from stem_tf.models.base import RankingModel
-from stem_tf.training.checkpoints import RunState, check_finite
-from stem_tf.workdir import Workdir
-from stem_util.errors import JobError, message
+from stem_tf.training.checkpoints import RunState
 from stem_util.progress import Progress
 
 Logs = Mapping[str, tf.Tensor]
@@ -184,60 +179,6 @@ class Predicting(Callback):
 
     def close(self) -> None:
         self._progress.__exit__(None, None, None)
-
-
-class Logger:
-    """Writes training losses and validation metrics to metrics.jsonl and TensorBoard."""
-
-    def __init__(self, workdir: Workdir, model: RankingModel) -> None:
-        self._workdir, self._model = workdir, model
-        with writing(workdir.tensorboard):
-            self._writers = {
-                kind: tf.summary.create_file_writer(str(workdir.tensorboard / kind)) for kind in ("train", "validation")
-            }
-
-    def train(self, epoch: int, step: int, losses: dict[str, float]) -> None:
-        """Mean losses over the epoch so far. ``epoch`` counts from 0, ``step`` is the number of steps done in all.
-
-        Raises:
-          JobError: a loss is not finite.
-        """
-        if not all(map(math.isfinite, losses.values())):
-            check_finite(self._model)
-        rate = float(self._model.schedule(tf.constant(step - 1, tf.int64)))
-        self._write("train", epoch, step, {"learning_rate": rate, **losses})
-
-    def validation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
-        """Metrics of a finished epoch by ``<metric>/<task>``."""
-        self._write("validation", epoch, step, metrics)
-
-    def close(self) -> None:
-        with writing(self._workdir.tensorboard):
-            for writer in self._writers.values():
-                writer.close()
-
-    def _write(self, kind: str, epoch: int, step: int, values: dict[str, float]) -> None:
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._workdir.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **finite})
-        with writing(self._workdir.tensorboard):
-            with self._writers[kind].as_default(step=step):
-                for name, value in finite.items():
-                    if value is not None:
-                        tf.summary.scalar(name, value)
-            self._writers[kind].flush()
-
-
-@contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
-    """Has what TensorFlow raises while it writes name the directory.
-
-    Raises:
-      JobError: it could not write: no room, or no permission.
-    """
-    try:
-        yield
-    except tf.errors.OpError as error:
-        raise JobError(f"{directory} could not be written ({message(error)})") from error
 
 
 def numbers(logs: Logs) -> dict[str, float]:

@@ -19,6 +19,7 @@ from stem_tf.evaluation import predictions
 from stem_tf.models.base import RankingModel
 from stem_tf.training import assembly, callbacks, learning, monitor
 from stem_tf.training.checkpoints import Checkpoints, RunState, check_finite
+from stem_tf.training.logger import Logger, by_metric
 from stem_tf.workdir import Workdir
 from stem_util.files import write_json
 
@@ -75,7 +76,7 @@ class Trainer:
         # Patience may have changed since, and epochs may have been added that a schedule leaves nothing for.
         self.state.stopped = "" if self.state.step else self._why_stopped()
         workdir.rewind_metrics(self.state.epoch, self.global_step)
-        self._logger = callbacks.Logger(workdir, self.model)
+        self._logger = Logger(workdir, self.model, config)
         self._epoch_start = time.monotonic()
         self._logged_step = -1
         self._compiled = self._said_heading = False
@@ -236,6 +237,7 @@ class Trainer:
             state.best_epoch, state.best_score, state.without_gain = epoch, score, 0
         else:
             state.without_gain += 1
+        self._logger.best(self.global_step, state.best_score)
         if self.monitors:
             improved = self._note_tasks(epoch, results, better)
         else:
@@ -338,6 +340,7 @@ class Trainer:
                 {task: watched for task, watched in self.monitors.items() if task not in self._untrained},
             )
             write_json(self.workdir.best_epochs, self.choice.as_json(self.state.epoch))
+            self._logger.best(self.global_step, self.choice.score)
 
     def _say_epoch(
         self, epoch: int, results: monitor.Results, score: float, better: str, improved: Sequence[str]
@@ -357,13 +360,3 @@ class Trainer:
         line = "  ".join(f"{cell:>{max(len(name), 7)}}" for name, cell in cells.items())
         best = f"best of {', '.join(improved)}" if improved else "" if self.monitors else better
         self.say(f"{line}  {best}".rstrip())
-
-
-def by_metric(results: monitor.Results) -> dict[str, float]:
-    """``{"auc/click": ...}`` of metrics by task, without what only describes the data."""
-    return {
-        f"{name}/{task}": value
-        for task, metrics in results.items()
-        for name, value in metrics.items()
-        if name not in ("rows", "rate")
-    }
