@@ -1,7 +1,7 @@
-"""The access log: a JSON object a line, one for each call, written by a thread of its own.
+"""The access log: one line per call, a JSON object, written by a thread of its own.
 
-Calls hand over a line's fields through a bounded queue. Where the disk is full, the file gone or a pipe not read, lines
-are lost and counted, and serving goes on. A file that was renamed or removed (logrotate) is opened again by its name.
+Calls hand over the fields of a line through a bounded queue. If the disk is full, the file is gone or nobody reads the
+pipe, lines are lost and counted, and serving goes on. A file that was renamed or removed (logrotate) is opened again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 def request_id(given: str | bytes | None) -> str:
-    """The client's ``x-request-id`` where it is 1 to 128 visible ASCII characters, else a new one."""
+    """The client's ``x-request-id`` if it is 1 to 128 visible ASCII characters, else a new one."""
     text = given.decode("latin-1") if isinstance(given, bytes) else given
     return text if text and _REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
 
@@ -41,7 +41,7 @@ class AccessLog:
 
     Args:
       path: the file, or "-" for stdout. It is appended to.
-      report: called with a line for the operator: writing fails, or goes on.
+      report: called with a line for the operator when writing fails, and when it works again.
 
     Raises:
       UserError: the file cannot be opened.
@@ -56,7 +56,7 @@ class AccessLog:
         self._torn, self._failing = False, False
         if path != "-":
             try:
-                # A pipe that nobody reads yet would block: the thread may wait for it, the server not.
+                # Opening a pipe that nobody reads yet blocks. The thread may wait for a reader, the server may not.
                 os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640))
             except OSError as error:
                 if error.errno != errno.ENXIO:
@@ -65,7 +65,7 @@ class AccessLog:
         self._thread.start()
 
     def observe(self, seen: Observation) -> None:
-        """Takes a call; at once, from any thread."""
+        """Queues a call for the log. Does not block; any thread may call it."""
         fields = {
             "time": time.time(),
             "request_id": seen.request_id,
@@ -90,7 +90,7 @@ class AccessLog:
             self._lose(1)
 
     def close(self, timeout: float) -> None:
-        """Writes what is waiting, for as long as ``timeout`` seconds."""
+        """Writes the lines that wait, for at most ``timeout`` seconds."""
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout)
         self._thread.join(timeout)
@@ -99,7 +99,7 @@ class AccessLog:
         while True:
             calls = [self._queue.get()]
             if calls[0] is not None:
-                time.sleep(_GATHER_SECONDS)  # to wake for each call would cost the calls more than the writing
+                time.sleep(_GATHER_SECONDS)  # waking for each call would slow calls more than writing does
             with contextlib.suppress(queue.Empty):
                 while len(calls) < _AT_A_TIME:
                     calls.append(self._queue.get_nowait())
@@ -116,7 +116,7 @@ class AccessLog:
             return
         try:
             self._open()
-            # After half a line there is a line of its own for the next one.
+            # If the last write ended inside a line, the next record starts on a new line.
             self._put(("\n" if self._torn else "") + "\n".join(lines) + "\n")
         except OSError as error:
             self._lose(len(calls))
@@ -133,7 +133,7 @@ class AccessLog:
             self._report(f"the access log {self._path} is written again; {lost} lines were lost")
 
     def _open(self) -> None:
-        """Opens the file by its name where it is not open, or the name is another file's by now."""
+        """Opens the file if it is not open, or if its name now belongs to another file."""
         if self._path == "-":
             self._file = 1
             return

@@ -1,4 +1,4 @@
-"""What each method of the services answers, whatever carries it."""
+"""The answer of each method of the services, for gRPC and REST."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _M = TypeVar("_M", bound=Message)
 
 
 class Answers:
-    """What each method answers: a response message, or a StatusError.
+    """Answers each method with a response message, or raises a StatusError.
 
     Args:
       models: what is served.
@@ -40,7 +40,7 @@ class Answers:
 
     Attributes:
       held: Predict calls running and waiting.
-      large: by ``time.monotonic()``, when a call last came that holds much memory; None once that was given back.
+      large: the time (``time.monotonic()``) of the last call that used much memory; None after the memory was returned.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Answers:
     ) -> None:
         self._models, self._limits, self._scheduler = models, limits, scheduler
         self._max_calls, self._as_content = max_calls, as_content
-        # Parsing a large request takes a while: in a thread, Python attends to other calls in between.
+        # Parsing a large request takes long. In a thread, Python can serve other calls meanwhile.
         self._reader = futures.ThreadPoolExecutor(1, thread_name_prefix="read")
         self.held = 0
         self.large: float | None = None
@@ -59,9 +59,9 @@ class Answers:
         """Scores what the serialised PredictRequest ``payload`` asks for.
 
         Args:
-          payload: as it came.
+          payload: the bytes as received.
           deadline: by ``time.monotonic()``.
-          observation: of the call; what was found out is written into it, whether the call succeeds or not.
+          observation: of the call; what is found out is written into it, also if the call fails.
 
         Raises:
           StatusError: as TensorFlow Serving answers it.
@@ -74,7 +74,7 @@ class Answers:
             self.held -= 1
 
     def admit(self, seconds: float) -> None:
-        """Refuses a Predict call that has ``seconds`` left, if even the smallest would be refused: before it is read.
+        """Refuses a Predict call before it is read, if even the smallest call with ``seconds`` left would be refused.
 
         Raises:
           StatusError: RESOURCE_EXHAUSTED, there are too many calls; UNAVAILABLE, they would wait too long.
@@ -112,7 +112,7 @@ class Answers:
             try:
                 outputs = await call.future
             finally:
-                # Also where the client has gone: then nobody waits for the scores.
+                # Also if the client has gone: then nobody waits for the scores.
                 self._scheduler.drop(call)
                 seen.waited = (call.started or time.monotonic()) - call.arrived
             seen.rows = call.rows
@@ -164,7 +164,7 @@ class Answers:
     async def handle_reload_config_request(
         self, request: model_management_pb2.ReloadConfigRequest
     ) -> model_management_pb2.ReloadConfigResponse:
-        # Takes as long as models take to load.
+        # This takes as long as the models take to load.
         await asyncio.get_running_loop().run_in_executor(None, self._models.reload, request.config)
         return model_management_pb2.ReloadConfigResponse()
 
@@ -178,7 +178,7 @@ def unimplemented(method: str, request: Message) -> Message:
 
 
 def parse(request_class: type[_M], payload: bytes) -> _M:
-    """The message; StatusError INTERNAL where the bytes are none."""
+    """Parses a message; raises StatusError INTERNAL if the bytes are not one."""
     try:
         return request_class.FromString(payload)
     except DecodeError:
@@ -187,10 +187,10 @@ def parse(request_class: type[_M], payload: bytes) -> _M:
 
 
 def _count_inputs(payload: bytes) -> None:
-    """Refuses a request of very many fields before it is parsed: each costs thousands of times the bytes that it is.
+    """Refuses a request with very many fields before it is parsed: a field costs thousands of times its bytes.
 
     Raises:
-      StatusError: it has more than any model.
+      StatusError: it has more fields than any model.
     """
     if len(payload) < 2 * _MAX_FIELDS:
         return  # a field is two bytes at least
@@ -198,7 +198,7 @@ def _count_inputs(payload: bytes) -> None:
     while place < len(payload):
         tag, place = _varint(payload, place)
         size, place = _varint(payload, place)
-        if tag & 7 != 2:  # every field of a PredictRequest has a length; what is not so is for the parser to refuse
+        if tag & 7 != 2:  # every field of a PredictRequest has a length; the parser refuses anything else
             return
         place += size
         fields += 1
@@ -207,7 +207,7 @@ def _count_inputs(payload: bytes) -> None:
 
 
 def _varint(payload: bytes, place: int) -> tuple[int, int]:
-    """The number at ``place``, and the place behind it; 0 and the end where the bytes end."""
+    """Reads the number at ``place``; returns it and the next place, or 0 and the end if the bytes end."""
     number = shift = 0
     while place < len(payload) and shift < 64:
         byte = payload[place]

@@ -1,15 +1,15 @@
-"""Predict calls in a queue that is bounded by time; what waits together runs together.
+"""A queue of Predict calls with a limit on waiting time. Calls that wait at the same time run in one batch.
 
-A call is cut into pieces of at most ``max_rows`` rows. A free thread takes the most urgent piece, and with it others of
-the same signature, outputs and inner shapes: nobody waits for company, but who waits has company. Candidates of
-``rank`` are filled up to the longest of their batch, and cut again: rows do not depend on one another.
+A call is cut into pieces of at most ``max_rows`` rows. A free thread takes the most urgent piece, and with it other
+waiting pieces of the same signature, outputs and inner shapes. No piece waits only to be joined. Candidates of ``rank``
+are filled up to the longest call of the batch, and the answers are cut again, because rows do not depend on each other.
 
-How long a call will take is learned from those that ran: ``a + b rows`` seconds of a signature. From that follow
+The cost of a call is learned from earlier runs: ``a + b rows`` seconds per signature. It decides
 
-- the order: a piece is due at its call's arrival plus some multiple of its cost (and of the cost of the call's pieces
-  before it), so that small calls pass large ones, and large ones, which age, are not passed for ever;
-- what is refused: a call that would wait longer than ``max_wait`` or than half of the time that it has left;
-- what is dropped: a call whose deadline comes before its scores would.
+- the order: a piece is due at its call's arrival plus a multiple of its cost (and of the cost of the call's earlier
+  pieces). So small calls overtake large ones, but no call is overtaken for ever;
+- which calls are refused: those that would wait longer than ``max_wait``, or than half of the time they have left;
+- which calls are dropped: those that cannot be scored before their deadline.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Call:
       deadline: by ``time.monotonic()``; infinity for none.
 
     Attributes:
-      started: when its first piece began to run; None before.
-      future: for whoever waits for the result.
+      started: the time when its first piece began to run; None before that.
+      future: gets the result.
     """
 
     def __init__(self, signature: Signature, feeds: Feeds, deadline: float = math.inf) -> None:
@@ -72,7 +72,7 @@ class Call:
 
 
 class _Piece:
-    """A part of a call that runs in one go: rows, and of ``rank`` candidates, from ``start`` to ``stop``."""
+    """A part of a call that runs at once: its rows (for ``rank``, candidates) from ``start`` to ``stop``."""
 
     def __init__(self, call: Call, start: tuple[int, ...], stop: tuple[int, ...]) -> None:
         self.call, self.start, self.stop = call, start, stop
@@ -96,7 +96,7 @@ class _Piece:
 
 
 class _Group(NamedTuple):
-    """What can run together; ``inner`` are the axes behind those that scores have, None where calls run alone."""
+    """Identifies calls that can run together; ``inner``: the axes that scores do not have, None if calls run alone."""
 
     signature: Signature
     wanted: tuple[str, ...]
@@ -107,11 +107,11 @@ class Scheduler:
     """Runs calls in threads.
 
     Args:
-      threads: how many calls run at once; at most half as many batches, since TensorFlow gives one several cores and
-        what waits meanwhile makes the next one longer.
+      threads: how many calls run at once. At most half as many batches run, because TensorFlow gives a batch several
+        cores, and calls that wait meanwhile make the next batch larger.
       max_rows: of a batch and of a piece of a call.
-      max_wait: seconds that a call may be expected to wait; past it UNAVAILABLE.
-      deliver: called from these threads with calls that are done, and their outputs or what went wrong.
+      max_wait: a call that is expected to wait longer, in seconds, gets UNAVAILABLE.
+      deliver: called in these threads with finished calls and their outputs or errors.
       observe: called with the rows of every batch.
     """
 
@@ -130,18 +130,18 @@ class Scheduler:
         self._costs = _Costs()
         self._groups: dict[_Group, list[_Place]] = {}
         self._numbers = itertools.count()
-        # All that waits, by the time it is due, and what each takes: what is due before a call is what it waits for.
+        # All waiting pieces by their due time, with their cost: a call waits for those that are due before it.
         self._line: list[tuple[float, int]] = []
         self._seconds: list[float] = []
         self._batches, self._max_batches = 0, max(1, threads // 2)
-        self._least = 0.0  # seconds after its arrival that the smallest of the last calls was due
+        self._least = 0.0  # seconds from arrival to due time, for the smallest of the last calls
         self._stopped = False
         self._threads = [threading.Thread(target=self._work, name=f"predict-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
             thread.start()
 
     def admit(self, seconds: float) -> None:
-        """Refuses a call of which only the time that it has left is known.
+        """Refuses a call of which only the remaining time is known.
 
         Raises:
           StatusError: UNAVAILABLE, even the smallest call would wait too long.
@@ -151,7 +151,7 @@ class Scheduler:
             self._refuse(now + self._least, self._max_batches, seconds)
 
     def submit(self, call: Call) -> None:
-        """Queues a call. It is delivered later, unless it is dropped before.
+        """Queues a call. It is delivered later, unless it is dropped.
 
         Raises:
           StatusError: UNAVAILABLE, it would have to wait too long.
@@ -173,14 +173,14 @@ class Scheduler:
                 heapq.heappush(queue, place)
                 index = bisect.bisect(self._line, place.due)
                 self._line.insert(index, place.due)
-                # Calls that run together have the fixed cost in common.
+                # Calls that run together share the fixed cost.
                 share = 1.0 if group.inner is None else piece.rows / self._max_rows
                 self._seconds.insert(index, fixed * share + per_row * piece.rows)
             if self._may_run(group):
                 self._condition.notify()
 
     def _refuse(self, due: float, at_once: int, seconds: float) -> None:
-        """Refuses a call that is ``due``, by what waits before it and runs ``at_once``."""
+        """Refuses a call that is ``due`` if the calls before it, with ``at_once`` running, would take too long."""
         wait = sum(self._seconds[: bisect.bisect(self._line, (due, -1))]) / at_once
         if wait > self._max_wait or wait > seconds / 2:
             raise StatusError(
@@ -190,20 +190,20 @@ class Scheduler:
             )
 
     def drop(self, call: Call) -> None:
-        """Forgets a call whose client has gone. What runs of it runs on, for nobody; no call waits for the rest."""
+        """Removes a call whose client has gone. Pieces that already run finish; the others never run."""
         if not call.left:
             return
         with self._condition:
             call.over = True
             if call.started is None:
-                # Who calls and goes, again and again, would fill the memory before it is his turn.
+                # A client that calls and leaves again and again would otherwise fill the memory.
                 call.feeds = call.feeds._replace(arrays=[])
             for piece in call.pieces:
                 if piece.place is not None:
                     self._seconds[self._index(piece.place)] = 0.0
 
     def stop(self) -> None:
-        """Ends the threads when what they run has ended; what waits is not run."""
+        """Ends the threads after their current runs; waiting calls are not run."""
         with self._condition:
             self._stopped = True
             self._condition.notify_all()
@@ -213,13 +213,13 @@ class Scheduler:
         while going:
             try:
                 going = self._turn()
-            except Exception:  # a bug of ours must not end the thread
+            except Exception:  # a bug in our code must not end the thread
                 traceback.print_exc()
 
     def _turn(self) -> bool:
-        """Waits for something to run, and runs it; False when it is time to end.
+        """Waits for a piece and runs it; returns False when the thread should end.
 
-        A method of its own, so that a thread that waits keeps no signature, and so no unloaded version, alive.
+        A separate method, so that a waiting thread holds no signature: it would keep an unloaded version alive.
         """
         with self._condition:
             while (group := self._next()) is None and not self._stopped:
@@ -229,7 +229,7 @@ class Scheduler:
             pieces, late = self._take(group)
             batch = bool(pieces) and group.inner is not None
             self._batches += batch
-            # A thread that is woken for nothing costs as much as a small call: each wakes the next one if it is needed.
+            # Waking a thread for nothing costs as much as a small call, so each wakes the next one only if needed.
             if self._next() is not None:
                 self._condition.notify()
         try:
@@ -238,7 +238,7 @@ class Scheduler:
             if pieces:
                 self._run(pieces)
         except Exception as error:
-            # A bug of ours. Its calls have an end, too.
+            # A bug in our code. Its calls must end too.
             self._finish(pieces, error)
             raise
         finally:
@@ -247,7 +247,7 @@ class Scheduler:
         return True
 
     def _next(self) -> _Group | None:
-        """The group of the most urgent piece of those that may run now."""
+        """Returns the group of the most urgent piece that may run now."""
         groups = filter(self._may_run, self._groups)
         return min(groups, key=lambda group: self._groups[group][0], default=None)
 
@@ -255,7 +255,7 @@ class Scheduler:
         return group.inner is None or self._batches < self._max_batches
 
     def _take(self, group: _Group) -> tuple[list[_Piece], list[Call]]:
-        """The most urgent piece and those that run with it; and calls that cannot make their deadline."""
+        """Takes the most urgent piece and those that run with it, and the calls that cannot meet their deadline."""
         queue, taken, late = self._groups[group], list[_Piece](), list[Call]()
         now, rows, users, longest = time.monotonic(), 0, 0, 0
         while queue:
@@ -296,7 +296,7 @@ class Scheduler:
             _split(signature.run(_join(pieces), wanted), pieces)
         except Exception as error:
             if len(pieces) > 1:
-                # One request that the model refuses must not fail its neighbours.
+                # A request that the model refuses must not fail the others of its batch.
                 for piece in pieces:
                     self._run([piece])
             else:
@@ -323,14 +323,14 @@ class Scheduler:
 
 
 class _Place(NamedTuple):
-    """A piece in the queue of its group. ``due``: a time, and a number that decides between equal ones."""
+    """A piece in the queue of its group. ``due``: a time, and a number that orders equal times."""
 
     due: tuple[float, int]
     piece: _Piece
 
 
 class _Costs:
-    """Seconds of a run by signature, as ``fixed + per_row * rows``: least squares over runs, older ones ever less."""
+    """Seconds per run of each signature, ``fixed + per_row * rows``: least squares with decaying weights of runs."""
 
     _KEPT = 0.98
 
@@ -339,7 +339,7 @@ class _Costs:
         self._lines: weakref.WeakKeyDictionary[Signature, tuple[float, float]] = weakref.WeakKeyDictionary()
 
     def line(self, signature: Signature) -> tuple[float, float]:
-        """``fixed, per_row``; 0 of a signature that never ran."""
+        """Returns ``fixed, per_row``; 0 for a signature that never ran."""
         return self._lines.get(signature, (0.0, 0.0))
 
     def learn(self, signature: Signature, rows: int, seconds: float) -> None:
@@ -349,13 +349,13 @@ class _Costs:
         count, x, y, xx, xy = sums
         mean = y / x if x else 0.0
         spread = count * xx - x * x
-        # Where all runs had the same rows, nothing tells the two apart: all is taken for the rows' cost.
+        # If all runs had equally many rows, the two cannot be told apart: all cost is assigned to the rows.
         slope = (count * xy - x * y) / spread if spread > 1e-6 * count * xx else mean
         per_row = min(max(slope, 0.0), mean)
         self._lines[signature] = (y - per_row * x) / count, per_row
 
     def doubt(self, signature: Signature) -> None:
-        """A call was dropped for what is believed: were that wrong and all were dropped, nothing would correct it."""
+        """Lowers the estimate after a call was dropped: if all were dropped, no run would correct it."""
         fixed, per_row = self.line(signature)
         self._lines[signature] = fixed * 0.99, per_row * 0.99
 
@@ -369,7 +369,7 @@ def _group(call: Call) -> _Group:
 
 
 def _cut(call: Call, max_rows: int) -> list[_Piece]:
-    """The pieces of a call, none with more than ``max_rows`` rows, in the order of its rows."""
+    """Cuts a call into pieces of at most ``max_rows`` rows, in the order of its rows."""
     axes = call.feeds.axes
     if axes is None or call.rows <= max_rows:
         axes = axes or ()
@@ -384,7 +384,7 @@ def _cut(call: Call, max_rows: int) -> list[_Piece]:
 
 
 def _join(pieces: list[_Piece]) -> list[np.ndarray]:
-    """The inputs of a batch."""
+    """Joins the inputs of a batch."""
     if len(pieces) == 1:
         return pieces[0].inputs()
     shared, parts = pieces[0].call.signature.axes, [piece.inputs() for piece in pieces]
@@ -393,7 +393,7 @@ def _join(pieces: list[_Piece]) -> list[np.ndarray]:
 
 
 def _stack(arrays: list[np.ndarray], axes: int) -> np.ndarray:
-    """Arrays ``[B, ...]`` or ``[B, N, ...]`` one below the other; N becomes the longest, filled up with 0 or ""."""
+    """Concatenates arrays ``[B, ...]`` or ``[B, N, ...]``; N becomes the largest, filled up with 0 or ""."""
     if axes == 1 or len({array.shape[1] for array in arrays}) == 1:
         return np.concatenate(arrays)
     first = arrays[0]
@@ -410,7 +410,7 @@ def _split(outputs: _Outputs, pieces: list[_Piece]) -> None:
     """Gives each piece its part of a batch's outputs.
 
     Raises:
-      ValueError: an output does not have the axes of the inputs, so that nobody knows whose scores are whose.
+      ValueError: an output does not have the axes of the inputs, so its scores cannot be assigned to calls.
     """
     if len(pieces) == 1 and len(pieces[0].call.pieces) == 1:
         pieces[0].outputs = outputs
@@ -430,12 +430,12 @@ def _split(outputs: _Outputs, pieces: list[_Piece]) -> None:
 def _result(call: Call) -> Result:
     try:
         return _assemble(call)
-    except Exception as error:  # no memory for it, say: a call must have an end
+    except Exception as error:  # no memory, for example: the call must still end
         return error
 
 
 def _assemble(call: Call) -> _Outputs:
-    """The outputs of a call from those of its pieces."""
+    """Joins the outputs of a call's pieces."""
     first = call.pieces[0]
     if len(call.pieces) == 1:
         return first.outputs
