@@ -1,6 +1,6 @@
-# make help | quickstart | test | clean. Needs Python 3.11 or 3.12 and nothing else; PYTHON=/path/to/python chooses one.
+# Needs Python 3.11 or 3.12 and nothing else; PYTHON=/path/to/python chooses one. `make help` lists the targets.
 
-.PHONY: help quickstart test clean
+.PHONY: help quickstart test lint types unit bench lock clean environment
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -10,7 +10,12 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 help:
 	@echo 'make quickstart   from the bundled sample to scores over gRPC (FRESH=1 starts over)'
-	@echo 'make test         ruff, mypy and pytest'
+	@echo 'make test         lint, types and unit'
+	@echo 'make lint         ruff: its rules and its format'
+	@echo 'make types        mypy'
+	@echo 'make unit         pytest, in a process per core (TESTS="tests/stem_tf -k resume" chooses some)'
+	@echo 'make bench        a benchmark of benchmarks/README.md: BENCH="train_step --steps=4"'
+	@echo 'make lock         requirements/*.txt after a change of setup.py (UPGRADE=1 takes the newest of everything)'
 	@echo 'make clean        remove .venv, caches, builds and runs/quickstart'
 	@echo 'PYTHON=/path/to/python3.12 chooses the interpreter of .venv.'
 
@@ -18,12 +23,26 @@ quickstart:
 	@start=$$(date +%s); bash tools/environment.sh $(VENV) plots && \
 	exec $(BIN)/python examples/quickstart.py --setup_seconds=$$(( $$(date +%s) - start )) $(if $(FRESH),--fresh)
 
-test:
+environment:
 	@bash tools/environment.sh $(VENV) dev
+
+test: lint types unit
+
+lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: environment
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+unit: environment
+	$(BIN)/python -m pytest $(TESTS)
+
+bench: environment
+	$(if $(BENCH),$(BIN)/python -m benchmarks.$(BENCH),$(error name a benchmark: make bench BENCH="train_step --steps=4"))
+
+lock:
+	bash tools/lock.sh $(if $(UPGRADE),--upgrade)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info stem_client/build stem_client/*.egg-info

@@ -79,6 +79,7 @@ setup(
             "mypy>=2.1,<3",
             "pandas-stubs>=2.2,<3",
             "pytest>=8",
+            "pytest-xdist>=3.6,<4",
             # A new minor version of the formatter may format differently and turn `make test` red.
             "ruff>=0.17,<0.18",
             "scikit-learn>=1.5",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: tools/environment.sh VENV EXTRA
-# Makes VENV and installs `-e stem_client -e .[EXTRA]` into it: this tree's two distributions, of which the second requires
-# the first. Does nothing when that was done before with the same versions and requirements.
+# Makes VENV and installs into it what requirements/EXTRA.txt lists, with its hashes, and this tree's two distributions
+# as editable. Does nothing when that was done before with the same files. Run it from the top of the repository.
 # $PYTHON chooses the interpreter; otherwise the first of python3.12, python3.11, python3 that is 3.11 or 3.12 and runs.
 set -euo pipefail
 
@@ -53,13 +53,21 @@ make_venv() {
     "$python" -c 'import sys; print(sys.executable)' >"$made"
 }
 
-# Runs pip with its output in the log; on a terminal the seconds count up.
+# setuptools, which builds the two distributions, is in the list as well: without isolation nothing comes unlocked.
 pip_install() {
+    local pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input)
+    "${pip[@]}" --require-hashes -r "requirements/$extra.txt" &&
+        "${pip[@]}" --no-deps --no-build-isolation -e ./stem_client -e .
+}
+
+# Installs with pip's output in the log; on a terminal the seconds count up.
+install() {
     local what=$1 start=$SECONDS pid status=0
-    shift
-    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input "$@" >"$log" 2>&1 &
+    set -m # a process group of its own, which the trap ends whole
+    pip_install >"$log" 2>&1 &
     pid=$!
-    trap 'kill "$pid" 2>/dev/null; exit 130' INT TERM
+    set +m
+    trap 'kill -- "-$pid" 2>/dev/null; exit 130' INT TERM
     if [ -t 1 ]; then
         while kill -0 "$pid" 2>/dev/null; do
             printf '\r%s %4d s' "$what" $((SECONDS - start))
@@ -79,7 +87,7 @@ pip_install() {
     printf '%s %4d s, done\n' "$what" $((SECONDS - start))
 }
 
-wanted=$(cat setup.py stem_client/setup.py stem_util/version.py | cksum)
+wanted=$(cat "requirements/$extra.txt" setup.py stem_client/setup.py stem_util/version.py | cksum)
 
 if ! "$venv/bin/python" -c 'import pip' 2>/dev/null || [ ! -f "$made" ]; then
     make_venv "$(choose_python)"
@@ -94,6 +102,6 @@ if [ ! -f "$installed" ] || [ "$(cat "$installed")" != "$wanted" ]; then
     version=$("$venv/bin/python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
     size=
     [ -x "$venv/bin/saved_model_cli" ] || size=" (TensorFlow and what it needs: some 600 MB)"
-    pip_install "environment: Python $version, installing .[$extra] into $venv$size" -e ./stem_client -e ".[$extra]"
+    install "environment: Python $version, installing .[$extra] into $venv$size"
     echo "$wanted" >"$installed"
 fi
