@@ -27,7 +27,8 @@ import tensorflow as tf
 
 from pipelines import manifest
 from pipelines.batches.dataset import read_batches
-from pipelines.convert import conversion
+from pipelines.convert.conversion import convert
+from pipelines.convert.options import Options
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_util import cli, owned
 
@@ -94,20 +95,20 @@ def generate(directory: str, rows: int, features: int) -> dict[str, manifest.Man
         item="item",
     )
 
-    def convert(layout: str, part: pa.Table) -> manifest.Manifest:
+    def converted(layout: str, part: pa.Table) -> manifest.Manifest:
         path = os.path.join(directory, f"{layout}.parquet")
         pq.write_table(part, path, row_group_size=_ROW_GROUP_ROWS)
-        options = conversion.Options(
+        options = Options(
             schema=described,
             output=os.path.join(directory, layout),
             given={"train": path},
             layouts=(layout,),
             processes=len(os.sched_getaffinity(0)),
         )
-        return conversion.convert(options)
+        return convert(options)
 
-    blocks = convert("blocks", log)
-    return {"blocks": blocks, "rows": convert("rows", log.slice(0, -(-rows // 4))), "parquet": blocks}
+    blocks = converted("blocks", log)
+    return {"blocks": blocks, "rows": converted("rows", log.slice(0, -(-rows // 4))), "parquet": blocks}
 
 
 def measure(data: dict[str, manifest.Manifest], batch_size: int, repeats: int) -> dict[str, list[dict[str, float]]]:

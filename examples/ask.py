@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from export import raw
 from pipelines import manifest as manifests
-from pipelines.convert.cleaning import Rows
+from pipelines.convert.rows import Rows
 from pipelines.schema import Schema
 from stem_client import FeatureError, RankingClient, RankingError
 from stem_tf import report

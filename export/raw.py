@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from pipelines.convert.cleaning import Cleaner, Rows, kept_columns, kept_types
+from pipelines.convert.cleaner import Cleaner
+from pipelines.convert.raw_columns import kept_columns, kept_types
+from pipelines.convert.rows import Rows
 from pipelines.convert.split import GivenSplit
 from pipelines.log import casts, sniff, source
 from pipelines.log.casts import EMPTY_INT, Lists
@@ -54,8 +56,6 @@ def read(
             file, start, seen = unit.file, start + seen, 0
         for chunk in source.read(log, unit, columns, skip_malformed=drop_bad_rows):
             rows, bad = cleaner.clean(chunk, start + chunk.rows, file)
-            if chunk.malformed:
-                bad["", "wrong number of columns"] += chunk.malformed
             seen += len(chunk.rows) + chunk.malformed
             wanted = dataclasses.replace(chunk, columns={name: chunk.columns[name] for name in keep})
             yield rows, kept_columns(wanted.take(rows.places).columns, kinds), bad

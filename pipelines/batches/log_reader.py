@@ -27,9 +27,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import records
-from pipelines.convert import stages
-from pipelines.convert.cleaning import Cleaner
-from pipelines.convert.split import GivenSplit, HashSplit, TimeSplit, restore
+from pipelines.convert.cleaner import Cleaner
+from pipelines.convert.encode import encoded_rows
+from pipelines.convert.split import restore
 from pipelines.integrity import Watch
 from pipelines.log import source
 from pipelines.log.source import Chunk, Log, Unit
@@ -141,10 +141,10 @@ class Plan:
 
     def _has_rows(self, unit: Unit) -> bool:
         """Whether the unit has rows of the split, where a look at one column tells."""
-        policy = self.cleaner.split
-        if self.split == 0 or not isinstance(policy, HashSplit | TimeSplit):
+        columns = self.cleaner.split.columns
+        if self.split == 0 or len(columns) != 1:
             return True
-        chunks = source.read(self.log, unit, [policy.column], skip_malformed=False)
+        chunks = source.read(self.log, unit, columns, skip_malformed=False)
         return any((self.cleaner.splits(chunk, chunk.rows, unit.file) == self.split).any() for chunk in chunks)
 
     def _encoded(self, chunk: Chunk, unit: Unit) -> list[Columns]:
@@ -157,7 +157,7 @@ class Plan:
         rows, _ = self.cleaner.clean(chunk, row_ids, unit.file)
         if not len(rows.row_ids):
             return []
-        batch = stages.encoded_rows(self.data_dir, self.cleaner.schema, rows)
+        batch = encoded_rows(self.data_dir, self.cleaner.schema, rows)
         return [{key: _matrix(batch.column(key), width) for key, (_, width) in records.shapes(self.cleaner.schema)}]
 
 
@@ -215,9 +215,7 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
     log = _open_log(sources)
     policy = restore(manifest.split, manifest.data_dir, files, manifest.seed)
     number = SPLITS.index(name)
-    units = [unit for unit in log.units if unit.rows]
-    if isinstance(policy, GivenSplit):
-        units = [unit for unit in units if policy.may_hold(unit.file, number)]
+    units = [unit for unit in log.units if unit.rows and policy.may_hold(unit.file, number)]
     if shuffle is not None:
         units = [units[i] for i in np.random.default_rng(shuffle).permutation(len(units))]
     index, count = reader

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import schema_yaml, yaml_reader
-from pipelines.convert import split
-from pipelines.convert.cleaning import Cleaner
+from pipelines.convert.cleaner import Cleaner
+from pipelines.convert.split import GivenSplit
+from pipelines.convert.times import order_keys, time_kind, time_values
 from pipelines.describe import guess, leakage
 from pipelines.describe.guess import Column
 from pipelines.log import casts
@@ -477,12 +478,12 @@ def _no_split(column: Column) -> str | None:
     if column.values.null_count:
         return f"{column.missing_share} missing, and a split by time needs one in every row"
     try:
-        times, bad = split.time_values(column.values, split.time_kind(column.values, column.name))
+        values, bad = time_values(column.values, time_kind(column.values, column.name))
     except UserError:
         return f"{column.stored} is no time to split by"
     if bad.any():
         return "not all of its values are times of one kind"
-    keys = np.sort(split.order_keys(times))
+    keys = np.sort(order_keys(values))
     train, validation = (keys[max(round(len(keys) * share), 1) - 1] for share in _FRACTIONS)
     return None if train < validation < keys[-1] else "too few different times for train, validation and test"
 
@@ -503,7 +504,7 @@ def _rehearse(result: Draft, table: pa.Table) -> None:
             nothing = "; ".join(f"{task}: {result.doubts[task]}" for task in result.tasks)
             raise UserError(f"no column is left to be a label ({nothing})")
         drafted = schema_yaml.loads(render(result, []), "the draft")
-        bad = Cleaner(drafted, split.GivenSplit((0,)), drop=True).clean(chunk, row_ids, 0)[1]
+        bad = Cleaner(drafted, GivenSplit((0,)), drop=True).clean(chunk, row_ids, 0)[1]
         if not bad:
             return
         _doubt(result, bad)

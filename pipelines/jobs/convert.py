@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 
 from pipelines import schema_yaml
 from pipelines.convert import constant_labels
-from pipelines.convert.conversion import Options, convert
+from pipelines.convert.conversion import convert
+from pipelines.convert.options import Options
 from pipelines.jobs import csv_flags
 from pipelines.log.source import CsvOptions
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest

@@ -223,6 +223,17 @@ class Log:
             hint = did_you_mean(column, self.types) or "."
             raise UserError(f"{where}: not in the log{hint} Columns: {', '.join(self.types)}")
 
+    def unit_name(self, unit: Unit) -> str:
+        """The unit for people."""
+        return f"{unit.path} (from row {unit.first_row:,})" if unit.first_row else unit.path
+
+    def file_rows(self, unit_rows: Sequence[int]) -> list[int]:
+        """Rows of each file, of those of each unit."""
+        rows = [0] * len(self.files)
+        for unit, count in zip(self.units, unit_rows, strict=True):
+            rows[unit.file] += count
+        return rows
+
     def alike(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
         """Columns of a chunk, whose types are those of its file, as `types`."""
         return {name: casts.to_type(array, self.types[name]) for name, array in columns.items()}

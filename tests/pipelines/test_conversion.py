@@ -15,8 +15,9 @@ import pytest
 
 from pipelines import hashing, records, schema_yaml, tfrecord
 from pipelines.batches import log_reader
-from pipelines.convert import constant_labels, stages
-from pipelines.convert.conversion import Options, convert
+from pipelines.convert import constant_labels, fit
+from pipelines.convert.conversion import convert
+from pipelines.convert.options import Options
 from pipelines.log import source
 from pipelines.log.source import CsvOptions
 from pipelines.manifest import Constants, Manifest, Vocabulary
@@ -267,7 +268,7 @@ def test_same_bytes_whatever_the_segments(tmp_path: Path, monkeypatch: pytest.Mo
         _convert(log, tmp_path / split / "whole", **settings)
         for limit, value in (("_SEGMENT_ROWS", 1), ("_SEGMENT_ROWS", 50), ("_SEGMENT_BYTES", 500)):
             with monkeypatch.context() as patch:
-                patch.setattr(stages, limit, value)
+                patch.setattr(fit, limit, value)
                 _convert(log, tmp_path / split / f"{limit} {value}", **settings)
             _assert_same_bytes(tmp_path / split / "whole", tmp_path / split / f"{limit} {value}")
 
@@ -283,7 +284,7 @@ def test_more_values_than_a_list_column_holds(tmp_path: Path, monkeypatch: pytes
         UserError, match="feature:tags has 600 values, more than 40, in 300 rows .* lower its max_length"
     ):
         _convert(log, tmp_path / "out", shard_rows=50)
-    monkeypatch.setattr(stages, "_SEGMENT_BYTES", 1)
+    monkeypatch.setattr(fit, "_SEGMENT_BYTES", 1)
     with pytest.raises(
         UserError, match="feature:tags has [0-9]+ values, .* in a shard of train; .*smaller --shard_rows"
     ):

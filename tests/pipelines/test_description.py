@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import schema_yaml
-from pipelines.convert import conversion
+from pipelines.convert.conversion import convert
+from pipelines.convert.options import Options
 from pipelines.describe import description
 from pipelines.log import sniff
 from pipelines.log.source import CsvOptions
@@ -33,13 +34,13 @@ CENSUS = ROOT / "datasets" / "census_income" / "test.parquet"
 ROWS = 600
 
 
-def _options(command: str) -> conversion.Options:
+def _options(command: str) -> Options:
     """What stem-convert would do."""
     program, log, *words = shlex.split(command)
     assert program == "stem-convert"
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
     lists = {name: tuple(next(csv.reader([given[name]]))) for name in ("csv_columns", "csv_nulls") if name in given}
-    options = conversion.Options(
+    options = Options(
         schema=schema_yaml.load(given.pop("schema")),
         output=given.pop("output"),
         log=log,
@@ -64,7 +65,7 @@ def _convert(
     found = description.describe([str(path)], options or CsvOptions(), labels, 200_000)
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "my draft.yaml").write_text(found.text, encoding="utf-8")
-    done = conversion.convert(_options(found.command(str(tmp_path / "my draft.yaml"), str(tmp_path / "data"))))
+    done = convert(_options(found.command(str(tmp_path / "my draft.yaml"), str(tmp_path / "data"))))
     return done.schema, done, found
 
 
@@ -411,7 +412,7 @@ def test_a_rare_value_beyond_the_sample_still_counts(tmp_path: Path) -> None:
         assert [feature.name for feature in drafted.features] == ["user_id", "item_id", "tags"]
         assert drafted.feature("tags").dtype == "string" and drafted.feature("tags").separator == "|"
         (tmp_path / f"{number}.yaml").write_text(found.text)
-        conversion.convert(_options(found.command(str(tmp_path / f"{number}.yaml"), str(tmp_path / str(number)))))
+        convert(_options(found.command(str(tmp_path / f"{number}.yaml"), str(tmp_path / str(number)))))
 
 
 def test_parts_that_differ_and_directories(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ import pytest
 from pipelines import integrity, manifest, schema_yaml
 from pipelines.batches.dataset import read_batches
 from pipelines.convert import conversion
+from pipelines.convert.conversion import convert
+from pipelines.convert.options import Options
 from pipelines.integrity import File, Watch
 from pipelines.manifest import Manifest
 from stem_util.errors import UserError
@@ -34,10 +36,8 @@ tasks:
 """
 
 
-def _options(log: Path, output: Path, **more: Any) -> conversion.Options:
-    return conversion.Options(
-        schema=schema_yaml.loads(SCHEMA, "small"), log=str(log), output=str(output), split="random", **more
-    )
+def _options(log: Path, output: Path, **more: Any) -> Options:
+    return Options(schema=schema_yaml.loads(SCHEMA, "small"), log=str(log), output=str(output), split="random", **more)
 
 
 def _write_log(path: Path, shift: int = 0) -> None:
@@ -50,7 +50,7 @@ def _write_log(path: Path, shift: int = 0) -> None:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("small")
     _write_log(directory / "log.parquet")
-    conversion.convert(_options(directory / "log.parquet", directory / "data"))
+    convert(_options(directory / "log.parquet", directory / "data"))
     return directory
 
 
@@ -221,7 +221,7 @@ def test_data_replaced_between_two_epochs(converted: Path, data: Path) -> None:
     other = data.with_name("other.parquet")
     _write_log(other, shift=1)
     shutil.rmtree(data)
-    conversion.convert(_options(other, data))
+    convert(_options(other, data))
     with pytest.raises(UserError, match="the data were replaced while they were in use; start again"):
         _read(found)
 
@@ -231,17 +231,17 @@ def test_nobody_replaces_data_in_use(converted: Path, data: Path) -> None:
     before = (data / "manifest.json").read_bytes()
     with manifest.in_use(str(data)), manifest.in_use(str(data)):
         with pytest.raises(UserError, match="data is being read by another job .*: wait for it or choose"):
-            conversion.convert(options)
+            convert(options)
         assert (data / "manifest.json").read_bytes() == before
     with manifest.replacing(str(data), True), pytest.raises(UserError, match="is being replaced by a conversion: wait"):
         manifest.in_use(str(data)).__enter__()
-    conversion.convert(options)
+    convert(options)
 
 
 def test_a_log_that_changed(tmp_path: Path) -> None:
     log = tmp_path / "log.parquet"
     _write_log(log)
-    found = conversion.convert(_options(log, tmp_path / "data", layouts=()))
+    found = convert(_options(log, tmp_path / "data", layouts=()))
     (source,) = found.sources
     _write_log(log)
     os.utime(log, ns=(1, 1))
@@ -252,7 +252,7 @@ def test_a_log_that_changed(tmp_path: Path) -> None:
     assert log.stat().st_size == source.bytes
     with pytest.raises(UserError, match="log.parquet has changed since the conversion .*: restore it, or"):
         read_batches(found, "train", batch_size=8, training=True, input_format="parquet")
-    again = conversion.convert(_options(log, tmp_path / "data", layouts=(), overwrite=True))
+    again = convert(_options(log, tmp_path / "data", layouts=(), overwrite=True))
     assert again.files["vocabulary/user.parquet"] != found.files["vocabulary/user.parquet"]
     (before, now) = (dataclasses.replace(m, sources=(), files={}, loaded=None) for m in (found, again))
     assert before == now  # but for the checksums nothing tells them apart
@@ -269,5 +269,5 @@ def test_a_log_that_changes_while_it_is_converted(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(conversion._Conversion, "_shards", slow)
     with pytest.raises(UserError, match="log.parquet changed while it was converted: convert it again when nobody"):
-        conversion.convert(_options(log, tmp_path / "data"))
+        convert(_options(log, tmp_path / "data"))
     assert not (tmp_path / "data").exists()

@@ -17,8 +17,8 @@ import tensorflow as tf
 from pipelines import schema_yaml
 from pipelines.batches import dataset, order
 from pipelines.batches.dataset import SHUFFLE_MEGABYTES, read_batches
-from pipelines.convert import conversion
-from pipelines.convert.conversion import Options
+from pipelines.convert.conversion import convert
+from pipelines.convert.options import Options
 from pipelines.manifest import INPUT_FORMATS, Manifest
 from pipelines.tfrecord import CorruptRecord, Example, offsets, scan
 
@@ -39,7 +39,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     tags = pa.array([[str(i % 5)] * (i % 4) for i in rows])
     log = pa.table({"item": rows % 1000, "tags": tags, "click": rows % 7 == 0})
     pq.write_table(log, directory / "log.parquet", row_group_size=GROUP_ROWS)
-    return conversion.convert(
+    return convert(
         Options(
             schema=schema_yaml.loads(SCHEMA),
             given={"train": str(directory / "log.parquet")},

@@ -27,8 +27,8 @@ from pipelines import records, schema_yaml
 from pipelines.batches import log_reader
 from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import count_batches, read_batches
-from pipelines.convert import conversion
-from pipelines.convert.conversion import Options
+from pipelines.convert.conversion import convert as convert_log
+from pipelines.convert.options import Options
 from pipelines.manifest import SPLITS, Manifest
 from stem_util.errors import JobError, UserError
 
@@ -103,7 +103,7 @@ def converter(directory: Path) -> Convert:
         }
         if "given" not in options:
             settings |= {"log": str(files[0].parent)}
-        return conversion.convert(Options(**settings | options))
+        return convert_log(Options(**settings | options))
 
     return run
 
@@ -319,7 +319,7 @@ def test_conversion_without_records(by_time: Manifest, tmp_path: Path) -> None:
         split_column="seconds",
         layouts=(),
     )
-    bare = conversion.convert(options)
+    bare = convert_log(options)
     assert not any(split.shards for split in bare.splits.values())
     assert sorted(os.listdir(bare.data_dir)) == [".stem-tf", "manifest.json", "raw", "schema.yaml", "vocabulary"]
     same = dataclasses.replace(bare, data_dir=by_time.data_dir, splits=by_time.splits)

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.convert import split
-from pipelines.convert.split import HashSplit, LastRows, LastSplit, RandomSplit, TimeSplit
+from pipelines.convert import scan, times
+from pipelines.convert.last_rows import LastRows
+from pipelines.convert.split import HashSplit, LastSplit, RandomSplit, TimeSplit
 from stem_util.errors import UserError
 
 
@@ -16,24 +17,24 @@ from stem_util.errors import UserError
 def test_kth_smallest_is_exact(bins: int, high: int) -> None:
     values = np.random.default_rng(0).integers(0, high, 3000, dtype=np.uint64, endpoint=True)
     ranks = [1, 2, 1500, 2999, 3000]
-    found = split.kth_smallest(lambda: np.array_split(values, 7), ranks, bins)
+    found = scan.kth_smallest(lambda: np.array_split(values, 7), ranks, bins)
     assert found == np.sort(values)[np.array(ranks) - 1].tolist()
 
 
 def test_order_keys_sort_as_values() -> None:
     floats = np.array([-np.inf, -1e300, -1.5, -0.0, 1e-300, 2.0, np.inf])
-    keys = split.order_keys(pa.array(floats))
+    keys = times.order_keys(pa.array(floats))
     assert (np.diff(keys.astype(object)) > 0).all()
-    assert split.order_keys(pa.array([0.0]))[0] == keys[3]
-    assert [split.key_value(int(k), pa.float64()) for k in keys] == floats.tolist()
+    assert times.order_keys(pa.array([0.0]))[0] == keys[3]
+    assert [times.key_value(int(k), pa.float64()) for k in keys] == floats.tolist()
     integers = np.array([-(2**63) + 1, -1, 0, 1, 2**63 - 1])
-    keys = split.order_keys(pa.array(integers))
+    keys = times.order_keys(pa.array(integers))
     assert (np.diff(keys.astype(object)) > 0).all()
-    assert [split.key_value(int(k), pa.int64()) for k in keys] == integers.tolist()
+    assert [times.key_value(int(k), pa.int64()) for k in keys] == integers.tolist()
 
 
 def test_time_split_keeps_equal_times_on_the_older_side() -> None:
-    keys = split.order_keys(pa.array([1, 2, 2, 3, 4]))
+    keys = times.order_keys(pa.array([1, 2, 2, 3, 4]))
     policy = TimeSplit("t", pa.int64(), int(keys[1]), int(keys[3]))
     assert policy.assign(keys).tolist() == [0, 0, 0, 1, 2]
 
@@ -48,17 +49,17 @@ def test_time_split_keeps_equal_times_on_the_older_side() -> None:
     ],
 )
 def test_time_kind_of_text(values: list[bytes], kind: pa.DataType) -> None:
-    assert split.time_kind(pa.array(values, pa.binary()), "t") == kind
+    assert times.time_kind(pa.array(values, pa.binary()), "t") == kind
 
 
 def test_times_that_are_none() -> None:
     with pytest.raises(UserError, match="--split_column=t: a time should be"):
-        split.time_kind(pa.array([b"soon"], pa.binary()), "t")
+        times.time_kind(pa.array([b"soon"], pa.binary()), "t")
     with pytest.raises(UserError, match=r"--test_from=x: the split column holds numbers \(int64\); .* as 1700000000"):
-        split.parse_time("x", pa.int64(), "test_from", 1700000000)
-    assert split.parse_time("12", pa.int64(), "test_from", 3) == split.order_keys(pa.array([12]))[0]
+        times.parse_time("x", pa.int64(), "test_from", 1700000000)
+    assert times.parse_time("12", pa.int64(), "test_from", 3) == times.order_keys(pa.array([12]))[0]
     with pytest.raises(UserError, match=r"2024-01-02: the split column holds numbers \(double\); .* as 1.5"):
-        split.parse_time("2024-01-02", pa.float64(), "test_from", b"1.5")
+        times.parse_time("2024-01-02", pa.float64(), "test_from", b"1.5")
 
 
 UTC, BERLIN, NAIVE = pa.timestamp("us", "UTC"), pa.timestamp("ms", "Europe/Berlin"), pa.timestamp("us")
@@ -84,7 +85,7 @@ UTC, BERLIN, NAIVE = pa.timestamp("us", "UTC"), pa.timestamp("ms", "Europe/Berli
     ],
 )
 def test_times_of_flags(text: str, kind: pa.TimestampType, moment: str) -> None:
-    assert split.key_value(split.parse_time(text, kind, "test_from", None), kind) == moment
+    assert times.key_value(times.parse_time(text, kind, "test_from", None), kind) == moment
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_times_of_flags(text: str, kind: pa.TimestampType, moment: str) -> None:
 )
 def test_times_of_flags_that_are_none(text: str, kind: pa.TimestampType, why: str) -> None:
     with pytest.raises(UserError, match=why) as caught:
-        split.parse_time(text, kind, "test_from", None)
+        times.parse_time(text, kind, "test_from", None)
     assert str(caught.value).startswith(f"--test_from={text}: ")
 
 

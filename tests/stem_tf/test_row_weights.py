@@ -12,7 +12,8 @@ import pytest
 import sklearn.metrics
 
 from pipelines import schema_yaml
-from pipelines.convert.conversion import Options, convert
+from pipelines.convert.conversion import convert
+from pipelines.convert.options import Options
 from stem_tf import configs, models
 from stem_tf.evaluation import predictions, trivial
 from stem_tf.evaluation import table as evaluation

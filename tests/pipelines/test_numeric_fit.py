@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines import hashing
-from pipelines.convert import numeric_fit as transforms
+from pipelines.convert import numeric_fit
 from pipelines.convert.numeric_fit import Moments, NumericFit, Sample
 from pipelines.manifest import Constants
 from pipelines.schema import Feature
@@ -49,10 +49,10 @@ def test_constant_and_absent_values_have_std_1() -> None:
 
 def test_quantile_boundaries() -> None:
     values = np.arange(100, dtype=np.float32)
-    assert transforms.quantile_boundaries(values, 4) == (25.0, 50.0, 75.0)
+    assert numeric_fit.quantile_boundaries(values, 4) == (25.0, 50.0, 75.0)
     # Nine of ten values are 0: their bucket is one, and 0 is no boundary, as nothing lies below it.
-    assert transforms.quantile_boundaries(np.array([0] * 90 + [1] * 10, np.float32), 10) == (1.0,)
-    assert transforms.quantile_boundaries(np.zeros(5, np.float32), 3) == ()
+    assert numeric_fit.quantile_boundaries(np.array([0] * 90 + [1] * 10, np.float32), 10) == (1.0,)
+    assert numeric_fit.quantile_boundaries(np.zeros(5, np.float32), 3) == ()
 
 
 def test_given_boundaries_are_kept() -> None:

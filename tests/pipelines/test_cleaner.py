@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.convert.cleaning import Cleaner, Rows
+from pipelines.convert.cleaner import Cleaner
+from pipelines.convert.rows import Rows
 from pipelines.convert.split import HashSplit, RandomSplit, TimeSplit
 from pipelines.log.source import Chunk
 from pipelines.schema import Feature, Label, Schema, Space, Task, Threshold

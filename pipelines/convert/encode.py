@@ -1,0 +1,188 @@
+"""Pass 2 over the log: values become ids, and rows are divided by split.
+
+:func:`encode` turns the dictionaries that pass 1 left, not the rows, into ids, and leaves encoded rows in scratch
+files, those of train sorted by a hash of seed and row_id. It reads the log again only for the raw rows of validation
+and test. Worker processes run it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import hashing, records, vocabulary
+from pipelines.convert.job import HASH, SPLIT, Job
+from pipelines.convert.raw_columns import kept_columns, kept_types
+from pipelines.convert.rows import Rows
+from pipelines.log import source
+from pipelines.log.source import Unit
+from pipelines.manifest import SPLITS, vocabulary_path
+from pipelines.schema import Schema
+from pipelines.vocabulary import Lookup
+from stem_util import files
+
+_Writers = dict[str, pa.ipc.RecordBatchFileWriter | pq.ParquetWriter]
+
+
+@dataclass
+class Encoded:
+    """Counts of one unit's encoded rows, by split: int64 [3].
+
+    Attributes:
+      values: by feature with a vocabulary, its values.
+      rare: likewise, its values that have the rare id.
+    """
+
+    values: dict[str, np.ndarray]
+    rare: dict[str, np.ndarray]
+
+
+def encode(job: Job, unit: Unit, segments: int, keep_raw: bool) -> Encoded:
+    """Pass 2 over a unit.
+
+    Args:
+      job: of the conversion.
+      unit: a piece of the log.
+      segments: how many `fit` left.
+      keep_raw: the unit has rows of validation or test, whose raw columns are kept.
+    """
+    features = job.counted_features()
+    counts = Encoded(*({name: np.zeros(3, np.int64) for name in features} for _ in range(2)))
+    writers: _Writers = {}
+    encoded = (_encode(job, unit, number, counts, writers) for number in range(segments))
+    try:
+        if keep_raw:
+            _keep_raw(job, unit, encoded, writers)
+        for _ in encoded:
+            pass
+    finally:
+        for writer in writers.values():
+            writer.close()
+    for path in writers:
+        if path.endswith(".parquet"):
+            files.sync(path)
+    pa.default_memory_pool().release_unused()
+    return counts
+
+
+def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writers) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the rows of a segment, encoded, by split; returns row_id, int64 [n], and split, uint8 [n], of all."""
+    path = job.segment_path(unit.index, number)
+    with pa.memory_map(path) as file:
+        batch = _with_ids(job, pa.ipc.open_file(file).get_batch(0))
+    os.unlink(path)
+    row_ids, splits = (batch.column(name).to_numpy() for name in ("key:row_id", SPLIT))
+    batch = batch.drop_columns([SPLIT])
+    for i, split in enumerate(SPLITS):
+        places = np.flatnonzero(splits == i)
+        if not len(places):
+            continue
+        if split == "train":
+            hashes = hashing.seeded64(row_ids[places], job.seed, "shuffle")
+            order = np.argsort(hashes)
+            rows = batch.take(pa.array(places[order])).append_column(HASH, pa.array(hashes[order]))
+        else:
+            rows = batch.take(pa.array(places))
+        _count_ids(counts, i, rows)
+        if job.layouts:
+            _write(writers, job.rows_path(split, unit.index), rows)
+    return row_ids, splits
+
+
+def _keep_raw(job: Job, unit: Unit, encoded: Iterator[tuple[np.ndarray, np.ndarray]], writers: _Writers) -> None:
+    """Writes the raw rows of validation and test; ``encoded`` gives row_id and split of a unit's good rows in turn."""
+    row_ids, splits = np.zeros(0, np.int64), np.zeros(0, np.uint8)
+    kinds = kept_types(job.log, job.cleaner.schema)
+    names = [name for name in kinds if name != "row_id"]  # ours takes its place
+    for chunk in source.read(job.log, unit, names, skip_malformed=job.cleaner.drop):
+        if not len(chunk.rows):
+            continue
+        ids = job.file_starts[unit.file] + chunk.rows
+        while not len(row_ids) or row_ids[-1] < ids[-1]:
+            more = next(encoded, None)
+            if more is None:
+                break
+            row_ids, splits = np.append(row_ids, more[0]), np.append(splits, more[1])
+        end = np.searchsorted(row_ids, ids[-1], "right")
+        for i, split in enumerate(SPLITS[1:], start=1):
+            kept = row_ids[:end][splits[:end] == i]
+            if len(kept):
+                columns = kept_columns(chunk.take(np.searchsorted(ids, kept)).columns, kinds)
+                batch = pa.RecordBatch.from_pydict(columns | {"row_id": pa.array(kept)})
+                _write(writers, job.raw_path(split, f"unit-{unit.index}"), batch)
+        row_ids, splits = row_ids[end:], splits[end:]
+
+
+def _write(writers: _Writers, path: str, batch: pa.RecordBatch) -> None:
+    if path not in writers:
+        parquet = path.endswith(".parquet")
+        writers[path] = (pq.ParquetWriter if parquet else pa.ipc.new_file)(path, batch.schema)
+    writers[path].write_batch(batch)
+
+
+def _with_ids(job: Job, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A segment with ids in the place of dictionaries."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    for name in job.counted_features():
+        key, lookup = f"feature:{name}", lookup_of(vocabulary_path(job.directory, name))
+        array = columns[key]
+        if pa.types.is_list(array.type):
+            columns[key] = pa.ListArray.from_arrays(array.offsets, pa.array(lookup(array.values)))
+        else:
+            columns[key] = pa.array(lookup(array))
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _count_ids(counts: Encoded, split: int, batch: pa.RecordBatch) -> None:
+    for name in counts.values:
+        ids = batch.column(f"feature:{name}")
+        ids = (ids.flatten() if pa.types.is_list(ids.type) else ids).to_numpy()
+        counts.values[name][split] += len(ids)
+        counts.rare[name][split] += np.count_nonzero(ids == vocabulary.RARE_ID)
+
+
+def record_columns(schema: Schema, rows: Rows, ids: Callable[[str, pa.Array], pa.Array]) -> dict[str, pa.Array]:
+    """The columns of `records` for some rows; ``ids`` makes those of a feature's raw values."""
+    columns: dict[str, pa.Array] = {}
+    for feature in schema.features:
+        name, key = feature.name, f"feature:{feature.name}"
+        if feature.kind == "categorical":
+            columns[key] = ids(name, rows.ids[name])
+        elif feature.kind == "multivalent":
+            lists = rows.lists[name]
+            columns[key] = records.lists(lists.lengths, ids(name, lists.values), key)
+        elif feature.kind == "numeric":
+            columns[key] = pa.array(rows.numerics[name])
+        else:
+            flat = pa.array(rows.vectors[name].reshape(-1))
+            columns[key] = pa.FixedSizeListArray.from_arrays(flat, feature.length)
+    columns |= {f"label:{name}": pa.array(labels) for name, labels in rows.labels.items()}
+    columns |= {f"weight:{name}": pa.array(weights) for name, weights in rows.weights.items()}
+    columns |= {f"key:{role}": pa.array(hashing.key64(values)) for role, values in rows.keys.items()}
+    return columns | {"key:row_id": pa.array(rows.row_ids)}
+
+
+def encoded_rows(data_dir: str, schema: Schema, rows: Rows) -> pa.RecordBatch:
+    """The columns of `records` for some rows, by the vocabularies under ``data_dir``."""
+
+    def ids(name: str, values: pa.Array) -> pa.Array:
+        return pa.array(lookup_of(vocabulary_path(data_dir, name)).plain(values))
+
+    return pa.RecordBatch.from_pydict(record_columns(schema, rows, ids))
+
+
+@functools.cache
+def lookup_of(path: str) -> Lookup:
+    """A process reads each vocabulary once."""
+    return Lookup(vocabulary.load(path)["value"])
+
+
+def forget_vocabularies() -> None:
+    """Frees what `encode` keeps between units; the next conversion in this process may use the same paths again."""
+    lookup_of.cache_clear()

@@ -1,0 +1,150 @@
+"""Pass 1 over the log: rows are checked, vocabularies counted and numeric transforms fitted on those of train.
+
+:func:`fit` reads and cleans the rows of a unit, and leaves them in scratch files with each feature's values as a
+dictionary; :func:`build_vocabulary` merges a feature's counts. Worker processes run both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import hashing, vocabulary
+from pipelines.convert.encode import record_columns
+from pipelines.convert.job import SPLIT, Job
+from pipelines.convert.numeric_fit import Moments, NumericFit
+from pipelines.convert.rows import Rows
+from pipelines.log import source
+from pipelines.log.source import Unit
+from pipelines.manifest import vocabulary_path
+from pipelines.schema import Schema
+from pipelines.vocabulary import ValueCounts
+from stem_util import files
+
+_SEGMENT_ROWS = 1 << 19
+_SEGMENT_BYTES = 1 << 30
+
+
+@dataclass
+class Fit:
+    """What `fit` found in one unit. By split: int64 or float64 [3].
+
+    Attributes:
+      segments: how many scratch files hold the unit's rows, each some chunks together.
+      rows: good rows by split.
+      inside: by task, rows inside its sample space by split.
+      weights: by task, the sum of their row weights by split, or their number where the task has none.
+      label_sums: by task, the sum of their labels, times the weights, by split.
+      scales: by task whose label is standardised, the moments of its labels in train, weighted alike.
+      bad: bad rows by (column, reason).
+      numerics: by numeric feature.
+    """
+
+    segments: int
+    rows: np.ndarray
+    inside: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+    label_sums: dict[str, np.ndarray]
+    scales: dict[str, Moments]
+    bad: Counter[tuple[str, str]]
+    numerics: dict[str, NumericFit]
+
+
+def fit(job: Job, unit: Unit) -> Fit:
+    """Pass 1 over a unit: checks every row, counts and fits on those of train, leaves rows and counts in scratch."""
+    schema = job.cleaner.schema
+    result = Fit(
+        segments=0,
+        rows=np.zeros(3, np.int64),
+        inside={name: np.zeros(3, np.int64) for name in schema.task_names},
+        weights={name: np.zeros(3) for name in schema.task_names},
+        label_sums={name: np.zeros(3) for name in schema.task_names},
+        scales={task.name: Moments() for task in schema.tasks if task.label.standardise},
+        bad=Counter(),
+        numerics={f.name: NumericFit.empty(f) for f in schema.features if f.kind == "numeric"},
+    )
+    counts = {name: ValueCounts(schema.feature(name).dtype) for name in job.counted_features()}
+    segment: list[Rows] = []
+    for chunk in source.read(job.log, unit, job.cleaner.columns, skip_malformed=job.cleaner.drop):
+        rows, bad = job.cleaner.clean(chunk, job.file_starts[unit.file] + chunk.rows, unit.file)
+        result.bad.update(bad)
+        _count_labels(result, schema, rows)
+        train = rows.split == 0
+        if result.numerics and train.any():
+            hashes = hashing.seeded64(rows.row_ids[train], job.seed, "sample")
+            for name, numeric in result.numerics.items():
+                numeric.add(rows.numerics[name][train], hashes)
+        segment.append(rows)
+        if (
+            sum(len(part.row_ids) for part in segment) >= _SEGMENT_ROWS
+            or sum(part.nbytes for part in segment) >= _SEGMENT_BYTES
+        ):
+            _leave(job, unit, result, counts, segment)
+            segment = []
+    if any(len(part.row_ids) for part in segment):
+        _leave(job, unit, result, counts, segment)
+    for name, counter in counts.items():
+        _write_table(job.counts_path(name, unit.index), counter.table())
+    pa.default_memory_pool().release_unused()
+    return result
+
+
+def _count_labels(result: Fit, schema: Schema, rows: Rows) -> None:
+    result.rows += np.bincount(rows.split, minlength=3)
+    for number in range(3):
+        of_split = rows.split == number
+        if not of_split.any():
+            continue
+        for task in schema.tasks:
+            inside = of_split & ~np.isnan(rows.labels[task.name])
+            labels, count = rows.labels[task.name][inside].astype(np.float64), int(np.count_nonzero(inside))
+            weights = None if task.row_weight is None else rows.weights[task.row_weight][inside].astype(np.float64)
+            result.inside[task.name][number] += count
+            result.weights[task.name][number] += count if weights is None else weights.sum()
+            result.label_sums[task.name][number] += (labels if weights is None else labels * weights).sum()
+            if number == 0 and task.label.standardise:
+                result.scales[task.name] += Moments.of(labels, weights)
+
+
+def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], segment: list[Rows]) -> None:
+    """Writes the rows of a segment to scratch, and counts the values of its train rows."""
+    rows = Rows.join(segment)
+    train = rows.split == 0
+
+    def places(name: str, values: pa.Array) -> pa.Array:
+        encoded = vocabulary.encode(values)
+        lists = rows.lists.get(name)
+        counts[name].add_encoded(encoded, train if lists is None else np.repeat(train, lists.lengths))
+        return encoded
+
+    columns = record_columns(job.cleaner.schema, rows, places) | {SPLIT: pa.array(rows.split)}
+    _write_table(job.segment_path(unit.index, result.segments), pa.table(columns))
+    result.segments += 1
+
+
+def _write_table(path: str, table: pa.Table) -> None:
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def build_vocabulary(job: Job, name: str) -> tuple[int, int]:
+    """Merges a feature's counts and writes its vocabulary; returns its size and the number of distinct values."""
+    feature = job.cleaner.schema.feature(name)
+
+    def pieces() -> Iterator[pa.Table]:
+        for unit in job.log.units:
+            path = job.counts_path(name, unit.index)
+            with pa.OSFile(path) as file:
+                yield pa.ipc.open_file(file).read_all()
+            os.unlink(path)
+
+    table, distinct = vocabulary.build(pieces(), feature.dtype, feature.min_count)
+    path = vocabulary_path(job.directory, name)
+    vocabulary.save(table, path)
+    files.sync(path)
+    return len(table), distinct

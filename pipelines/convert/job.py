@@ -1,0 +1,56 @@
+"""One conversion as its workers see it: the log, how its rows are cleaned, and where scratch and output lie."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from pipelines.convert.cleaner import Cleaner
+from pipelines.log.source import Log
+
+HASH = "hash"
+"""Column of scratch files: what the rows of train are shuffled by."""
+SPLIT = "split"
+"""Column of scratch files: 0, 1 or 2."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One conversion, as its workers see it.
+
+    Attributes:
+      log: the input.
+      cleaner: schema, split policy, policy for bad rows.
+      file_starts: row_id of each file's first row.
+      seed: of the shuffle.
+      layouts: which of blocks and rows to write, if any.
+      block_rows: rows of a block.
+      directory: where the output is built.
+      scratch: directory of intermediate files.
+    """
+
+    log: Log
+    cleaner: Cleaner
+    file_starts: tuple[int, ...]
+    seed: int
+    layouts: tuple[str, ...]
+    block_rows: int
+    directory: str
+    scratch: str
+
+    def counted_features(self) -> list[str]:
+        """Names of the features that have a vocabulary."""
+        return [f.name for f in self.cleaner.schema.features if f.kind in ("categorical", "multivalent")]
+
+    def counts_path(self, feature: str, unit: int) -> str:
+        return os.path.join(self.scratch, f"counts-{self.counted_features().index(feature)}-{unit}.arrow")
+
+    def segment_path(self, unit: int, number: int) -> str:
+        return os.path.join(self.scratch, f"clean-{unit}-{number}.arrow")
+
+    def rows_path(self, split: str, unit: int) -> str:
+        return os.path.join(self.scratch, f"{split}-{unit}.arrow")
+
+    def raw_path(self, split: str, part: int | str) -> str:
+        number = f"{part:05d}" if isinstance(part, int) else part
+        return os.path.join(self.directory, "raw", split, f"part-{number}.parquet")
