@@ -1,4 +1,4 @@
-"""What runs a signature, one for each set of outputs that requests ask for: built once, and kept while in use."""
+"""TensorFlow callables of a signature, one per set of outputs that requests ask for: built once, kept while in use."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RECENT_SECONDS = 600.0
 
 
 class Callables:
-    """``callables(outputs)``: what computes these outputs from a signature's inputs, built on first use.
+    """``callables(outputs)`` computes these outputs from a signature's inputs; it is built on first use.
 
-    Whoever else asks for the same outputs waits for that one build; others are not held up. When `LIMIT` of them are in
-    use, further sets are taken from what computes all outputs.
+    Other requests for the same outputs wait for that build; requests for other outputs do not. When `LIMIT` callables
+    are in use, further sets of outputs are computed by the callable of all outputs.
 
     Args:
-      build: makes one; whatever it raises, each of those who wait for it gets, and the next one tries again.
+      build: builds one. If it raises, all requests that wait for it get the exception, and the next one tries again.
       everything: all outputs.
     """
 
@@ -41,13 +41,13 @@ class Callables:
         return self._get(outputs, time.monotonic())
 
     def recent(self) -> dict[Outputs, float]:
-        """When each set was last asked for, of those of the last `RECENT_SECONDS`; the latest last."""
+        """The last use of each set that was used in the last `RECENT_SECONDS`; the latest one is last."""
         with self._lock:
             since = time.monotonic() - RECENT_SECONDS
             return {outputs: used for outputs, used in self._used.items() if used >= since}
 
     def prepare(self, recent: Mapping[Outputs, float]) -> None:
-        """Builds what another version's `recent` names and this one has, which is no use of it."""
+        """Builds the sets in another version's `recent` that this version has. This does not count as a use."""
         for outputs, used in recent.items():
             if set(outputs) <= set(self._everything):
                 self._get(outputs, used)
@@ -72,7 +72,7 @@ class Callables:
         return run if kept == outputs else lambda arrays: _some(run(arrays), outputs)
 
     def _room(self) -> bool:
-        """Is there room for one more? Drops the one whose last use is longest ago, unless that is in use."""
+        """Whether there is room for one more. Drops the one whose last use is longest ago, unless it is in use."""
         if len(self._built) < LIMIT:
             return True
         oldest = next(outputs for outputs in self._used if outputs != self._everything)

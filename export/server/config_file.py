@@ -1,4 +1,4 @@
-"""The file of --model_config_file, looked at again from time to time."""
+"""The file of --model_config_file, which is read again from time to time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ConfigFile:
 
     Args:
       path: of the file.
-      report: called with one line about what an operator should know.
+      report: called with a line for the operator.
     """
 
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
@@ -27,10 +27,10 @@ class ConfigFile:
         self._stopping = threading.Event()
 
     def models(self) -> list[Model]:
-        """The models that it lists now.
+        """Returns the models that the file lists now.
 
         Raises:
-          ConfigError: it cannot be read, or is wrong.
+          ConfigError: the file cannot be read, or is wrong.
         """
         self._text = configuration.read(self._path)
         models, remarks = _parsed(self._text)
@@ -39,11 +39,11 @@ class ConfigFile:
         return models
 
     def follow(self, replace: Callable[[Sequence[Model]], None], seconds: float) -> None:
-        """Looks at it every so many seconds in a thread of its own; ``replace`` gets its models when it has changed."""
+        """Reads the file every so many seconds in a thread; calls ``replace`` with its models when it has changed."""
         threading.Thread(target=self._watch, args=(replace, seconds), name="model config file", daemon=True).start()
 
     def stop(self) -> None:
-        """Ends that."""
+        """Ends :meth:`follow`."""
         self._stopping.set()
 
     def _watch(self, replace: Callable[[Sequence[Model]], None], seconds: float) -> None:
@@ -59,7 +59,7 @@ class ConfigFile:
                         self._report(line)
                 wait, said = seconds, ""
             except Exception as error:
-                # It is tried again, ever more seldom: its models may be loading first and failing then.
+                # Tried again after longer and longer waits: its models may load only later.
                 wait = max(seconds, min(_LONGEST_WAIT, wait * 2))
                 why = str(error) if isinstance(error, ConfigError | StatusError) else repr(error)
                 if why != said:

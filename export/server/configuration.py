@@ -1,4 +1,4 @@
-"""Which models a server holds: flags say it of one, a ModelServerConfig, as TensorFlow Serving reads it, of several."""
+"""Which models a server holds: one from flags, or several from a ModelServerConfig of TensorFlow Serving."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Model:
     """A model to serve.
 
     Attributes:
-      name: that requests ask for; None, the one that its export has.
+      name: that requests ask for; None: the name in its export.
       base_path: the directory of its versions.
       policy: which of them serve.
-      labels: versions by the names that requests may give in place of a number.
+      labels: version numbers by the names that requests may give instead.
     """
 
     name: str | None
@@ -42,7 +42,7 @@ def read(path: Path) -> str:
     """The text of a --model_config_file.
 
     Raises:
-      ConfigError: there is no such file, or it is no text.
+      ConfigError: there is no such file, or it is not text.
     """
     try:
         with path.open("rb") as file:
@@ -61,7 +61,7 @@ def parse(text: str) -> model_server_config_pb2.ModelServerConfig:
     """A ModelServerConfig in protobuf's text format.
 
     Raises:
-      ConfigError: it is none.
+      ConfigError: the text is not one.
     """
     try:
         return text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
@@ -75,7 +75,7 @@ def models(config: model_server_config_pb2.ModelServerConfig) -> list[Model]:
     """The models of a list.
 
     Raises:
-      ConfigError: it is no list of models, or one of them is wrong.
+      ConfigError: it is not a list of models, or one of them is wrong.
     """
     if config.WhichOneof("config") != "model_config_list":
         raise ConfigError("it holds no model_config_list")
@@ -91,7 +91,7 @@ def models(config: model_server_config_pb2.ModelServerConfig) -> list[Model]:
 
 
 def remarks(config: model_server_config_pb2.ModelServerConfig) -> list[str]:
-    """What of a list is not done, a line each."""
+    """What the server ignores in a list, one line each."""
     return [
         f"{entry.name}: logging_config is ignored: requests are not logged"
         for entry in config.model_config_list.config

@@ -15,8 +15,8 @@ class Listing:
     """What a base path holds.
 
     Attributes:
-      versions: whole or not, by number.
-      ignored: a sentence for each directory that is a number and yet no version.
+      versions: paths by number, complete or not.
+      ignored: one sentence for each directory whose name is a number but which is not a version.
     """
 
     versions: dict[int, Path]
@@ -26,7 +26,7 @@ class Listing:
 def version_directories(base_path: Path) -> Listing:
     """The versions under ``base_path``.
 
-    As TensorFlow Serving reads names: decimal, within int64; ``007`` is 7 and `.3.partial` no version.
+    Names are read as in TensorFlow Serving: decimal, within int64. ``007`` is 7, and `.3.partial` is not a version.
 
     Raises:
       OSError: ``base_path`` cannot be listed.
@@ -47,7 +47,7 @@ def version_directories(base_path: Path) -> Listing:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Names, sizes and times of a version's files and directories: has anything changed, permissions included?"""
+    """Names, sizes and times of a version's files and directories, to see changes, also of permissions."""
     seen = [_look(os.fspath(path))]
     for directory, directories, names in os.walk(path):
         seen += [_look(os.path.join(directory, name)) for name in (*directories, *names)]

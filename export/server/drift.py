@@ -1,7 +1,7 @@
-"""What a drift alarm needs, from a sample of calls: missing and unknown values by feature, scores by task.
+"""Counts for drift alarms, from a sample of calls: missing and unknown values by feature, scores by task.
 
-A thread of its own counts, a few calls a second. They hand it copies of at most some thousand values through a short
-queue, and what does not fit is dropped: a server that is busy is never slowed down by it.
+A separate thread counts a few calls per second. Calls hand it copies of at most some thousand values through a short
+queue. If the queue is full, the sample is dropped, so that counting never slows a busy server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BINARY_BOUNDS = (
 REGRESSION_BOUNDS = (0.0, *(digit * 10.0**power for power in range(-3, 6) for digit in (1, 3)))
 
 _WAITING = 16
-_PAUSE_SECONDS = 0.05  # after each sample: however busy the server, counting costs it a hundredth of a core at most
+_PAUSE_SECONDS = 0.05  # after each sample, so that counting takes at most a hundredth of a core
 _VALUES = 4096  # of a feature or a task in a call
 _EXAMPLES = 64
 _LARGEST_REQUEST = 4 << 20  # the queue holds values of requests, and strings are not copied
@@ -58,13 +58,13 @@ class Distribution:
 
 @dataclasses.dataclass
 class FeatureCounts:
-    """Of the sampled calls.
+    """Counts of one feature in the sampled calls.
 
     Attributes:
-      rows: places for a value, or for a list of them.
-      missing: places that were empty.
-      values: that were given.
-      unknown: values that are not in the vocabulary.
+      rows: how many rows or items had to give a value or a list.
+      missing: how many of these were empty.
+      values: how many values were given.
+      unknown: how many of these are not in the vocabulary.
     """
 
     rows: int = 0
@@ -104,7 +104,7 @@ class _Sample:
 
 
 class Drift:
-    """Counts what a share of the calls asked and got.
+    """Counts features and scores of a share of the calls.
 
     Args:
       share: of the calls, 0 to 1.
@@ -128,14 +128,14 @@ class Drift:
         self._thread.start()
 
     def offer(self, seen: Observation) -> None:
-        """Takes a call for the sample, or not; at once."""
+        """May take a call for the sample. Does not block."""
         if not seen.inputs or not seen.outputs or seen.servable is None or seen.request_bytes > _LARGEST_REQUEST:
             return
         if random.random() >= self._share or self._queue.full():
             return
         sample = _Sample(
             (seen.servable.name, seen.servable.version),
-            seen.servable.path,  # and not the servable, which a swap frees
+            seen.servable.path,  # not the servable, so that it can be freed
             {
                 name: _thinned(array, _EXAMPLES if name == "examples" else _VALUES)
                 for name, array in seen.inputs.items()
@@ -146,12 +146,12 @@ class Drift:
             self._queue.put_nowait(sample)
 
     def close(self) -> None:
-        """Ends the thread once it has counted what it holds."""
+        """Ends the thread after it has counted the queued calls."""
         self._queue.put(None)
         self._thread.join()
 
     def flush(self) -> None:
-        """Waits until all that was taken is counted."""
+        """Waits until all queued calls are counted."""
         self._queue.join()
 
     def _run(self) -> None:
@@ -162,7 +162,7 @@ class Drift:
                     return
                 self._count(sample)
             except Exception:
-                # A damaged file or a bug of ours costs this sample, not the ones to come.
+                # A damaged file or a bug loses this sample, but not later ones.
                 traceback.print_exc()
             finally:
                 self._queue.task_done()
@@ -188,10 +188,10 @@ class Drift:
                     scores.setdefault(task, Distribution(export.bounds[task])).add(array.ravel())
 
     def _open(self, key: Key, path: Path) -> None:
-        """Reads the version's manifest and vocabularies; forgets those that no loaded version needs."""
+        """Reads the version's manifest and vocabularies; drops those that no loaded version needs."""
         loaded = self._loaded()
         self._exports = {(n, v): export for (n, v), export in self._exports.items() if v in loaded.get(n, ())}
-        self._exports[key] = None  # what cannot be read is not tried again with each sample
+        self._exports[key] = None  # a file that cannot be read is not tried again for each sample
         self._exports[key] = self._read(path)
         used = {id(x.known) for export in self._exports.values() if export is not None for x in export.features}
         self._known = {digest: known for digest, known in self._known.items() if id(known) in used}
@@ -216,18 +216,18 @@ class Drift:
 
 
 def _thinned(array: np.ndarray, limit: int) -> np.ndarray:
-    """A copy of evenly spaced rows, then candidates: the first ones would be the best ones."""
+    """A copy of evenly spaced rows, then candidates; the first candidates are often the best, so not those."""
     for axis in range(array.ndim):
         step = -(-array.size // limit)
         if step > 1:
             last = axis == 2 or axis == array.ndim - 1 > 1
-            # Elements of lists are not spaced but cut, as the model does it.
+            # Lists are cut, as the model does it, not spaced.
             array = array[..., :limit] if last else array[(slice(None),) * axis + (slice(None, None, step),)]
     return array.copy()
 
 
 def _counts(feature: _Feature, array: np.ndarray) -> FeatureCounts:
-    """Counts a tensor: [...] of values, [..., L] of lists (empty values are padding), [..., n] of vectors."""
+    """Counts a tensor of values [...], lists [..., L] (empty values are padding) or vectors [..., n]."""
     if array.dtype.kind == "f":
         given = np.isfinite(array)
     elif array.dtype.hasobject:

@@ -1,7 +1,7 @@
-"""Which raw values a version's vocabularies hold, told in bulk from a sorted array of eight bytes a value.
+"""Which raw values a version's vocabularies hold, looked up in bulk in a sorted array of 8 bytes per value.
 
-The tables inside the graph answer the same, but only as part of a request. Integers are kept as they are. Of strings
-a 64-bit hash is kept: two different ones are taken for the same with a probability of 2^-56.
+The tables in the graph know this too, but only answer within a request. Integers are stored as they are, strings as a
+64-bit hash. Two different strings have the same hash with a probability of 2^-56.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.hashing import mix64
 
 _COUNT_BYTES, _LENGTH_BYTES = 8, 4
-_ROWS_AT_A_TIME = 1 << 16  # few enough that no step holds the interpreter for long
+_ROWS_AT_A_TIME = 1 << 16  # so few that no step holds the interpreter for long
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -26,7 +26,7 @@ class KnownValues:
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it is not such an asset.
+      ValueError: it is not an asset of that kind.
     """
 
     def __init__(self, path: Path, dtype: str) -> None:
@@ -74,9 +74,9 @@ class KnownValues:
         return int(np.count_nonzero(self._keys[places] != keys))
 
     def _hashed(self, data: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Hashes, uint64 [n], of strings that lie one after another: sum over places of (byte + 1) x factor[place]."""
+        """Hashes, uint64 [n], of concatenated strings: sum over places of (byte + 1) x factor[place]."""
         starts = np.cumsum(lengths) - lengths
         places = np.arange(len(data)) - np.repeat(starts, lengths)
         parts = (data.astype(np.uint64) + np.uint64(1)) * self._factors[places]
-        # Strings are not empty, so each has a part of its own (reduceat gives an empty slice its first element).
+        # No string is empty: for an empty slice, reduceat would return the next element.
         return np.add.reduceat(parts, starts)

@@ -9,11 +9,11 @@ MAX_ELEMENTS = 1 << 22
 
 
 class Limits(NamedTuple):
-    """What a request may ask of the server; checked on the shapes that it states, before anything is allocated.
+    """Limits of a request, checked on the shapes that it states, before anything is allocated.
 
     Attributes:
-      rows: or candidates: the product of the axes that scores have.
-      elements: of all its tensors together.
+      rows: rows or candidates: the product of the axes of its scores.
+      elements: values of all its tensors together.
     """
 
     rows: int = 100_000

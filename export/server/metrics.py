@@ -1,7 +1,7 @@
-"""Metrics in Prometheus' text format: TensorFlow Serving's names, and what this server can say beyond them.
+"""Metrics in Prometheus' text format: those of TensorFlow Serving, by the same names, and more.
 
-Label values come from what is loaded, never from requests alone: whatever clients ask for, the number of series is
-bounded. What is labelled with a version goes when the version is unloaded.
+Label values come from loaded models, never from requests alone, so clients cannot create series without limit. The
+series of a version end when it is unloaded.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ _ROWS = tuple(float(1 << power) for power in range(15))
 
 @dataclasses.dataclass
 class _Version:
-    """What is counted of a version: rows by signature, requests by task."""
+    """Counts of a version: rows by signature, requests by task."""
 
     rows: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     tasks: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
 class _Histogram:
-    """Counts values by the first of ``bounds`` that they do not pass. prometheus-client's own costs a call more."""
+    """Counts values by the first of ``bounds`` that is not below them. Faster than prometheus-client's histogram."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
@@ -61,10 +61,10 @@ class _Histogram:
 
 
 class Metrics(Collector):
-    """Counts calls, and writes what it counted.
+    """Counts calls, and writes the counts.
 
     Args:
-      loaded: the versions that are loaded, by model; the greatest of them is the one that serves.
+      loaded: the versions that are loaded, by model; the largest number serves.
       sample: share of the calls whose features and scores are counted, 0 to 1.
 
     Attributes:
@@ -77,7 +77,7 @@ class Metrics(Collector):
         self._requests: collections.Counter[tuple[str, str]] = collections.Counter()
         self._versions: dict[Key, _Version] = {}
         self._failures: collections.Counter[str] = collections.Counter()
-        # Counters are there before they count: a rate that begins with the first event does not see it.
+        # Counters exist from the start at 0: otherwise a rate would not see their first event.
         self._refused = collections.Counter(dict.fromkeys([*_REFUSALS.values(), _STOPPING], 0))
         self.drift = Drift(sample, loaded)
         self._registry = prometheus_client.CollectorRegistry()
@@ -89,7 +89,7 @@ class Metrics(Collector):
         self._registry.register(self)
 
     def observe(self, seen: Observation) -> None:
-        """Counts a call that was answered. Any thread; some microseconds."""
+        """Counts an answered call, in some microseconds. Any thread may call it."""
         if seen.method != "Predict":
             return
         servable = seen.servable
@@ -126,7 +126,7 @@ class Metrics(Collector):
 
     @contextlib.contextmanager
     def loading(self, name: str) -> Iterator[None]:
-        """Counts what is raised in the block as a version of the model ``name`` that does not load."""
+        """Counts an exception in the block as a failed load of a version of the model ``name``."""
         with self._lock:
             self._failures[name] += 0
         try:
@@ -137,8 +137,8 @@ class Metrics(Collector):
             raise
 
     def text(self) -> bytes:
-        """All metrics. Any thread, at any time."""
-        # prometheus-client has a counter's name end in _total; TensorFlow Serving's does not.
+        """All metrics as text. Any thread may call it at any time."""
+        # prometheus-client appends _total to the name of a counter; TensorFlow Serving does not.
         lines = [f"# HELP {_REQUEST_COUNT} The total number of requests.", f"# TYPE {_REQUEST_COUNT} counter"]
         loaded = self._loaded()
         with self._lock:
@@ -150,7 +150,7 @@ class Metrics(Collector):
         return "\n".join([*lines, ""]).encode() + prometheus_client.generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus-client asks for."""
+        """The interface of prometheus-client."""
         loaded = self._loaded()
         serving = GaugeMetricFamily("stem_serve_version", "The version that serves.", labels=["model"])
         for model, versions in loaded.items():

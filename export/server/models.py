@@ -1,4 +1,4 @@
-"""The models that a server holds, by name: which version of which one a request asks for."""
+"""The models of a server by name; finds the version that a request asks for."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Models:
     """Models by the name that requests ask for.
 
     Args:
-      models: to serve. Where one has no name it is the only one.
-      make: the versions of a model; :meth:`start` starts them.
-      report: called with a model's name and one line about what an operator should know.
-      reloads: :meth:`reload` is offered. Whoever may call it has this process load what is on its disks.
+      models: to serve. A model without a name is the only one.
+      make: makes the versions of a model; :meth:`start` starts them.
+      report: called with a model's name and a line for the operator.
+      reloads: whether :meth:`reload` is offered. Its callers can make this process load anything on its disks.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Models:
             versions.start()
 
     def wait(self, stopping: threading.Event, *, until_ready: bool) -> list[Model]:
-        """Waits until every model serves a version, or without ``until_ready``: until all that is there was tried.
+        """Waits until every model serves a version or, without ``until_ready``, until all versions were tried.
 
         Returns:
           The models that serve no version; with ``until_ready`` there are some only if ``stopping`` was set.
@@ -93,20 +93,20 @@ class Models:
                     now = self._find(spec.name)
                     if now is versions and _version(spec, now) == version:
                         raise
-                    # Another base path took over, or the label moved, after the look and before the use.
+                    # Between finding and using it, another base path took over or the label moved.
             yield servable
 
     def statuses(self, name: str) -> dict[int, VersionStatus]:
-        """Every version of a model that was ever seen, newest first; none of a model that is not served."""
+        """All versions of a model that were ever seen, newest first; none for a model that is not served."""
         versions = self._find(name)
         return {} if versions is None else versions.statuses()
 
     def reload(self, config: model_server_config_pb2.ModelServerConfig) -> None:
-        """Serves what ``config`` lists from now on; returns when it does.
+        """Changes to the models that ``config`` lists; returns when they serve.
 
         Raises:
-          StatusError: UNIMPLEMENTED, it is not offered; INVALID_ARGUMENT, it is no list of models or a wrong one; else
-            as :meth:`replace`. Nothing has changed then.
+          StatusError: UNIMPLEMENTED, it is not offered; INVALID_ARGUMENT, it is not a list of models, or a wrong one;
+            others as :meth:`replace`. Nothing has changed then.
         """
         if not self._reloads:
             raise StatusError(
@@ -128,10 +128,10 @@ class Models:
             self._report("models", line)
 
     def replace(self, models: Sequence[Model]) -> None:
-        """Serves ``models`` in place of those before; returns when each of them does.
+        """Serves ``models`` instead of the earlier ones; returns when each of them serves.
 
-        What is new, or has another base path, is loaded first, and takes over with all the rest. Models that are gone
-        are unloaded when their last call has ended.
+        New models, and those with another base path, are loaded first. Then the whole list takes effect at once.
+        Removed models are unloaded when their last call has ended.
 
         Raises:
           StatusError: UNKNOWN, one of the new models does not load; FAILED_PRECONDITION, a label is for a version that

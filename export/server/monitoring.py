@@ -1,4 +1,4 @@
-"""The port for those who watch: metrics, and whether the process lives and is ready. It asks for no token."""
+"""The port for monitoring: metrics, liveness and readiness. It asks for no token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call was and how it ended, for metrics and the access log."""
+"""One call and how it ended, for metrics and the access log."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Observation:
     Attributes:
       method: "Predict", "GetModelMetadata", ...
       entrypoint: "GRPC" or "REST".
-      model, version, signature: what answered; as asked for where nothing did (None: no version was named).
+      model, version, signature: that answered; if none did, as asked for (version None: none was named).
       code, text: the status.
-      rows: that were scored, 0 where it did not come to that.
+      rows: that were scored; 0 if the call was not run.
       request_bytes, response_bytes: of the two messages.
-      seconds: from the first byte that was read to the answer.
+      seconds: from the first byte to the answer.
       waited: seconds of that in the queue.
-      request_id: the client's metadata ``x-request-id``, or one of our own.
+      request_id: the client's metadata ``x-request-id``, or a new one.
       peer: the client's address.
-      servable: the version, where one was found.
-      inputs, outputs: by name, where the call was run.
+      servable: the version, if one was found.
+      inputs, outputs: by name, if the call was run.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""What operators ask for beside the calls: metrics, the access log, who may call, HTTP. All of it is off by default."""
+"""What operators may turn on: metrics, the access log, TLS, tokens, HTTP. All of it is off by default."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from stem_util.errors import UserError
 
 
 class Operating:
-    """Opens what ``options`` ask for.
+    """Opens what ``options`` turn on.
 
     Args:
       options: of the command line.
@@ -37,9 +37,9 @@ class Operating:
 
     Attributes:
       ready: to be set while a model serves and the server is not stopping.
-      metrics: None where nobody asked for them.
-      metrics_port, rest_port: that are listened on.
-      credentials: makes those of a server of gRPC's; None without TLS.
+      metrics: None if they are off.
+      metrics_port, rest_port: the open ports.
+      credentials: makes the credentials of a gRPC server; None without TLS.
       interceptors: of gRPC.
 
     Raises:
@@ -66,11 +66,11 @@ class Operating:
 
     @property
     def observes(self) -> bool:
-        """Somebody wants to know of calls."""
+        """Whether calls are counted or logged."""
         return self._log is not None or self.metrics is not None
 
     def observe(self, seen: Observation) -> None:
-        """Takes a call that was answered; at once, from any thread. Raises nothing: the call has its answer."""
+        """Counts and logs an answered call. Does not block and raises nothing; any thread may call it."""
         try:
             if self.metrics is not None:
                 self.metrics.observe(seen)
@@ -80,16 +80,16 @@ class Operating:
             traceback.print_exc()
 
     def observe_batch(self, rows: int) -> None:
-        """Takes a run of a model; from the threads that run them."""
+        """Counts a run of a model; called in the threads that run them."""
         if self.metrics is not None:
             self.metrics.observe_batch(rows)
 
     def loading(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """What a version of the model ``name`` is loaded in: counts failures."""
+        """A context in which a version of the model ``name`` is loaded: counts failures."""
         return contextlib.nullcontext() if self.metrics is None else self.metrics.loading(name)
 
     def listen(self, server: Server) -> None:
-        """Answers REST calls through ``server`` from now on, where that was asked for.
+        """Answers REST calls through ``server`` from now on, if REST is on.
 
         Raises:
           UserError: the port is taken.
@@ -122,7 +122,7 @@ class Operating:
         )
 
     def close(self, seconds: float) -> None:
-        """Closes the ports and writes what is left of the log; HTTP requests that run have ``seconds`` to end."""
+        """Closes the ports and writes the rest of the log; running HTTP requests have ``seconds`` to end."""
         if self._web is not None:
             self._web.close(seconds)
         if self._rest is not None:

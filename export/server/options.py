@@ -1,4 +1,4 @@
-"""What operators may ask for; imported for the flags, before TensorFlow."""
+"""The options of operators, for the flags; imported before TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What was asked for; None leaves it out.
+    """What is turned on; None is off.
 
     Attributes:
       host: that ports are opened on.
       metrics_port: of metrics and health over HTTP; 0 is any free one.
       metrics_sample: share of the calls whose features and scores are counted.
       rest_port: of the REST API; 0 is any free one.
-      rest_seconds: that a call over REST may take.
-      rest_max_bytes: of its body.
+      rest_seconds: the longest time of a call over REST.
+      rest_max_bytes: the largest body of such a call.
       access_log: a path, or "-".
       tls_certificate, tls_key, tls_client_ca: PEM files.
       token_file: of bearer tokens.

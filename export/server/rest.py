@@ -1,7 +1,7 @@
-"""TensorFlow Serving's REST API in front of the same answers: predict, status, metadata.
+"""TensorFlow Serving's REST API: predict, status, metadata.
 
-JSON is read and written in a thread of its own, large JSON in a process of its own. The calls go through gRPC's limits,
-queue and deadlines.
+JSON is read and written in a separate thread, large JSON in a separate process. The calls have the same limits, queue
+and deadlines as gRPC calls.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from export.server.status import STOPPING, StatusError, invalid_argument
 from export.server.web import SOFTWARE, BodyError, Handler, read_body
 
 CONNECTIONS = 1024
-_HELD_BYTES = 256 << 20  # of all bodies that are read or answered
+_HELD_BYTES = 256 << 20  # of all bodies together that are being read or answered
 _LARGE_BYTES, _LARGE_ELEMENTS = 64 << 10, 5000  # of bodies and answers for the other process
 _BODY_SECONDS = 10.0
 _NAME = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[0-9]+)|/labels/(?P<label>[^/:]+))?"
@@ -66,12 +66,12 @@ Predict = Callable[[bytes, float, Observation], Awaitable[predict_pb2.PredictRes
 
 @dataclasses.dataclass
 class Backend:
-    """What answers.
+    """The parts of the server that answer.
 
     Attributes:
       models: what is served.
-      predict: answers a serialised PredictRequest before a time of ``time.monotonic()``, or raises StatusError; writes
-        what it finds out into the observation.
+      predict: answers a serialised PredictRequest before a time of ``time.monotonic()``, or raises StatusError; fills
+        in the observation.
       status, metadata: the same of ModelService and PredictionService.
       stopping: whether new calls are refused.
     """
@@ -90,7 +90,7 @@ class Rest:
 
     Args:
       backend: answers.
-      timeout_seconds: for a call, reading its body not included.
+      timeout_seconds: of a call, without the time to read its body.
       max_body_bytes: of a request, decompressed.
       tokens: which clients must have one of.
       observe: called after each call.
@@ -113,7 +113,7 @@ class Rest:
 
     @property
     def handler(self) -> Handler:
-        """For `export.server.web`."""
+        """The handler for `export.server.web`."""
         return self._answer
 
     def close(self) -> None:
@@ -209,7 +209,7 @@ class Rest:
         return await loop.run_in_executor(self._json, self._written, response, rows)
 
     def _read(self, body: bytes, spec: model_pb2.ModelSpec, deadline: float) -> tuple[bytes, bool]:
-        """A serialised PredictRequest, and whether the answer is to be given by row."""
+        """Returns a serialised PredictRequest, and whether the answer is by row."""
         if time.monotonic() > deadline:
             raise StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed while the call waited")
         with self._backend.models.use(spec) as servable:
@@ -234,7 +234,7 @@ class Rest:
         answer = self._backend.metadata(asked)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
-        # The spec's version goes without its message's braces there, as numbers in wrappers do.
+        # TensorFlow Serving writes the version as a number, without the braces of its message.
         tree = {"model_spec": _tree(answer.model_spec), "metadata": {"signature_def": _tree(signatures)}}
         return json.dumps(tree, indent=1).encode()
 
@@ -269,7 +269,7 @@ def _types_of(signature_defs: bytes) -> rest_worker.Types:
 
 
 def _types(servable: Servable) -> rest_worker.Types:
-    """Of inputs, by signature; the default one is there under "" too."""
+    """Types of inputs by signature; the default signature is also under ""."""
     return _types_of(servable.metadata.value)
 
 

@@ -1,8 +1,8 @@
 """TensorFlow Serving's JSON to tensors and back.
 
-A request is ``{"signature_name": ..., "instances": [...]}``, a value or an object of inputs for each row, or
-``{"inputs": ...}``, an object of tensors; the answer has ``predictions`` or ``outputs`` accordingly. Bytes are
-``{"b64": "..."}``; other strings are UTF-8. NaN, Infinity and -Infinity are numbers, as they are there.
+A request is ``{"signature_name": ..., "instances": [...]}``, with a value or an object of inputs per row, or
+``{"inputs": ...}``, with an object of tensors. The answer has ``predictions`` or ``outputs`` accordingly. Bytes are
+``{"b64": "..."}``; other strings are UTF-8. NaN, Infinity and -Infinity are numbers, as in TensorFlow Serving.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse(body: bytes) -> Request:
     """Reads a request of ``:predict``.
 
     Raises:
-      StatusError: INVALID_ARGUMENT, it is none.
+      StatusError: INVALID_ARGUMENT, it is not one.
     """
     if not body.strip():
         raise invalid_argument("JSON Parse error: The document is empty")
@@ -94,10 +94,10 @@ def arrays(request: Request, inputs: Mapping[str, np.dtype[Any]]) -> dict[str, n
 
 
 def answer(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
-    """The answer: ``predictions`` by row, or ``outputs`` by name; a single output goes without its name.
+    """Returns the answer: ``predictions`` by row, or ``outputs`` by name; a single output comes without its name.
 
     Raises:
-      StatusError: INVALID_ARGUMENT, outputs of one signature have no row each.
+      StatusError: INVALID_ARGUMENT, an output does not have one entry per row.
     """
     plain = {name: _plain(array, name) for name, array in outputs.items()}
     if not rows:
@@ -114,12 +114,12 @@ def answer(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
 
 
 def error(text: str) -> bytes:
-    """An error."""
+    """An error as JSON."""
     return json.dumps({"error": text}).encode()
 
 
 class _NotATensor(Exception):
-    """The message says why, in TensorFlow Serving's words where it has any."""
+    """The message says why, in TensorFlow Serving's words if it has any."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def _flat(values: list[Any], dtype: np.dtype[Any], request: Request) -> np.ndarr
         result[:] = [_bytes(value) for value in values]
         return result
     if dtype.kind == "f":
-        # As there: integers that the type does not hold are refused, fractions are rounded.
+        # As in TensorFlow Serving: integers that the type cannot hold are refused, fractions are rounded.
         exact = 1 << (np.finfo(dtype).nmant + 1)
         for value in values:
             if isinstance(value, int) and abs(value) >= exact:
@@ -274,7 +274,7 @@ def _plain(array: np.ndarray, name: str) -> Any:
         flat[:] = [encode(value) for value in array.ravel().tolist()]
         return flat.reshape(array.shape).tolist()
     if array.dtype == np.float32:
-        # The shortest digits that give the float32 again: 0.2, where its double is 0.20000000298.
+        # The fewest digits that give the same float32: 0.2, although its double is 0.20000000298.
         numbers = np.fromiter(map(float, array.ravel().astype(str).tolist()), np.float64, array.size)
         return numbers.reshape(array.shape).tolist()
     return array.tolist()

@@ -1,6 +1,6 @@
-"""Reads and writes large JSON in a process of its own: Python's parser does not let other threads run meanwhile.
+"""Reads and writes large JSON in a separate process, because Python's parser lets no other thread run.
 
-The process starts with the first large body, and ends with the server, whose end it sees as that of its input.
+The process starts with the first large body. It ends with the server, because its input ends then.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _SIZE_BYTES = 8
 
 
 def read(body: bytes, types: Types) -> tuple[str, bool, dict[str, np.ndarray]]:
-    """A request's signature ("" for the default one, whose types are under ""), whether it is by row, its arrays.
+    """Returns a request's signature ("" for the default one), whether it is by row, and its arrays.
 
     Raises:
-      StatusError: INVALID_ARGUMENT, it is none for one of these signatures.
+      StatusError: INVALID_ARGUMENT, it is not a request for one of these signatures.
     """
     request = rest_json.parse(body)
     if request.signature not in types:
@@ -50,7 +50,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """What "read" or "answer" gives there; blocks.
+        """Calls "read" or "answer" in the process; blocks.
 
         Raises:
           StatusError: as they do; UNAVAILABLE, the process was killed (the next call starts another one).
@@ -86,7 +86,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        start_new_session=True,  # Ctrl-C is for the server, which lets calls end
+        start_new_session=True,  # Ctrl-C is for the server, which waits for its calls
     )
 
 
@@ -109,7 +109,7 @@ def _receive(file: IO[bytes]) -> Any:
 def main() -> None:
     """Answers until the input ends."""
     inputs, outputs = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints must not get between the answers
+    os.dup2(2, 1)  # nothing that prints may get between the answers
     while True:
         try:
             name, arguments = _receive(inputs)

@@ -29,16 +29,16 @@ class Certificates:
     """The files of TLS, read again when they change.
 
     Args:
-      certificate: PEM, the server's own first, then those between it and the root.
+      certificate: PEM file; the server's own first, then those between it and the root.
       key: PEM, without a password.
-      client_ca: PEM; with it clients must present a certificate that one of these has signed.
-      report: called with a line for the operator: a renewed certificate was taken, or was not and why.
+      client_ca: PEM; clients must then present a certificate that one of these authorities has signed.
+      report: called with a line for the operator: a renewed certificate was loaded, or why it was not.
 
     Attributes:
       context: for HTTP; another one after each renewal.
 
     Raises:
-      UserError: a file cannot be read, is no PEM, or the key is another certificate's.
+      UserError: a file cannot be read or is not PEM, or the key belongs to another certificate.
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None, report: Callable[[str], None]) -> None:
@@ -53,14 +53,14 @@ class Certificates:
             report(f"--tls_certificate={certificate}: {why}")
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """Credentials that ask here at each handshake, so that a renewed certificate needs no restart.
+        """Credentials that look here at each handshake, so that a renewed certificate needs no restart.
 
-        For one server of gRPC's: to each its own, since each is told of a renewal once.
+        Each gRPC server needs its own, because credentials are told of a renewal once.
         """
         given = self._pem
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
-            """What gRPC uses from now on; None leaves it as it is."""
+            """The configuration that gRPC uses from now on; None keeps the current one."""
             nonlocal given
             self.refresh()
             if given is self._pem:
@@ -73,9 +73,9 @@ class Certificates:
         )
 
     def refresh(self) -> None:
-        """Looks for other files, once a second at most, and takes them if they fit each other.
+        """Looks for changed files, at most once per second, and loads them if certificate and key match.
 
-        Renewal replaces two files, one after the other: while they do not fit, the ones before stay.
+        A renewal replaces two files, one after the other. While they do not match, the earlier ones stay.
         """
         with self._lock:
             now = time.monotonic()
@@ -120,7 +120,7 @@ def _read(path: Path, flag: str) -> bytes:
 
 
 def _context(paths: list[Path], pem: list[bytes]) -> ssl.SSLContext:
-    """A context of what was read, whatever the files hold by now."""
+    """A context of the data that was read, even if the files have changed since."""
     certificate, key, *client_ca = pem
     if b"-----BEGIN CERTIFICATE-----" not in certificate:
         raise UserError(f"--tls_certificate={paths[0]} is no PEM: it has no BEGIN CERTIFICATE")
@@ -150,7 +150,7 @@ def _context(paths: list[Path], pem: list[bytes]) -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _in_memory(data: bytes) -> Iterator[str]:
-    """A path to ``data``, for what reads files only: keys are not written to a disk."""
+    """A path to ``data`` in memory, for functions that only read files: keys are not written to a disk."""
     with os.fdopen(os.memfd_create("stem-serve"), "wb") as file:
         file.write(data)
         file.flush()
@@ -158,7 +158,7 @@ def _in_memory(data: bytes) -> Iterator[str]:
 
 
 def _expired(pem: bytes) -> str:
-    """What is wrong with the dates of the first certificate, or ""."""
+    """Says what is wrong with the dates of the first certificate; "" if nothing is."""
     with _in_memory(pem) as path:
         # Python has no public decoder of certificates; the tests of its ssl module use this one.
         decoded = ssl._ssl._test_decode_cert(path)  # type: ignore[attr-defined]
@@ -171,14 +171,14 @@ def _expired(pem: bytes) -> str:
 
 
 class Tokens:
-    """Bearer tokens from a file, one a line, read again when it changes.
+    """Bearer tokens from a file with one token per line, which is read again when it changes.
 
     Args:
       path: of the file. Empty lines and those that begin with # are skipped.
       report: called with a line for the operator.
 
     Raises:
-      UserError: the file cannot be read, holds no token, or one with other than visible ASCII characters.
+      UserError: the file cannot be read, holds no token, or a token has other than visible ASCII characters.
     """
 
     def __init__(self, path: Path, report: Callable[[str], None]) -> None:
@@ -187,7 +187,7 @@ class Tokens:
         self._digests = self._read()
 
     def check(self, authorization: str | bytes | None) -> None:
-        """Lets a call with one of the tokens through.
+        """Lets a call with one of the tokens pass.
 
         Args:
           authorization: the header, ``Bearer TOKEN``.
@@ -201,7 +201,7 @@ class Tokens:
         if scheme.lower() != b"bearer" or not token:
             raise StatusError(grpc.StatusCode.UNAUTHENTICATED, "the call has no header 'authorization: Bearer TOKEN'")
         digest = hashlib.sha256(token.strip(b" ")).digest()
-        # All are compared, each in constant time: how long it takes says nothing about any token.
+        # All are compared, each in constant time, so that the time tells nothing about any token.
         if not sum(hmac.compare_digest(digest, each) for each in self._digests):
             raise StatusError(grpc.StatusCode.UNAUTHENTICATED, "the token is not known here")
 
@@ -243,7 +243,7 @@ def _stat(path: Path) -> tuple[int, int, int]:
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Lets gRPC calls through that have a token, and those that ask for health.
+    """Lets gRPC calls pass that have a token, and calls of the health service.
 
     Args:
       tokens: that are known.
@@ -258,7 +258,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        """What gRPC asks for, before it reads the request."""
+        """gRPC calls this before it reads the request."""
         method = handler_call_details.method
         if not method.startswith(_HEALTH):
             metadata = dict(handler_call_details.invocation_metadata)
@@ -276,5 +276,5 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
             self._observe(seen)
             await context.abort(error.code, error.text)
 
-        # Of a stream nothing needs to be read before the answer.
+        # A stream can be answered before anything is read.
         return grpc.stream_unary_rpc_method_handler(refuse)

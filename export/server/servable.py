@@ -27,11 +27,11 @@ from stem_util.errors import JobError
 DEFAULT_SIGNATURE = "serving_default"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
 _MAX_WARM_UP_RECORDS = 1000
-_UNLIMITED = Limits(rows=1 << 62, elements=1 << 62)  # what the export recorded is no stranger's request
+_UNLIMITED = Limits(rows=1 << 62, elements=1 << 62)  # warm-up requests come from the export and need no limits
 
 
 class LoadError(Exception):
-    """A version directory that does not serve; the message says why, in one line."""
+    """A version cannot serve; the message says why, in one line."""
 
 
 class Servable:
@@ -44,8 +44,8 @@ class Servable:
 
     Raises:
       LoadError: files are missing or differ from the manifest, or a warm-up record fails.
-      Exception: whatever TensorFlow raises for a damaged or foreign directory (OpError, OSError, ValueError, KeyError,
-        MemoryError ...). Nothing stays open.
+      Exception: anything that TensorFlow raises for a damaged or foreign directory (OpError, OSError, ValueError,
+        KeyError, MemoryError ...). Nothing stays open.
     """
 
     def __init__(self, path: Path, name: str, version: int) -> None:
@@ -53,7 +53,7 @@ class Servable:
         if why := publish.damage(path):
             raise LoadError(why)
         config = config_pb2.ConfigProto()
-        config.gpu_options.allow_growth = True  # the next version loads beside this one
+        config.gpu_options.allow_growth = True  # because the next version loads beside this one
         graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=graph, config=config)
         try:
@@ -69,7 +69,7 @@ class Servable:
             raise
 
     def close(self) -> None:
-        """Ends the session. No call may be running or come later. :func:`free_memory` gives back what it held."""
+        """Ends the session. No call may run or come later. :func:`free_memory` returns its memory."""
         self._session.close()
 
     def signature(self, key: str) -> Signature:
@@ -83,7 +83,7 @@ class Servable:
         return self._signatures[key]
 
     def prepare(self, before: Servable) -> None:
-        """Makes ready what requests asked of the version that serves now, before this one takes over."""
+        """Builds the sets of outputs that requests use in the version that serves now, before this one takes over."""
         for key, signature in self._signatures.items():
             if key in before._signatures:
                 signature.prepare(before._signatures[key])
@@ -99,7 +99,7 @@ class Servable:
                 raise LoadError(f"{WARM_UP} holds more than {_MAX_WARM_UP_RECORDS} records")
             try:
                 log = prediction_log_pb2.PredictionLog.FromString(payload)
-                # Logs of methods that this server does not answer have nothing to warm.
+                # Requests for methods that this server does not answer are skipped.
                 if log.HasField("predict_log"):
                     request = log.predict_log.request
                     signature = self.signature(request.model_spec.signature_name or DEFAULT_SIGNATURE)
@@ -111,7 +111,7 @@ class Servable:
 
 
 def one_line(error: Exception) -> str:
-    """Why a version does not load."""
+    """Says why a version does not load, in one line."""
     message = " ".join((error.message if isinstance(error, tf.errors.OpError) else str(error)).split())[:500]
     message = "".join(
         letter if letter.isprintable() else "\ufffd" for letter in message
@@ -122,11 +122,11 @@ def one_line(error: Exception) -> str:
 
 
 def free_memory() -> None:
-    """Frees what closed servables held, and gives it back to the system.
+    """Frees the memory of closed servables, and returns it to the system.
 
-    A graph and its operations refer to each other, and to the session, whose variables and tables go with it: it takes
-    the collector to free them, which comes by itself after many more versions only. glibc keeps pages that are free in
-    the heap of a thread until there is another allocation; a thread that loads is idle from then on.
+    A graph and its operations refer to each other and to the session, which holds variables and tables. Only the
+    garbage collector frees them, and by itself it would run only after many more versions. glibc keeps free pages in
+    the heap of a thread until its next allocation, and a thread that has loaded a version then stays idle.
     """
     gc.collect()
     with contextlib.suppress(AttributeError):  # not glibc
@@ -134,9 +134,9 @@ def free_memory() -> None:
 
 
 def _axes(path: Path) -> dict[str, dict[str, int]]:
-    """The axes that each input shares with the scores, by signature, of an export of this project's.
+    """The axes that each input shares with the scores, by signature, for a model of stem-export.
 
-    Its manifest names the signatures. Of any other SavedModel nobody knows whether rows depend on one another.
+    Its manifest names the signatures. In any other SavedModel, rows may depend on each other.
     """
     manifest = path / manifests.FILENAME
     tree = json.loads(manifest.read_bytes()) if manifest.exists() else {}

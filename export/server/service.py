@@ -35,8 +35,8 @@ from export.server.status import STOPPING, StatusError
 _LIMITS = Limits()
 _GRPC_LOGGER = "grpc._cython.cygrpc"
 _FRONTS = 4
-_MAX_STREAMS = 128  # calls of one connection at once; a client's gRPC holds back those past it
-_MAX_READING = 4096  # calls without a body at once; past it the oldest end
+_MAX_STREAMS = 128  # calls of one connection at once; the client's gRPC holds back further ones
+_MAX_READING = 4096  # calls without a body at once; beyond this number the oldest end
 _CONNECTION_SECONDS = 3600
 _QUIET_SECONDS = 0.05
 _HOLD_SECONDS = 0.5
@@ -54,16 +54,16 @@ class Server:
       models: what is served.
       threads: how many run TensorFlow at once.
       limits: of a request.
-      max_calls: Predict calls at once, running and waiting; RESOURCE_EXHAUSTED past it.
+      max_calls: Predict calls at once, running and waiting; further ones get RESOURCE_EXHAUSTED.
       max_message_bytes: of a request, compressed or not.
-      max_batch_rows: that run together; calls with more are cut.
-      max_wait_seconds: that a Predict call may be expected to wait; UNAVAILABLE past it.
-      read_seconds: that a client may take to send a request's body.
+      max_batch_rows: rows that run together; larger calls are cut.
+      max_wait_seconds: a Predict call that is expected to wait longer gets UNAVAILABLE.
+      read_seconds: the time in which a client must send a request's body.
       as_content: answer with ``tensor_content`` in place of the `*_val` fields.
       observe: called in the event loop after every answered Predict call.
       observe_batch: called with the rows of every run of a model, in the threads that run them.
-      credentials: makes those for TLS.
-      interceptors: asked about every call.
+      credentials: makes the credentials for TLS.
+      interceptors: gRPC interceptors of every call.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Server:
         self.run(self._make())
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        """The result of a coroutine that runs in the server's event loop; called from other threads."""
+        """Runs a coroutine in the server's event loop and returns its result; called from other threads."""
         return self.submit(coroutine).result()
 
     def submit(self, coroutine: Coroutine[Any, Any, _T]) -> futures.Future[_T]:
@@ -119,11 +119,11 @@ class Server:
         self._sweeper = asyncio.create_task(self._sweep())
 
     def _front(self, handlers: _Handlers) -> grpc.aio.Server:
-        """One of the servers that share the port.
+        """Makes one of the servers that share the port.
 
-        A server takes up a call only when it has taken up the one before, which is two changes of threads, each of them
-        late when the cores are busy: under overload calls would wait for that unseen, until nothing is left of their
-        time.
+        A gRPC server accepts a call only after it has accepted the one before. This takes two thread switches, which
+        are slow when the cores are busy. With one server, calls under overload would wait there, uncounted, until their
+        deadline.
         """
         front = grpc.aio.server(
             interceptors=self._interceptors,
@@ -132,7 +132,7 @@ class Server:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
-                # Connections end now and then, so that clients find replicas that are new, and what leaks goes.
+                # Connections end now and then, so that clients find new replicas and leaks are freed.
                 ("grpc.max_connection_age_ms", _CONNECTION_SECONDS * 1000),
                 ("grpc.max_connection_age_grace_ms", 60_000),
                 # Connections whose other end has gone without a word.
@@ -153,7 +153,7 @@ class Server:
           port: 0 is any free one.
 
         Raises:
-          OSError: the port is taken or the address not this machine's.
+          OSError: the port is taken, or the address is not of this machine.
         """
 
         async def start() -> int:
@@ -174,16 +174,16 @@ class Server:
         return self.run(start())
 
     def serving(self) -> None:
-        """Health says SERVING from now on."""
-        if not self._is_serving:  # watchers are told about changes only
+        """Makes health say SERVING from now on."""
+        if not self._is_serving:  # watchers are told only about changes
             self._is_serving = True
             self.run(self._set_health(health_pb2.HealthCheckResponse.SERVING))
 
     def drain(self, grace_seconds: float) -> bool:
-        """Health says NOT_SERVING, Predict UNAVAILABLE, calls in flight end. False if some did not in time.
+        """Makes health say NOT_SERVING and Predict UNAVAILABLE, and waits for running calls; False if some did not end.
 
-        Afterwards the process is meant to end, and with it the connections, which clients take for UNAVAILABLE too and
-        try elsewhere. To close the port first, as :meth:`close` does, would CANCEL calls that arrive meanwhile.
+        The process should end after this, and its connections with it. Clients see that as UNAVAILABLE too and try
+        another server. Closing the port first, as :meth:`close` does, would cancel calls that arrive meanwhile.
         """
         return self.run(self._drain(grace_seconds))
 
@@ -194,8 +194,8 @@ class Server:
         while self.answers.held and time.monotonic() < end:
             await asyncio.sleep(0.01)
         drained = not self.answers.held
-        # Who is told UNAVAILABLE may call again at once. So calls are held back until no more come, and are answered
-        # together, last of all: nobody is left who waits for an answer when the connections end.
+        # A client that gets UNAVAILABLE may call again at once. So calls are held until no more come, and answered
+        # together at the end: then no client waits for an answer when the connections end.
         self._held_back, self._arrived = asyncio.Event(), time.monotonic()
         limit = time.monotonic() + _HOLD_SECONDS
         while time.monotonic() < min(limit, self._arrived + _QUIET_SECONDS):
@@ -206,7 +206,7 @@ class Server:
         return drained
 
     def close(self) -> None:
-        """Closes the port and cancels what still runs."""
+        """Closes the port and cancels running calls."""
 
         async def stop() -> None:
             self._sweeper.cancel()
@@ -225,7 +225,7 @@ class Server:
             await self._health.set(service, status)
 
     def _deliver(self, done: Sequence[tuple[Call, Result]]) -> None:
-        """Hands results from the scheduler's threads to the coroutines that wait for them."""
+        """Passes results from the scheduler's threads to the coroutines that wait for them."""
 
         def resolve() -> None:
             for call, result in done:
@@ -241,9 +241,9 @@ class Server:
             self._loop.call_soon_threadsafe(resolve)
 
     async def _sweep(self) -> None:
-        """Ends calls whose body does not come, which cost no thread, but some memory; gives back what large ones held.
+        """Ends calls whose body does not arrive, because they hold memory; returns the memory of large calls.
 
-        What is freed stays with the process otherwise, as much as the most that was ever held at once.
+        Otherwise the process would keep as much free memory as it ever used at once.
         """
         while True:
             await asyncio.sleep(min(1.0, self._read_seconds / 4))
@@ -277,7 +277,7 @@ class Server:
         answer: Callable[[bytes, Any], Awaitable[Message]],
         admit: Callable[[grpc.aio.ServicerContext], None] = lambda context: None,
     ) -> grpc.RpcMethodHandler:
-        """As a stream of requests, of which the first counts: so that the time of reading it is ours to limit."""
+        """A handler of a stream of requests that uses the first one: then the time to read it can be limited."""
 
         async def behave(requests: Any, context: grpc.aio.ServicerContext) -> bytes:
             del requests
@@ -289,10 +289,10 @@ class Server:
             except grpc.aio.InternalError:
                 raise  # the client has gone, or its deadline has passed
             except Exception:
-                # A bug of ours: the operator gets the traceback, the client a status, and the server lives on.
+                # A bug in our code: the operator gets the traceback, the client a status, and the server goes on.
                 traceback.print_exc()
                 code, text = grpc.StatusCode.INTERNAL, "internal error; the server's log has the details"
-            # As context.abort does it, at a tenth less: under overload most of what a server does is to refuse.
+            # Does what context.abort does, a tenth cheaper: under overload a server mostly refuses.
             context.set_code(code)
             context.set_details(text)
             return b""
@@ -306,7 +306,7 @@ class Server:
         try:
             payload = await context.read()
         except asyncio.CancelledError:
-            if task in self._reading:  # the client has gone; else it was us
+            if task in self._reading:  # the client has gone; otherwise the server cancelled it
                 raise
             raise StatusError(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"no request came within {self._read_seconds:g} s"
@@ -318,7 +318,7 @@ class Server:
         return payload
 
     def _admit(self, context: grpc.aio.ServicerContext) -> None:
-        """Refuses a Predict call before it is read, which is most of what a refusal costs."""
+        """Refuses a Predict call before it is read, because reading is most of the cost of a refusal."""
         left = context.time_remaining()
         try:
             self.answers.admit(math.inf if left is None else left)
@@ -365,7 +365,7 @@ class Server:
 
 
 def _observation(context: grpc.aio.ServicerContext) -> Observation:
-    """What is known of a Predict call before it is read."""
+    """An observation of a Predict call before it is read."""
     given = dict(context.invocation_metadata() or ()).get("x-request-id")
     return Observation("Predict", peer=context.peer(), request_id=request_id(given))
 
@@ -381,7 +381,7 @@ class _Handlers(grpc.GenericRpcHandler):
 def _parsed(
     answer: Callable[[Any], Any], request_class: type[Message]
 ) -> Callable[[bytes, grpc.aio.ServicerContext], Awaitable[Message]]:
-    """``answer`` of a message, plain or a coroutine, as one of bytes."""
+    """Turns ``answer`` of a message, plain or a coroutine, into one of bytes."""
 
     async def behave(payload: bytes, context: grpc.aio.ServicerContext) -> Message:
         del context
@@ -392,15 +392,15 @@ def _parsed(
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not so that an answer could not be sent: clients go, and deadlines pass, while calls are answered."""
+    """Whether to report it. Answers that cannot be sent are normal: clients leave, and deadlines pass."""
     return record.exc_info is None or not isinstance(record.exc_info[1], grpc.aio.InternalError)
 
 
 def claim(host: str, port: int) -> socket.socket:
-    """Keeps a port from other processes of this program, for as long as the socket is open.
+    """Reserves a port against other processes of this program while the socket is open.
 
-    Of two that start at once each would find the port free, and both would listen on it: to share it is what the
-    servers of one process ask for. Of names of sockets there is one each, and they go with the process.
+    Two processes that start at the same time would both find the port free and listen on it, because the servers of one
+    process share their port. The name of a socket exists only once, and it ends with the process.
 
     Raises:
       OSError: another process has it.
@@ -416,10 +416,10 @@ def claim(host: str, port: int) -> socket.socket:
 
 
 def reserve(host: str, port: int) -> None:
-    """Says whether a port can be listened on. The servers that share it would also share it with another process.
+    """Checks that a port is free. The servers that share it would also share it with another process.
 
     Raises:
-      OSError: it is taken, or the address not this machine's.
+      OSError: the port is taken, or the address is not of this machine.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as probe:

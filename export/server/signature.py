@@ -21,13 +21,13 @@ _METHODS = tuple(f"tensorflow/serving/{method}" for method in ("predict", "class
 
 
 class Feeds(NamedTuple):
-    """A request, read.
+    """A request that was read.
 
     Attributes:
       arrays: the inputs, in the order of :attr:`Signature.order`.
-      wanted: the outputs that it asks for, sorted.
-      axes: the sizes of the axes that scores have: ``(B,)``, or ``(B, N)`` of ``rank``; None where inputs disagree or
-        the signature does not tell.
+      wanted: the sorted outputs that it asks for.
+      axes: the sizes of the axes of scores: ``(B,)``, or ``(B, N)`` for ``rank``; None if the inputs disagree or the
+        signature does not tell.
     """
 
     arrays: list[np.ndarray]
@@ -41,12 +41,12 @@ class Signature:
     Args:
       session: holds the loaded graph.
       definition: of the signature.
-      axes: the axes that each input shares with the scores, by alias: 1 for ``[B, ...]``, 2 for ``[B, N, ...]``. Then
-        rows do not depend on one another, so that calls can be joined and cut along these axes. None for a model of
-        which that is not known.
+      axes: how many axes each input shares with the scores, by alias: 1 for ``[B, ...]``, 2 for ``[B, N, ...]``. Rows
+        then do not depend on each other, so calls can be joined and cut along these axes. None for a model of
+        which this is not known.
 
     Attributes:
-      order: aliases of the inputs; numbers in "Expects arg[0] to be ..." are places in it.
+      order: aliases of the inputs; "Expects arg[0] to be ..." counts in this order.
       axes: as above.
     """
 
@@ -69,10 +69,10 @@ class Signature:
             self._callable(self._all)
 
     def read(self, inputs: Mapping[str, tensor_pb2.TensorProto], output_filter: Iterable[str], limits: Limits) -> Feeds:
-        """The arrays that a request feeds.
+        """Reads the arrays of a request.
 
         Raises:
-          StatusError: as TensorFlow Serving answers it; INVALID_ARGUMENT where it is beyond ``limits``.
+          StatusError: as TensorFlow Serving answers; INVALID_ARGUMENT if the request is beyond ``limits``.
         """
         if self._method not in _METHODS:
             raise StatusError(
@@ -110,26 +110,26 @@ class Signature:
         return Feeds(arrays, wanted, axes)
 
     def run(self, arrays: list[np.ndarray], wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """The outputs ``wanted`` of the inputs ``arrays``.
+        """Computes the outputs ``wanted`` from the inputs ``arrays``.
 
         Raises:
-          StatusError: what TensorFlow says.
+          StatusError: TensorFlow's error.
         """
         try:
             return self._callable(wanted)(arrays)
         except tf.errors.OpError as error:
             raise StatusError(error.error_code, error.message) from error
         except UnicodeDecodeError as error:
-            # An error that quotes the request, in bytes that are no UTF-8: Python cannot make an exception of its text.
+            # The error quotes bytes of the request that are not UTF-8: Python cannot make an exception from its text.
             raise invalid_argument(error.object.decode("utf-8", "backslashreplace")) from None
 
     def prepare(self, before: Signature) -> None:
-        """Builds what answers the sets of outputs that requests asked of ``before`` lately: none has to wait here."""
+        """Builds the sets of outputs that requests used in ``before`` lately, so that no request waits for it."""
         if self._method in _METHODS:
             self._callable.prepare(before._callable.recent())
 
     def _shared_axes(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
-        """The sizes of the scores' axes, if every input has the same."""
+        """The sizes of the scores' axes, if all inputs agree."""
         if self.axes is None:
             return None
         longest: tuple[int, ...] = ()
@@ -154,10 +154,10 @@ class Signature:
         return tuple(sorted(seen)) or self._all
 
     def _make_callable(self, outputs: tuple[str, ...]) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
-        """Feeds in ``self.order`` to ``outputs``, pruned to what these need."""
+        """A callable from feeds in ``self.order`` to ``outputs``, which runs only what these need."""
         fetches = list(dict.fromkeys(self._fetches[alias] for alias in outputs))
         options = config_pb2.CallableOptions(feed=[self._feeds[alias] for alias in self.order], fetch=fetches)
-        # Session.make_callable with feeds is Session.run in disguise; this is the C++ callable.
+        # Session.make_callable with feeds only wraps Session.run; this is the C++ callable.
         run = self._session._make_callable_from_options(options)
         places = {alias: fetches.index(self._fetches[alias]) for alias in outputs}
 

@@ -1,8 +1,8 @@
-"""TensorProto to numpy and back, at a tenth of the price of ``tf.make_ndarray`` and ``tf.make_tensor_proto``.
+"""TensorProto to numpy and back, ten times as fast as ``tf.make_ndarray`` and ``tf.make_tensor_proto``.
 
-Reading follows ``Tensor::FromProto`` of TensorFlow's C++ side, which TensorFlow Serving uses: `tensor_content` if there
-is any, else the `*_val` field of the type; too few values are filled up with the last one (so a single value
-broadcasts), no values are zeros, too many are cut.
+Reading follows TensorFlow's C++ ``Tensor::FromProto``, which TensorFlow Serving uses: it takes `tensor_content` if
+there is any, else the `*_val` field of the type. Too few values are filled up with the last one (so a single value
+broadcasts), no values become zeros, and too many are cut.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _TYPES = {layout.dtype: number for number, layout in _LAYOUTS.items()}
 
 
 def shape_of(proto: tensor_pb2.TensorProto) -> tuple[int, ...]:
-    """The sizes that a tensor says it has; nothing is allocated.
+    """The shape that a tensor states; nothing is allocated.
 
     Raises:
-      ValueError: it is no shape.
+      ValueError: it is not a shape.
     """
     dimensions = proto.tensor_shape.dim
     if proto.tensor_shape.unknown_rank or len(dimensions) > _MAX_RANK:
@@ -56,7 +56,7 @@ def shape_of(proto: tensor_pb2.TensorProto) -> tuple[int, ...]:
 
 
 def decode(proto: tensor_pb2.TensorProto, max_elements: int = MAX_ELEMENTS) -> np.ndarray:
-    """The tensor as an array (of bytes objects for strings; read-only where it is the message's own memory).
+    """The tensor as an array (of bytes objects for strings; read-only if it shares the message's memory).
 
     Raises:
       ValueError: the message is not a tensor: type, shape, number of bytes, or more than ``max_elements`` elements.
@@ -69,12 +69,12 @@ def decode(proto: tensor_pb2.TensorProto, max_elements: int = MAX_ELEMENTS) -> n
     if elements > max_elements:
         raise ValueError(f"{elements} elements")
     if not elements:
-        # The sizes beside a 0 may be of any length, and numpy takes only those whose product is a number of bytes.
+        # Beside an axis of 0 the others may be of any size, but numpy limits their product.
         if math.prod(size for size in shape if size) > max_elements:
             raise ValueError("shape")
         return np.empty(shape, layout.dtype)
     if proto.tensor_content:
-        # Strings packed into tensor_content have no numpy layout, and no client library sends them so.
+        # Strings in tensor_content have no numpy layout, and no client library sends them.
         if layout.dtype.hasobject or len(proto.tensor_content) != elements * layout.dtype.itemsize:
             raise ValueError("tensor_content")
         return np.frombuffer(proto.tensor_content, layout.dtype).reshape(shape)
@@ -85,7 +85,7 @@ def decode(proto: tensor_pb2.TensorProto, max_elements: int = MAX_ELEMENTS) -> n
     if given < elements:
         filled = np.empty(elements, read)
         filled[:given] = array
-        # fill() takes a bytes object as it is; an assignment would make a numpy string of it and cut trailing NULs.
+        # fill() takes a bytes object as it is; an assignment would make a numpy string and cut trailing NULs.
         filled[given:].fill(values[-1] if given else (b"" if read.hasobject else 0))
         array = filled
     return array.astype(layout.dtype, copy=False).reshape(shape)

@@ -1,11 +1,11 @@
-"""The directory of versions: the newest ones that load serve; what is half there, broken or deleted never does.
+"""The versions of one model: the newest ones that load serve. Incomplete, damaged or deleted ones never do.
 
 A poll looks at the integer directories of the base path, newest first, until as many serve as the policy asks for. Each
-that loads serves at once, and what is then one too many is unloaded when its last call has ended. So a deleted newest
-version rolls back to the next one, and a version that does not load leaves things as they are; it is tried again, ever
-more seldom, or at once when its files have changed.
+version that loads serves at once. If there is then one too many, it is unloaded when its last call has ended. So
+deleting the newest version rolls back to the next one. A version that does not load changes nothing; it is tried again
+after longer and longer waits, or at once when its files have changed.
 
-Loading and unloading are the work of the thread that polls. A call only counts itself in and out.
+The polling thread loads and unloads. A call only counts itself in and out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNNAMED = "ranker"
 
 @dataclasses.dataclass
 class _Failure:
-    """What a version that does not load looked like, and when to look at it again."""
+    """The files of a version that does not load, and when to try it again."""
 
     files: Fingerprint
     message: str
@@ -47,7 +47,7 @@ class _Failure:
 
 @dataclasses.dataclass
 class VersionStatus:
-    """A version that was seen: its state, and the gRPC code and text of what kept it from serving."""
+    """The state of a version that was seen, with the gRPC code and text of its failure."""
 
     state: int  # a value of ModelVersionStatus.State
     code: int = grpc.StatusCode.OK.value[0]
@@ -58,13 +58,12 @@ class Versions:
     """Loads, serves and unloads the versions of one model.
 
     Args:
-      model: its base path, whose integer directories are versions, and which of them serve. Where it has no name, the
-        first version that loads names it, or the newest that does.
-      load: makes a version ready to serve under a name. Whatever it raises is that version's failure.
+      model: its base path, whose integer directories are versions, and which of them serve. If it has no name, it gets
+        the name in the first version that loads, or else in the newest that has one.
+      load: loads a version to serve under a name. Any exception is that version's failure.
       poll_seconds: time between two looks at the directory.
-      report: called with the model's name and one line about what an operator should know: a version that fails, or is
-        gone.
-      on_serving: called each time a version begins to serve, with it, the latest one before and the seconds that
+      report: called with the model's name and a line for the operator when a version fails or is gone.
+      on_serving: called when a version begins to serve, with it, the latest version before it and the seconds that
         loading took.
     """
 
@@ -97,7 +96,7 @@ class Versions:
         self._thread.start()
 
     def stop(self, timeout: float) -> bool:
-        """No version serves from now on; each is unloaded when its last call has ended, and the thread ends with it.
+        """Stops serving; each version is unloaded when its last call has ended, and then the thread ends.
 
         Returns:
           False if a load or a call was still running after ``timeout`` seconds.
@@ -112,7 +111,7 @@ class Versions:
         return not self._thread.is_alive()
 
     def configure(self, model: Model) -> None:
-        """Serves as ``model`` says, which has the name and the base path of the one before; :meth:`wait` waits."""
+        """Changes policy and labels to those of ``model``, with the same name and base path; see :meth:`wait`."""
         self.model, self.name = model, model.name
         self._tried = threading.Event()  # after the model: a poll takes them in the other order
         self._due = 0.0
@@ -162,7 +161,7 @@ class Versions:
         return self.name or str(self.model.base_path)
 
     def wait(self, stopping: threading.Event, *, until_ready: bool, seconds: float = math.inf) -> bool:
-        """Waits until each version that is there was tried once, or ``until_ready`` one serves; True if one serves."""
+        """Waits until every version was tried once or, with ``until_ready``, until one serves; True if one serves."""
         end = time.monotonic() + seconds
         done = self._ready if until_ready else self._tried
         while not done.wait(0.05) and time.monotonic() < end:
@@ -171,14 +170,14 @@ class Versions:
         return self._ready.is_set()
 
     def poll(self) -> None:
-        """Looks once at the directory and does what follows from it."""
+        """Reads the directory once, and loads and unloads versions."""
         tried, model = self._tried, self.model
         self._unload_idle()
         said: set[str] = set()
         try:
             listing = version_directories(model.base_path)
         except OSError as error:
-            # A file system that is away for a moment, or descriptors that ran out, say nothing about versions.
+            # The file system may be away for a moment, or descriptors may have run out: the versions are still there.
             said.add(f"cannot list {model.base_path} ({error.strerror}), which is tried again; {self._goes_on()}")
         else:
             said.update(listing.ignored)
@@ -212,7 +211,7 @@ class Versions:
                     self._due = time.monotonic() + self._poll_seconds
                     self.poll()
             except Exception:
-                # A bug of ours must end neither serving nor the search for versions.
+                # A bug in our code must end neither serving nor polling.
                 text = traceback.format_exc()
                 if text != said:
                     self._report(f"internal error: {text}")
@@ -226,7 +225,7 @@ class Versions:
             self._wake.wait(self._poll_seconds)
 
     def _keep(self, found: dict[int, Path], policy: Policy) -> list[int]:
-        """Loads what is missing; the versions that serve and are to go on."""
+        """Loads missing versions; returns those that should go on serving."""
         kept: list[int] = []
         for version in policy.candidates(found):
             if len(kept) == policy.latest or self._stopping.is_set():
@@ -250,7 +249,7 @@ class Versions:
         return True
 
     def _load_and_serve(self, version: int, path: Path, start: float) -> str:
-        """Why the version does not load; "" if it serves now."""
+        """Loads a version; returns why it does not load, or "" if it serves now."""
         before, servable = self.serving, None
         try:
             name = self.name or self._name_of(path)
@@ -258,7 +257,7 @@ class Versions:
             if before is not None:
                 servable.prepare(self._serving[before])
         except Exception as error:
-            # The one boundary: it is this version's failure, whatever it is, and the others go on.
+            # Any exception is this version's failure, and the others go on.
             if servable is not None:
                 servable.close()
             return one_line(error)
@@ -273,7 +272,7 @@ class Versions:
         return ""
 
     def _name_of(self, path: Path) -> str:
-        """The name that the version was exported under, or else the newest that has one."""
+        """The name in the version's manifest, or else in the newest version that has one."""
         found = version_directories(self.model.base_path).versions
         paths = (path, *(found[version] for version in self.model.policy.candidates(found)))
         return next(filter(None, map(publish.model_of, paths)), _UNNAMED)
@@ -301,14 +300,14 @@ class Versions:
         return f"version {self.serving} {what} and no other one loads: it goes on serving from memory"
 
     def _retire(self, versions: Iterable[int]) -> None:
-        """Takes versions away from the next calls."""
+        """Takes versions out of service for new calls."""
         with self._lock:
             for version in versions:
                 del self._serving[version]
                 self._statuses[version] = VersionStatus(_State.UNLOADING)
 
     def _unload_idle(self) -> None:
-        """Unloads what does not serve any more and has no calls."""
+        """Unloads versions that no longer serve and have no calls."""
         with self._lock:
             idle = [x for x, calls in self._calls.items() if not calls and self._serving.get(x.version) is not x]
             for servable in idle:

@@ -1,8 +1,8 @@
-"""HTTP in an event loop and a thread of its own, apart from gRPC's, with the limits that hostile clients call for.
+"""HTTP in a separate event loop and thread, with limits against hostile clients.
 
-A connection has some seconds for a request's headers, and the body has a deadline too. Of more connections than allowed
-the one whose client has been silent for longest is closed. So slow clients cost no threads, and descriptors not for
-long.
+A connection has some seconds for a request's headers, and the body has a deadline too. If there are more connections
+than allowed, the one whose client has been silent for longest is closed. So slow clients occupy no thread, and
+descriptors only for a short time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Web:
     """Listens on ports and answers in one thread.
 
     Raises:
-      OSError: of :meth:`listen`, the address is taken or not this machine's.
+      OSError: from :meth:`listen`: the port is taken, or the address is not of this machine.
     """
 
     def __init__(self) -> None:
@@ -47,11 +47,11 @@ class Web:
     def listen(
         self, handler: Handler, host: str, port: int, *, connections: int, certificates: Certificates | None = None
     ) -> int:
-        """Answers on a port (0: any free one), which is returned.
+        """Answers on a port (0: any free one) and returns it.
 
         Args:
-          handler: called for each request; what it raises is a 500 for the client and a traceback on stderr.
-          connections: at once.
+          handler: called for each request; an exception gives the client a 500 and stderr the traceback.
+          connections: how many at once.
           certificates: for https.
         """
         listener = _Listener(handler, connections, certificates)
@@ -60,7 +60,7 @@ class Web:
         return listener.port
 
     def close(self, seconds: float) -> None:
-        """Closes the ports; requests that run have ``seconds`` to end."""
+        """Closes the ports; running requests have ``seconds`` to end."""
         for listener in self._listeners:
             self._run(listener.close(seconds))
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -77,7 +77,7 @@ class _Refusal(asyncio.Protocol):
 
 
 class _Connection:
-    """When a connection is closed that sends no request; ``request`` is what it is answered."""
+    """When an idle connection is closed; ``request`` is the one that is being answered."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
@@ -85,7 +85,7 @@ class _Connection:
 
     @property
     def waits(self) -> bool:
-        """We wait for the client, not the client for us."""
+        """Whether the server waits for the client."""
         return self.request is None or not self.request.content.is_eof()
 
 
@@ -163,7 +163,7 @@ class _Listener:
         except web.HTTPException:
             raise
         except Exception:
-            # A bug of ours: the operator gets the traceback, the client a status, and the server lives on.
+            # A bug in our code: the operator gets the traceback, the client a status, and the server goes on.
             traceback.print_exc()
             return web.Response(
                 status=500, text="internal error; the server's log has the details\n", headers={"Server": SOFTWARE}
@@ -179,10 +179,10 @@ def _abort(protocol: asyncio.Protocol) -> None:
 
 
 class BodyError(Exception):
-    """A request's body that was not taken; the message says why.
+    """A request's body was refused; the message says why.
 
     Attributes:
-      status: of HTTP.
+      status: the HTTP status.
     """
 
     def __init__(self, status: int, text: str) -> None:
@@ -193,10 +193,10 @@ class BodyError(Exception):
 async def read_body(
     request: web.BaseRequest, limit: int, seconds: float, take: Callable[[int], None] = lambda size: None
 ) -> bytes:
-    """The body, decompressed.
+    """Reads the body, decompressed.
 
     Args:
-      take: called with the size of each part; raises where there is no room for it.
+      take: called with the size of each part; raises if there is no room for it.
 
     Raises:
       BodyError: it is larger than ``limit`` bytes, takes longer than ``seconds``, or is not what its headers say.
