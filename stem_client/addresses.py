@@ -1,4 +1,4 @@
-"""Which of several addresses a call goes to."""
+"""Chooses the address of a call, if there are several."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import threading
 import time
 from collections.abc import Collection
 
-_STRIKES = 3  # so many deadlines in a row without an answer count as one failure of the connection
+_STRIKES = 3  # this many unanswered calls in a row count as one failure of the connection
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.25
 
 
 class Addresses:
-    """Round robin over the places 0 ... count - 1; one that fails is left out for a while.
+    """Round robin over the places 0 ... count - 1. A place that fails is left out for a while.
 
-    The pause is 0.1 s, then 0.2 and 0.25 s; an answer ends it: a server that is back has calls before the next one is
-    restarted. After it one call tries the place again, and the others follow once that one has been answered.
+    The pause is 0.1 s, then 0.2 s and 0.25 s: short, so that a restarted server has calls before the next one restarts.
+    After the pause one call tries the place, and the others follow when that call was answered.
     """
 
     def __init__(self, count: int) -> None:
@@ -27,7 +27,7 @@ class Addresses:
         return len(self._strikes)
 
     def pick(self, tried: Collection[int] = ()) -> int:
-        """The next place: of those not ``tried`` one that has not failed, else one not tried, else any."""
+        """Returns the next place: one that is not ``tried`` and has not failed, else one not tried, else any."""
         with self._lock:
             now, count = time.monotonic(), len(self)
             order = [(self._next + step) % count for step in range(count)]
@@ -39,7 +39,7 @@ class Addresses:
             return place
 
     def is_probe(self, place: int) -> bool:
-        """Whether a call to a place only finds out if it is back, while another place is well."""
+        """Whether a call to this place is only a test that it is back, while another place works."""
         with self._lock:
             return self._strikes[place] >= _STRIKES and min(self._strikes) < _STRIKES
 
@@ -49,7 +49,7 @@ class Addresses:
                 self._strikes[place], self._until[place] = 0, 0.0
 
     def failed(self, place: int, *, surely: bool) -> None:
-        """``surely``: it refused; otherwise it did not answer in time, which may be the deadline's fault."""
+        """Notes a failure. ``surely``: it refused; otherwise the deadline passed, which may have been short."""
         with self._lock:
             self._strikes[place] += _STRIKES if surely else 1
             if self._strikes[place] >= _STRIKES:

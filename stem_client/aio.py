@@ -1,4 +1,4 @@
-"""The client of an event loop."""
+"""The client for asyncio."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AsyncRankingClient(Calls["_Loop"]):
         async with AsyncRankingClient("ranker:8500") as client:
             scores = await client.rank(user, items, timeout=0.05)
 
-    It belongs to the event loop of its first call. A task that is cancelled cancels its call at the server.
+    It belongs to the event loop of its first call. Cancelling a task cancels its call at the server.
     """
 
     def _connect(
@@ -72,7 +72,7 @@ class AsyncRankingClient(Calls["_Loop"]):
         return await self._metadata(timeout, version)
 
     async def close(self) -> None:
-        """Ends calls in flight with CANCELLED and gives the connections back."""
+        """Ends calls in flight with CANCELLED and closes the connections."""
         await self._transport.close()
 
     async def __aenter__(self) -> AsyncRankingClient:
@@ -85,7 +85,7 @@ class AsyncRankingClient(Calls["_Loop"]):
 
 
 class _TaskLock:
-    """A lock of tasks. A deadline or a cancellation while waiting leaves it free."""
+    """A lock for tasks. A deadline or a cancellation while waiting leaves it free."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
@@ -111,7 +111,7 @@ class _TaskLock:
 
 
 class _Cancelled(grpc.RpcError):
-    """A call that ``close`` has ended."""
+    """A call that ``close`` ended."""
 
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.CANCELLED
@@ -121,7 +121,7 @@ class _Cancelled(grpc.RpcError):
 
 
 class _Loop:
-    """A transport of the event loop that makes the first call."""
+    """A transport in the event loop of the first call."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _Loop:
     async def close(self) -> None:
         self._closed = True
         if self._loop is None or self._loop is not asyncio.get_running_loop():
-            return  # never connected, or the loop that could close the channels is gone
+            return  # it never connected, or the loop that could close the channels is gone
         self._ended.set()
         for channel in self._channels:
             await channel.close(None)
@@ -174,7 +174,7 @@ class _Loop:
 
     def start(self, place: int, method: str, payload: bytes, timeout: float) -> Attempt:
         attempt = asyncio.ensure_future(self.call(place, method, payload, timeout))
-        # One that loses is not asked how it ended.
+        # Nobody needs the result of the slower one.
         attempt.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
         return attempt
 
@@ -192,6 +192,6 @@ class _Loop:
 
 
 def _being_cancelled() -> bool:
-    """Whether somebody has cancelled this task; Python 3.10 does not tell."""
+    """Whether this task is being cancelled; Python 3.10 does not tell."""
     task = asyncio.current_task()
     return task is not None and hasattr(task, "cancelling") and task.cancelling() > 0

@@ -1,4 +1,4 @@
-"""Scores out of an answer, whichever way the server encoded them."""
+"""Reads the scores in an answer, in either encoding of a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stem_client.errors import RankingError
 
 
 def parse(message: Any, payload: bytes) -> Any:
-    """A message of class ``message``; raises RankingError where the bytes are none."""
+    """Parses a message of class ``message``; raises RankingError if the bytes are not one."""
     try:
         return message.FromString(payload)
     except Exception as error:  # protobuf's DecodeError has moved between its versions
@@ -22,12 +22,12 @@ def parse(message: Any, payload: bytes) -> Any:
 
 
 def version(response: Any) -> int | None:
-    """The version of the model that an answer is of, where it says so."""
+    """The version of the model that answered, if the answer names it."""
     return response.model_spec.version.value if response.model_spec.HasField("version") else None
 
 
 def check_tasks(given: Set[str], expected: Set[str]) -> None:
-    """Raises RankingError where an answer has not one output for each task of the model."""
+    """Raises RankingError if an answer does not have exactly one output per task of the model."""
     if given == expected:
         return
     missing, extra = sorted(expected - given), sorted(given - expected)
@@ -41,10 +41,10 @@ def read(response: Any, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
 
     Args:
       response: PredictResponse.
-      shape: [B], or [1, N]; a server that batches requests pads N to the longest among them, and the rest is dropped.
+      shape: [B], or [1, N]; a server that batches requests pads N to the longest of them, and the padding is dropped.
 
     Raises:
-      RankingError: there are no outputs, one is no float32 tensor of that shape, a score is NaN or infinite.
+      RankingError: there are no outputs, one is not a float32 tensor of that shape, or a score is NaN or infinite.
     """
     if not response.outputs:
         raise wrong("the answer has no scores")
@@ -52,7 +52,7 @@ def read(response: Any, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
 
 
 def wrong(details: str) -> RankingError:
-    """An answer that is none."""
+    """The error for an answer that cannot be used."""
     return RankingError(grpc.StatusCode.INTERNAL, details)
 
 
@@ -79,7 +79,7 @@ def _values(tensor: Any, task: str, shape: tuple[int, ...]) -> np.ndarray:
     given = len(tensor.float_val)
     if not 0 < given <= size:
         raise wrong(f"output '{task}' has {given} values for {size} elements")
-    # Fewer values than elements: the last one stands for the rest.
+    # Fewer values than elements: the last value is repeated.
     scores = np.full(count, tensor.float_val[-1], np.float32)
     filled = min(count, given)
     scores[:filled] = np.fromiter(itertools.islice(tensor.float_val, filled), np.float32, filled)

@@ -1,4 +1,4 @@
-"""What a call sends, what an answer means, and whether and when it is tried again: for both clients."""
+"""What both clients share: requests, answers, retries and hedges."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from stem_client.version import __version__
 MEGABYTE = 1 << 20
 RETRY = RetryPolicy()
 NO_SEPARATORS: Mapping[str, str] = {}
-# A FeatureError may come from metadata of a model that has been replaced, so the metadata is fetched again before it
-# is raised; but a caller that is simply wrong should not ask the server at every call.
+# A FeatureError may come from metadata of a replaced model, so the metadata is fetched again before the error
+# is raised. But a caller that is simply wrong should not cause a fetch at every call.
 _MISFIT_SECONDS = 1.0
-# What a server answers when features do not fit, and what this package says of signatures that do not.
+# The codes of servers for features that do not fit, and of this package for signatures that do not.
 _MISFIT_CODES = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION)
-# Of these an address is left alone for a while, where there are others.
+# After one of these, an address is avoided for a while, if there are others.
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.CANCELLED)
 
 _AnyTransport = TypeVar("_AnyTransport", bound=Transport)
@@ -37,16 +37,16 @@ _Encode = Callable[[ModelMetadata], tuple[int, dict[str, np.ndarray]]]
 
 
 class _OtherVersion(RankingError):
-    """An answer of another version than was asked for."""
+    """The answer is of another version than was asked for."""
 
 
 class _Scores(NamedTuple):
-    """Of one request.
+    """The scores of one request.
 
     Attributes:
       by_task: float32 [n] each.
-      version: that answered, where the answer says so.
-      checked: whether the tasks are known to be those of that version.
+      version: that answered, if the answer names it.
+      checked: whether the tasks were compared with those of that version.
     """
 
     by_task: dict[str, np.ndarray]
@@ -55,7 +55,7 @@ class _Scores(NamedTuple):
 
 
 class _Request(NamedTuple):
-    """What one or several requests of a call have in common."""
+    """The common part of the requests of a call."""
 
     signature: str
     encode: _Encode
@@ -64,7 +64,7 @@ class _Request(NamedTuple):
 
 
 class Calls(Generic[_AnyTransport]):
-    """A client, but for how it waits: see `RankingClient` for the arguments."""
+    """A client except for how it waits; `RankingClient` has the arguments."""
 
     def __init__(
         self,
@@ -101,12 +101,12 @@ class Calls(Generic[_AnyTransport]):
         settings: dict[str, Any] = {
             "grpc.primary_user_agent": f"stem-client/{__version__}",
             "grpc.max_receive_message_length": max_message_bytes,
-            # gRPC's own retries would not know the budget.
+            # gRPC's own retries would ignore the budget.
             "grpc.enable_retries": 0,
-            # Calls to a name with several addresses, and their retries, go to one after the other.
+            # Calls to a name with several addresses, and their retries, go to them in turn.
             "grpc.lb_policy_name": "round_robin",
-            # By default a channel waits a second before it connects again, longer than most deadlines, and two minutes
-            # later on: a server that is back should have calls before the next one is restarted.
+            # By default a channel waits one second before it reconnects, longer than most deadlines, and two minutes
+            # later on. A restarted server should have calls before the next one restarts.
             "grpc.initial_reconnect_backoff_ms": 100,
             "grpc.max_reconnect_backoff_ms": 250,
         }
@@ -158,7 +158,7 @@ class Calls(Generic[_AnyTransport]):
         return await self._cache.fetch(_checked_version(version), self._deadline(timeout))
 
     async def _predict(self, signature: str, encode: _Encode, timeout: Any, version: Any) -> dict[str, np.ndarray]:
-        """Encodes and calls; once more where that failed because the server has moved to a model of other features."""
+        """Encodes and calls; repeats this once if it failed because the server changed to a model of other features."""
         self._transport.check()
         request = _Request(signature, encode, _checked_version(version), self._deadline(timeout))
         model = await self._cache.get(request.asked, request.deadline)
@@ -173,14 +173,14 @@ class Calls(Generic[_AnyTransport]):
             failure, min_age = error, 0.0
         try:
             newer = await self._cache.newer(model, request.asked, request.deadline, min_age)
-        except RankingError:  # says less than the failure
+        except RankingError:  # it says less than the failure
             newer = None
         if newer is None:
             raise failure
         return await self._ask(request, newer)
 
     async def _ask(self, request: _Request, model: ModelMetadata) -> dict[str, np.ndarray]:
-        """Scores of all rows: in one request, or in several that one version answers."""
+        """Scores all rows, in one request or in several that the same version answers."""
         count, arrays = request.encode(model)
         if count == 0:
             return {task: np.empty(0, np.float32) for task in sorted(model.signature(request.signature).outputs)}
@@ -192,7 +192,7 @@ class Calls(Generic[_AnyTransport]):
             moved = isinstance(error, _OtherVersion) or error.code is grpc.StatusCode.NOT_FOUND
             if request.asked is not None or not moved:
                 raise
-        # The version that answered the first chunks is gone: begin again, once, with that which is there now.
+        # The version that answered the first chunks is gone: begin again, once, with the one that serves now.
         model = await self._cache.fetch(None, request.deadline)
         count, arrays = request.encode(model)
         return await self._ask_in_chunks(request, model, count, arrays)
@@ -249,7 +249,7 @@ class Calls(Generic[_AnyTransport]):
             if request.asked is None:
                 self._cache.served(scores.version)
             if not scores.checked and scores.by_task.keys() != tasks(model):
-                # Other tasks than the version's before: these are right where the new version has them.
+                # The tasks differ from the earlier version's: they are right if the new version has them.
                 newer = await self._cache.get(scores.version, request.deadline)
                 answers.check_tasks(scores.by_task.keys(), tasks(newer))
         return scores
@@ -281,7 +281,7 @@ class Calls(Generic[_AnyTransport]):
     async def _call(
         self, method: str, message: Any, deadline: Deadline, what: str, read: Callable[[bytes], _Value]
     ) -> _Value:
-        """What ``read`` makes of the answer, after as many attempts as policy, budget and deadline allow.
+        """Calls, and returns ``read`` of the answer, after as many attempts as policy, budget and deadline allow.
 
         Raises:
           RankingError: no attempt was answered, or ``read`` raised it.
@@ -291,7 +291,7 @@ class Calls(Generic[_AnyTransport]):
         for attempt in itertools.count(1):
             place = self._addresses.pick(tried)
             tried.append(place)
-            free = self._addresses.is_probe(place)  # no load on a server in trouble: it costs no budget
+            free = self._addresses.is_probe(place)  # it puts no load on a server in trouble, so it costs no budget
             try:
                 value = await self._attempt(place, method, payload, deadline, read)
             except RankingError as error:
@@ -306,12 +306,12 @@ class Calls(Generic[_AnyTransport]):
                 tries = f", {attempt} attempts" if attempt > 1 else ""
                 context = f"{what} of model '{self._model}' at {self._targets[place]}{tries}"
                 raise type(failure)(failure.code, failure.details, context)
-        raise AssertionError  # the loop ends by one of the two above
+        raise AssertionError  # the loop ends with one of the two above
 
     async def _attempt(
         self, place: int, method: str, payload: bytes, deadline: Deadline, read: Callable[[bytes], _Value]
     ) -> _Value:
-        """One attempt, and where hedges are wanted a second one beside it when the first takes its time."""
+        """Makes one attempt and, with hedging, a second one beside it if the first is slow."""
         timeout = max(deadline.remaining(), 0.0)
         if self._hedge_after is None or self._hedge_after >= timeout:
             try:
@@ -332,7 +332,7 @@ class Calls(Generic[_AnyTransport]):
                 attempt.cancel()
 
     async def _best_of(self, running: dict[Attempt, int], read: Callable[[bytes], _Value]) -> _Value:
-        """The first good answer; where there is none, the last failure. Takes what has ended out of ``running``."""
+        """The first good answer or, if there is none, the last failure. Removes ended attempts from ``running``."""
         while True:
             ended = await self._transport.first(list(running), None)
             assert ended is not None
@@ -369,7 +369,7 @@ def _ignores(extra: Any) -> bool:
 
 
 def _checked_version(version: Any) -> int | None:
-    """``version`` as an int; raises TypeError or ValueError where it is none that a model can have."""
+    """``version`` as an int; raises TypeError or ValueError if no model can have it."""
     if version is None:
         return None
     if isinstance(version, bool) or not hasattr(version, "__index__"):

@@ -1,4 +1,4 @@
-"""The client of threads."""
+"""The client for threads."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ class RankingClient(Calls[Blocking]):
             scores = client.rank({"user_id": 1042, "hour": 21}, {"video_id": ids, "duration_ms": lengths}, timeout=0.05)
             best = ids[scores["long_view"].argsort()[::-1]]
 
-    One client is meant to be made at start-up and shared by all threads: it holds one channel to each address, connects
-    by itself and connects again when the server comes back. Make it after a fork, not before.
+    Make one client at start-up and share it between all threads: it holds one channel to each address, connects by
+    itself, and reconnects when the server is back. Make it after a fork, not before.
 
     Args:
-      target: "host:port", or what else gRPC takes ("dns:///ranker:8500", "unix:/run/ranker"); or several, over which
-        calls are spread.
-      model: the name it is served under.
-      label: of the version that answers calls which name none ("stable", "canary"); None for the newest that serves.
-      timeout: seconds for a call that names none: retries, waiting between them and fetching metadata included.
-      credentials: of a TLS channel (``grpc.ssl_channel_credentials()``); None for plain text.
-      max_message_bytes: the longest answer taken (gRPC's own default is 4 MB).
-      retry: what is tried again and how often.
-      hedge_after: seconds after which a call that has not been answered is asked of another address too, paid from the
-        retry budget; the first good answer is taken. None for never.
+      target: "host:port", or another target of gRPC ("dns:///ranker:8500", "unix:/run/ranker"); or several, among which
+        calls are distributed.
+      model: the name under which it is served.
+      label: of the version for calls that name no version ("stable", "canary"); None for the newest that serves.
+      timeout: seconds for a call that gives none, including retries, waits between them and fetching metadata.
+      credentials: for TLS (``grpc.ssl_channel_credentials()``); None for plain text.
+      max_message_bytes: the largest answer that is accepted (gRPC's default is 4 MB).
+      retry: how often failed calls are tried again.
+      hedge_after: after this many seconds without an answer, another address is asked too, paid from the retry budget;
+        the first good answer is taken. None for never.
       chunk_rows: the most items or rows of one request; more are sent in several.
-      extra: "refuse" or "ignore" what is no feature of the model.
-      separators: by list feature, of lists that are written as one text ("a|b|c"): those of the schema.
-      options: more gRPC channel options; they win over the client's own.
+      extra: "refuse" or "ignore" names that are not features of the model.
+      separators: by list feature, for lists that are written as one text ("a|b|c"): those of the schema.
+      options: more gRPC channel options; they override the client's own.
 
     Raises (all calls):
       FeatureError: the features do not fit the model; nothing was sent.
-      RankingError: the call failed, or its answer is none.
-      TypeError, ValueError: a timeout, a version, ``extra``, ``k`` or ``by`` makes no sense, or the client is closed or
+      RankingError: the call failed, or its answer cannot be used.
+      TypeError, ValueError: a timeout, a version, ``extra``, ``k`` or ``by`` is not valid, or the client is closed or
         was made before a fork.
     """
 
@@ -65,7 +65,7 @@ class RankingClient(Calls[Blocking]):
         *,
         extra: str | None = None,
     ) -> dict[str, np.ndarray]:
-        """Scores of one user's candidates.
+        """Scores one user's candidates.
 
         Args:
           user: each feature of the user and the context: a value, a list (multivalent) or a vector (dense).
@@ -73,7 +73,7 @@ class RankingClient(Calls[Blocking]):
             structured array, N items long. An entry is a value, a list or a vector.
           timeout: seconds for the whole call, at most a day; None for the client's own.
           version: of the model; None for the one that has the client's ``label``, or the newest one that serves.
-          extra: "refuse" or "ignore" what is no feature of the model; None for the client's own.
+          extra: "refuse" or "ignore" names that are not features of the model; None for the client's own.
 
         Returns:
           Scores by task, float32 [N] in the order of the items.
@@ -83,7 +83,7 @@ class RankingClient(Calls[Blocking]):
     def score(
         self, rows: Any, timeout: float | None = None, version: int | None = None, *, extra: str | None = None
     ) -> dict[str, np.ndarray]:
-        """Scores of rows that each have a user, a context and an item of their own.
+        """Scores rows that each have their own user, context and item.
 
         Args:
           rows: every feature of the model, in any form that ``rank`` takes items in, B rows long.
@@ -107,29 +107,29 @@ class RankingClient(Calls[Blocking]):
         *,
         extra: str | None = None,
     ) -> Top:
-        """The best of one user's candidates.
+        """Returns the best of one user's candidates.
 
         Args:
           user: as in ``rank``.
           items: as in ``rank``.
-          by: a task; a weight for each of some tasks, whose weighted scores are added; or a function from scores by
-            task [N] to one number for each item.
-          k: how many; all where there are fewer.
+          by: a task; weights by task, whose weighted scores are added; or a function from scores by task [N] to one
+            number per item.
+          k: how many; all if there are fewer.
           timeout: as in ``rank``.
           version: as in ``rank``.
           extra: as in ``rank``.
 
         Returns:
-          Places among the items and what they were ranked by, the best first; of equal items the first one.
+          Positions in ``items`` and their ranking scores, the best first; among equal items the first one wins.
         """
         return run(self._top(user, items, by, k, timeout, version, extra))
 
     def metadata(self, timeout: float | None = None, version: int | None = None) -> ModelMetadata:
-        """What the served model takes and answers. Always asks the server, so it also tells whether one is there."""
+        """Returns features and tasks of the served model. Always asks the server, so it also tests the connection."""
         return run(self._metadata(timeout, version))
 
     def close(self) -> None:
-        """Ends calls in flight with CANCELLED and gives the connections back."""
+        """Ends calls in flight with CANCELLED and closes the connections."""
         self._transport.close()
 
     def __enter__(self) -> RankingClient:

@@ -1,4 +1,4 @@
-"""How much time a call has left."""
+"""The remaining time of a call."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Deadline:
     """``seconds`` from now.
 
     Raises:
-      TypeError: ``seconds`` is no number.
-      ValueError: it is not above 0 or more than a day.
+      TypeError: ``seconds`` is not a number.
+      ValueError: it is not above 0, or is more than a day.
     """
 
     def __init__(self, seconds: Any) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong: a request that does not fit the model, and a call that failed."""
+"""The errors: a request that does not fit the model, and a call that failed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import grpc
 
 
 class FeatureError(ValueError):
-    """A feature is missing, unknown, or has a value the model does not take. Raised before anything is sent."""
+    """A feature is missing, unknown, or has a value that the model does not take. Raised before a request is sent."""
 
 
 class RankingError(Exception):
@@ -14,8 +14,8 @@ class RankingError(Exception):
 
     Attributes:
       code: the gRPC status code.
-      details: what the server said, or what the client found wrong with its answer.
-      context: which call it was: server, model, number of attempts.
+      details: the server's text, or what is wrong with its answer.
+      context: server, model and number of attempts of the call.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str, context: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Features of a call, checked against what the model takes, to the tensors of a request."""
+"""Checks the features of a call against the model, and makes the tensors of a request."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def rank(
     Args:
       features: of the model.
       user: features of the user and the context.
-      items: a table of the others.
+      items: a table of the items' features.
       separators: by list feature: of lists that are written as text.
-      ignore_extra: leave out what is no feature of the model, or belongs to the other of the two.
+      ignore_extra: leave out names that are not features of the model, or that belong to the other argument.
 
     Returns:
       N, and arrays by feature as ``values.encode`` makes them.
@@ -92,7 +92,7 @@ def _encode_table(
     separators: Mapping[str, str],
     ignore_extra: bool,
 ) -> tuple[int, dict[str, np.ndarray]]:
-    """The number of rows and each feature's array; ``word`` is what errors call a row."""
+    """Returns the number of rows and each feature's array; ``word`` is the name of a row in errors."""
     columns = _columns(features, table, word, elsewhere, ignore_extra)
     arrays: dict[str, np.ndarray] = {}
     for name in sorted(features):
@@ -109,7 +109,7 @@ def _encode_table(
 def _columns(
     features: Mapping[str, Feature], table: Any, word: str, elsewhere: Mapping[str, str], ignore_extra: bool
 ) -> Mapping[str, Any]:
-    """A mapping, DataFrame, structured array or list of mappings as a mapping of columns with the right names."""
+    """Turns a mapping, DataFrame, structured array or list of mappings into a mapping of columns by feature."""
     if isinstance(table, Mapping):
         columns: Mapping[str, Any] = table
     elif isinstance(table, np.ndarray) and table.dtype.names:
@@ -132,7 +132,7 @@ def _columns(
 def _check_names(
     given: Iterable[Any], wanted: Collection[str], where: str, elsewhere: Mapping[str, str], ignore_extra: bool
 ) -> None:
-    """Raises FeatureError for missing and unknown names; ``elsewhere`` tells of names that belong to another place."""
+    """Raises FeatureError for missing and unknown names; ``elsewhere``: names that belong to the other argument."""
     given = list(given)
     problems = [f"'{name}' is missing" for name in sorted(set(wanted).difference(given))]
     for name in given:

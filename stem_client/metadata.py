@@ -1,4 +1,4 @@
-"""What a served model takes and answers, as it says itself (GetModelMetadata)."""
+"""The inputs and outputs of a served model, from GetModelMetadata."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tensor:
 
     Attributes:
       dtype: "int64", "string" or "float32".
-      shape: its dimensions; None for one that a request chooses.
+      shape: its dimensions; None for those that a request chooses.
     """
 
     dtype: str
@@ -50,8 +50,8 @@ class Feature:
       name: its name in a request.
       dtype: "int64", "string" or "float32".
       kind: "value", "list" (any number of values) or "vector".
-      length: of a vector; of a list where the model fixes it, else None.
-      per_item: whether ``rank`` takes it once for every item; otherwise it takes it once.
+      length: of a vector, or of a list if the model fixes it; else None.
+      per_item: whether ``rank`` takes it once per item; otherwise once per request.
     """
 
     name: str
@@ -70,21 +70,21 @@ class ModelMetadata:
     signatures: Mapping[str, Signature]
 
     def signature(self, name: str) -> Signature:
-        """Raises RankingError where the model has no such signature."""
+        """Returns the signature; raises RankingError if the model does not have it."""
         if name not in self.signatures:
             raise self._unfit(f"has no signature '{name}', it has {sorted(self.signatures)}")
         return self.signatures[name]
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks, of each of which a call returns scores. Raises RankingError as ``features``."""
+        """Names of the tasks; a call returns scores of each. Raises RankingError as ``features``."""
         return tuple(sorted(self.signature(SERVING_DEFAULT).outputs))
 
     @functools.cached_property
     def features(self) -> tuple[Feature, ...]:
-        """What ``serving_default`` takes: a value [B], list [B, L] or vector [B, n] of each feature.
+        """The inputs of ``serving_default``: a value [B], list [B, L] or vector [B, n] per feature.
 
-        Raises RankingError where the model was not exported by stem-tf.
+        Raises RankingError if stem-tf did not export the model.
         """
         ranked = self.signatures[RANK].inputs if RANK in self.signatures else {}
         features = []
@@ -97,7 +97,7 @@ class ModelMetadata:
             kind = "value" if len(tensor.shape) == 1 else "list" if length is None else "vector"
             if kind == "vector" and tensor.dtype != "float32":
                 kind = "list"
-            # [B, L] of one user and [B, N] of N items look alike: only the other signature tells them apart.
+            # A list [B, L] of one user and [B, N] of N items look alike; only the other signature tells them apart.
             per_item = name in ranked and len(ranked[name].shape) == len(tensor.shape) + 1
             features.append(Feature(name, tensor.dtype, kind, length, per_item))
         return tuple(features)
@@ -130,7 +130,7 @@ def parse(payload: bytes, asked: int | None) -> ModelMetadata:
     """The metadata in a GetModelMetadataResponse.
 
     Raises:
-      RankingError: it is not readable, or is not of the version that was ``asked`` for.
+      RankingError: it cannot be read, or is not of the version that was ``asked`` for.
     """
     response = answers.parse(protocol.GetModelMetadataResponse, payload)
     definitions = answers.parse(protocol.SignatureDefMap, response.metadata["signature_def"].value).signature_def
@@ -145,20 +145,20 @@ def parse(payload: bytes, asked: int | None) -> ModelMetadata:
 
 
 class Lock(Protocol):
-    """One holder at a time, of threads or of tasks."""
+    """A lock for threads or for tasks."""
 
     async def acquire(self, timeout: float) -> bool:
-        """Whether it was free within ``timeout`` seconds."""
+        """Takes the lock; False if it was not free within ``timeout`` seconds."""
 
     def release(self) -> None: ...
 
 
 class MetadataCache:
-    """Metadata by version, fetched when first needed, by one caller while the others wait for it.
+    """Metadata by version, fetched when first needed, by one caller while the others wait.
 
-    The server moves to another version when it likes, so that what is known may be out of date. Three things tell:
-    an answer names its version (``served``); the server refuses a request, or a request does not fit what is known
-    (``newer``). Servers of several versions may stand behind one address during a roll-out: versions already known are
+    The server may change to another version at any time, so the metadata may be out of date. The client notices this
+    when an answer names its version (``served``), when the server refuses a request, or when a request does not fit the
+    metadata (``newer``). During a roll-out, servers of several versions may be behind one address: known versions are
     not fetched again when answers alternate between them.
     """
 
@@ -167,42 +167,42 @@ class MetadataCache:
         self._lock = lock
         self._known: dict[int, ModelMetadata] = {}
         self._current: ModelMetadata | None = None
-        self._answered: int | None = None  # the version that answered last
+        self._answered: int | None = None  # the latest version that answered
         self._fetched_at = float("-inf")
 
     async def get(self, version: int | None, deadline: Deadline) -> ModelMetadata:
-        """Metadata of ``version``, or of the version the server serves (None)."""
+        """Returns the metadata of ``version``, or of the version that the server serves (None)."""
         found = self._lookup(version)
         if found is not None:
             return found
         answered = self._answered
         if version is None and answered is not None:
-            # By its number: behind several addresses another server may say what it serves.
+            # By number, because another of several servers may answer this.
             try:
                 self._current = await self._load(answered, deadline, self._lookup)
                 return self._current
             except RankingError as error:
                 if error.code is not grpc.StatusCode.NOT_FOUND:
                     raise
-                self._answered = None  # gone again
+                self._answered = None  # it is gone again
         return await self._load(version, deadline, self._lookup)
 
     async def fetch(self, version: int | None, deadline: Deadline) -> ModelMetadata:
-        """The same, from the server in any case."""
+        """The same, always from the server."""
         return await self._load(version, deadline, lambda _: None)
 
     def known(self, version: int) -> ModelMetadata | None:
-        """Metadata of ``version`` where it has been fetched."""
+        """Returns the metadata of ``version`` if it was fetched."""
         return self._known.get(version)
 
     def served(self, answered: int) -> None:
-        """Version ``answered`` has answered a request that asked for none."""
+        """Notes that version ``answered`` has answered a request that named no version."""
         self._answered, self._current = answered, self._known.get(answered)
 
     async def newer(
         self, used: ModelMetadata, asked: int | None, deadline: Deadline, min_age: float = 0.0
     ) -> ModelMetadata | None:
-        """Fetches again. None where the signatures are still those of ``used``.
+        """Fetches again. Returns None if the signatures are still those of ``used``.
 
         Also None, without fetching, within ``min_age`` seconds of the last fetch.
         """

@@ -1,9 +1,9 @@
 """The messages of TensorFlow Serving that a ranking call needs, without TensorFlow.
 
-Only method paths and field numbers count on the wire, not the names of messages. So these have TensorFlow Serving's
-field numbers but a package name and a descriptor pool of their own: they meet neither TensorFlow's messages nor
-protobuf's in a process that has loaded those too. Classes are built from a descriptor when this module is imported,
-because generated code is tied to one major version of protobuf.
+On the wire only method paths and field numbers matter, not the names of messages. So these messages have TensorFlow
+Serving's field numbers but their own package name and descriptor pool, and do not collide with TensorFlow's messages in
+the same process. The classes are built from a descriptor when this module is imported, because generated code works
+with only one major version of protobuf.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MESSAGES = {
     "TensorInfo": ["name = 1 string", "dtype = 2 int32", "tensor_shape = 3 TensorShapeProto"],
     "SignatureDef": ["inputs = 1 map TensorInfo", "outputs = 2 map TensorInfo", "method_name = 3 string"],
     # tensorflow.serving
-    # version and version_label are one of two there; the client never sends both.
+    # version and version_label are a oneof there; the client never sends both.
     "ModelSpec": [
         "name = 1 string",
         "version = 2 Int64Value",

@@ -18,8 +18,8 @@ class Top(NamedTuple):
     """The best items, the best one first.
 
     Attributes:
-      indices: int64 [k], places of the items as they were given.
-      scores: float64 [k], by which they were ranked.
+      indices: int64 [k], positions among the given items.
+      scores: float64 [k], the ranking scores.
     """
 
     indices: np.ndarray
@@ -27,11 +27,11 @@ class Top(NamedTuple):
 
 
 def check(k: Any, by: Any) -> int:
-    """``k`` as an int.
+    """Checks ``k`` and ``by``; returns ``k`` as an int.
 
     Raises:
-      TypeError: ``k`` is no integer, or nothing can be ranked by ``by``.
-      ValueError: ``k`` is less than 1, or weights that are no finite numbers.
+      TypeError: ``k`` is not an integer, or ``by`` is of no known kind.
+      ValueError: ``k`` is less than 1, or a weight is not finite.
     """
     if isinstance(k, bool) or not hasattr(k, "__index__"):
         raise TypeError(f"k is {k!r} ({type(k).__name__}); a number of items is expected")
@@ -49,18 +49,18 @@ def check(k: Any, by: Any) -> int:
 
 
 def best(scores: Mapping[str, np.ndarray], by: By, k: int) -> Top:
-    """The ``k`` best items; of equal ones the first.
+    """Returns the ``k`` best items; among equal ones the first wins.
 
     Args:
       scores: [N] by task.
       by: see `By`.
-      k: how many; all where there are fewer.
+      k: how many; all if there are fewer.
 
     Raises:
-      ValueError: ``by`` names no task of the model, or a function gives not one number for each item.
+      ValueError: ``by`` names no task of the model, or a function does not return one number per item.
     """
     values = _values(scores, by)
-    # Of equal values argsort takes the first, in ascending order: so of the negated ones.
+    # A stable argsort keeps equal values in order, but sorts ascending: so the values are negated.
     indices = np.argsort(-values, kind="stable")[:k]
     return Top(indices, values[indices])
 

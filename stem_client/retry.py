@@ -1,4 +1,4 @@
-"""When a failed call is tried again."""
+"""Rules for retries of failed calls."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _NOT_LOADED = "Servable not found for request"
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Calls that another attempt may help are tried again, within their deadline.
+    """Repeats failed calls that may succeed at another attempt, within their deadline.
 
-    These are: UNAVAILABLE and RESOURCE_EXHAUSTED; CANCELLED where neither the caller nor ``close()`` cancelled; and
-    NOT_FOUND of a replica that has not loaded the model or the version, which is asked of as many replicas as there are
-    addresses, and of two where there is one address.
+    These are: UNAVAILABLE and RESOURCE_EXHAUSTED; CANCELLED if neither the caller nor ``close()`` cancelled; and
+    NOT_FOUND of a replica that has not loaded the model or the version, which is tried once per address, or twice if
+    there is one address.
 
     Attempt k + 1 comes after a random time between 0 and min(max_backoff, first_backoff * 2^(k - 1)) seconds.
 
     Attributes:
-      attempts: at most so many in all; 1 never tries again.
+      attempts: the largest number in all; 1 never retries.
       first_backoff: see above.
       max_backoff: see above.
-      budget: a bucket of so many tokens, shared by all calls of a client. A retry or a hedge takes one; without one the
-        call fails at once, so that clients do not multiply the load of a server in trouble.
-      refill: tokens a successful call puts back: the share of calls that may be retries for ever.
+      budget: size of a bucket of tokens that all calls of a client share. A retry or a hedge takes one. Without a token
+        the call fails at once, so that clients do not multiply the load of a server in trouble.
+      refill: tokens that a successful call adds: in the long run, the largest share of calls that may be retries.
     """
 
     attempts: int = 4
@@ -45,14 +45,14 @@ class RetryPolicy:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it should be 0 or more")
 
     def backoff(self, attempt: int) -> float:
-        """Seconds to wait after attempt 1, 2, ..."""
+        """Returns the seconds to wait after attempt 1, 2, ..."""
         return random.uniform(0, min(self.max_backoff, self.first_backoff * 2.0 ** min(attempt - 1, 60)))
 
     def may_help(self, code: grpc.StatusCode, details: str, attempt: int, addresses: int) -> bool:
-        """Whether another attempt may succeed after this one, 1, 2, ... failed."""
+        """Whether another attempt may succeed after attempt 1, 2, ... failed."""
         if code is grpc.StatusCode.NOT_FOUND and details.startswith(_NOT_LOADED):
             return attempt < min(self.attempts, max(2, addresses))
-        # A message over a size limit is RESOURCE_EXHAUSTED too, but stays so.
+        # A message over a size limit is RESOURCE_EXHAUSTED too, but a retry would not help.
         return code in _CODES and "larger than max" not in details and attempt < self.attempts
 
 
@@ -69,7 +69,7 @@ class Budget:
             self._tokens = min(self._capacity, self._tokens + self._refill)
 
     def take(self) -> bool:
-        """Takes the token of one retry if there is one."""
+        """Takes the token of one retry; False if there is none."""
         with self._lock:
             if self._tokens < 1:
                 return False

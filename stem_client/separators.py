@@ -1,4 +1,4 @@
-"""A list that is written as one text, as conversion reads it."""
+"""Splits a list that is written as one text, as conversion does."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _ROUNDED = 2**53
 
 
 class NotAnInteger(ValueError):
-    """A piece of a text, which should be an integer."""
+    """A piece of a text is not an integer."""
 
 
 def split(text: str, separator: str, dtype: str) -> list[Any]:
-    """The values of a text, in its order; None for pieces without anything in them.
+    """Returns the values of a text in order; None for empty pieces.
 
-    Spaces around separators are kept in strings and mean nothing around integers. A separator of several characters
-    may have lost its spaces at the ends of the text: "a, b," is a and b.
+    Spaces around separators are kept in strings and ignored around integers. A separator of several characters may
+    lack its spaces at the ends of the text: "a, b," is a and b.
 
     Args:
       text: as in a column of the log.
@@ -45,8 +45,8 @@ def _integer(piece: str) -> int:
         return number - 2**64 if number >= 2**63 else number
     match = _INTEGER.fullmatch(digits)
     if match is not None:
-        number = int(match[1][:4000])  # Python reads no longer ones, and they are beyond int64
-        # Written as a float it may have been rounded.
+        number = int(match[1][:4000])  # Python does not read longer ones, and they are beyond int64
+        # It is written as a float, and may have been rounded.
         if -(2**63) <= number < 2**63 and (match[2] is None or abs(number) <= _ROUNDED):
             return number
     raise NotAnInteger(piece)

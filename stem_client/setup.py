@@ -1,6 +1,6 @@
-"""Packaging of stem-tf-client, the wheel of this folder alone: a ranking service needs no TensorFlow.
+"""Packaging of stem-tf-client, the wheel of this folder: a ranking service needs no TensorFlow.
 
-LICENSE, NOTICE and version.py are links into the tree above; archives and wheels get what they lead to.
+LICENSE, NOTICE and version.py are links to files above this folder; archives and wheels contain the files.
 """
 
 import re
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def version() -> str:
-    """The version, read as text: importing the package would need what is being installed."""
+    """The version, read as text, because the package cannot be imported before it is installed."""
     match = re.search(r'^__version__ = "(.+)"$', (HERE / "version.py").read_text(encoding="utf-8"), re.MULTILINE)
     if match is None:
         raise ValueError('version.py has no line __version__ = "..."')
@@ -41,7 +41,7 @@ setup(
     cmdclass={"build_py": BuildPackage},
     package_data={"stem_client": ["py.typed"]},
     python_requires=">=3.10",
-    # tools/client_matrix.sh tries both ends of these ranges.
+    # tools/client_matrix.sh tests both ends of these ranges.
     install_requires=["numpy>=1.23", "grpcio>=1.50", "protobuf>=4.22,<8"],
     classifiers=[
         "Operating System :: OS Independent",

@@ -1,7 +1,7 @@
-"""Sending and waiting: what differs between threads and an event loop.
+"""Sending and waiting, which differ between threads and an event loop.
 
-Everything else of a call is written once, as coroutines over a `Transport` (`calls.py`). `Blocking` waits where an
-event loop would suspend, so that coroutines over it run to their end in one step: `run`.
+The rest of a call is written once, as coroutines over a `Transport` (`calls.py`). `Blocking` waits where an event loop
+would suspend, so a coroutine over it runs to its end in one step (`run`).
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ _Result = TypeVar("_Result")
 
 
 class Attempt(Protocol):
-    """A call that is under way."""
+    """A running call."""
 
     def done(self) -> bool: ...
 
     def result(self) -> bytes:
-        """Of one that is done; raises grpc.RpcError."""
+        """The result of a finished call; raises grpc.RpcError."""
 
     def cancel(self) -> Any: ...
 
 
 class Transport(Protocol):
-    """A channel to each of several addresses, and waiting."""
+    """Channels to one or several addresses, and waiting."""
 
     lock: Lock
 
     def check(self) -> None:
-        """Raises ValueError where no call can be made: closed, or of another process or event loop."""
+        """Raises ValueError if no call can be made: closed, or of another process or event loop."""
 
     async def call(self, place: int, method: str, payload: bytes, timeout: float) -> bytes:
-        """The answer of the address at ``place``. Raises grpc.RpcError."""
+        """Calls the address at ``place`` and returns its answer; raises grpc.RpcError."""
 
     def start(self, place: int, method: str, payload: bytes, timeout: float) -> Attempt:
-        """The same, not waited for."""
+        """Starts the same call without waiting."""
 
     async def first(self, attempts: Sequence[Attempt], timeout: float | None) -> Attempt | None:
-        """One that is done; None where there is none within ``timeout`` seconds."""
+        """Returns a finished one; None if none finishes within ``timeout`` seconds."""
 
     async def sleep(self, seconds: float) -> bool:
-        """Whether the client is still open afterwards; ``close`` ends the sleep."""
+        """Sleeps; returns whether the client is still open. ``close`` ends the sleep."""
 
 
 def run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
-    """The result of a coroutine over `Blocking`, which never suspends."""
+    """Runs a coroutine over `Blocking`, which never suspends, and returns its result."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -72,7 +72,7 @@ def connect(
     credentials: grpc.ChannelCredentials | None,
     options: Sequence[tuple[str, Any]],
 ) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Channels of ``grpc`` or ``grpc.aio``, one a target, and the methods of each by name."""
+    """Opens channels of ``grpc`` or ``grpc.aio``, one per target; returns them and the methods of each by name."""
     if credentials is None:
         channels = [library.insecure_channel(target, options) for target in targets]
     else:
@@ -81,7 +81,7 @@ def connect(
 
 
 class ThreadLock:
-    """A lock of threads."""
+    """A lock for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -94,7 +94,7 @@ class ThreadLock:
 
 
 class Blocking:
-    """A transport for threads: waiting holds the calling thread."""
+    """A transport for threads: waiting blocks the calling thread."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Blocking:
     async def call(self, place: int, method: str, payload: bytes, timeout: float) -> bytes:
         try:
             answer: bytes = self._methods[place][method](payload, timeout=timeout)
-        except ValueError as error:  # gRPC's own: closed since the check
+        except ValueError as error:  # raised by gRPC: closed since the check
             raise ValueError(CLOSED) from error
         return answer
 

@@ -1,10 +1,10 @@
-"""Values as a service has them, to the arrays a model takes. Nothing is changed on the way that could be a mistake.
+"""Converts the values of a service to the arrays that a model takes. Possible mistakes are refused, not converted.
 
-    int64    integers, and floats that are one (a pandas column with missing values holds those)
+    int64    integers, and floats that are whole numbers (as in a pandas column with missing values)
     string   str (as UTF-8) and bytes
     float32  numbers that are finite in float32
 
-A missing value (None, NaN, pandas.NA) is the model's empty value: -2^63, b"" or NaN. A list may be one text where its
+A missing value (None, NaN, pandas.NA) becomes the model's empty value: -2^63, b"" or NaN. A list may be one text if its
 separator is known.
 """
 
@@ -25,13 +25,13 @@ from stem_client.metadata import Feature
 
 _EMPTY: dict[str, Any] = {"int64": -(2**63), "string": b"", "float32": float("nan")}
 _ARRAYS = {"int64": np.int64, "string": np.object_, "float32": np.float32}
-# From here on floats of so many bytes skip integers, so that a float does not tell which one was meant.
+# From these numbers on, floats of that many bytes skip integers, so the meant integer is unknown.
 _INEXACT = {2: 11, 4: 24, 8: 53}
 _PYTHON_FLOAT = 8
 
 
 class _Wrong(Exception):
-    """What is wrong, and where: at a row, at a place in the values of all rows, or (neither) with the whole."""
+    """What is wrong, and where: at a row, at a place in the values of all rows, or (neither) in general."""
 
     def __init__(self, reason: str, *, row: int | None = None, flat: int | None = None) -> None:
         super().__init__(reason)
@@ -39,17 +39,17 @@ class _Wrong(Exception):
 
 
 def encode(feature: Feature, values: Any, label: str, row_word: str | None, separator: str | None = None) -> np.ndarray:
-    """One row for each of ``values``.
+    """Returns an array with one row for each of ``values``.
 
     Args:
       feature: what the model takes.
-      values: a sequence, an array or a pandas Series, one entry a row.
-      label: how errors call the feature: "item feature 'length'".
-      row_word: how they call a row: "item"; None when there is only one row.
-      separator: of a list that is written as text; None where it is not.
+      values: a sequence, an array or a pandas Series, one entry per row.
+      label: the name of the feature in errors: "item feature 'length'".
+      row_word: the name of a row in errors: "item"; None if there is only one row.
+      separator: of a list that is written as text, or None.
 
     Returns:
-      int64, float32 or (strings) bytes objects; [rows] for a value, [rows, L] for a list, [rows, n] for a vector.
+      int64, float32 or (for strings) bytes objects; [rows] for a value, [rows, L] for a list, [rows, n] for a vector.
 
     Raises:
       FeatureError: naming feature, row and element.
@@ -81,7 +81,7 @@ def encode(feature: Feature, values: Any, label: str, row_word: str | None, sepa
 
 
 def _sequence(values: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
-    """A list of Python objects, or an array of bools, numbers or strings that has dimensions."""
+    """Turns values into a list of Python objects, or an array of bools, numbers or strings."""
     if isinstance(values, list | tuple):
         return values
     if isinstance(values, np.ndarray) and hasattr(values, "mask"):
@@ -104,7 +104,7 @@ def _sequence(values: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
 
 
 def _flatten(feature: Feature, rows: Iterable[Any], separator: str | None) -> tuple[Any, np.ndarray]:
-    """The values of all rows one after the other, and how many each row has; of a vector as many as the model takes."""
+    """Returns the values of all rows in one sequence, and the number per row; for a vector, the model's length."""
     if separator is not None and isinstance(rows, np.ndarray) and rows.ndim == 1:
         rows = rows.tolist()  # of texts
     if isinstance(rows, np.ndarray):
@@ -125,7 +125,7 @@ def _flatten(feature: Feature, rows: Iterable[Any], separator: str | None) -> tu
 
 
 def _part(feature: Feature, row: Any, number: int, separator: str | None) -> Sequence[Any]:
-    """The values of one row: none for a missing list, NaN for each element of a missing vector."""
+    """The values of one row: none for a missing list, NaNs for a missing vector."""
     if _missing(row):
         return [None] * (feature.length or 0) if feature.kind == "vector" else []
     try:
@@ -151,7 +151,7 @@ def _split(feature: Feature, text: str | bytes, separator: str) -> list[Any]:
 
 
 def _first(feature: Feature, flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[rows, length] as conversion keeps lists: the first values that are not empty; the empty value fills up."""
+    """[rows, length] as in conversion: the first values that are not empty, filled up with the empty value."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     kept = np.flatnonzero(flat != _EMPTY[feature.dtype])
     flat, rows = flat[kept], rows[kept]
@@ -163,14 +163,14 @@ def _first(feature: Feature, flat: np.ndarray, lengths: np.ndarray) -> np.ndarra
 
 
 def _pad(feature: Feature, flat: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """[rows, L] with the empty value after each row's own; L is at least 1."""
+    """[rows, L]: each row's values, filled up with the empty value; L is at least 1."""
     width = feature.length or max(1, int(lengths.max(initial=0)))
     padded = np.full((len(lengths), width), _EMPTY[feature.dtype], _ARRAYS[feature.dtype])
     padded[np.arange(width) < lengths[:, None]] = flat
     return padded
 
 
-# Flat values to an array. A whole list or array at once where its types allow; else one by one, to find the wrong one.
+# Flat values to an array: all at once if the types allow it, else one by one, to find the wrong one.
 
 
 def _each(values: Any, convert: Callable[[Any], Any], dtype: str) -> np.ndarray:
@@ -229,12 +229,12 @@ def _one_int64(value: Any) -> int:
 
 
 def _inexact(size: int) -> float:
-    """Where floats of ``size`` bytes begin to skip integers; wider ones than Python's are held to Python's."""
+    """The number from which floats of ``size`` bytes skip integers; wider floats than Python's count as Python's."""
     return 2.0 ** _INEXACT[min(size, _PYTHON_FLOAT)]
 
 
 def _one_by_one(values: np.ndarray) -> list[Any]:
-    """Python's own values, but floats as they are: how wide they are tells which integers they hold."""
+    """Converts to Python's values, but keeps floats, because their width decides which integers they can hold."""
     return list(values) if values.dtype.kind == "f" else values.tolist()
 
 
@@ -265,7 +265,7 @@ def _one_float32(value: Any) -> np.float32:
     if _missing(value):
         return np.float32("nan")
     value = _plain(value)
-    # Decimal and Fraction have __float__; so have numpy's dates, which _plain left as they are.
+    # Decimal and Fraction have __float__; numpy's dates, which _plain leaves as they are, have it too.
     number = hasattr(value, "__float__") or hasattr(value, "__index__")
     if not number or isinstance(value, bool | str | bytes | complex | np.generic | np.ndarray):
         raise _Wrong(f"is {_show(value)}; the model takes float32")
@@ -309,7 +309,7 @@ _CONVERT: dict[str, Callable[[Any], np.ndarray]] = {"int64": _int64, "string": _
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy's as Python has it; anything else as it is."""
+    """Turns a numpy number into Python's; returns anything else as it is."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return value.item() if value.dtype.kind in "biuf" else value
     return value
@@ -320,7 +320,7 @@ def _missing(value: Any) -> bool:
         return bool(value != value)
     if value is None:
         return True
-    pandas = sys.modules.get("pandas")  # who has no pandas has no pandas.NA
+    pandas = sys.modules.get("pandas")  # without pandas there is no pandas.NA
     return pandas is not None and value is getattr(pandas, "NA", None)
 
 
