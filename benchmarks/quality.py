@@ -175,7 +175,7 @@ def _replay(l2: float) -> list[dict[str, Any]]:
     import tensorflow as tf
 
     from stem_tf.layers.distinct import deduplicate
-    from stem_tf.layers.embedding import Embeddings
+    from stem_tf.layers.embedding import Embeddings, Field
     from stem_tf.layers.parts import Parts
     from stem_tf.layers.transforms import InputTransform
     from stem_tf.models.base import RankingModel, Training
@@ -188,7 +188,8 @@ def _replay(l2: float) -> list[dict[str, Any]]:
     features = tuple(Feature(name, "categorical", "user", name, "int64") for name in names)
     tasks = tuple(Task(name, Label(name)) for name in ("cart", "buy"))
     network = STEMNet([task.name for task in tasks], Parts(expert_units=(64, 32), gate_units=(), tower_units=(32,)))
-    embeddings = Embeddings(features, dict.fromkeys(names, ids), 16, network.tables, names)
+    fields = [Field(name, rows=ids) for name in names]
+    embeddings = Embeddings(fields, 16, network.tables, train_tables=False)
     model = RankingModel(tasks, InputTransform(features, {}), embeddings, network)
     model.build_weights()
     schedule = Schedule(1e-3, "cosine", warmup_steps=100, decay_steps=_STEPS.value, final_fraction=0.1)
@@ -197,7 +198,7 @@ def _replay(l2: float) -> list[dict[str, Any]]:
     optimizers = {"dense": model.table_optimizers[0]}
     for mode in _MODES.value:
         if mode != "dense":
-            copy = Embeddings(features, dict.fromkeys(names, ids), 16, network.tables, names).groups[0]
+            copy = Embeddings(fields, 16, network.tables, train_tables=False).groups[0]
             copy.table.assign(packed.table)
             optimizers[mode] = TABLE_OPTIMIZERS[mode](copy, l2, schedule, clips=True)
     clip_norm = tf.Variable(1e9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
@@ -20,23 +19,17 @@ def summary(model: RankingModel) -> str:
 
 def _tables(model: RankingModel) -> str:
     cells, total, total_bytes = [], 0, 0
+    kinds = {feature.name: feature.kind for feature in model.inputs.features}
     for group in model.embeddings.groups:
-        for feature in group.order:
-            looked_up = feature in (*group.single, *group.bags)
-            rows = _ids(group, feature.name) if looked_up else feature.length or 1
+        for field in group.order:
+            rows = field.rows or field.length or 1
             size = rows * group.width * 4
             total, total_bytes = total + rows, total_bytes + size
             tables = str(len(group.tables))
-            cells.append([feature.name, feature.kind, f"{rows:,}", tables, str(group.dim), _bytes(size), ""])
+            cells.append([field.name, kinds[field.name], f"{rows:,}", tables, str(group.dim), _bytes(size), ""])
     cells.append(["all", "", f"{total:,}", "", "", _bytes(total_bytes), ""])
     names = ", ".join(model.embeddings.tables)
     return f"tables: {names}\n" + report.table(["feature", "kind", "rows", "tables", "width", "bytes", ""], cells)
-
-
-def _ids(group: Any, feature: str) -> int:
-    """Rows of a feature in a packed table."""
-    following = [offset for offset in group.offsets.values() if offset > group.offsets[feature]]
-    return int(min(following, default=group.rows) - group.offsets[feature])
 
 
 def _bytes(size: float) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import tensorflow as tf
 
 from pipelines.manifest import Manifest
-from pipelines.schema import Schema
+from pipelines.schema import Feature, Schema
 from stem_tf import configs
-from stem_tf.layers.embedding import Embeddings
+from stem_tf.layers.embedding import Embeddings, Field
 from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.base import RankingModel, Training
@@ -74,17 +74,12 @@ def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingM
     schema, options = manifest.schema, config.model
     configs.check_names(config, schema.task_names, [feature.name for feature in schema.features])
     constants = {f.name: manifest.constants(f.name) for f in schema.features if f.kind == "numeric"}
-    num_ids = {
-        f.name: manifest.num_ids(f.name)
-        for f in schema.features
-        if f.kind in ("categorical", "multivalent") or f.bucketised
-    }
     random.seed(config.seed)  # of the initial weights: see stem_tf.layers.initializers
     with precision(config.train.precision):
         network = build_network(config, schema)
-    embeddings = Embeddings(
-        schema.features, num_ids, options.dim, network.tables, _specific(config, schema), options.init_std
-    )
+    fields = [_field(feature, manifest) for feature in schema.features]
+    specific = _specific(config, schema)
+    embeddings = Embeddings(fields, options.dim, network.tables, specific, options.init_std, train_tables=False)
     inputs = InputTransform(schema.features, constants)
     model = RankingModel(schema.tasks, inputs, embeddings, network, options.embedding_dropout, manifest.label_scales)
     model.build_weights()
@@ -118,6 +113,13 @@ def build_network(config: Any, schema: Schema) -> Network:
             f"{', '.join(regressions)} should be predicted as a value"
         )
     return NETWORKS[name](schema.task_names, Parts(**parts, fields=len(schema.features)), **hyper)
+
+
+def _field(feature: Feature, manifest: Manifest) -> Field:
+    """What the tables hold for a feature: a bucketised one is looked up by its bucket's id."""
+    kind = "categorical" if feature.bucketised else feature.kind
+    rows = manifest.num_ids(feature.name) if kind in ("categorical", "multivalent") else 0
+    return Field(feature.name, kind, rows, feature.dim, feature.pooling, feature.length)
 
 
 def _specific(config: Any, schema: Schema) -> list[str]:

@@ -7,13 +7,12 @@ import pytest
 import tensorflow as tf
 
 from export import tables
-from pipelines.schema import Feature
-from stem_tf.layers.embedding import PackedTable
+from stem_tf.layers.embedding import Field, PackedTable
 
 
 def group(rows: int = 7) -> PackedTable:
     """Three tables whose sizes differ by orders of magnitude; row 2 is zeros."""
-    made = PackedTable([Feature("f", "categorical", "user", "f", "int64")], {"f": rows}, 4, ["a", "b", "shared"], 1.0)
+    made = PackedTable([Field("f", rows=rows)], 4, ["a", "b", "shared"], 1.0, train_tables=False)
     values = np.random.default_rng(0).normal(size=(rows, 3, 4)) * np.array([1e-4, 1.0, 1e3])[:, None]
     values[2] = 0
     made.table.assign(values.reshape(rows, 12))

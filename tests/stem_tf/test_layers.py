@@ -10,21 +10,21 @@ from pipelines.manifest import Constants
 from pipelines.schema import Feature
 from stem_tf.layers import distinct
 from stem_tf.layers.distinct import deduplicate, deduplicate_static
-from stem_tf.layers.embedding import SHARED, Embeddings
+from stem_tf.layers.embedding import SHARED, Embeddings, Field
 from stem_tf.layers.gate import Gate, mixture, observe
 from stem_tf.layers.mlp import MLP
 from stem_tf.layers.sides import Sides
 from stem_tf.layers.transforms import InputTransform
 
-USER = Feature("user", "categorical", "user", "user", "int64")
-ITEM = Feature("item", "categorical", "item", "item", "int64")
-TAGS = Feature("tags", "multivalent", "item", "tags", "string", max_length=3)
-LENGTH = Feature("length", "numeric", "item", "length", "float32")
-IMAGE = Feature("image", "dense", "item", "image", "float32", length=2)
+USER = Field("user", rows=4)
+ITEM = Field("item", rows=3)
+TAGS = Field("tags", "multivalent", rows=5)
+LENGTH = Field("length", "numeric")
+IMAGE = Field("image", "dense", length=2)
 
 
 def test_packed_row_holds_every_table() -> None:
-    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a", SHARED], ["user", "item"])
+    embeddings = Embeddings((USER, ITEM), 2, ["task:a", SHARED])
     (group,) = embeddings.groups
     group.table.assign(tf.reshape(tf.range(28.0), [7, 4]))  # row r: [4r, 4r+1 | 4r+2, 4r+3]
     h = embeddings({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
@@ -33,14 +33,14 @@ def test_packed_row_holds_every_table() -> None:
 
 
 def test_ids_are_places_in_the_packed_table() -> None:
-    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a", SHARED], ["user", "item"])
+    embeddings = Embeddings((USER, ITEM), 2, ["task:a", SHARED])
     (ids,) = embeddings.ids({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
     assert ids is not None
     np.testing.assert_array_equal(ids, [1, 6, 3, 4, 1, 4])
 
 
 def test_a_feature_outside_f_stands_with_its_shared_embedding() -> None:
-    embeddings = Embeddings((USER, ITEM), {"user": 4, "item": 3}, 2, ["task:a", SHARED], ["user"])
+    embeddings = Embeddings((USER, ITEM), 2, ["task:a", SHARED], ["user"])
     assert [group.width for group in embeddings.groups] == [4, 2]
     h = embeddings({"user": tf.constant([1]), "item": tf.constant([2])})
     np.testing.assert_array_equal(h["task:a"][:, 2:], h[SHARED][:, 2:])
@@ -48,23 +48,23 @@ def test_a_feature_outside_f_stands_with_its_shared_embedding() -> None:
 
 
 def test_features_of_several_widths() -> None:
-    wide = Feature("wide", "categorical", "user", "wide", "int64", dim=5)
-    embeddings = Embeddings((USER, wide), {"user": 4, "wide": 3}, 2, ["task:a", SHARED], ["user", "wide"])
+    wide = Field("wide", rows=3, dim=5)
+    embeddings = Embeddings((USER, wide), 2, ["task:a", SHARED])
     h = embeddings({"user": tf.constant([1]), "wide": tf.constant([2])})
     assert {table: tuple(e.shape) for table, e in h.items()} == {"task:a": (1, 7), SHARED: (1, 7)}
 
 
 @pytest.mark.parametrize(("pooling", "expected"), [("sum", [[3.0], [5.0], [0.0]]), ("mean", [[1.5], [5.0], [0.0]])])
 def test_multivalent_pooling_skips_padding(pooling: str, expected: list) -> None:
-    tags = Feature("tags", "multivalent", "item", "tags", "string", max_length=2, pooling=pooling)  # type: ignore[arg-type]
-    embeddings = Embeddings((tags,), {"tags": 4}, 1, [SHARED], [])
+    tags = Field("tags", "multivalent", rows=4, pooling=pooling)  # type: ignore[arg-type]
+    embeddings = Embeddings((tags,), 1)
     embeddings.groups[0].table.assign([[100.0], [1.0], [2.0], [5.0]])
     h = embeddings({"tags": tf.constant([[1, 2], [3, 0], [0, 0]])})
     np.testing.assert_allclose(h[SHARED], expected)
 
 
 def test_numeric_and_dense_features_are_values_times_learned_vectors() -> None:
-    embeddings = Embeddings((LENGTH, IMAGE, USER), {"user": 3}, 2, ["task:a", SHARED], ["length", "image", "user"])
+    embeddings = Embeddings((LENGTH, IMAGE, Field("user", rows=3)), 2, ["task:a", SHARED])
     (group,) = embeddings.groups
     group.numeric_kernel.assign([[1.0, 2.0, 3.0, 4.0]])
     group.dense_kernels[0].assign([[1.0, 0.0, 2.0, 0.0], [0.0, 1.0, 0.0, 2.0]])
@@ -137,14 +137,16 @@ def test_buckets_count_the_boundaries_at_or_below() -> None:
 
 
 def test_a_missing_dense_vector_is_zero() -> None:
-    transform = InputTransform((IMAGE,), {})
+    image = Feature("image", "dense", "item", "image", "float32", length=2)
+    transform = InputTransform((image,), {})
     np.testing.assert_array_equal(transform({"image": tf.constant([[1.0, np.nan]])})["image"], [[1.0, 0.0]])
 
 
 def test_transforms_stay_float32_under_bfloat16() -> None:
     tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        layers = InputTransform((LENGTH,), {"length": Constants()}), Embeddings((LENGTH,), {}, 2, [SHARED], [])
+        length = Feature("length", "numeric", "item", "length", "float32")
+        layers = InputTransform((length,), {"length": Constants()}), Embeddings((LENGTH,), 2)
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
     assert layers[1](layers[0]({"length": tf.constant([1.0])}))[SHARED].dtype == tf.float32
@@ -210,7 +212,7 @@ def test_mixture_by_hand() -> None:
 
 def test_a_side_alone_is_its_columns_of_the_whole() -> None:
     features = (LENGTH, ITEM, TAGS, IMAGE, USER)
-    embeddings = Embeddings(features, {"user": 4, "item": 3, "tags": 5}, 2, ["task:a", SHARED], ["user", "length"])
+    embeddings = Embeddings(features, 2, ["task:a", SHARED], ["user", "length"])
     inputs = {
         "user": tf.constant([1, 3]),
         "item": tf.constant([2, 0]),

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pipelines.manifest import LabelScale
 from pipelines.schema import Feature, Label, Task
-from stem_tf.layers.embedding import Embeddings
+from stem_tf.layers.embedding import Embeddings, Field
 from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.base import RankingModel, Training
@@ -44,7 +44,8 @@ def model(
 ) -> RankingModel:
     random.seed(0)
     network = STEMNet(["click", "time"], Parts(expert_units=(8,), gate_units=(4,), tower_units=(4,)))
-    embeddings = Embeddings(FEATURES, {"user": 20, "item": 30}, 3, network.tables, ["user"], init_std=0.1)
+    fields = [Field("user", rows=20), Field("item", rows=30)]
+    embeddings = Embeddings(fields, 3, network.tables, ["user"], init_std=0.1, train_tables=False)
     made = RankingModel(TASKS, InputTransform(FEATURES, {}), embeddings, network)
     made.build_weights()
     made.prepare_training(Training(schedule or Schedule(0.01), tables, l2, clip_norm=clip_norm, xla=xla))

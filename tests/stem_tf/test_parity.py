@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines.schema import Feature, Label, Task
-from stem_tf.layers.embedding import Embeddings
+from stem_tf.layers.embedding import Embeddings, Field
 from stem_tf.layers.mlp import MLP, Linear
 from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
@@ -46,8 +46,8 @@ class Reference:
         )
         make, self._network_pairs = MODELS[meta["model"]]
         network = make(names, parts, meta)
-        vocabularies = dict(zip(fields, meta["vocabs"], strict=True))
-        embeddings = Embeddings(features, vocabularies, meta["dim"], network.tables, fields)
+        tabled = [Field(name, rows=rows) for name, rows in zip(fields, meta["vocabs"], strict=True)]
+        embeddings = Embeddings(tabled, meta["dim"], network.tables, train_tables=False)
         tasks = tuple(Task(name, Label(name)) for name in names)
         self.model = RankingModel(tasks, InputTransform(features, {}), embeddings, network)
         self.model.build_weights()

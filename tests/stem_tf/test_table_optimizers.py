@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines.schema import Feature
-from stem_tf.layers.embedding import PackedTable
+from stem_tf.layers.embedding import Field, PackedTable
 from stem_tf.training.optimizers import Rate, Schedule
 from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS, TableOptimizer, stochastic_bfloat16
 
@@ -19,8 +18,9 @@ BATCHES = [[3, 1], [0, 3], [4, 2], [3, 5], [1, 0], [3, 4], [2, 6], [3, 1]]
 
 
 def made(tables: str, slots: str = "float32", l2: Any = L2) -> TableOptimizer:
-    user = Feature("user", "categorical", "user", "user", "int64")
-    return TABLE_OPTIMIZERS[tables](PackedTable([user], {"user": ROWS}, DIM, TABLES, 0.1), l2, SCHEDULE, slots)
+    return TABLE_OPTIMIZERS[tables](
+        PackedTable([Field("user", rows=ROWS)], DIM, TABLES, 0.1, train_tables=False), l2, SCHEDULE, slots
+    )
 
 
 def gradients() -> list[np.ndarray]:
@@ -86,8 +86,7 @@ def test_missed_steps_are_clipped_as_they_were() -> None:
     """Only the first row is read again; L2 of the others misses steps whose gradients were scaled down."""
 
     def table(name: str, clips: bool) -> np.ndarray:
-        user = Feature("user", "categorical", "user", "user", "int64")
-        packed = PackedTable([user], {"user": ROWS}, DIM, TABLES, 0.1)
+        packed = PackedTable([Field("user", rows=ROWS)], DIM, TABLES, 0.1, train_tables=False)
         packed.table.assign(tf.linspace(tf.fill([len(TABLES) * DIM], 0.05), tf.fill([len(TABLES) * DIM], 0.1), ROWS))
         optimizer = TABLE_OPTIMIZERS[name](packed, 1e-2, Schedule(1e-3), clips=clips)
         gradients = tf.fill([ROWS, len(TABLES) * DIM], 1e-3)
