@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.log.casts import EMPTY
 from pipelines.schema import Feature, Label, Schema, Task, Threshold
 from stem_tf import report
 
@@ -67,8 +68,7 @@ def _meaning(feature: Feature) -> str:
 def _example(feature: Feature, value: Any) -> str:
     """As one would write it in Python; the padding of a bag left out."""
     if feature.kind == "multivalent":
-        empty = b"" if feature.dtype == "string" else -(2**63)
-        return _short(repr([_python(v) for v in value if v != empty]))
+        return _short(repr([_python(v) for v in value if v != EMPTY[feature.dtype]]))
     return _short(repr(_python(value)))
 
 

@@ -7,7 +7,7 @@
     examples          examples [B], serialised tf.Example                          -> click [B]
 
 In ``rank`` user and context features come once a request, item features once a candidate. Empty values are
-``pipelines.log.casts.EMPTY_INT``, ``""`` and NaN.
+-2^63, ``""`` and NaN (``pipelines.log.casts.EMPTY``).
 
 L is the schema's ``max_length``: a list is filled up with the empty value to that length. Requests that a server joins
 are filled up by the server with a value of the request, so no axis but the candidates', whose scores are cut off, may
@@ -31,7 +31,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import tables, vocabulary_asset
-from pipelines.log.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
 from stem_tf.layers.sides import gather_share
@@ -39,9 +39,6 @@ from stem_tf.models.base import Predictor
 from stem_util import files
 
 Tensors = Mapping[str, tf.Tensor]
-
-EMPTY = {"int64": EMPTY_INT, "string": b"", "float32": float("nan")}
-"""The empty value by dtype: what a request sends for a missing one."""
 
 
 def shape(feature: Feature, lead: int) -> list[int | None]:
@@ -325,7 +322,7 @@ def _expected(feature: Feature, sizes: Sequence[int | None]) -> str:
     axes = ", ".join(next(free) if size is None else str(size) for size in sizes)
     text = f"feature {feature.name} should have shape [{axes}]"
     if feature.kind == "multivalent":
-        empty = "an empty string" if feature.dtype == "string" else str(EMPTY_INT)
+        empty = "an empty string" if feature.dtype == "string" else str(EMPTY["int64"])
         text += f": a list is filled up with the empty value ({empty}) to {feature.max_length}"
     elif feature.kind == "dense":
         text += f": a vector has {feature.length} elements"

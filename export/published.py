@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export import check, publish
+from export import publish
 from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from stem_util import files
 from stem_util.errors import JobError, UserError, message
 
 Arrays = Mapping[str, np.ndarray]
+Call = Callable[[Arrays], dict[str, np.ndarray]]
 
 
 def find(directory: Path) -> Path:
@@ -60,7 +61,7 @@ class Published:
             raise UserError(f"--model={self.directory} is not the version that was published: {why}")
         self.schema = schema_yaml.load(self.directory / "schema.yaml")
         self.tasks = self.schema.task_names
-        self._calls: dict[str, check.Call] = {}
+        self._calls: dict[str, Call] = {}
 
     @property
     def name(self) -> str:
@@ -68,7 +69,7 @@ class Published:
         tree = self._manifest()
         return f"{tree['model']} version {tree['version']}"
 
-    def signature(self, name: str) -> check.Call:
+    def signature(self, name: str) -> Call:
         """A function from tensors by feature to scores by task.
 
         Raises:
@@ -86,7 +87,7 @@ class Published:
                 tf.config.experimental.set_memory_growth(gpu, True)
             try:
                 with files.literal(self.directory) as path:
-                    self._calls = check.load(path)
+                    self._calls = _load(path)
             # Whatever a damaged directory raises: OpError, OSError, ValueError, DecodeError ...
             except Exception as error:
                 raise JobError(f"{self.directory} cannot be loaded: {_first_line(error)}") from error
@@ -107,6 +108,25 @@ class Published:
             if key not in tree:
                 raise UserError(f"{path} is damaged (it has no '{key}'); {way_out}")
         return tree
+
+
+def _load(directory: str) -> dict[str, Call]:
+    """The signatures of a SavedModel by name, as functions of arrays: in a TF1 session, as services open it."""
+    import tensorflow as tf
+
+    session = tf.compat.v1.Session(graph=tf.Graph())
+    with session.graph.as_default():
+        meta = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], directory)
+
+    def call(signature: Any) -> Call:
+        names = list(signature.inputs)
+        run = session.make_callable(
+            {task: info.name for task, info in signature.outputs.items()},
+            [signature.inputs[name].name for name in names],
+        )
+        return lambda arrays: run(*(arrays[name] for name in names))
+
+    return {key: call(signature) for key, signature in meta.signature_def.items() if signature.inputs}
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,10 @@ from pipelines.convert.raw_columns import kept_columns, kept_types
 from pipelines.convert.rows import Rows
 from pipelines.convert.split import GivenSplit
 from pipelines.log import casts, sniff, source
-from pipelines.log.casts import EMPTY_INT, Lists
+from pipelines.log.casts import EMPTY, Lists
 from pipelines.log.source import CsvOptions, Log
 from pipelines.schema import Schema
+from pipelines.tfrecord import Example
 
 
 def without_outcomes(schema: Schema) -> Schema:
@@ -78,13 +80,36 @@ def tensors(schema: Schema, rows: Rows) -> dict[str, np.ndarray]:
 def _values(array: pa.Array) -> np.ndarray:
     """int64, or bytes objects, with the empty value for nulls."""
     if pa.types.is_integer(array.type):
-        return casts.to_numpy(array.fill_null(EMPTY_INT))
-    return casts.to_numpy(array.cast(pa.binary()).fill_null(b""))
+        return casts.to_numpy(array.fill_null(EMPTY["int64"]))
+    return casts.to_numpy(array.cast(pa.binary()).fill_null(EMPTY["string"]))
 
 
 def _padded(lists: Lists, width: int) -> np.ndarray:
     values = _values(lists.values)
-    empty = b"" if values.dtype == object else EMPTY_INT
-    padded = np.full((len(lists.lengths), width), empty, values.dtype)
+    padded = np.full((len(lists.lengths), width), _empty(values), values.dtype)
     padded[np.arange(width) < lists.lengths[:, np.newaxis]] = values
     return padded
+
+
+def _empty(values: np.ndarray) -> Any:
+    """The empty value of int64 or bytes objects."""
+    return EMPTY["string" if values.dtype == object else "int64"]
+
+
+def examples(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The same rows ``[n]`` as serialised tf.Examples, bytes objects; empty values are left out."""
+
+    def message(row: int) -> bytes:
+        example = Example()
+        for name, values in arrays.items():
+            cells = np.atleast_1d(values[row])
+            if values.dtype.kind == "f":
+                kind, present = "float_list", [] if np.isnan(cells).all() else cells
+            else:
+                kind = "bytes_list" if values.dtype == object else "int64_list"
+                present = [cell for cell in cells if cell != _empty(values)]
+            if len(present):
+                getattr(example.features.feature[name], kind).value.extend(present)
+        return bytes(example.SerializeToString())
+
+    return np.array([message(row) for row in range(len(next(iter(arrays.values()))))], object)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 from tensorflow.python.ops.lookup_ops import TableInitializerBase  # not exported, yet what static tables are made for
 
-from pipelines.log.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY
 from pipelines.vocabulary import RARE_ID
 
 _COUNT_BYTES, _LENGTH_BYTES = 8, 4
@@ -33,7 +33,7 @@ def write(values: pa.ChunkedArray, path: Path) -> None:
     with open(path, "wb") as file:
         file.write(np.array([1 + len(values)], "<i8").tobytes())
         if pa.types.is_integer(values.type):
-            file.write(np.array([EMPTY_INT], "<i8").tobytes())
+            file.write(np.array([EMPTY["int64"]], "<i8").tobytes())
             for chunk in values.chunks:
                 file.write(chunk.to_numpy().astype("<i8", copy=False).tobytes())
             return

@@ -13,7 +13,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from export import check
+from export import raw
 from pipelines import tfrecord
 from pipelines.schema import Schema
 
@@ -24,7 +24,7 @@ CANDIDATES = (1, 50, 200)
 
 
 def write(path: Path, model: str, schema: Schema, rows: Mapping[str, np.ndarray], signatures: Sequence[str]) -> int:
-    """Writes a request a signature and number of candidates; returns how many.
+    """Writes one request per signature and number of candidates; returns how many.
 
     Args:
       path: of the TFRecord file of PredictionLog.
@@ -41,7 +41,7 @@ def write(path: Path, model: str, schema: Schema, rows: Mapping[str, np.ndarray]
             for candidates in CANDIDATES:
                 chosen = {name: values[np.arange(candidates) % size] for name, values in rows.items()}
                 if signature == "examples":
-                    inputs = {"examples": check.examples(chosen)}
+                    inputs = {"examples": raw.examples(chosen)}
                 elif signature == "rank":
                     inputs = {n: values[np.newaxis] if n in items else values[:1] for n, values in chosen.items()}
                 else:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.log.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY
 from stem_util.errors import UserError
 
 PADDING_ID = 0
@@ -161,7 +161,7 @@ class Lookup:
         """The same, without looking for equal values first: integers that lie close together are found in a table."""
         if self._table is None:
             return self(encode(values))
-        integers = (values.fill_null(EMPTY_INT) if values.null_count else values).to_numpy()
+        integers = (values.fill_null(EMPTY["int64"]) if values.null_count else values).to_numpy()
         places = (integers - self._sorted[0]).view(np.uint64)  # below the first: wraps around, far beyond the last
         return self._table[np.minimum(places, np.uint64(len(self._table) - 1)).view(np.int64)]
 

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from export import card, check, publish
+from export import card, publish, raw
 from pipelines import manifest as manifests
 from pipelines import schema_yaml, vocabulary
+from pipelines.log import source
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
 from stem_tf import configs, report
@@ -256,11 +257,10 @@ class _Export:
 
     def _sample(self, rows: int) -> dict[str, Any]:
         """The first raw rows of the validation split as tensors of ``serving_default``."""
-        path = min(_raw(self.manifest).glob("*.parquet"))
-        columns = list(dict.fromkeys(feature.column for feature in self.schema.features))
-        with pq.ParquetFile(path) as file:
-            batch = next(file.iter_batches(rows, columns=columns))
-        return check.request(_features(self.schema), batch)
+        schema = raw.without_outcomes(self.schema)
+        log = source.open_log(sorted(map(str, _raw(self.manifest).glob("*.parquet"))))
+        found, _, _ = next(raw.read(log, schema, []))
+        return {name: values[:rows] for name, values in raw.tensors(schema, found).items()}
 
     def _check(self, directory: Path, scratch: Path) -> dict[str, Any]:
         """Compares the saved model with the trainer in a fresh process: rows, worst differences, tolerance."""
@@ -370,7 +370,7 @@ def _features(schema: Schema) -> list[dict[str, Any]]:
 
 def _run_check(scratch: Path, rows: int) -> None:
     """Runs check.py, by its path and away from this project's packages."""
-    command = [sys.executable, "-P", str(Path(check.__file__).resolve()), str(scratch / "check.json")]
+    command = [sys.executable, "-P", str(Path(__file__).resolve().parents[1] / "check.py"), str(scratch / "check.json")]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     with (
         open(scratch / "stderr", "w+", encoding="utf-8", errors="replace") as errors,

@@ -12,7 +12,7 @@ import numpy as np
 
 from export import raw
 from pipelines import schema_yaml
-from pipelines.log.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY
 from pipelines.log.source import CsvOptions
 from pipelines.schema import Feature, Schema
 from stem_client import features as client_features
@@ -21,7 +21,6 @@ from stem_util.errors import UserError
 
 _DISTINCT = 256
 _MOST_ROWS = 20_000
-_EMPTY = {"int64": EMPTY_INT, "string": b""}
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _joined(feature: metadata.Feature, parts: Sequence[np.ndarray]) -> np.ndarra
     if feature.kind != "list":
         return np.concatenate(parts)
     width = feature.length or max(part.shape[1] for part in parts)
-    lists = np.full((sum(map(len, parts)), width), _EMPTY[feature.dtype], parts[0].dtype)
+    lists = np.full((sum(map(len, parts)), width), EMPTY[feature.dtype], parts[0].dtype)
     row = 0
     for part in parts:
         lists[row : row + len(part), : part.shape[1]] = part[:, :width]

@@ -24,7 +24,7 @@ import numpy as np
 from export.server.known_values import KnownValues
 from export.server.observation import Observation
 from pipelines import manifest as manifests
-from pipelines.log.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY
 
 BINARY_BOUNDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
@@ -230,10 +230,8 @@ def _counts(feature: _Feature, array: np.ndarray) -> FeatureCounts:
     """Counts a tensor of values [...], lists [..., L] (empty values are padding) or vectors [..., n]."""
     if array.dtype.kind == "f":
         given = np.isfinite(array)
-    elif array.dtype.hasobject:
-        given = array != b""
     else:
-        given = array != EMPTY_INT
+        given = array != EMPTY["string" if array.dtype.hasobject else "int64"]
     if feature.kind == "multivalent":
         present = given.any(axis=-1)
     elif feature.kind == "dense":
@@ -250,11 +248,10 @@ def _of_examples(features: Iterable[_Feature], examples: np.ndarray) -> Iterable
 
     parsed = [example_pb2.Example.FromString(example).features.feature for example in examples.ravel().tolist()]
     for feature in features:
-        empty: Any = {"int64": EMPTY_INT, "string": b"", "float32": float("nan")}[feature.dtype]
         field = {"int64": "int64_list", "string": "bytes_list", "float32": "float_list"}[feature.dtype]
         dtype = {"int64": np.int64, "string": object, "float32": np.float32}[feature.dtype]
         total = FeatureCounts()
         for example in parsed:
             values = list(getattr(example[feature.name], field).value) if feature.name in example else []
-            total.add(_counts(feature, np.array([values or [empty]], dtype)))
+            total.add(_counts(feature, np.array([values or [EMPTY[feature.dtype]]], dtype)))
         yield feature.name, total

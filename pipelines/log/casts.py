@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-EMPTY_INT = -(2**63)
-"""The integer that means a missing value (as "" does among strings and NaN among floats)."""
+EMPTY: dict[str, Any] = {"int64": -(2**63), "string": b"", "float32": float("nan")}
+"""By dtype the value that means a missing one, in requests as in logs."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def to_int64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
         bad |= undecodable
     else:
         integers, bad = try_cast(array, pa.int64())
-    empty = pc.equal(integers, EMPTY_INT)
+    empty = pc.equal(integers, EMPTY["int64"])
     return (_null_where(integers, empty) if pc.any(empty).as_py() else integers), bad
 
 

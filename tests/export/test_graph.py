@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export import check, graph, vocabulary_asset
+from export import check, graph, raw, vocabulary_asset
 from pipelines import schema_yaml, vocabulary
 from stem_client import features as client_features
 from stem_client.metadata import Feature
@@ -211,7 +211,7 @@ def test_rankings_of_nothing(serving: tuple[graph.ServingModule, Any], requests:
     request, rows = ranked(requests, candidates)
     assert {tuple(s.shape) for s in module.rank(tensors(request)).values()} == {(requests, candidates)}
     assert {tuple(s.shape) for s in module.score(tensors(rows)).values()} == {(requests * candidates,)}
-    examples = tf.constant(check.examples(rows), tf.string)
+    examples = tf.constant(raw.examples(rows), tf.string)
     assert {tuple(s.shape) for s in module.score_examples({"examples": examples}).values()} == {(len(examples),)}
 
 

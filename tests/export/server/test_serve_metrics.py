@@ -22,7 +22,7 @@ from export.server.known_values import KnownValues
 from export.server.metrics import UNKNOWN_MODEL, Metrics
 from export.server.observation import Observation
 from export.server.status import STOPPING
-from pipelines.log.casts import EMPTY_INT
+from pipelines.log.casts import EMPTY
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def _strings(*values: Any) -> np.ndarray:
 def _seen(path: Path, **changes: Any) -> Observation:
     servable: Any = SimpleNamespace(name="ranker", version=4, path=path)
     inputs = {
-        "item": np.array([[1, 2, 99, EMPTY_INT]]),
+        "item": np.array([[1, 2, 99, EMPTY["int64"]]]),
         "tags": _strings([b"a", b"zz"], [b"", b""], [b"", b"b"], [b"a", b"a"])[None],
         "liked": _strings([b"a", b"c"]),
         "price": np.array([[1, np.nan, np.inf, 0]], np.float32),
