@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import google_crc32c
 
+from stem_util import files
 from stem_util.errors import UserError
 
 _READ_BYTES = 8 << 20
@@ -112,12 +112,13 @@ def locked(path: str, *, exclusive: bool, why: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR if exclusive else os.O_RDONLY)  # over NFS an exclusive lock needs writing
     try:
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(why) from None
+            free = files.try_lock(descriptor, shared=not exclusive)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+            free = True
+        if not free:
+            raise UserError(why)
         yield
     finally:
         os.close(descriptor)

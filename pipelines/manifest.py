@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines import integrity, schema_yaml
 from pipelines.schema import Schema
+from stem_util import files
 from stem_util.errors import UserError
 from stem_util.version import __version__
 
@@ -335,11 +336,7 @@ def save(manifest: Manifest) -> None:
     tree = {"format": FORMAT} | dataclasses.asdict(manifest)
     del tree["data_dir"], tree["loaded"]
     tree["sha256"] = _own_sha256(tree)
-    with open(os.path.join(manifest.data_dir, FILENAME), "w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    files.write_json(os.path.join(manifest.data_dir, FILENAME), tree)
 
 
 def _own_sha256(tree: dict[str, Any]) -> str:

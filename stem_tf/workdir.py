@@ -14,7 +14,6 @@ report.json, learning_curves.png            at the end
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -62,11 +61,9 @@ class Workdir:
         """
         owned.claim(self.path, owned.RUN)
         with open(self.path / ".lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not files.try_lock(file.fileno()):
                 file.seek(0)
-                raise UserError(f"{self.path} is in use by another job (process {file.read().strip()})") from None
+                raise UserError(f"{self.path} is in use by another job (process {file.read().strip()})")
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

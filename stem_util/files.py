@@ -102,7 +102,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     while True:
         beside = hidden(path, f"stem-tf-{os.getpid()}-{os.urandom(4).hex()}.tmp")
         descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # says that its job lives
+        try_lock(descriptor, wait=True)  # says that its job lives
         if os.path.exists(beside):
             break
         os.close(descriptor)  # taken for a leftover between the two calls
@@ -125,8 +125,8 @@ def _remove_leftovers(path: Path) -> None:
             continue
         leftover = path.with_name(name)
         with contextlib.suppress(OSError), open(leftover, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+            if try_lock(file.fileno()):
+                leftover.unlink()
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -136,12 +136,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """``value`` as indented JSON, atomically. NaN is not JSON: give None."""
+    """Writes ``value`` as indented JSON, atomically. NaN is not JSON: give None."""
     try:
-        text = json.dumps(value, indent=1, allow_nan=False)
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise JobError(f"{path}: {error}") from error
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, f"{text}\n".encode(errors="backslashreplace"))  # bytes of paths that are not UTF-8
 
 
 def read_json(path: str | os.PathLike[str], way_out: str) -> dict[str, Any]:
@@ -161,6 +161,27 @@ def read_json(path: str | os.PathLike[str], way_out: str) -> dict[str, Any]:
     return value
 
 
+def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
+    """Locks an open file until it is closed, which the end of the process does too, however it ends.
+
+    Args:
+      descriptor: of the file.
+      shared: with others that share it; else nobody else may hold a lock.
+      wait: until no other lock excludes this one.
+
+    Returns:
+      False where another lock excludes it.
+
+    Raises:
+      OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], output: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     """Holds an exclusive lock file, which goes away with the job (the lock itself even when the job is killed).
@@ -175,11 +196,9 @@ def locked(path: str | os.PathLike[str], output: str | os.PathLike[str], *, wait
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        if not try_lock(descriptor, wait=wait):
             os.close(descriptor)
-            raise UserError(f"another job is writing {output}; wait for it or choose another output") from None
+            raise UserError(f"another job is writing {output}; wait for it or choose another output")
         # The file may have been removed by its holder between our open and our lock: then nobody else sees our lock.
         if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
             break

@@ -207,11 +207,10 @@ class _Export:
         tree = self._manifest(vocabularies, told, signatures, graph.why_no_rank(self.schema), outcome)
         (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
         # Without the marker: a version copied as DIR/* is whole.
-        files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != owned.MARKER)
-        tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in files}
-        text = json.dumps(tree, indent=1, ensure_ascii=False, allow_nan=False)
-        (directory / manifests.FILENAME).write_text(f"{text}\n", encoding="utf-8")
-        return dict(json.loads(text))
+        written = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != owned.MARKER)
+        tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in written}
+        files.write_json(directory / manifests.FILENAME, tree)
+        return files.read_json(directory / manifests.FILENAME, "export the model again")
 
     def _store(self) -> tuple[list[StoredTable], dict[str, Any]]:
         """The tables as they are saved, and what the manifest says of them: size, and what rounding costs."""
@@ -282,7 +281,7 @@ class _Export:
             "tolerance": tolerance,
             "result": str(scratch / "result.json"),
         }
-        (scratch / "check.json").write_text(json.dumps(task), encoding="utf-8")
+        files.write_json(scratch / "check.json", task)
         _run_check(scratch, len(trained.row_id))
         outcome = json.loads((scratch / "result.json").read_text(encoding="utf-8"))
         if "mismatch" in outcome:

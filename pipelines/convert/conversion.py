@@ -32,7 +32,7 @@ from pipelines.convert.split import GivenSplit, SplitPolicy
 from pipelines.log import sniff, source
 from pipelines.log.source import Log
 from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, LabelScale, Manifest, Split, TaskCounts, Vocabulary
-from stem_util import owned
+from stem_util import files, owned
 from stem_util.errors import FULL_DISK, JobError, UserError
 from stem_util.progress import Progress
 from stem_util.workers import Pool
@@ -121,10 +121,7 @@ class _Conversion:
             sources = self._sources(pool, unit_rows)
         self._number_raw_parts(job)
         shutil.rmtree(self._scratch)
-        with open(os.path.join(self._directory, "schema.yaml"), "w", encoding="utf-8") as file:
-            file.write(schema_yaml.dumps(self._schema))
-            file.flush()
-            os.fsync(file.fileno())
+        files.write_atomically(os.path.join(self._directory, "schema.yaml"), schema_yaml.dumps(self._schema).encode())
         bad = sum((fit.bad for fit in fits), Counter())
         others = [path for path in owned.entries(self._directory) if not path.startswith(LAYOUTS)]
         manifest.save(

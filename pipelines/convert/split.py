@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipelines import hashing
 from pipelines.convert.times import LAST_KEY, key_value, kind_of_name
 from pipelines.manifest import SPLITS
+from stem_util import files
 from stem_util.errors import UserError
 
 
@@ -185,10 +186,9 @@ class LastSplit(SplitPolicy):
         """Keeps the row_ids, int64, of the two splits, flushed to the disk."""
         os.makedirs(self.directory)
         for name, row_ids in zip(self.FILES, (validation, test), strict=True):
-            with open(os.path.join(self.directory, name), "wb") as file:
-                np.save(file, np.sort(row_ids))
-                file.flush()
-                os.fsync(file.fileno())
+            path = os.path.join(self.directory, name)
+            np.save(path, np.sort(row_ids))
+            files.sync(path)
 
     def assign(self, row_ids: np.ndarray) -> np.ndarray:
         """uint8 [n] of ascending int64 [n]; holds no more of the files in memory than their part for these rows."""
