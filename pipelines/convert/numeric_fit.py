@@ -1,4 +1,7 @@
-"""Fitting the constants of numeric transforms on train; TensorFlow applies the transforms at the model's input."""
+"""Fits the constants of numeric transforms (mean, standard deviation, boundaries) on train.
+
+`stem_tf.layers.transforms` applies the transforms at the model's input.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines import sampling
 from pipelines.manifest import Constants
 from pipelines.schema import Feature
 
@@ -50,7 +54,7 @@ class Moments:
         return std if std > _STD_FLOOR else 1.0
 
 
-class Sample:
+class ValueSample:
     """A uniform sample that depends on the values' hashes alone: those with the smallest hashes.
 
     Args:
@@ -61,17 +65,19 @@ class Sample:
         self._size = size
         self.values = np.zeros(0, np.float32)
         self.hashes = np.zeros(0, np.uint64)
-        self._limit = np.uint64(2**64 - 1)
+        self._bound: np.uint64 | None = None
 
     def add(self, values: np.ndarray, hashes: np.ndarray) -> None:
         """Offers float32 [n] with their uint64 [n] hashes, which should be distinct."""
-        near = hashes <= self._limit
-        self.values = np.concatenate([self.values, values[near]])
-        self.hashes = np.concatenate([self.hashes, hashes[near]])
-        if len(self.hashes) > self._size:
-            kept = np.argpartition(self.hashes, self._size - 1)[: self._size]
-            self.values, self.hashes = self.values[kept], self.hashes[kept]
-            self._limit = self.hashes.max()
+        if self._bound is not None:
+            near = hashes < self._bound
+            values, hashes = values[near], hashes[near]
+        self.values = np.concatenate([self.values, values])
+        self.hashes = np.concatenate([self.hashes, hashes])
+        bound = sampling.bound(self.hashes, self._size)
+        if bound is not None:
+            kept = self.hashes < bound
+            self.values, self.hashes, self._bound = self.values[kept], self.hashes[kept], bound
 
 
 @dataclass
@@ -80,11 +86,11 @@ class NumericFit:
 
     feature: Feature
     moments: Moments
-    sample: Sample
+    sample: ValueSample
 
     @classmethod
     def empty(cls, feature: Feature) -> NumericFit:
-        return cls(feature, Moments(), Sample())
+        return cls(feature, Moments(), ValueSample())
 
     def add(self, values: np.ndarray, hashes: np.ndarray) -> None:
         """Takes in float32 [n], NaN for missing, with the rows' uint64 [n] hashes."""

@@ -239,6 +239,8 @@ def _given_times(
 def kth_smallest(pieces: Callable[[], Iterable[np.ndarray]], ranks: Sequence[int], bins: int = 1 << 16) -> list[int]:
     """Exact order statistics of more numbers than fit in memory, by histograms that close in on them.
 
+    A sample (`pipelines.sampling`) would give estimates: a split by shares of rows is exact.
+
     Args:
       pieces: gives the numbers, uint64 arrays, anew at every call.
       ranks: 1-based; each from 1 to the count of the numbers.

@@ -84,7 +84,7 @@ def _name(pattern: str) -> str:
     return (parts or ["log"])[-1].split(".")[0]
 
 
-def _summary(result: draft.Draft, rows: sample.Sample, read: str, seen: sniff.Look) -> list[str]:
+def _summary(result: draft.Draft, rows: sample.LogSample, read: str, seen: sniff.Look) -> list[str]:
     def names(columns: Sequence[str]) -> str:
         return ", ".join(column or "''" for column in columns) or "none"
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines import sampling
 from pipelines.describe import guess
 from pipelines.log import casts, source
 from stem_util.errors import UserError
@@ -24,7 +25,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class Sample:
+class LogSample:
     """Rows of a log.
 
     Attributes:
@@ -41,7 +42,7 @@ class Sample:
     complete: bool
 
 
-def draw(log: source.Log, limit: int, seed: int = 0) -> Sample:
+def draw(log: source.Log, limit: int, seed: int = 0) -> LogSample:
     """Draws up to ``limit`` rows, each with the same probability.
 
     A long log is read in part: units (a CSV file; some half a million rows of Parquet) that are evenly spread, of about
@@ -80,7 +81,7 @@ def draw(log: source.Log, limit: int, seed: int = 0) -> Sample:
                 malformed += chunk.malformed
                 progress.update(len(drawn))
     if not held:
-        return Sample(pa.table({name: pa.nulls(0) for name in log.types}), 0, malformed, complete=True)
+        return LogSample(pa.table({name: pa.nulls(0) for name in log.types}), 0, malformed, complete=True)
     kept = _smallest(held, keys, limit)[0][0].combine_chunks()
     table = pa.table(
         {
@@ -88,7 +89,7 @@ def draw(log: source.Log, limit: int, seed: int = 0) -> Sample:
             for name in log.types
         }
     )
-    return Sample(table, seen, malformed, complete=len(table) == seen and count == len(log.units))
+    return LogSample(table, seen, malformed, complete=len(table) == seen and count == len(log.units))
 
 
 class _Column:
@@ -192,11 +193,11 @@ def _smallest(
 ) -> tuple[list[pa.Table], list[np.ndarray], float]:
     """The rows with the ``limit`` smallest keys, in their order, and the key that new rows have to beat."""
     table, key = pa.concat_tables(held), np.concatenate(keys)
-    if len(key) <= limit:
+    bound = sampling.bound(key, limit)
+    if bound is None:
         return [table], [key], 1.0
-    bound = float(np.partition(key, limit)[limit])
     keep = (key < bound) | (key == 0)
-    return [table.filter(keep)], [key[keep]], bound
+    return [table.filter(keep)], [key[keep]], float(bound)
 
 
 def _plain(array: pa.Array) -> pa.Array:

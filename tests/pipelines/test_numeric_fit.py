@@ -5,7 +5,7 @@ import pytest
 
 from pipelines import hashing
 from pipelines.convert import numeric_fit
-from pipelines.convert.numeric_fit import Moments, NumericFit, Sample
+from pipelines.convert.numeric_fit import Moments, NumericFit, ValueSample
 from pipelines.manifest import Constants
 from pipelines.schema import Feature
 
@@ -64,7 +64,7 @@ def test_sample_depends_on_hashes_only() -> None:
     hashes = hashing.seeded64(np.arange(10_000), 0, "sample")
     kept = []
     for order in (np.arange(10_000), np.random.default_rng(0).permutation(10_000)):
-        sample = Sample(100)
+        sample = ValueSample(100)
         for part in np.array_split(order, 13):
             sample.add(values[part], hashes[part])
         kept.append(sorted(sample.values))
