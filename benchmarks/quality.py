@@ -178,9 +178,12 @@ def _replay(l2: float) -> list[dict[str, Any]]:
     from stem_tf.layers.embedding import Embeddings, Field
     from stem_tf.layers.parts import Parts
     from stem_tf.layers.transforms import InputTransform
-    from stem_tf.models.base import RankingModel, Training
+    from stem_tf.models.ranking_model import RankingModel
     from stem_tf.models.stem_net import STEMNet
-    from stem_tf.training.optimizers import Rate, Schedule
+    from stem_tf.training import preparation
+    from stem_tf.training.learning_rate import Schedule
+    from stem_tf.training.optimizers import Rate
+    from stem_tf.training.preparation import Training
     from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS
 
     seeds.seed(0)
@@ -193,7 +196,8 @@ def _replay(l2: float) -> list[dict[str, Any]]:
     model = RankingModel(tasks, InputTransform(features, {}), embeddings, network)
     model.build_weights()
     schedule = Schedule(1e-3, "cosine", warmup_steps=100, decay_steps=_STEPS.value, final_fraction=0.1)
-    model.prepare_training(Training(schedule, "dense", l2=l2))
+    preparation.prepare(model, Training(schedule, "dense", l2=l2))
+    differentiate = model.training_step.differentiate
     (packed,) = embeddings.groups
     optimizers = {"dense": model.table_optimizers[0]}
     for mode in _MODES.value:
@@ -208,19 +212,17 @@ def _replay(l2: float) -> list[dict[str, Any]]:
         (positions,) = embeddings.ids(batch["inputs"])
         distinct, inverse = deduplicate(positions)
         spaces = {task.name: tf.constant(float(batch_size)) for task in tasks}
-        gradient, by_position, _, _ = model.differentiate(
-            batch, [packed.look_up(positions)], spaces, tf.constant([0, 0]), 1.0
-        )
-        by_row = tf.math.unsorted_segment_sum(by_position[0], inverse, tf.size(distinct))
+        found = differentiate(batch, [packed.look_up(positions)], spaces, tf.constant([0, 0]))
+        by_row = tf.math.unsorted_segment_sum(found.looked_up[0], inverse, tf.size(distinct))
         scales = {}
         for mode, optimizer in optimizers.items():
             table = optimizer.gradient(optimizer.read(distinct, step, batch_size * 2), by_row)
-            norm = tf.linalg.global_norm([gradient, table.values])
+            norm = tf.linalg.global_norm([found.network, table.values])
             scales[mode] = clip_norm / tf.maximum(norm, clip_norm)
             rate = Rate.at(schedule(step), step + 1, scales[mode])
             optimizer.apply(table._replace(values=table.values * scales[mode]), rate, step + 1)
-        model.network_optimizer.apply(gradient * scales["dense"], Rate.at(schedule(step), step + 1))
-        return tf.linalg.global_norm([gradient]), scales
+        model.network_optimizer.apply(found.network * scales["dense"], Rate.at(schedule(step), step + 1))
+        return tf.linalg.global_norm([found.network]), scales
 
     random = np.random.default_rng(0)
     of = {name: random.normal(size=(ids, 4)) for name in names}

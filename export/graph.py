@@ -19,10 +19,9 @@ A vocabulary is looked up once, whatever the number of features that share it, a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import keyword
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ from export import tables, vocabulary_asset
 from pipelines.log.casts import EMPTY
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
+from stem_tf.layers.embedding import PackedTable
 from stem_tf.layers.sides import gather_share
-from stem_tf.models.base import Predictor
+from stem_tf.models.predictor import Predictor
 from stem_util import files
 
 Tensors = Mapping[str, tf.Tensor]
@@ -163,8 +163,7 @@ class ServingModule(tf.Module):
         return self._score(tf.io.parse_example(raw["examples"], example_spec(self._schema())))
 
     def _score(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        with self._reading():
-            return self._scores(self._model()(self._numbers(raw)))
+        return self._scores(self._model()(self._numbers(raw), read=self._read))
 
     def rank(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Scores by task ``[B, N]``: user and context features are looked up, and multiplied by weights, B times."""
@@ -173,8 +172,7 @@ class ServingModule(tf.Module):
         each = [feature.name for feature in features if feature.side == "item"]
         flat, sizes = self._checked(raw, "rank")
         inputs = model.inputs(self._numbers(flat))
-        with self._reading():
-            outputs = model.rank(inputs, once, each, self._share)
+        outputs = model.rank(inputs, once, each, self._share, self._read)
         return {name: tf.reshape(s, sizes) for name, s in self._scores(outputs).items()}
 
     def _checked(self, raw: Tensors, signature: str) -> tuple[Tensors, tf.Tensor]:
@@ -230,16 +228,9 @@ class ServingModule(tf.Module):
     def _scores(self, outputs: Tensors) -> dict[str, tf.Tensor]:
         return self._model().scores(outputs)
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """The model reads the stored tables, row by row, instead of its own."""
-        for table in self.stored:
-            table.group.reader = table.read
-        try:
-            yield
-        finally:
-            for table in self.stored:
-                table.group.reader = None
+    def _read(self, group: PackedTable, ids: tf.Tensor) -> tf.Tensor:
+        """Rows ``[N, W]`` of the table that is stored in place of the model's own."""
+        return next(table for table in self.stored if table.group is group).read(ids)
 
     def _share(self, kernel: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         """A side's rows of a first layer's weights, as a variable of their own: no request has to gather them."""

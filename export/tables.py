@@ -15,7 +15,7 @@ from typing import Literal
 import tensorflow as tf
 
 from stem_tf.layers.embedding import Embeddings, PackedTable
-from stem_tf.models.base import Predictor
+from stem_tf.models.predictor import Predictor
 
 Kind = Literal["float32", "bfloat16", "int8"]
 KINDS: tuple[Kind, ...] = ("float32", "bfloat16", "int8")

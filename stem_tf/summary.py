@@ -9,7 +9,7 @@ import tensorflow as tf
 from stem_tf import report
 from stem_tf.layers.embedding import SHARED
 from stem_tf.layers.gate import Gate
-from stem_tf.models.base import RankingModel
+from stem_tf.models.ranking_model import RankingModel
 
 
 def summary(model: RankingModel) -> str:

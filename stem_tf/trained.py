@@ -15,7 +15,8 @@ import tensorflow as tf
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
 from stem_tf.models import snapshots
-from stem_tf.models.base import Predictor, RankingModel
+from stem_tf.models.predictor import Predictor
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.training import assembly
 from stem_tf.training.checkpoints import Held, hold, is_behind, latest, restore_weights
 from stem_tf.workdir import Workdir

@@ -20,10 +20,11 @@ from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest
 from stem_tf.evaluation import metrics
-from stem_tf.models.base import Predictor
-from stem_tf.training.callbacks import Predicting, Signals
+from stem_tf.models.predictor import Predictor
+from stem_tf.training.callbacks import Signals
 from stem_util.errors import JobError, UserError, message
 from stem_util.files import replace_file
+from stem_util.progress import Progress
 
 _ROW_GROUP = 1 << 20
 _SAME = 1e-5
@@ -93,22 +94,17 @@ def predict(
     rows = manifest.rows(split)
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
-    callback = Predicting(desc, rows, data.batch_size, signals)
     kept = _Rows(rows, [task.name for task in model.tasks if task.row_weight])
-    execute = model.make_predict_function()
-
-    def keep(iterator: Any) -> dict[str, Any]:
-        kept.add(execute(iterator))
-        return {}  # Keras would hold all outputs twice
-
-    model.predict_function = keep
-    try:
-        with naming_corrupt_records(manifest, split, data.input_format):
-            # The number of steps is said: several steps an execution could not end inside one otherwise.
-            model.predict(dataset, steps=steps, verbose=0, callbacks=[callback])
-    finally:
-        model.predict_function = execute
-        callback.close()
+    batches = model.distribute_strategy.experimental_distribute_dataset(dataset)
+    with (
+        naming_corrupt_records(manifest, split, data.input_format),
+        Progress(rows, unit="rows", desc=desc) as progress,
+    ):
+        for batch in itertools.islice(batches, steps):
+            kept.add(model.predict_on_replicas(batch))
+            progress.update(min(data.batch_size, rows - progress.done))  # the last batch is padded
+            if signals is not None:
+                signals.check()
     return kept.predictions()
 
 
@@ -120,7 +116,7 @@ class _Rows:
         self._arrays: Any = None
 
     def add(self, outputs: dict[str, Any]) -> None:
-        """Takes what ``predict_step`` returns for one batch or several; rows beyond the number are left out."""
+        """Takes what ``predict_step`` returns for a batch; rows beyond the number are left out."""
         batch = tf.nest.map_structure(lambda values: values.numpy(), outputs)
         weights = batch.pop("weights")
         batch["labels"] = {

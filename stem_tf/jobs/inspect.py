@@ -25,7 +25,7 @@ from stem_util import cli, owned
 from stem_util.files import replace_file, write_json
 
 if TYPE_CHECKING:
-    from stem_tf.models.base import RankingModel
+    from stem_tf.models.ranking_model import RankingModel
 
 flags = cli.Flags()
 

@@ -95,12 +95,7 @@ class PackedTable(tf.keras.layers.Layer):
       init_std: tables start from N(0, init_std^2); the authors' release uses 1e-4.
       train_tables: whether ``table`` is among the trainable variables, for a Keras optimizer to train. False where a
         :class:`stem_tf.training.table_optimizers.TableOptimizer` writes the rows that a batch reads.
-
-    Attributes:
-      reader: what a served graph reads rows with, in place of `table`: ``[N]`` to ``[N, W]`` float32.
     """
-
-    reader: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     def __init__(
         self,
@@ -158,11 +153,9 @@ class PackedTable(tf.keras.layers.Layer):
             return None
         return tf.reshape(tf.concat(positions, axis=1), [-1])
 
-    def look_up(self, ids: tf.Tensor | None) -> tf.Tensor | None:
+    def look_up(self, ids: tf.Tensor) -> tf.Tensor:
         """The table's rows ``[B * P, W]``: read one by one, which costs less than finding the distinct ones."""
-        if ids is None:
-            return None
-        return tf.nn.embedding_lookup(self.table, ids) if self.reader is None else self.reader(ids)
+        return tf.nn.embedding_lookup(self.table, ids)
 
     def call(self, inputs: Mapping[str, tf.Tensor], looked_up: tf.Tensor | None) -> dict[str, tf.Tensor]:
         """Embeddings by table, ``[B, F * D]`` each, fields side by side: single-valued, multivalent, numeric, dense.
@@ -295,6 +288,13 @@ class Embeddings(tf.keras.layers.Layer):
         """The rows that the batch reads, one entry per group; see :meth:`PackedTable.ids`."""
         return [group.ids(inputs) for group in self.groups]
 
+    def look_up(
+        self, inputs: Mapping[str, tf.Tensor], read: Callable[[PackedTable, tf.Tensor], tf.Tensor] = PackedTable.look_up
+    ) -> list[tf.Tensor | None]:
+        """What a batch looks up, by group ``[B * P, W]``, None for no rows; ``read`` gives a group's rows at ids."""
+        pairs = zip(self.groups, self.ids(inputs), strict=True)
+        return [None if ids is None else read(group, ids) for group, ids in pairs]
+
     def call(
         self, inputs: Mapping[str, tf.Tensor], looked_up: Sequence[tf.Tensor | None] | None = None
     ) -> dict[str, tf.Tensor]:
@@ -303,7 +303,7 @@ class Embeddings(tf.keras.layers.Layer):
         ``inputs`` may hold some of the fields only: the result has the :meth:`columns` of those.
         """
         if looked_up is None:
-            looked_up = [group.look_up(ids) for group, ids in zip(self.groups, self.ids(inputs), strict=True)]
+            looked_up = self.look_up(inputs)
         parts = [group(inputs, rows) for group, rows in zip(self.groups, looked_up, strict=True)]
         if not any(parts):
             names = [field.name for group in self.groups for field in group.order]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -16,18 +16,16 @@ from stem_tf import configs
 from stem_tf.layers.embedding import Embeddings, Field
 from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
-from stem_tf.models.base import RankingModel, Training
 from stem_tf.models.chains import AITM, ESMM
 from stem_tf.models.mmoe import MEMMoE, MLMMoE, MMoE, OMoE
 from stem_tf.models.network import Network
 from stem_tf.models.ple import CGC, MEPLE, PLE
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.models.sharing import AsymmetricSharing, CustomizedSharing, SharedBottom, SingleTask
 from stem_tf.models.stem_net import STEMNet
 from stem_tf.models.stitch import CrossStitch, Sluice
-from stem_tf.training import learning
-from stem_tf.training.losses import Weighting
-from stem_tf.training.optimizers import Schedule
-from stem_util.errors import UserError, did_you_mean
+from stem_tf.training import preparation
+from stem_util.errors import UserError
 
 
 @contextlib.contextmanager
@@ -84,7 +82,7 @@ def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingM
     model = RankingModel(schema.tasks, inputs, embeddings, network, options.embedding_dropout, manifest.label_scales)
     model.build_weights()
     if training:
-        model.prepare_training(_training(config, schema, network.tables))
+        preparation.prepare(model, preparation.options(config, schema, network.tables))
     # The model trains itself in train_step: Keras is given no optimizer and no loss.
     model.compile(optimizer=[], steps_per_execution=config.train.steps_per_execution)
     return model
@@ -128,64 +126,3 @@ def _specific(config: Any, schema: Schema) -> list[str]:
     if chosen != "schema":
         schema = dataclasses.replace(schema, task_tables=chosen)
     return [feature.name for feature in schema.task_features]
-
-
-def _xla(config: Any) -> str:
-    """What of a step is compiled; ``auto`` is what measurements say."""
-    chosen, replicas = str(config.train.xla), tf.distribute.get_strategy().num_replicas_in_sync
-    if chosen == "step" and replicas > 1:
-        raise UserError(f"config.train.xla=step compiles the step of one replica, not of {replicas}; network does")
-    if chosen != "auto":
-        return chosen
-    if not tf.config.list_logical_devices("GPU"):
-        return "off"
-    return "step" if replicas == 1 and config.data.batch_size <= 32_768 else "network"
-
-
-def _training(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
-    optimizer, loss = config.optimizer, config.loss
-    l2 = configs.plain(optimizer.l2)
-    known = [*tables, *dict.fromkeys(table.partition(":")[0] for table in tables if ":" in table)]
-    for name in l2 if isinstance(l2, dict) else ():
-        if name not in known:
-            raise UserError(
-                f"config.optimizer.l2: {config.model.name} has no table '{name}'{did_you_mean(name, known)} "
-                f"Tables: {', '.join(known)}"
-            )
-    for path in ("label_smoothing", "positive_weight"):
-        value = configs.plain(loss[path])
-        for task in schema.tasks:
-            if task.type == "regression" and isinstance(value, dict) and task.name in value:
-                raise UserError(f"config.loss.{path} would do nothing for '{task.name}', a regression: leave it out")
-
-    def by_task(value: Any, default: float) -> dict[str, float]:
-        return {task: configs.of_task(value, task, default) for task in schema.task_names}
-
-    weighting = Weighting(
-        schema.tasks,
-        list(learning.task_weights(config, schema).values()),
-        loss.weighting,
-        list(by_task(loss.gamma, 1.0).values()),
-        loss.gamma_per,
-    )
-    schedule = Schedule(
-        optimizer.learning_rate,
-        optimizer.schedule,
-        warmup_steps=optimizer.warmup_steps,
-        decay_steps=optimizer.decay_steps,
-        decay_rate=optimizer.decay_rate,
-        final_fraction=optimizer.final_fraction,
-    )
-    return Training(
-        schedule,
-        tables=optimizer.tables,
-        slots=optimizer.slots,
-        l2=l2,
-        network_l2=optimizer.network_l2,
-        clip_norm=optimizer.clip_norm,
-        seed=config.seed,
-        xla=_xla(config),
-        weighting=weighting,
-        label_smoothing=by_task(loss.label_smoothing, 0.0),
-        positive_weight=by_task(loss.positive_weight, 1.0),
-    )

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from stem_tf.layers.embedding import SHARED, task_table
 from stem_tf.layers.sides import Share, gather_share
-from stem_tf.models.base import Predictor, RankingModel
+from stem_tf.models.predictor import Predictor, ReadRows
+from stem_tf.models.ranking_model import RankingModel
 
 
 class Snapshots(Predictor):
@@ -32,8 +33,10 @@ class Snapshots(Predictor):
             f"{name}_{i}": part for i, member in enumerate(self.members) for name, part in member.weight_parts.items()
         }
 
-    def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
-        return self._chosen([member(features, training=training) for member in self.members])
+    def call(
+        self, features: Mapping[str, tf.Tensor], training: bool = False, read: ReadRows | None = None
+    ) -> dict[str, tf.Tensor]:
+        return self._chosen([member(features, training=training, read=read) for member in self.members])
 
     def rank(
         self,
@@ -41,8 +44,9 @@ class Snapshots(Predictor):
         once: Sequence[str],
         each: Sequence[str],
         share: Share = gather_share,
+        read: ReadRows | None = None,
     ) -> dict[str, tf.Tensor]:
-        return self._chosen([member.rank(inputs, once, each, share) for member in self.members])
+        return self._chosen([member.rank(inputs, once, each, share, read) for member in self.members])
 
     def _chosen(self, outputs: Sequence[Mapping[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         of_task = {task: by_task[task] for by_task, tasks in zip(outputs, self.tasks_of, strict=True) for task in tasks}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stem_tf import report
 from stem_tf.models import snapshots
-from stem_tf.models.base import RankingModel
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.training.checkpoints import Held, hold, restore_weights
 from stem_tf.training.monitor import Monitor, Results
 
@@ -40,7 +40,7 @@ class Parts:
 
     def __init__(self, model: RankingModel, tasks: Mapping[str, Held]) -> None:
         self._model = model
-        model.table_optimizers, model.predict_function = [], None
+        model.end_training()
         self._own: dict[str, list[NDArray]] = {}
         self.epochs = dict.fromkeys(tasks, 0)
         for held in {held.path: held for held in tasks.values()}.values():

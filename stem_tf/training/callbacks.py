@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import tensorflow as tf
 
-from stem_tf.models.base import RankingModel
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.training.checkpoints import RunState
 from stem_util.progress import Progress
 
@@ -161,24 +161,6 @@ class Display(Callback):
     def _note(self) -> str:
         losses = " ".join(f"{task} {value:.4f}" for task, value in by_task(numbers(self._logs)).items())
         return f"step {self._state.step:,}/{self._steps:,}, loss {losses}"
-
-
-class Predicting(Callback):
-    """The same for predictions, of so many rows; ends them when a signal has come."""
-
-    def __init__(self, desc: str, rows: int, batch_size: int, signals: Signals | None = None) -> None:
-        super().__init__()
-        self._rows, self._batch_size, self._signals = rows, batch_size, signals
-        self._progress = Progress(rows, unit="rows", desc=desc)
-
-    def on_predict_batch_end(self, batch: int, logs: Logs | None = None) -> None:
-        done = min((batch + 1) * self._batch_size, self._rows)  # the last batch is padded
-        self._progress.update(done - self._progress.done)
-        if self._signals is not None:
-            self._signals.check()
-
-    def close(self) -> None:
-        self._progress.__exit__(None, None, None)
 
 
 def numbers(logs: Logs) -> dict[str, float]:

@@ -22,7 +22,8 @@ from typing import Any, TypedDict
 
 import tensorflow as tf
 
-from stem_tf.models.base import RankingModel
+from stem_tf.models.ranking_model import RankingModel
+from stem_tf.training.non_finite import check_finite
 from stem_tf.workdir import has_checkpoints, numbers
 from stem_util import files
 from stem_util.errors import JobError, message
@@ -273,21 +274,8 @@ def restore_weights(model: RankingModel, held: Held) -> RunState:
         parts |= {"table_optimizers": model.table_optimizers, "global_step": model.global_step}
     _read(tf.train.Checkpoint(model=tf.train.Checkpoint(**parts), state=_Json(state)).read, held)
     model.catch_up()
-    model.table_optimizers = []
+    model.end_training()
     return state
-
-
-def check_finite(model: RankingModel) -> None:
-    """Raises JobError naming step and task of the first loss or gradient that was not finite."""
-    step = int(model.first_bad_step.numpy())
-    if step < 0:
-        return
-    task = int(model.first_bad_task.numpy())
-    what = "the gradient" if task < 0 else f"the loss of task '{model.tasks[task].name}'"
-    raise JobError(
-        f"{what} is not finite at step {step + 1:,}: the last checkpoint is from before that. Lower "
-        "config.optimizer.learning_rate, warm up, or clip (config.optimizer.clip_norm), in a new --workdir"
-    )
 
 
 def _read(read: Callable[[str], Any], held: Held) -> None:

@@ -17,9 +17,10 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
 from stem_tf import configs
-from stem_tf.models.base import Predictor, RankingModel
-from stem_tf.training.checkpoints import check_finite
+from stem_tf.models.predictor import Predictor
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.training.monitor import Results
+from stem_tf.training.non_finite import check_finite
 from stem_tf.workdir import Workdir
 from stem_util.errors import JobError, message
 
@@ -50,7 +51,7 @@ class Logger:
         """
         if not all(map(math.isfinite, losses.values())):
             check_finite(self._model)
-        rate = float(self._model.schedule(tf.constant(step - 1, tf.int64)))
+        rate = float(self._model.training_step.schedule(tf.constant(step - 1, tf.int64)))
         values = {"learning_rate": rate, **losses}
         self._append("train", epoch, step, values)
         self._show("train", step, values)

@@ -1,9 +1,6 @@
-"""Per-task losses over each task's own sample space (PLE Eq. 9), and the weights that add them up (Eq. 8 and 10)."""
+"""Per-task losses over each task's own sample space (PLE Eq. 9). :mod:`.loss_weighting` adds them up."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Literal
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
@@ -59,53 +56,3 @@ def score(task: Task, output: tf.Tensor, scale: LabelScale | None = None) -> tf.
     if task.type == "binary" or task.output == "sigmoid":
         return tf.sigmoid(output)
     return output if scale is None else output * scale.std + scale.mean
-
-
-class Weighting(tf.Module):
-    """Adds up the tasks' losses L_k.
-
-    - ``static``: ``sum_k w_k L_k`` (PLE Eq. 8).
-    - ``decaying``: ``sum_k w_k gamma_k^t L_k`` (PLE Eq. 10), t the steps or the epochs done.
-    - ``uncertainty``: ``sum_k w_k (a_k exp(-s_k) L_k + s_k / 2)``, s_k = log sigma_k^2 learned from 0, a_k 1 for
-      cross-entropies and 1/2 for squared errors (Kendall et al., CVPR 2018, Eq. 10 and 7).
-
-    Args:
-      tasks: of the schema.
-      weights: w, by task in the schema's order.
-      kind: one of the above.
-      gamma: by task.
-      gamma_per: whether t counts ``step`` or ``epoch``.
-    """
-
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        weights: Sequence[float],
-        kind: Literal["static", "decaying", "uncertainty"] = "static",
-        gamma: Sequence[float] = (),
-        gamma_per: Literal["step", "epoch"] = "epoch",
-    ) -> None:
-        super().__init__(name="weighting")
-        self.kind, self.gamma_per = kind, gamma_per
-        self.initial = tf.constant(weights, tf.float32)
-        self.gamma = tf.constant(gamma, tf.float32)
-        self.half = tf.constant([1.0 if task.type == "binary" else 0.5 for task in tasks])
-        self.log_variances: list[tf.Variable] = (
-            [tf.Variable(tf.zeros(len(tasks)), name="log_variances")] if kind == "uncertainty" else []
-        )
-
-    def weights(self, step: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
-        """What each task's loss is multiplied by, ``[T]``."""
-        if self.kind == "decaying":
-            done = tf.cast(step if self.gamma_per == "step" else epoch, tf.float32)
-            return self.initial * tf.pow(self.gamma, done)
-        if self.kind == "uncertainty":
-            return self.initial * self.half * tf.exp(-self.log_variances[0])
-        return self.initial
-
-    def __call__(self, losses: tf.Tensor, step: tf.Tensor, epoch: tf.Tensor, share: float) -> tf.Tensor:
-        """The loss, a scalar, of the tasks' ``[T]``; ``share`` is this replica's of what no row has a part in."""
-        total = tf.reduce_sum(self.weights(step, epoch) * losses)
-        if self.kind == "uncertainty":
-            total += share * tf.reduce_sum(self.initial * self.log_variances[0] / 2.0)
-        return total

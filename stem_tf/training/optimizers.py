@@ -1,4 +1,4 @@
-"""Adam for the network, and learning-rate schedules. The tables' own: :mod:`stem_tf.training.table_optimizers`.
+"""Adam for the network. The tables' own: :mod:`stem_tf.training.table_optimizers`.
 
 Adam is torch's form of it, as in the authors' release, epsilon outside the bias correction:
 
@@ -8,10 +8,12 @@ Adam is torch's form of it, as in the authors' release, epsilon outside the bias
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
+
+from stem_tf.training.replicas import update_mirrors
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -48,19 +50,6 @@ def moments(m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor, square: tf.Tensor) 
 def move(m: tf.Tensor, v: tf.Tensor, rate: Rate) -> tf.Tensor:
     """What Adam takes from the weights."""
     return rate.step_size * m / (tf.sqrt(v / rate.correction) + EPSILON)
-
-
-def update_mirrors(variable: tf.Variable, update: Callable[..., None], *args: object) -> None:
-    """Runs ``update(variable, *args)`` on every replica's copy of ``variable``; called in replica context.
-
-    Variables among ``args`` (nested ones too) and per-replica tensors arrive as the copy that belongs to the replica.
-    Writing from a replica directly raises under MirroredStrategy; this is the way that it allows.
-    """
-
-    def merge(strategy: tf.distribute.Strategy, variable: tf.Variable, *args: object) -> None:
-        strategy.extended.update(variable, update, args=args)
-
-    tf.distribute.get_replica_context().merge_call(merge, args=(variable, *args))
 
 
 class Adam(tf.Module):
@@ -100,40 +89,3 @@ def _update(m: tf.Variable, v: tf.Variable, variables: list[tf.Variable], gradie
     parts = tf.split(move(new_m, new_v, rate), [variable.shape.num_elements() for variable in variables])
     for variable, part in zip(variables, parts, strict=True):
         variable.assign_sub(tf.reshape(part, variable.shape), read_value=False)
-
-
-class Schedule:
-    """Learning rate by step: a linear warm-up over ``warmup_steps``, then ``kind``.
-
-    - ``constant``: the peak.
-    - ``cosine``: from the peak to ``final_fraction`` of it over ``decay_steps``, then flat.
-    - ``exponential``: peak * decay_rate ^ (steps since the warm-up / decay_steps).
-    """
-
-    def __init__(
-        self,
-        peak: float,
-        kind: str = "constant",
-        warmup_steps: int = 0,
-        decay_steps: int = 1,
-        decay_rate: float = 1.0,
-        final_fraction: float = 0.0,
-    ) -> None:
-        if kind not in ("constant", "cosine", "exponential"):
-            raise ValueError(f"schedule should be constant, cosine or exponential; received {kind!r}")
-        self.peak, self.kind, self.warmup_steps = peak, kind, warmup_steps
-        self.decay_steps, self.decay_rate, self.final_fraction = decay_steps, decay_rate, final_fraction
-
-    def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """``step`` counts from 0; float32 scalar."""
-        done = tf.cast(step, tf.float32)
-        after = tf.maximum(done - self.warmup_steps, 0.0)
-        factor = tf.constant(1.0)
-        if self.kind == "cosine":
-            progress = tf.minimum(after / self.decay_steps, 1.0)
-            factor = self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + tf.cos(math.pi * progress))
-        elif self.kind == "exponential":
-            factor = tf.pow(self.decay_rate, after / self.decay_steps)
-        if self.warmup_steps:
-            factor = tf.where(done < self.warmup_steps, (done + 1.0) / self.warmup_steps, factor)
-        return self.peak * factor

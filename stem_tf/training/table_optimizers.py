@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from stem_tf.layers.distinct import deduplicate
+from stem_tf.layers.distinct import deduplicate, deduplicate_static
 from stem_tf.layers.embedding import PackedTable
 from stem_tf.runtime import start_xla
 from stem_tf.training.catch_up import AdamRows, catch_up
-from stem_tf.training.optimizers import EPSILON, Rate, Schedule, moments, move, update_mirrors
+from stem_tf.training.learning_rate import Schedule
+from stem_tf.training.optimizers import EPSILON, Rate, moments, move
+from stem_tf.training.replicas import update_mirrors
 
 SLOTS = ("float32", "bfloat16", "rowwise")
 """How moments are kept: in full; in half the memory, rounded up or down at random so that small changes count on
@@ -44,6 +46,26 @@ class RowState(NamedTuple):
     ids: tf.Tensor
     w: tf.Tensor
     slots: tuple[tf.Tensor, ...]
+
+
+class BatchRows(NamedTuple):
+    """The distinct rows of a table that a batch reads.
+
+    Attributes:
+      state: of the distinct rows.
+      place: of each of the batch's positions, the place of its row among them, int32 ``[B * P]``.
+    """
+
+    state: RowState
+    place: tf.Tensor
+
+    def at_positions(self) -> tf.Tensor:
+        """The rows, as often as the batch reads them, ``[B * P, W]``."""
+        return tf.gather(tf.reshape(self.state.w, [-1, self.state.w.shape[1:].num_elements()]), self.place)
+
+    def summed(self, by_position: tf.Tensor) -> tf.Tensor:
+        """The gradient of each distinct row ``[U, W]``, of those at the batch's positions ``[B * P, W]``."""
+        return tf.math.unsorted_segment_sum(by_position, self.place, tf.shape(self.state.ids)[0])
 
 
 class TableGradient(NamedTuple):
@@ -100,6 +122,11 @@ class TableOptimizer(tf.Module):
         known = tf.cast(ids < self.rows, tf.float32)[:, tf.newaxis, tf.newaxis]
         w = known * self._unpacked(tf.nn.embedding_lookup(self.table, there))
         return self._current(RowState(ids, w, tuple(self._slot_rows(slot, there) for slot in self.slots)), step, most)
+
+    def read_batch(self, ids: tf.Tensor, step: tf.Tensor, static: bool = False) -> BatchRows:
+        """The distinct rows of a batch's ``ids`` ``[B * P]``; with ``static`` in the static shapes that XLA needs."""
+        distinct, place = deduplicate_static(ids, self.rows) if static else deduplicate(ids)
+        return BatchRows(self.read(distinct, step, place.shape[0]), place)
 
     def _current(self, state: RowState, step: tf.Tensor, most: int | None) -> RowState:
         """The rows as ``step`` steps leave them."""
@@ -325,24 +352,3 @@ TABLE_OPTIMIZERS: dict[str, type[TableOptimizer]] = {
     "lazy": LazyAdam,
     "adagrad": RowwiseAdagrad,
 }
-
-
-def gather_rows(ids: tf.Tensor, values: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The union of every replica's distinct rows, gradients of rows that several replicas read added up.
-
-    Args:
-      ids: ``[U]`` distinct rows of this replica.
-      values: ``[U, W]`` their gradients.
-      size: positions P in a replica's batch, at least U: collectives need a static size, so both are padded to it.
-
-    Returns:
-      ids ``[V]`` and values ``[V, W]``, the same on every replica.
-    """
-    context = tf.distribute.get_replica_context()
-    padding = size - tf.shape(ids)[0]
-    ids = tf.ensure_shape(tf.pad(ids, [[0, padding]], constant_values=-1), [size])
-    values = tf.ensure_shape(tf.pad(values, [[0, padding], [0, 0]]), [size, values.shape[1]])
-    ids, values = context.all_gather(ids, axis=0), context.all_gather(values, axis=0)
-    kept = ids >= 0
-    distinct, place = deduplicate(tf.boolean_mask(ids, kept))
-    return distinct, tf.math.unsorted_segment_sum(tf.boolean_mask(values, kept), place, tf.shape(distinct)[0])

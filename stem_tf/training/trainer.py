@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from pipelines.batches.damage import naming_corrupt_records
@@ -16,19 +15,16 @@ from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, models, report, runtime
 from stem_tf.evaluation import predictions
-from stem_tf.models.base import RankingModel
-from stem_tf.training import assembly, callbacks, learning, monitor
-from stem_tf.training.checkpoints import Checkpoints, RunState, check_finite
+from stem_tf.models.ranking_model import RankingModel
+from stem_tf.training import assembly, callbacks, gradient_shares, learning, monitor
+from stem_tf.training.checkpoints import Checkpoints, RunState
 from stem_tf.training.logger import Logger, by_metric
+from stem_tf.training.non_finite import check_finite
 from stem_tf.workdir import Workdir
 from stem_util.files import write_json
 
 _FIRST_STEPS = 20
 """Steps after which tasks' gradients on what they share are compared."""
-
-_DROWNED = 0.95
-"""Share of the gradient on shared parts from which on one task leaves nothing for the others; measured on real logs,
-one of two tasks has up to .75."""
 
 
 def warn(sentence: str) -> None:
@@ -189,30 +185,15 @@ class Trainer:
         """Says, once, each task's share of the gradient on what tasks share."""
         if self.state.step - self.config.train.steps_per_execution >= _FIRST_STEPS:
             return
-        norms = self.model.shared_gradients(batch)
+        norms = gradient_shares.shared_gradients(self.model.training_step, batch)
         if not sum(norms.values()):
             return
         shares = {task: norm / sum(norms.values()) for task, norm in norms.items()}
         listed = ", ".join(f"{task} {report.percent(share)}" for task, share in shares.items())
         self.say(f"gradient on what the tasks share, after {self.state.step:,} steps: {listed}")
-        task = max(shares, key=lambda name: shares[name])
-        if shares[task] > _DROWNED and len(shares) > len(self._untrained) + 1:
-            self.warn(self._drowns(task, shares))
-
-    def _drowns(self, task: str, shares: Mapping[str, float]) -> str:
-        others = [share for name, share in shares.items() if name != task and name not in self._untrained]
-        weight = configs.of_task(self.config.loss.weights, task, 1.0) * np.mean(others) / shares[task]
-        ways = f"--config.loss.weights={task}:{weight:.1g} would leave it as much as the others"
-        regression = next(t.type for t in self.manifest.schema.tasks if t.name == task) == "regression"
-        if regression and task not in self.model.scales:
-            ways += (
-                "; or bring its label to a scale of 1 in the schema, with 'label: {standardise: true}' (undone in what "
-                "is served) or divide_by"
-            )
-        return (
-            f"the task '{task}' has {report.percent(shares[task])} of the gradient on what the tasks share: the others "
-            f"will hardly learn. {ways}"
-        )
+        task = gradient_shares.drowning(shares, self._untrained)
+        if task is not None:
+            self.warn(gradient_shares.warning(self.model, self.config, task, shares, self._untrained))
 
     def _checkpoint(self, logs: callbacks.Logs) -> None:
         self.state.losses = callbacks.numbers(logs)

@@ -18,7 +18,7 @@ from export.jobs import export as saved_model
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs, trained
-from stem_tf.models.base import RankingModel
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from stem_tf.training.catch_up import AdamRows, catch_up
-from stem_tf.training.optimizers import Schedule
+from stem_tf.training.learning_rate import Schedule
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 

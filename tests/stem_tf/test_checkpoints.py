@@ -35,6 +35,9 @@ class Model(tf.Module):
     def catch_up(self) -> None:
         pass
 
+    def end_training(self) -> None:
+        pass
+
     @property
     def value(self) -> float:
         return float(self.network.weight[0, 0])

@@ -16,7 +16,7 @@ from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
 from stem_tf import configs, models
 from stem_tf.layers.gate import observe
-from stem_tf.models.base import RankingModel
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.summary import multiply_adds, summary
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
 from stem_tf import configs, models
-from stem_tf.models.base import RankingModel
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.training.checkpoints import Checkpoints, RunState
 from stem_util.errors import UserError
 

@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from pipelines.manifest import LabelScale
 from pipelines.schema import Label, Task
-from stem_tf.training.losses import TaskLoss, Weighting, score
+from stem_tf.training.loss_weighting import Weighting
+from stem_tf.training.losses import TaskLoss, score
 
 CLICK = Task("click", Label("click"))
 TIME = Task("time", Label("time"), type="regression")

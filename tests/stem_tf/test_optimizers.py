@@ -14,9 +14,11 @@ from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings, Field
 from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
-from stem_tf.models.base import RankingModel, Training
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.models.stem_net import STEMNet
-from stem_tf.training.optimizers import Schedule
+from stem_tf.training import preparation
+from stem_tf.training.learning_rate import Schedule
+from stem_tf.training.preparation import Training
 
 FEATURES = tuple(Feature(name, "categorical", "user", name, "int64") for name in ("user", "item"))
 TASKS = (Task("click", Label("click")), Task("time", Label("time"), type="regression", weight=0.5))
@@ -48,7 +50,7 @@ def model(
     embeddings = Embeddings(fields, 3, network.tables, ["user"], init_std=0.1, train_tables=False)
     made = RankingModel(TASKS, InputTransform(FEATURES, {}), embeddings, network)
     made.build_weights()
-    made.prepare_training(Training(schedule or Schedule(0.01), tables, l2, clip_norm=clip_norm, xla=xla))
+    preparation.prepare(made, Training(schedule or Schedule(0.01), tables, l2, clip_norm=clip_norm, xla=xla))
     return made
 
 
@@ -103,7 +105,7 @@ def test_a_standardised_label_trains_as_if_it_had_been_divided() -> None:
     plain, scaled = model("dense"), model("dense")
     scale = LabelScale(mean=20_000.0, std=4_000.0)
     scaled.scales = {"time": scale}
-    scaled.prepare_training(scaled.training_options)
+    preparation.prepare(scaled, Training(Schedule(0.01), "dense", 1e-3))
     batch = tf.nest.map_structure(tf.constant, batches(1, 16))
     inside = batch["weights"]["time"]
     labels = batch["labels"] | {"time": inside * (batch["labels"]["time"] * scale.std + scale.mean)}
@@ -198,7 +200,9 @@ def test_the_first_bad_step_and_its_task_are_kept() -> None:
     assert (int(made.first_bad_step), int(made.first_bad_task)) == (1, 1)
 
 
-@pytest.mark.parametrize(("tables", "xla"), [("deferred", "network"), ("deferred", "step"), ("adagrad", "step")])
+@pytest.mark.parametrize(
+    ("tables", "xla"), [("deferred", "network"), ("deferred", "step"), ("adagrad", "step"), ("dense", "step")]
+)
 def test_compiled_steps_are_the_plain_ones(tables: str, xla: str) -> None:
     def weights(xla: str) -> list[np.ndarray]:
         made = model(tables, clip_norm=0.05, xla=xla)
@@ -226,6 +230,7 @@ def test_scores_are_those_of_tables_that_are_up_to_date() -> None:
         np.testing.assert_array_equal(group.table, value)
     made.catch_up()
     assert max(np.abs(g.table - value).max() for g, value in zip(made.embeddings.groups, before, strict=True)) > 1e-3
-    plain = made.forward(made.inputs(data["features"]), None, training=False)
+    inputs = made.inputs(data["features"])
+    plain = made.forward(inputs, made.embeddings.look_up(inputs), training=False)
     for task, score in scores.items():
         np.testing.assert_allclose(score, plain[task], rtol=1e-5)

@@ -17,14 +17,16 @@ from stem_tf.layers.embedding import Embeddings, Field
 from stem_tf.layers.mlp import MLP, Linear
 from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
-from stem_tf.models.base import RankingModel, Training
 from stem_tf.models.chains import AITM, ESMM
 from stem_tf.models.mmoe import MMoE, OMoE
 from stem_tf.models.network import Network
 from stem_tf.models.ple import PLE
+from stem_tf.models.ranking_model import RankingModel
 from stem_tf.models.sharing import SharedBottom
 from stem_tf.models.stem_net import STEMNet
-from stem_tf.training.optimizers import Schedule
+from stem_tf.training import preparation
+from stem_tf.training.learning_rate import Schedule
+from stem_tf.training.preparation import Training
 
 PARITY = Path(__file__).parent.parent / "data" / "parity"
 
@@ -51,7 +53,7 @@ class Reference:
         tasks = tuple(Task(name, Label(name)) for name in names)
         self.model = RankingModel(tasks, InputTransform(features, {}), embeddings, network)
         self.model.build_weights()
-        self.model.prepare_training(Training(Schedule(meta["lr"]), "dense", meta["reg"], clip_norm=meta["clip"]))
+        preparation.prepare(self.model, Training(Schedule(meta["lr"]), "dense", meta["reg"], clip_norm=meta["clip"]))
         self.batch = {
             "features": {f: tf.constant(self.data["ids"][:, i], tf.int32) for i, f in enumerate(fields)},
             "labels": {n: tf.constant(self.data["labels"][:, i]) for i, n in enumerate(names)},
@@ -212,7 +214,7 @@ def test_gradients(reference: Reference) -> None:
         tape.watch(looked_up)
         outputs = model.forward(inputs, [looked_up], training=True)
         spaces = {task.name: tf.constant(float(len(data["labels"]))) for task in model.tasks}
-        loss = tf.reduce_sum(model.mean_losses(reference.batch, outputs, spaces))
+        loss = tf.reduce_sum(model.training_step.losses(reference.batch, outputs, spaces))
     gradients, by_position = tape.gradient(loss, [variables, looked_up])
     table = optimizer.gradient(optimizer.read(ids, model.global_step), by_position).values
     by_variable = {v.ref(): g for v, g in zip(variables, gradients, strict=True)}

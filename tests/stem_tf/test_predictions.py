@@ -14,7 +14,7 @@ from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
 from stem_tf.evaluation import predictions
-from stem_tf.models.base import Predictor
+from stem_tf.models.predictor import Predictor
 from stem_util.errors import UserError
 
 

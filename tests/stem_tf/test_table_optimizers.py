@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from stem_tf.layers.embedding import Field, PackedTable
-from stem_tf.training.optimizers import Rate, Schedule
+from stem_tf.training.learning_rate import Schedule
+from stem_tf.training.optimizers import Rate
 from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS, TableOptimizer, stochastic_bfloat16
 
 ROWS, TABLES, DIM = 7, ["task:a", "shared"], 3

@@ -15,6 +15,7 @@ from stem_tf import configs, trained
 from stem_tf.evaluation import predictions
 from stem_tf.training.callbacks import Interrupted
 from stem_tf.training.checkpoints import latest
+from stem_tf.training.gradient_shares import shared_gradients
 from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 from stem_util.errors import JobError, UserError
@@ -178,9 +179,9 @@ def test_gradients_on_what_is_shared_by_hand(make: Make) -> None:
     model = trainer.model
     batch = next(iter(read_batches(trainer.manifest, "train", training=True, seed=0, epoch=0, start_step=0,
                                      **predictions.reading(trainer.config.data))))  # fmt: skip
-    assert model.shared_gradients(batch) == {}  # click alone trains what both could
+    assert shared_gradients(model.training_step, batch) == {}  # click alone trains what both could
     model.weighting.initial = tf.constant([2.0, 3.0])
-    norms = model.shared_gradients(batch)
+    norms = shared_gradients(model.training_step, batch)
     before = [variable.numpy() for variable in model.trainable_variables]
     (packed,) = model.embeddings.groups
     ids = packed.ids(model.inputs(batch["features"]))
@@ -191,7 +192,7 @@ def test_gradients_on_what_is_shared_by_hand(make: Make) -> None:
             tape.watch(rows)
             outputs = model.forward(model.inputs(batch["features"]), [rows], training=False)
             spaces = {name: tf.reduce_sum(w) for name, w in batch["weights"].items()}
-            loss = weight * model.mean_losses(batch, outputs, spaces)[number]
+            loss = weight * model.training_step.losses(batch, outputs, spaces)[number]
         gradients = tape.gradient(loss, [rows, *packed.trainable_variables, *bottom])
         assert norms[task] == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-5)
     for variable, value in zip(model.trainable_variables, before, strict=True):

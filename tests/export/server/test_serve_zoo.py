@@ -20,7 +20,7 @@ from pipelines import vocabulary
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
 from stem_tf.evaluation import predictions
-from stem_tf.models.base import Predictor
+from stem_tf.models.predictor import Predictor
 from stem_tf.models.snapshots import Snapshots
 from stem_tf.training.losses import score
 from tests.export import serving_rules

@@ -1,0 +1,181 @@
+"""Readies a model for training: from a config to losses, optimizers and the step that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from pipelines.schema import Schema
+from stem_tf import configs
+from stem_tf.layers.embedding import PackedTable
+from stem_tf.training import learning
+from stem_tf.training.learning_rate import Schedule
+from stem_tf.training.loss_weighting import Weighting
+from stem_tf.training.losses import TaskLoss
+from stem_tf.training.optimizers import Adam
+from stem_tf.training.replicas import Replicas
+from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS
+from stem_tf.training.train_step import TrainStep
+from stem_util.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from stem_tf.models.ranking_model import RankingModel
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained.
+
+    Attributes:
+      schedule: learning rate by step, for network and tables.
+      tables: a key of :data:`stem_tf.training.table_optimizers.TABLE_OPTIMIZERS`.
+      l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``; one number, or by table: its
+        name, or what stands before the colon in it (``task``, ``expert``).
+      network_l2: the same for the network's weights.
+      clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
+      seed: keys the dropout masks, with the step.
+      slots: how the tables' moments are kept, one of :data:`stem_tf.training.table_optimizers.SLOTS`.
+      xla: what is compiled: ``off`` nothing; ``network`` the network, forward and backward; ``step`` the whole step, in
+        static shapes, for a single replica.
+      weighting: adds up the tasks' losses; by the schema's weights when None.
+      label_smoothing, positive_weight: of :class:`TaskLoss`, by task.
+    """
+
+    schedule: Schedule
+    tables: str = "deferred"
+    l2: float | Mapping[str, float] = 0.0
+    network_l2: float = 0.0
+    clip_norm: float = 0.0
+    seed: int = 0
+    slots: str = "float32"
+    xla: str = "off"
+    weighting: Weighting | None = None
+    label_smoothing: Mapping[str, float] = field(default_factory=dict)
+    positive_weight: Mapping[str, float] = field(default_factory=dict)
+
+    def l2_of(self, table: str) -> float:
+        """Of one table."""
+        if not isinstance(self.l2, Mapping):
+            return self.l2
+        return self.l2.get(table, self.l2.get(table.partition(":")[0], 0.0))
+
+
+def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
+    """How ``config.optimizer``, ``config.loss`` and ``config.train.xla`` say to train a model with these ``tables``.
+
+    Raises:
+      UserError: a table or a task that there is not, or options that do nothing for a task.
+    """
+    optimizer, loss = config.optimizer, config.loss
+    l2 = configs.plain(optimizer.l2)
+    known = [*tables, *dict.fromkeys(table.partition(":")[0] for table in tables if ":" in table)]
+    for name in l2 if isinstance(l2, dict) else ():
+        if name not in known:
+            raise UserError(
+                f"config.optimizer.l2: {config.model.name} has no table '{name}'{did_you_mean(name, known)} "
+                f"Tables: {', '.join(known)}"
+            )
+    for path in ("label_smoothing", "positive_weight"):
+        value = configs.plain(loss[path])
+        for task in schema.tasks:
+            if task.type == "regression" and isinstance(value, dict) and task.name in value:
+                raise UserError(f"config.loss.{path} would do nothing for '{task.name}', a regression: leave it out")
+
+    def by_task(value: Any, default: float) -> dict[str, float]:
+        return {task: configs.of_task(value, task, default) for task in schema.task_names}
+
+    weighting = Weighting(
+        schema.tasks,
+        list(learning.task_weights(config, schema).values()),
+        loss.weighting,
+        list(by_task(loss.gamma, 1.0).values()),
+        loss.gamma_per,
+    )
+    schedule = Schedule(
+        optimizer.learning_rate,
+        optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        decay_steps=optimizer.decay_steps,
+        decay_rate=optimizer.decay_rate,
+        final_fraction=optimizer.final_fraction,
+    )
+    return Training(
+        schedule,
+        tables=optimizer.tables,
+        slots=optimizer.slots,
+        l2=l2,
+        network_l2=optimizer.network_l2,
+        clip_norm=optimizer.clip_norm,
+        seed=config.seed,
+        xla=_xla(config),
+        weighting=weighting,
+        label_smoothing=by_task(loss.label_smoothing, 0.0),
+        positive_weight=by_task(loss.positive_weight, 1.0),
+    )
+
+
+def _xla(config: Any) -> str:
+    """What of a step is compiled; ``auto`` is what measurements say."""
+    chosen, replicas = str(config.train.xla), tf.distribute.get_strategy().num_replicas_in_sync
+    if chosen == "step" and replicas > 1:
+        raise UserError(f"config.train.xla=step compiles the step of one replica, not of {replicas}; network does")
+    if chosen != "auto":
+        return chosen
+    if not tf.config.list_logical_devices("GPU"):
+        return "off"
+    return "step" if replicas == 1 and config.data.batch_size <= 32_768 else "network"
+
+
+def prepare(model: RankingModel, training: Training) -> None:
+    """Gives a model its ``training_step``, and the optimizers' slots; in the strategy's scope, after its weights exist.
+
+    What holds variables becomes an attribute of the model: that is where checkpoints have it.
+    """
+    embeddings, network = model.embeddings, model.network
+    model.weighting = training.weighting or Weighting(model.tasks, [task.weight for task in model.tasks])
+    l2 = [_l2(group, training) for group in embeddings.groups]
+    model.network_optimizer = Adam(
+        [*embeddings.trainable_variables, *network.trainable_variables, *model.weighting.trainable_variables],
+        [
+            *(l2 for l2, group in zip(l2, embeddings.groups, strict=True) for _ in group.trainable_variables),
+            *[training.network_l2 for _ in network.trainable_variables],
+            *[0.0 for _ in model.weighting.trainable_variables],
+        ],
+    )
+    model.table_optimizers = [
+        TABLE_OPTIMIZERS[training.tables](
+            group, of_group, training.schedule, training.slots, training.seed, clips=bool(training.clip_norm)
+        )
+        for of_group, group in zip(l2, embeddings.groups, strict=True)
+        if group.rows
+    ]
+    smoothing, positive = training.label_smoothing, training.positive_weight
+    losses = {
+        task.name: TaskLoss(
+            task, smoothing.get(task.name, 0.0), positive.get(task.name, 1.0), model.scales.get(task.name)
+        )
+        for task in model.tasks
+    }
+    model.training_step = TrainStep(
+        model,
+        losses,
+        model.weighting,
+        model.network_optimizer,
+        model.table_optimizers,
+        training.schedule,
+        Replicas(tf.distribute.get_strategy()),
+        clip_norm=training.clip_norm,
+        seed=training.seed,
+        xla=training.xla,
+    )
+
+
+def _l2(group: PackedTable, training: Training) -> float | tf.Tensor:
+    """L2 of a packed table: one number, or one per column ``[W]``."""
+    by_table = [training.l2_of(table) for table in group.tables]
+    if len(set(by_table)) == 1:
+        return by_table[0]
+    return tf.repeat(tf.constant(by_table), group.dim)

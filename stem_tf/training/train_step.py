@@ -1,0 +1,230 @@
+"""One step of training: network and tables together, on one replica or several.
+
+::
+
+    rows   = the distinct rows of every table that the batch reads
+    losses = L_t = sum_i w_ti loss_t(i) / sum_i w_ti          (PLE Eq. 8 and 9; 0 where all w_ti are 0)
+    loss   = weighting(losses) + the network's own penalty, where it has one
+    network, rows <- Adam(gradient of the loss, and of L2, clipped to a global norm)
+
+``w_ti`` is the weight of row i for task t: 1 where the schema has none, 0 outside the task's space. Sums run over the
+rows of the batch on all replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tensorflow as tf
+
+from stem_tf.runtime import start_xla
+from stem_tf.training import loss_logs, non_finite
+from stem_tf.training.learning_rate import Schedule
+from stem_tf.training.loss_weighting import Weighting
+from stem_tf.training.losses import TaskLoss
+from stem_tf.training.optimizers import Adam, Rate
+from stem_tf.training.replicas import Replicas
+from stem_tf.training.table_optimizers import BatchRows, RowState, TableOptimizer
+
+if TYPE_CHECKING:
+    from stem_tf.models.predictor import Batch
+    from stem_tf.models.ranking_model import RankingModel
+
+
+class Gradients(NamedTuple):
+    """What one forward and one backward pass give.
+
+    Attributes:
+      network: of the network's variables ``[N]``, see :class:`~stem_tf.training.optimizers.Adam`.
+      looked_up: of what the batch looked up ``[B * P, W]``, one per table.
+      losses: by task ``[T]``.
+      loss: what was differentiated, a scalar.
+    """
+
+    network: tf.Tensor
+    looked_up: list[tf.Tensor]
+    losses: tf.Tensor
+    loss: tf.Tensor
+
+
+class Taken(NamedTuple):
+    """What a step reports, of the global batch.
+
+    Attributes:
+      losses: by task ``[T]``.
+      loss: a scalar, L2 apart.
+      norm: of the whole gradient, L2 included, before it is clipped.
+    """
+
+    losses: tf.Tensor
+    loss: tf.Tensor
+    norm: tf.Tensor
+
+
+class TrainStep:
+    """Makes the steps of a model; called in replica context, by each replica with its part of the batch.
+
+    Args:
+      model: its weights are built; holds the counters and the running means.
+      losses: by task.
+      weighting: adds the tasks' losses up.
+      network_optimizer: of all variables but the packed tables.
+      table_optimizers: one per packed table that has rows.
+      schedule: learning rate by step.
+      replicas: those that share a batch.
+      clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
+      seed: keys the dropout masks, with the step.
+      xla: what is compiled: ``off`` nothing; ``network`` :meth:`differentiate`; ``step`` :meth:`update`, in static
+        shapes, for a single replica.
+    """
+
+    def __init__(
+        self,
+        model: RankingModel,
+        losses: Mapping[str, TaskLoss],
+        weighting: Weighting,
+        network_optimizer: Adam,
+        table_optimizers: Sequence[TableOptimizer],
+        schedule: Schedule,
+        replicas: Replicas,
+        *,
+        clip_norm: float = 0.0,
+        seed: int = 0,
+        xla: str = "off",
+    ) -> None:
+        self.model, self.task_losses, self.weighting = model, losses, weighting
+        self.network_optimizer, self.table_optimizers = network_optimizer, table_optimizers
+        self.schedule, self.replicas = schedule, replicas
+        self.clip_norm, self.seed, self.static = clip_norm, seed, xla == "step"
+        self._differentiate = _compiled(self.differentiate) if xla == "network" else self.differentiate
+        self._update = _compiled(self.update) if xla == "step" else self.update
+
+    # Python control flow only: AutoGraph would find nothing to convert, and take three quarters of the tracing time.
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, data: Batch) -> dict[str, tf.Tensor]:
+        """One step with a batch; what Keras logs of it."""
+        model, step = self.model, tf.identity(self.model.global_step)
+        seed = self.replicas.own_seed(tf.stack([tf.cast(step, tf.int32), self.seed]))
+        spaces = self.replicas.sum(sizes(data["weights"]))
+        batch = {"inputs": model.inputs(data["features"]), "labels": data["labels"], "weights": data["weights"]}
+        taken = self._update(batch, spaces, step, seed)
+        non_finite.note(model, step, taken.losses, taken.norm)
+        model.global_step.assign_add(1)
+        return loss_logs.updated(model, self.weighting, taken.losses, taken.loss)
+
+    def update(self, batch: Batch, spaces: Mapping[str, tf.Tensor], step: tf.Tensor, seed: tf.Tensor) -> Taken:
+        """Reads rows, differentiates, adds up over the replicas, regularises, clips, writes.
+
+        Args:
+          batch: with transformed ``inputs`` in place of features.
+          spaces: sums of the tasks' weights over all replicas.
+          step: steps done before this one.
+          seed: of dropout, ``[2]``, this replica's.
+        """
+        rows = self.read(batch["inputs"], step, self.static)
+        found = self._differentiate(batch, self.looked_up(rows), spaces, seed)
+        network, losses, loss = self.replicas.sum([found.network, found.losses, found.loss])
+        summed = [
+            self._on_all_replicas(optimizer, step, read, gradient)
+            for optimizer, read, gradient in zip(self.table_optimizers, rows, found.looked_up, strict=True)
+        ]
+
+        network = self.network_optimizer.regularised(network)
+        tables = [
+            optimizer.gradient(state, gradient)
+            for optimizer, (state, gradient) in zip(self.table_optimizers, summed, strict=True)
+        ]
+
+        norm = tf.linalg.global_norm([network, *(table.values for table in tables)])
+        scale: float | tf.Tensor = 1.0
+        if self.clip_norm:
+            scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
+            network = network * scale
+            tables = [table._replace(values=table.values * scale) for table in tables]
+
+        rate = Rate.at(self.schedule(step), step + 1, scale)
+        self.network_optimizer.apply(network, rate)
+        for optimizer, table in zip(self.table_optimizers, tables, strict=True):
+            optimizer.apply(table, rate, step + 1)
+        return Taken(losses, loss, norm)
+
+    def differentiate(
+        self,
+        batch: Batch,
+        looked_up: Sequence[tf.Tensor | None],
+        spaces: Mapping[str, tf.Tensor],
+        seed: tf.Tensor,
+    ) -> Gradients:
+        """Forward and backward, L2 apart.
+
+        Args:
+          batch, spaces, seed: as in :meth:`update`.
+          looked_up: by group ``[B * P, W]``, None where there is no table.
+        """
+        variables, read = self.network_optimizer.variables_, [rows for rows in looked_up if rows is not None]
+        with tf.GradientTape() as tape:
+            tape.watch(read)
+            outputs = self.model.forward(batch["inputs"], looked_up, training=True, seed=seed)
+            losses = self.losses(batch, outputs, spaces)
+            loss = self.loss(batch, outputs, losses, spaces)
+        gradients, by_position = tape.gradient(
+            loss, [variables, read], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return Gradients(self.network_optimizer.flatten(gradients), by_position, losses, loss)
+
+    def losses(self, batch: Batch, outputs: Mapping[str, tf.Tensor], spaces: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """By task ``[T]``: this replica's part of L_t."""
+        return tf.stack(
+            [
+                tf.math.divide_no_nan(loss(batch["labels"][name], outputs[name], batch["weights"][name]), spaces[name])
+                for name, loss in self.task_losses.items()
+            ]
+        )
+
+    def loss(
+        self, batch: Batch, outputs: dict[str, tf.Tensor], losses: tf.Tensor, spaces: Mapping[str, tf.Tensor]
+    ) -> tf.Tensor:
+        """What is differentiated, a scalar: this replica's part of it."""
+        model, share = self.model, 1.0 / self.replicas.count
+        total = self.weighting(losses, model.global_step, model.epoch, share)
+        return total + model.network.penalty(outputs, batch["weights"], spaces, share)
+
+    def read(self, inputs: Mapping[str, tf.Tensor], step: tf.Tensor, static: bool = False) -> list[BatchRows]:
+        """The distinct rows of every table that transformed inputs need, as ``step`` steps leave them."""
+        ids = [ids for ids in self.model.embeddings.ids(inputs) if ids is not None]
+        return [
+            optimizer.read_batch(of_table, step, static)
+            for optimizer, of_table in zip(self.table_optimizers, ids, strict=True)
+        ]
+
+    def looked_up(self, rows: Sequence[BatchRows]) -> list[tf.Tensor | None]:
+        """By group ``[B * P, W]``, None where there is no table."""
+        read = iter(rows)
+        return [next(read).at_positions() if group.rows else None for group in self.model.embeddings.groups]
+
+    def _on_all_replicas(
+        self, optimizer: TableOptimizer, step: tf.Tensor, rows: BatchRows, by_position: tf.Tensor
+    ) -> tuple[RowState, tf.Tensor]:
+        """The rows of a table that any replica reads, and the loss's gradient of them ``[U, W]``."""
+        by_row = rows.summed(by_position)
+        if self.replicas.count == 1:
+            return rows.state, by_row
+        positions = rows.place.shape[0]
+        ids, by_row = self.replicas.union(rows.state.ids, by_row, positions)
+        return optimizer.read(ids, step, self.replicas.count * positions), by_row
+
+    def loss_of(self, data: Batch, training: bool = False) -> tf.Tensor:
+        """The loss of a whole batch, a scalar, L2 apart; trains nothing."""
+        outputs, spaces = self.model(data["features"], training=training), sizes(data["weights"])
+        return self.loss(data, outputs, self.losses(data, outputs, spaces), spaces)
+
+
+def sizes(weights: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Sums of the rows' weights ``[B]``, by task."""
+    return {name: tf.reduce_sum(weight) for name, weight in weights.items()}
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    start_xla()
+    return tf.function(function, jit_compile=True, autograph=False)
