@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from export.published import Published
 from pipelines.log import casts, source
-from pipelines.log.source import CsvOptions
+from pipelines.log.find import find_files
+from pipelines.log.parts import CsvOptions
 from pipelines.schema import Schema
 from stem_client import FeatureError, RankingClient, RankingError
 from stem_client import features as client_features
@@ -191,7 +192,7 @@ def _read_table(
     path: str, features: Sequence[Feature], sources: Mapping[str, tuple[str, str | None]], csv: CsvOptions | None
 ) -> Items:
     """Columns of a Parquet or CSV file by feature; other columns are not read."""
-    log = source.open_log(source.find_files(path), csv)
+    log = source.open_log(find_files(path), csv)
     chosen = {}
     for feature in features:
         column = feature.name if feature.name in log.types else sources[feature.name][0]

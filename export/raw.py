@@ -16,7 +16,8 @@ from pipelines.convert.rows import Rows
 from pipelines.convert.split import GivenSplit
 from pipelines.log import casts, sniff, source
 from pipelines.log.casts import EMPTY, Lists
-from pipelines.log.source import CsvOptions, Log
+from pipelines.log.find import find_files
+from pipelines.log.parts import CsvOptions, Log
 from pipelines.schema import Schema
 from pipelines.tfrecord import Example
 
@@ -27,12 +28,12 @@ def without_outcomes(schema: Schema) -> Schema:
 
 
 def open_log(patterns: str, schema: Schema, csv: CsvOptions | None = None) -> Log:
-    """The log at ``patterns`` (see `pipelines.log.source.find_files`), which must hold all columns of the schema.
+    """The log at ``patterns`` (see `pipelines.log.find.find_files`), which must hold all columns of the schema.
 
     Raises:
       UserError: no files, files that cannot be read, or columns that do not fit the schema.
     """
-    log = source.open_log(source.find_files(patterns), csv)
+    log = source.open_log(find_files(patterns), csv)
     sniff.explain(log, Cleaner(schema, GivenSplit(()), drop=False).columns)
     schema.validate_columns(
         log.types, patterns, text=log.text, directories=log.directory_columns, problems=log.problems, served=True

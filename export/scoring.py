@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from export import raw
 from export.published import Published
 from pipelines.convert.raw_columns import kept_types
-from pipelines.log.source import CsvOptions, Log
+from pipelines.log.parts import CsvOptions, Log
 from stem_util import files, owned
 from stem_util.errors import UserError
 from stem_util.progress import Progress

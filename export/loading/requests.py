@@ -13,7 +13,7 @@ import numpy as np
 from export import raw
 from pipelines import schema_yaml
 from pipelines.log.casts import EMPTY
-from pipelines.log.source import CsvOptions
+from pipelines.log.parts import CsvOptions
 from pipelines.schema import Feature, Schema
 from stem_client import features as client_features
 from stem_client import metadata, protocol
@@ -147,7 +147,7 @@ def read(
     """Tensors of ``serving_default`` of the first rows of a log, up to 20,000; rows that do not fit are left out.
 
     Args:
-      rows: see `pipelines.log.source.find_files`.
+      rows: see `pipelines.log.find.find_files`.
       schema: of the log; None if its columns are named as the features.
       served: says what the model takes.
       csv: how CSV files are written.

@@ -32,7 +32,8 @@ from pipelines.convert.encode import encoded_rows
 from pipelines.convert.split import restore
 from pipelines.integrity import Watch
 from pipelines.log import source
-from pipelines.log.source import Chunk, Log, Unit
+from pipelines.log.find import is_parquet
+from pipelines.log.parts import Chunk, Log, Unit
 from pipelines.manifest import SPLITS, Manifest, Source, check_source
 from pipelines.schema import Schema
 from stem_util.errors import UserError, message
@@ -207,7 +208,7 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
     """
     files = [file.path for file in manifest.sources]
     sources = tuple(check_source(file, manifest.watch) for file in manifest.sources)
-    if not files or not source.is_parquet(files[0]):
+    if not files or not is_parquet(files[0]):
         raise UserError(
             f"{manifest.data_dir} was converted from CSV, which --input_format=parquet does not read: read its records "
             "(blocks or rows)"

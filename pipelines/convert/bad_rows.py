@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipelines.convert import advice
 from pipelines.convert.advice import Wanted
 from pipelines.log import casts
-from pipelines.log.source import Chunk
+from pipelines.log.parts import Chunk
 from stem_util.errors import UserError
 
 MALFORMED = ("", "wrong number of columns")

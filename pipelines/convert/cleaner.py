@@ -18,7 +18,7 @@ from pipelines.convert.split import LastSplit, SplitPolicy
 from pipelines.convert.times import order_keys, time_values
 from pipelines.log import casts
 from pipelines.log.casts import Lists
-from pipelines.log.source import Chunk
+from pipelines.log.parts import Chunk
 from pipelines.schema import Schema
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.log import casts, source
-from pipelines.log.source import CsvOptions, Log
+from pipelines.log.parts import CsvOptions, Log
 from pipelines.manifest import SPLITS, Manifest
 from pipelines.schema import Label, Threshold
 

@@ -30,7 +30,8 @@ from pipelines.convert.scan import Scan
 from pipelines.convert.shards import plan_shards, write_shard
 from pipelines.convert.split import GivenSplit, SplitPolicy
 from pipelines.log import sniff, source
-from pipelines.log.source import Log
+from pipelines.log.find import find_files
+from pipelines.log.parts import Log
 from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, LabelScale, Manifest, Split, TaskCounts, Vocabulary
 from stem_util import files, owned
 from stem_util.errors import FULL_DISK, JobError, UserError
@@ -81,10 +82,10 @@ def convert(options: Options) -> Manifest:
 def _open(options: Options) -> tuple[Log, tuple[int, ...]]:
     """The log, and the split of each of its files when splits are given."""
     if not options.given:
-        return source.open_log(source.find_files(options.log), options.csv), ()
+        return source.open_log(find_files(options.log), options.csv), ()
     split_of: dict[str, int] = {}
     for number, name in enumerate(SPLITS):
-        for path in source.find_files(options.given[name]) if name in options.given else ():
+        for path in find_files(options.given[name]) if name in options.given else ():
             if path in split_of:
                 raise UserError(f"{path}: given for both --{SPLITS[split_of[path]]} and --{name}")
             split_of[path] = number

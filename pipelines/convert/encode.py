@@ -21,7 +21,7 @@ from pipelines.convert.job import HASH, SPLIT, Job
 from pipelines.convert.raw_columns import kept_columns, kept_types
 from pipelines.convert.rows import Rows
 from pipelines.log import source
-from pipelines.log.source import Unit
+from pipelines.log.parts import Unit
 from pipelines.manifest import SPLITS, vocabulary_path
 from pipelines.schema import Schema
 from pipelines.vocabulary import Lookup

@@ -20,7 +20,7 @@ from pipelines.convert.job import SPLIT, Job
 from pipelines.convert.numeric_fit import Moments, NumericFit
 from pipelines.convert.rows import Rows
 from pipelines.log import source
-from pipelines.log.source import Unit
+from pipelines.log.parts import Unit
 from pipelines.manifest import vocabulary_path
 from pipelines.schema import Schema
 from pipelines.vocabulary import ValueCounts

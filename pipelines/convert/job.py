@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from pipelines.convert.cleaner import Cleaner
-from pipelines.log.source import Log
+from pipelines.log.parts import Log
 
 HASH = "hash"
 """Column of scratch files: what the rows of train are shuffled by."""

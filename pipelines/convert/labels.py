@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.convert.advice import Wanted
 from pipelines.convert.bad_rows import BadRows
 from pipelines.log import casts
-from pipelines.log.source import Chunk
+from pipelines.log.parts import Chunk
 from pipelines.schema import Task, Threshold
 
 _EXACT = 2**53

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.log.source import CsvOptions
+from pipelines.log.parts import CsvOptions
 from pipelines.manifest import LAYOUTS
 from pipelines.schema import Schema
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from pipelines.log import casts
-from pipelines.log.source import Log
+from pipelines.log.parts import Log
 from pipelines.schema import Schema
 
 

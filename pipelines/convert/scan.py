@@ -28,7 +28,7 @@ from pipelines.convert.split import (
 )
 from pipelines.convert.times import LAST_KEY, parse_time, time_kind
 from pipelines.log import source
-from pipelines.log.source import Log, Unit
+from pipelines.log.parts import Log, Unit
 from stem_util.errors import UserError
 from stem_util.progress import Progress
 from stem_util.workers import Pool

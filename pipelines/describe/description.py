@@ -11,7 +11,8 @@ from pipelines import schema_yaml
 from pipelines.describe import draft, sample
 from pipelines.jobs import csv_flags
 from pipelines.log import sniff, source
-from pipelines.log.source import CsvOptions
+from pipelines.log.find import find_files, is_parquet
+from pipelines.log.parts import CsvOptions
 from stem_util.errors import UserError
 
 HEAD = "Drafted by stem-describe"
@@ -50,8 +51,8 @@ def describe(patterns: Sequence[str], csv: CsvOptions, labels: Sequence[str], li
     Raises:
       UserError: a mistake in the arguments or the log, or nothing to predict or to learn from.
     """
-    files = source.find_files(",".join(patterns))
-    seen = sniff.Look(csv) if source.is_parquet(files[0]) else sniff.look(files[0], csv)
+    files = find_files(",".join(patterns))
+    seen = sniff.Look(csv) if is_parquet(files[0]) else sniff.look(files[0], csv)
     try:
         log = source.open_log(files, seen.csv)
         rows = sample.draw(log, limit)

@@ -23,7 +23,7 @@ from pipelines.convert.times import order_keys, time_kind, time_values
 from pipelines.describe import guess, leakage
 from pipelines.describe.guess import Column
 from pipelines.log import casts
-from pipelines.log.source import Chunk
+from pipelines.log.parts import Chunk
 from stem_util.errors import UserError, did_you_mean
 
 SUSPECT_AUC = 0.95

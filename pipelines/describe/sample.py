@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipelines import sampling
 from pipelines.describe import guess
 from pipelines.log import casts, source
+from pipelines.log.parts import Log
 from stem_util.errors import UserError
 from stem_util.progress import Progress
 
@@ -42,7 +43,7 @@ class LogSample:
     complete: bool
 
 
-def draw(log: source.Log, limit: int, seed: int = 0) -> LogSample:
+def draw(log: Log, limit: int, seed: int = 0) -> LogSample:
     """Draws up to ``limit`` rows, each with the same probability.
 
     A long log is read in part: units (a CSV file; some half a million rows of Parquet) that are evenly spread, of about

@@ -20,7 +20,7 @@ from pipelines.convert import constant_labels
 from pipelines.convert.conversion import convert
 from pipelines.convert.options import Options
 from pipelines.jobs import csv_flags
-from pipelines.log.source import CsvOptions
+from pipelines.log.parts import CsvOptions
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
 from stem_util import cli
 from stem_util.errors import UserError, did_you_mean

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from pipelines.log.source import CsvOptions
+from pipelines.log.parts import CsvOptions
 from stem_util import cli
 from stem_util.errors import UserError
 

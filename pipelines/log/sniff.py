@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from pipelines.log.source import CsvOptions, Log
+from pipelines.log.parts import CsvOptions, Log
 from stem_util.errors import UserError
 
 _BYTES = 1 << 16

@@ -10,7 +10,7 @@ import pytest
 from pipelines.convert.cleaner import Cleaner
 from pipelines.convert.rows import Rows
 from pipelines.convert.split import HashSplit, RandomSplit, TimeSplit
-from pipelines.log.source import Chunk
+from pipelines.log.parts import Chunk
 from pipelines.schema import Feature, Label, Schema, Space, Task, Threshold
 from stem_util.errors import UserError
 

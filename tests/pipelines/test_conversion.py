@@ -19,7 +19,7 @@ from pipelines.convert import constant_labels, fit
 from pipelines.convert.conversion import convert
 from pipelines.convert.options import Options
 from pipelines.log import source
-from pipelines.log.source import CsvOptions
+from pipelines.log.parts import CsvOptions
 from pipelines.manifest import Constants, Manifest, Vocabulary
 from stem_util.errors import UserError
 

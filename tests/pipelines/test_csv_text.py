@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pytest
 
-from pipelines.log import csv_text, source
-from pipelines.log.source import CsvOptions
+from pipelines.log import csv_reader, csv_text, source
+from pipelines.log.parts import CsvOptions
 from stem_util.errors import UserError
 
 
@@ -96,7 +96,7 @@ def test_blocks_do_not_part_line_ends_or_characters(
     path = tmp_path / ("a.csv.gz" if packed else "a.csv")
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     for size in (64, 65, 66, 67, 1000):
-        monkeypatch.setattr(source, "_CSV_BLOCK_BYTES", size)
+        monkeypatch.setattr(csv_reader, "_BLOCK_BYTES", size)
         table = _read(path)
         assert table["x"] == [x.encode() for x, _ in rows]
         assert table["y"] == [y.encode() or None for _, y in rows]
@@ -169,7 +169,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_a_row_longer_than_a_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_CSV_BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(csv_reader, "_BLOCK_BYTES", 1 << 10)
     path = tmp_path / "a.csv"
     path.write_text("x,y\n1,2\n3," + "4" * 5000 + "\n")
     with pytest.raises(UserError, match="cannot be read as CSV .a row of more than"):

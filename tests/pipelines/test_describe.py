@@ -17,6 +17,8 @@ import pytest
 from pipelines import schema_yaml
 from pipelines.describe import draft, leakage, sample
 from pipelines.log import source
+from pipelines.log.find import find_files
+from pipelines.log.parts import Log
 from pipelines.schema import Label, Schema
 from stem_util.errors import UserError
 
@@ -243,8 +245,8 @@ def test_logs_that_cannot_be_drafted() -> None:
         _drafted(pa.table({"a": [1] * 100, "is_click": [0, 1] * 50}))
 
 
-def _open(path: Path) -> source.Log:
-    return source.open_log(source.find_files(str(path)))
+def _open(path: Path) -> Log:
+    return source.open_log(find_files(str(path)))
 
 
 def test_a_sample_is_uniform_over_the_log(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipelines.convert.conversion import convert
 from pipelines.convert.options import Options
 from pipelines.describe import description
 from pipelines.log import sniff
-from pipelines.log.source import CsvOptions
+from pipelines.log.parts import CsvOptions
 from pipelines.manifest import SPLITS, Manifest
 from pipelines.schema import Label, Schema
 from stem_util.errors import UserError

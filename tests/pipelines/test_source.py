@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.log import source
-from pipelines.log.source import Chunk, CsvOptions
+from pipelines.log.find import find_files
+from pipelines.log.parts import Chunk, CsvOptions
 from stem_util.errors import UserError
 
 
@@ -30,8 +31,8 @@ def test_find_files(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     names = [str(tmp_path / name) for name in ("a.parquet", "b.parquet", "day=1/c.csv")]
-    assert source.find_files(str(tmp_path)) == names
-    assert source.find_files(f"{tmp_path}/*.parquet,{tmp_path}/a.parquet") == names[:2]
+    assert find_files(str(tmp_path)) == names
+    assert find_files(f"{tmp_path}/*.parquet,{tmp_path}/a.parquet") == names[:2]
     (tmp_path / "empty").mkdir()
     for pattern, why in [
         ("nowhere.csv", "nowhere.csv: no such file or directory"),
@@ -40,7 +41,7 @@ def test_find_files(tmp_path: Path) -> None:
         (" ,", "the log is empty"),
     ]:
         with pytest.raises(UserError, match=why):
-            source.find_files(pattern)
+            find_files(pattern)
 
 
 def test_parquet_units_follow_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,7 @@ def test_parts_of_several_types_have_one(tmp_path: Path) -> None:
     ]
     for number, columns in enumerate(parts):
         pq.write_table(pa.table(columns), tmp_path / f"{number}.parquet")
-    log = source.open_log(source.find_files(str(tmp_path)))
+    log = source.open_log(find_files(str(tmp_path)))
     assert dict(log.types) == {"x": pa.float64(), "y": pa.int64(), "z": pa.large_string()}
     chunks = [log.alike(c.columns) for unit in log.units for c in source.read(log, unit, None, skip_malformed=False)]
     joined = pa.concat_tables(pa.table(columns) for columns in chunks)
@@ -151,7 +152,7 @@ def test_parts_of_several_types_have_one(tmp_path: Path) -> None:
 def test_files_without_rows_have_no_say(tmp_path: Path) -> None:
     for name, columns in [("a", {}), ("b", {"x": pa.array([], pa.string())}), ("c", {"x": [1]})]:
         pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
-    log = source.open_log(source.find_files(str(tmp_path)))
+    log = source.open_log(find_files(str(tmp_path)))
     assert dict(log.types) == {"x": pa.int64()}
     assert [(unit.file, unit.rows) for unit in log.units] == [(2, 1)]
 
@@ -172,8 +173,8 @@ def test_parquet_is_known_by_its_first_bytes(tmp_path: Path) -> None:
     for name in ("part-00000", "log.parq", "log.csv"):
         pq.write_table(pa.table({"x": [1]}), tmp_path / name)
     (tmp_path / "README").write_text("not a part")
-    assert [Path(path).name for path in source.find_files(str(tmp_path))] == ["log.csv", "log.parq", "part-00000"]
-    log = source.open_log(source.find_files(str(tmp_path)))
+    assert [Path(path).name for path in find_files(str(tmp_path))] == ["log.csv", "log.parq", "part-00000"]
+    log = source.open_log(find_files(str(tmp_path)))
     assert not log.text
     assert len(log.units) == 3
     (tmp_path / "text.parquet").write_text("x,y\n1,2\n")
@@ -194,7 +195,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (other / "deep" / "round").symlink_to(tmp_path)
     (log / "link.csv").symlink_to(tmp_path / "e.csv")
     (tmp_path / "e.csv").write_text("x\n1\n")
-    found = [os.path.relpath(path, log) for path in source.find_files(str(log))]
+    found = [os.path.relpath(path, log) for path in find_files(str(log))]
     assert len(found) == len({os.path.realpath(log / name) for name in found}) == 5
     assert {"day=1/a.csv", "day=2/b.csv", "link.csv"} < set(found)
 
@@ -208,7 +209,7 @@ def test_directories_are_columns(tmp_path: Path, suffix: str) -> None:
         path.parent.mkdir(parents=True)
         table = pa.table({"x": [f"{number}"], "own": ["1"]})
         pyarrow.csv.write_csv(table, path) if suffix == "csv" else pq.write_table(table, path)
-    log = source.open_log(source.find_files(str(tmp_path / "log")))
+    log = source.open_log(find_files(str(tmp_path / "log")))
     assert list(log.types) == ["x", "own", "date", "h"]
     assert log.directory_columns == ["date", "h"]
     names = ["h", "x", "date"]

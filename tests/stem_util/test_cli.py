@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from pipelines.log import source
+from pipelines.log.find import find_files
 from stem_util import cli
 
 JOB = '''"""Fails in the way it is told."""
@@ -181,7 +181,7 @@ def test_home_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         values(["job", "--output=a\udcff"])
     (tmp_path / "a.csv").write_text("x\n1\n")
     (tmp_path / "b.csv").write_text("x\n1\n")
-    assert source.find_files("~/a.csv,~/b*") == [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    assert find_files("~/a.csv,~/b*") == [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
 
 
 def test_every_flag_that_is_a_path_is_read_as_one() -> None:

@@ -1,0 +1,85 @@
+"""Finds the files of a log."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator
+
+from stem_util.errors import UserError
+
+_PARQUET_SUFFIXES = (".parquet", ".pq")
+PARQUET_MAGIC = b"PAR1"
+_CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+
+
+def find_files(patterns: str) -> list[str]:
+    """The log's files, sorted, each once.
+
+    Args:
+      patterns: comma-separated files, globs and directories (searched through, links too, hidden names and those that
+        begin with an underscore left out, for files ending in .parquet, .pq, .csv, .tsv, .txt, or the text ones with
+        .gz, and for Parquet files of any name).
+
+    Raises:
+      UserError: a pattern without files.
+    """
+    found: set[str] = set()
+    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        pattern = os.path.expanduser(pattern)
+        if os.path.isdir(pattern):
+            matches = list(_walk(pattern))
+            if not matches:
+                raise UserError(
+                    f"{pattern}: the directory holds no Parquet files, nor any ending in .csv, .tsv or .txt"
+                )
+        elif os.path.exists(pattern):
+            matches = [pattern]
+        else:
+            matches = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+            if not matches:
+                what = "no file matches it" if glob.has_magic(pattern) else "no such file or directory"
+                raise UserError(f"{pattern}: {what}")
+        found.update(map(os.path.normpath, matches))
+    if not found:
+        raise UserError("the log is empty: name at least one file, glob or directory")
+    return sorted(found)
+
+
+def _walk(directory: str) -> Iterator[str]:
+    """Files below a directory, each once: what links lead to is left out where it was found without them."""
+    seen: set[str] = set()
+    waiting = [directory]  # and links, for when the rest was found
+    while waiting:
+        place = waiting.pop(0)
+        if os.path.realpath(place) in seen:
+            continue
+        if not os.path.isdir(place):
+            if _is_log(place):
+                seen.add(os.path.realpath(place))
+                yield place
+            continue
+        for parent, directories, names in os.walk(place):
+            seen.add(os.path.realpath(parent))
+            visible = [name for name in sorted(directories + names) if not name.startswith((".", "_"))]
+            paths = {name: os.path.join(parent, name) for name in visible}
+            waiting += filter(os.path.islink, paths.values())
+            fresh = {n for n, path in paths.items() if not os.path.islink(path) and os.path.realpath(path) not in seen}
+            directories[:] = [name for name in directories if name in fresh]
+            for path in (paths[name] for name in names if name in fresh):
+                if _is_log(path):
+                    seen.add(os.path.realpath(path))
+                    yield path
+
+
+def _is_log(path: str) -> bool:
+    return path.lower().endswith(_PARQUET_SUFFIXES + _CSV_SUFFIXES) or is_parquet(path)
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a file is read as Parquet: it begins as such files do, or is named so; everything else is CSV."""
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
+                return True
+    return path.lower().endswith(_PARQUET_SUFFIXES)
