@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ def convert(rows: int) -> dict[str, Any]:
         }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     del argv
     results = []
     print("      rows  seconds      rows/s  CPU seconds  peak MB  without files  rank correlation", flush=True)

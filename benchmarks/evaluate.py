@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def _case(rows: int, rate: float, levels: int, groups: int, sklearn_rows: int) -
     return result
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     del argv
     if _ONE.value:
         print(json.dumps(_case(*json.loads(_ONE.value))))

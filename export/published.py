@@ -1,4 +1,4 @@
-"""A version that `export.jobs.export` published, loaded as services load it."""
+"""A version that `export.exporter` published, loaded as services load it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find(directory: Path) -> Path:
     """The version directory that ``directory`` is, or the newest one in it.
 
     Raises:
-      UserError: it is neither, or was not published by `export.jobs.export`.
+      UserError: it is neither, or was not published by `export.exporter`.
     """
     if not directory.is_dir():
         raise UserError(f"--model={directory}: no such directory")

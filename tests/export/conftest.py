@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from export.jobs import export as saved_model
+from export import exporter
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs, trained
@@ -67,7 +67,7 @@ class Run(NamedTuple):
 
     def export(self, output: Path) -> tuple[Path, dict[str, Any]]:
         """Publishes it under ``output``; the version's directory and manifest."""
-        return saved_model.export(self.workdir, self.config, self.manifest, "best", output, "nasty")
+        return exporter.export(self.workdir, self.config, self.manifest, "best", output, "nasty")
 
 
 def log(rows: int = ROWS) -> pa.Table:

@@ -23,8 +23,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export import card, check, tables
-from export.jobs import export as saved_model
+from export import card, check, exporter, preconditions, tables
 from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from stem_tf import configs, report, trained
@@ -56,7 +55,7 @@ def test_every_signature_reproduces_the_trainer(exported: Exported) -> None:
 def test_a_moved_directory_scores_the_test_rows(exported: Exported, nasty_run: Callable[[str], Any]) -> None:
     run = nasty_run("float32")
     trained = predictions.predict(run.model(), run.manifest, "test", run.config.data, desc="")
-    features = saved_model._features(run.manifest.schema)
+    features = exporter.features(run.manifest.schema)
     columns = list(dict.fromkeys(feature["column"] for feature in features))
     rows = pq.read_table(Path(run.manifest.data_dir) / "raw" / "test", columns=columns).combine_chunks().to_batches()[0]
     served = check.load(str(exported[0]))["serving_default"](check.request(features, rows))
@@ -126,7 +125,7 @@ def test_warm_up_requests_run(exported: Exported) -> None:
 def test_bfloat16_runs_give_float32_scores_near_the_trainers(
     nasty_run: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saved_model, "CHECKED_ROWS", 70)  # of larger validation splits the first rows are checked
+    monkeypatch.setattr(exporter, "CHECKED_ROWS", 70)  # of larger validation splits the first rows are checked
     directory, tree = nasty_run("mixed_bfloat16").export(tmp_path)
     assert tree["check"]["rows"] == 70 < tree["check"]["rows_of_split"]
     assert "the first 70 of" in (directory / "card.md").read_text()
@@ -164,7 +163,7 @@ def test_test_metrics_are_of_the_same_weights(nasty_run: Callable[[str], Any], t
     path.parent.mkdir()
 
     def metrics() -> Any:
-        return saved_model._Export(workdir, run.config, run.manifest, "nasty", 1, found, "float32")._metrics
+        return exporter.test_metrics(workdir, run.manifest.schema, found.fingerprint())
 
     assert metrics() is None
     tasks = {"click": {"auc": 0.7}, "watched": {"mse": 1.0}}
@@ -300,20 +299,23 @@ def test_mistakes(
     assert not (tmp_path / "models").exists()
 
 
-def test_data_that_cannot_check_an_export(reserved: Any, tmp_path: Path, convert: Callable[..., Path]) -> None:
+def test_data_that_cannot_check_an_export(reserved: Any, tmp_path: Path) -> None:
+    def check(workdir: Workdir) -> None:
+        preconditions.check(workdir, reserved.config, str(tmp_path / "data"), tmp_path / "models", "ranker")
+
     shutil.copytree(reserved.manifest.data_dir, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "raw" / "validation")
     with pytest.raises(UserError, match="raw/validation is gone"):
-        saved_model._data(reserved.workdir, reserved.config, str(tmp_path / "data"))
+        check(reserved.workdir)
     manifest = manifests.load(str(tmp_path / "data"))
     empty = dataclasses.replace(manifest.splits["validation"], rows=0)
     manifests.save(dataclasses.replace(manifest, splits=manifest.splits | {"validation": empty}))
     with pytest.raises(UserError, match="is other data than"):
-        saved_model._data(reserved.workdir, reserved.config, str(tmp_path / "data"))
+        check(reserved.workdir)
     shutil.copytree(reserved.workdir.path, tmp_path / "run")
     shutil.copy(tmp_path / "data" / manifests.FILENAME, tmp_path / "run" / manifests.FILENAME)
     with pytest.raises(UserError, match="validation split of .* has no rows"):
-        saved_model._data(Workdir(tmp_path / "run"), reserved.config, str(tmp_path / "data"))
+        check(Workdir(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
@@ -321,7 +323,7 @@ def test_rounded_tables_score_as_the_trainer_with_the_same_tables(
     nasty_run: Callable[[str], Any], tmp_path: Path, kind: tables.Kind
 ) -> None:
     run = nasty_run("float32")
-    directory, tree = saved_model.export(run.workdir, run.config, run.manifest, "best", tmp_path, "nasty", kind)
+    directory, tree = exporter.export(run.workdir, run.config, run.manifest, "best", tmp_path, "nasty", kind)
     assert max(tree["check"]["worst"].values()) < tree["check"]["tolerance"] == 1e-5
     told, exact = tree["tables"], run.model()
     # Of embeddings 4 wide a scale is as large as the codes.

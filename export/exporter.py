@@ -1,0 +1,352 @@
+"""Makes the next version of an exported model from a trained run, checks it and publishes it.
+
+A version holds a TensorFlow SavedModel that takes raw values, its vocabularies, warm-up requests, a manifest and a
+card. Before it is published, a fresh process loads it as TensorFlow Serving does and must reproduce the trainer's
+scores on validation rows through every signature.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from export import card, graph, publish, raw, vocabulary_asset, warmup
+from export import tables as stored_tables
+from export.preconditions import validation_rows
+from export.tables import Kind, StoredTable
+from pipelines import manifest as manifests
+from pipelines import schema as schemas
+from pipelines import vocabulary
+from pipelines.log import source
+from pipelines.manifest import Manifest
+from pipelines.schema import Schema
+from stem_tf import configs, report
+from stem_tf import trained as runs
+from stem_tf.evaluation import predictions
+from stem_tf.trained import Trained
+from stem_tf.training import learning
+from stem_tf.workdir import Workdir
+from stem_util import files, owned
+from stem_util.errors import JobError, UserError, message
+from stem_util.progress import Progress
+from stem_util.version import __version__
+
+FORMAT = 1
+CHECKED_ROWS = 100_000
+"""Rows of the validation split that the check scores, at most: the first ones."""
+TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 3e-2}
+"""Largest difference from the trainer's scores by precision. ``rank`` rounds the request's and the candidates' share of
+a first layer before it adds them. Measured on the bundled sample: up to 4e-7 in float32, up to 8e-3 in bfloat16, whose
+numbers have 8 bits; the other signatures stay within 1e-7 in both."""
+
+
+def export(
+    workdir: Workdir,
+    config: Any,
+    manifest: Manifest,
+    checkpoint: str,
+    output: Path,
+    name: str,
+    tables: Kind = "float32",
+) -> tuple[Path, dict[str, Any]]:
+    """Publishes a checkpoint as the next version under ``output``; returns the version's directory and manifest.
+
+    Args:
+      workdir: of the run.
+      config: its config.
+      manifest: of its data, as `export.preconditions.check` returns it.
+      checkpoint: ``best``, ``latest`` or a path.
+      output: directory of the versions.
+      name: of the model.
+      tables: how its tables are stored.
+
+    Raises:
+      UserError: no such checkpoint, ``output`` is no directory or in use.
+      JobError: the exported model does not reproduce the trainer's scores, or could not be written.
+    """
+    with manifests.in_use(manifest.data_dir), _exact_products():
+        found = runs.load(workdir, config, manifest, checkpoint)
+        try:
+            with publish.publishing(output) as (version, directory), tempfile.TemporaryDirectory() as scratch:
+                job = _Export(workdir, config, manifest, name, version, found, tables)
+                tree = job.build(directory, Path(scratch))
+        except tf.errors.OpError as error:
+            raise JobError(f"{output}: the export could not be written ({message(error)})") from error
+    return output / str(version), tree
+
+
+@contextlib.contextmanager
+def _exact_products() -> Iterator[None]:
+    """Has a GPU multiply float32 numbers as a CPU does: it would round them to TF32, which the check would notice."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+class _Export:
+    """One version in the making.
+
+    Args:
+      workdir: of the run.
+      config: its config.
+      manifest: of its data.
+      name: of the model.
+      version: the version's number.
+      trained: what is exported. Its tables are given the values that are stored.
+      tables: how they are stored.
+    """
+
+    def __init__(
+        self,
+        workdir: Workdir,
+        config: Any,
+        manifest: Manifest,
+        name: str,
+        version: int,
+        trained: Trained,
+        tables: Kind,
+    ) -> None:
+        self.workdir, self.config, self.manifest = workdir, config, manifest
+        self.name, self.version, self.trained, self.tables = name, version, trained, tables
+        self._weights = trained.fingerprint()  # before tables are rounded
+        self._metrics = test_metrics(workdir, manifest.schema, self._weights)
+
+    @property
+    def schema(self) -> Schema:
+        return self.manifest.schema
+
+    def build(self, directory: Path, scratch: Path) -> dict[str, Any]:
+        """Fills ``directory`` with everything a version holds; returns its manifest.
+
+        Raises:
+          JobError: the exported model does not reproduce the trainer's scores.
+        """
+        vocabularies = write_vocabularies(self.workdir, self.manifest, scratch)
+        stored, told = self._store()
+        module = graph.ServingModule(self.schema, self.trained.model, vocabularies, stored)
+        module.save(directory)
+        signatures = ["serving_default", "rank", "examples"]
+        if graph.why_no_rank(self.schema):
+            signatures.remove("rank")
+        extra = directory / "assets.extra"
+        extra.mkdir()
+        rows = self._sample(max(warmup.CANDIDATES))
+        warmup.write(extra / warmup.FILENAME, self.name, self.schema, rows, signatures)
+        (directory / "schema.yaml").write_text(schemas.dumps(self.schema), encoding="utf-8")
+        outcome = self._check(directory, scratch)
+        tree = self._manifest(vocabularies, told, signatures, graph.why_no_rank(self.schema), outcome)
+        (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
+        # Without the marker: a version copied as DIR/* is whole.
+        written = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != owned.MARKER)
+        tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in written}
+        files.write_json(directory / manifests.FILENAME, tree)
+        return files.read_json(directory / manifests.FILENAME, "export the model again")
+
+    def _store(self) -> tuple[list[StoredTable], dict[str, Any]]:
+        """The tables as they are saved, and what the manifest says of them: size, and what rounding costs."""
+        told: dict[str, Any] = {"stored": self.tables, "float32_bytes": stored_tables.exact_size(self.trained.model)}
+        rounded = self.tables != "float32"
+        split = "test" if self.manifest.rows("test") else "validation"
+        before = self._quality(split, "float32") if rounded else {}
+        stored = stored_tables.store(self.trained.model, self.tables)
+        told["bytes"] = stored_tables.size(stored)
+        if rounded:
+            after = self._quality(split, self.tables)
+            told["cost"] = {"split": split, "rows": self.manifest.rows(split)}
+            told["cost"]["tasks"] = {task: before[task] | after[task] for task in before}
+        return stored, told
+
+    def _quality(self, split: str, kind: str) -> dict[str, dict[str, Any]]:
+        """The trainer's AUC or MSE on a split by task, under the name ``kind``; None where there is none."""
+        scored = predictions.predict(
+            self.trained.model, self.manifest, split, self.config.data, desc=f"{split}, {kind} tables"
+        )
+        results = report.finite(predictions.evaluate(scored, self.manifest))
+        metric = {task.name: "auc" if task.type == "binary" else "mse" for task in self.schema.tasks}
+        return {task: {"metric": metric[task], kind: values[metric[task]]} for task, values in results.items()}
+
+    def _sample(self, rows: int) -> dict[str, Any]:
+        """The first raw rows of the validation split as tensors of ``serving_default``."""
+        schema = raw.without_outcomes(self.schema)
+        log = source.open_log(sorted(map(str, validation_rows(self.manifest).glob("*.parquet"))))
+        found, _, _ = next(raw.read(log, schema, []))
+        return {name: values[:rows] for name, values in raw.tensors(schema, found).items()}
+
+    def _check(self, directory: Path, scratch: Path) -> dict[str, Any]:
+        """Compares the saved model with the trainer in a fresh process: rows, worst differences, tolerance."""
+        trained = predictions.predict(
+            self.trained.model, self.manifest, "validation", self.config.data, desc="predict", limit=CHECKED_ROWS
+        )
+        predictions.evaluate(trained, self.manifest)  # refuses scores that are not numbers
+        columns = {f"score_{task}": pa.array(scores) for task, scores in trained.scores.items()}
+        pq.write_table(pa.table({"row_id": pa.array(trained.row_id)} | columns), scratch / "predictions.parquet")
+        tolerance = TOLERANCES[self.config.train.precision]
+        task = {
+            "directory": str(directory.resolve()),  # the check runs elsewhere
+            "raw": str(validation_rows(self.manifest)),
+            "predictions": str(scratch / "predictions.parquet"),
+            "features": features(self.schema),
+            "tasks": self.schema.task_names,
+            "tolerance": tolerance,
+            "result": str(scratch / "result.json"),
+        }
+        files.write_json(scratch / "check.json", task)
+        _run_check(scratch, len(trained.row_id))
+        outcome = json.loads((scratch / "result.json").read_text(encoding="utf-8"))
+        if "mismatch" in outcome:
+            raise JobError(
+                f"the exported model does not reproduce the trainer's scores, so nothing was published: "
+                f"{outcome['mismatch']}"
+            )
+        return outcome | {"tolerance": tolerance}
+
+    def _manifest(
+        self,
+        vocabularies: dict[str, Path],
+        tables: dict[str, Any],
+        signatures: list[str],
+        why_no_rank: str,
+        outcome: dict[str, Any],
+    ) -> dict[str, Any]:
+        manifest = self.manifest
+        programs = ("tensorflow", "tf-keras", "tensorflow-recommenders", "numpy", "pyarrow")
+        return {
+            "format": FORMAT,
+            "model": self.name,
+            "version": self.version,
+            "created_by": f"stem-tf {__version__}",
+            "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in programs},
+            "run": {
+                "workdir": str(self.workdir.path.resolve()),
+                "experiment": self.config.experiment,
+                "checkpoint": self.trained.checkpoint,
+                "epoch": self.trained.epoch,
+                "step": self.trained.step,
+                "untrained": learning.untrained(self.config, manifest),
+                "weights": self._weights,
+                "config": configs.flat(self.config),
+            },
+            "data": {
+                "dir": manifest.data_dir,
+                "name": manifest.name,
+                "manifest_sha256": self.workdir.data_checksum(),
+                "rows": {split: manifest.rows(split) for split in manifests.SPLITS},
+            },
+            "schema": dataclasses.asdict(self.schema),
+            "signatures": signatures,
+            "why_no_rank": why_no_rank,
+            "vocabularies": {
+                name: {"size": manifest.vocabularies[name].size, "sha256": _sha256(path)}
+                for name, path in vocabularies.items()
+            },
+            "tables": tables,
+            "test_metrics": self._metrics,
+            "check": {
+                "split": "validation",
+                "rows": outcome["rows"],
+                "rows_of_split": manifest.rows("validation"),
+                "tolerance": outcome["tolerance"],
+                "worst": {signature: max(tasks.values()) for signature, tasks in outcome["worst"].items()},
+                "worst_by_task": outcome["worst"],
+            },
+        }
+
+
+def write_vocabularies(workdir: Workdir, manifest: Manifest, directory: Path) -> dict[str, Path]:
+    """Writes the assets of a run's vocabularies into ``directory``; returns their paths by the feature's name.
+
+    SavedModel copies them, so they are written outside of it first.
+
+    Raises:
+      JobError: a vocabulary has another size than the manifest says.
+    """
+    paths = {}
+    for name, sizes in manifest.vocabularies.items():
+        values = vocabulary.load(manifests.vocabulary_path(str(workdir.path), name))["value"]
+        if len(values) != sizes.size:
+            raise JobError(f"{workdir.path}: the vocabulary of '{name}' has {len(values):,} values, not {sizes.size:,}")
+        paths[name] = directory / f"{name}.vocabulary"
+        vocabulary_asset.write(values, paths[name])
+    return paths
+
+
+def test_metrics(workdir: Workdir, schema: Schema, weights: str) -> dict[str, Any] | None:
+    """What stem-evaluate found on the test split for these weights; None where it has not been run on them.
+
+    Args:
+      workdir: of the run.
+      schema: of its data.
+      weights: their fingerprint.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir.path / "evaluation" / "test.json"
+    if not path.exists():
+        return None
+    way_out = "run stem-evaluate again"
+    found = files.read_json(path, way_out)
+    if found.get("weights") != weights:
+        return None
+    try:
+        tasks = {task: dict(found["tasks"][task]) for task in schema.task_names}
+        return {"rows": int(found["rows"]), "mean_auc": found["mean_auc"], "tasks": tasks}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); {way_out}") from None
+
+
+def features(schema: Schema) -> list[dict[str, Any]]:
+    """What `export.check` knows of the features: it imports no other module of this project."""
+    keys = ("name", "kind", "side", "column", "dtype", "separator", "length", "max_length")
+    return [{key: getattr(feature, key) for key in keys} for feature in schema.features]
+
+
+def _run_check(scratch: Path, rows: int) -> None:
+    """Runs check.py, by its path and away from this project's packages."""
+    command = [sys.executable, "-P", str(Path(__file__).resolve().with_name("check.py")), str(scratch / "check.json")]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    with (
+        open(scratch / "stderr", "w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=scratch, env=environment
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            with Progress(rows, unit="rows", desc="check") as progress:
+                for line in process.stdout:
+                    progress.update(int(line))
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        if code:
+            errors.seek(0)
+            last = [line for line in errors.read().splitlines() if line.strip()][-1:]
+            raise JobError(
+                f"the exported model could not be checked, so nothing was published: the process that loads it ended "
+                f"with exit code {code} ({' '.join(last) or 'it said nothing: killed from outside, or out of memory'})"
+            )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,51 @@
+"""What an export needs, looked at before TensorFlow is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipelines import manifest as manifests
+from pipelines.manifest import Manifest
+from stem_tf.workdir import Workdir
+from stem_util.errors import UserError
+
+
+def check(workdir: Workdir, config: Any, moved_to: str | None, output: Path, name: str) -> Manifest:
+    """Returns the manifest of the run's data.
+
+    Args:
+      workdir: of the run.
+      config: its config.
+      moved_to: where its data are now, or None.
+      output: directory of the versions.
+      name: of the model.
+
+    Raises:
+      UserError: other data, no raw validation rows to check the export on, an ``output`` or ``name`` that cannot be.
+    """
+    try:
+        manifest = manifests.load(moved_to or config.data.dir)
+    except UserError as error:
+        hint = "" if moved_to else "; if the data of the run has moved, give --data=DIR"
+        raise UserError(f"{error}{hint}") from None
+    workdir.check_data(manifest)
+    if not manifest.rows("validation"):
+        raise UserError(
+            f"the validation split of {manifest.data_dir} has no rows, so that an export could not be checked against "
+            "the trainer; convert with a validation split, and train on that"
+        )
+    raw = validation_rows(manifest)
+    if not any(raw.glob("*.parquet")):
+        raise UserError(f"{raw} is gone: the raw rows that the export is checked on; convert the log again")
+    manifest.check_raw("validation")
+    if output.resolve() in (workdir.path.resolve(), Path(manifest.data_dir).resolve()):
+        raise UserError(f"--output={output} is the run or its data; give a directory of its own")
+    if not name:
+        raise UserError("--name is empty")
+    return manifest
+
+
+def validation_rows(manifest: Manifest) -> Path:
+    """The directory of the raw rows of the validation split."""
+    return Path(manifest.data_dir) / "raw" / "validation"
