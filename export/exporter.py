@@ -30,8 +30,7 @@ from export import tables as stored_tables
 from export.preconditions import validation_rows
 from export.tables import Kind, StoredTable
 from pipelines import manifest as manifests
-from pipelines import schema as schemas
-from pipelines import vocabulary
+from pipelines import schema_yaml, vocabulary
 from pipelines.log import source
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
@@ -150,7 +149,7 @@ class _Export:
         extra.mkdir()
         rows = self._sample(max(warmup.CANDIDATES))
         warmup.write(extra / warmup.FILENAME, self.name, self.schema, rows, signatures)
-        (directory / "schema.yaml").write_text(schemas.dumps(self.schema), encoding="utf-8")
+        (directory / "schema.yaml").write_text(schema_yaml.dumps(self.schema), encoding="utf-8")
         outcome = self._check(directory, scratch)
         tree = self._manifest(vocabularies, told, signatures, graph.why_no_rank(self.schema), outcome)
         (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
@@ -299,7 +298,7 @@ def test_metrics(workdir: Workdir, schema: Schema, weights: str) -> dict[str, An
     Raises:
       UserError: the file is damaged.
     """
-    path = workdir.path / "evaluation" / "test.json"
+    path = workdir.evaluation / "test.json"
     if not path.exists():
         return None
     way_out = "run stem-evaluate again"

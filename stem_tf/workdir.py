@@ -9,6 +9,8 @@ before-1/        best weights and metrics of a run whose checkpoints were gone, 
 metrics.jsonl    one JSON object a line: training losses, validation metrics
 tensorboard/     the same for TensorBoard
 report.json, learning_curves.png            at the end
+evaluation/      metrics and predictions of a split, by stem-evaluate
+inspection/      how the gates use the experts, by stem-inspect
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ class Workdir:
         self.best_epochs = self.best / "epochs.json"
         self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report.json"
+        self.evaluation = self.path / "evaluation"
+        self.inspection = self.path / "inspection"
         self.metrics = self.path / "metrics.jsonl"
         self._config = self.path / "config.json"
 
