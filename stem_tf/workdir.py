@@ -51,6 +51,7 @@ class Workdir:
         self.best_epochs = self.best / "epochs.json"
         self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report.json"
+        self.learning_curves = self.path / "learning_curves.png"
         self.evaluation = self.path / "evaluation"
         self.inspection = self.path / "inspection"
         self.metrics = self.path / "metrics.jsonl"

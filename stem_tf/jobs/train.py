@@ -20,9 +20,9 @@ from stem_tf.training import monitor
 from stem_tf.workdir import Workdir
 from stem_util import cli
 from stem_util.errors import UserError
-from stem_util.files import write_json
 
 if TYPE_CHECKING:
+    from stem_tf.training.outcome import Outcome
     from stem_tf.training.trainer import Trainer
 
 __doc__ = f"{__doc__}\nConfig keys and their defaults, --config.KEY=VALUE:\n{base.describe()}"
@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _train(config: Any, manifest: Manifest, workdir: Workdir) -> None:
     quieten_tensorflow()
+    from stem_tf.training import outcome
     from stem_tf.training.callbacks import Interrupted
     from stem_tf.training.trainer import Trainer
 
@@ -81,7 +82,7 @@ def _train(config: Any, manifest: Manifest, workdir: Workdir) -> None:
             f"to go on: {command()}"
         )
         sys.exit(128 + interrupted.signal)
-    _say_end(trainer)
+    _say_end(trainer, outcome.write(trainer))
 
 
 def command() -> str:
@@ -122,68 +123,22 @@ def _say_start(trainer: Trainer) -> None:
     sys.stdout.flush()
 
 
-def _say_end(trainer: Trainer) -> None:
-    state, workdir, manifest = trainer.state, trainer.workdir, trainer.manifest
-    records = workdir.read_metrics()
-    curves = [record for record in records if record["kind"] == "validation"]
-    known: dict[str, Any] = {"epoch": state.best_epoch + 1, "score": state.best_score}
-    best = next((record for record in curves if record["epoch"] == known["epoch"]), known)
-    if trainer.choice is not None and trainer.choice.assembled:
-        from stem_tf.training.logger import by_metric
-
-        of_task = {task: own["epoch"] for task, own in _best_by_task(trainer).items()}
-        rest = _epoch_of(trainer.choice.rest)
-        best = {"kind": "validation", "epoch": of_task, "rest_epoch": rest, "score": trainer.choice.score}
-        best |= report.finite(by_metric(trainer.choice.results))
-    if len(curves) < state.epoch:
+def _say_end(trainer: Trainer, reached: Outcome) -> None:
+    state, workdir = trainer.state, trainer.workdir
+    if not reached.complete:
         print(
             f"warning: {workdir.metrics} lacks the evaluation of some epochs, and so does the report", file=sys.stderr
         )
-    stopped = trainer.why_ended()
-    speed = state.samples / state.seconds if state.seconds else None
-    write_json(
-        workdir.report,
-        {
-            "experiment": trainer.config.experiment,
-            "monitor": trainer.config.train.monitor,
-            "best": best,
-            "best_by_task": _best_by_task(trainer),
-            "epochs": state.epoch,
-            "steps": trainer.global_step,
-            "stopped": stopped,
-            "samples_per_second": speed and round(speed, 1),
-            "learning_curves": curves,
-        },
-    )
     kind = "mean AUC" if trainer.monitor.kind == "auc" else "loss"
-    rate = f"; {speed:,.0f} samples/s" if speed else ""
-    print(f"{_best_weights(trainer, kind, best)}. Stopped: {stopped}{rate}")
+    rate = f"; {state.samples / state.seconds:,.0f} samples/s" if state.seconds else ""
+    print(f"{_best_weights(trainer, kind, reached.report['best'])}. Stopped: {reached.report['stopped']}{rate}")
     written = [workdir.best, workdir.checkpoints, workdir.report]
-    picture = workdir.path / "learning_curves.png"
-    of_task = {task: own["epoch"] for task, own in _best_by_task(trainer).items()}
-    kept = dict.fromkeys(manifest.schema.task_names, state.best_epoch + 1) | of_task
-    types = {task.name: task.type for task in manifest.schema.tasks}
-    variances = {task: scale.std**2 for task, scale in trainer.model.scales.items()}
-    if report.learning_curves(records, types, kept, variances, picture):
-        written.append(picture)
+    if reached.picture:
+        written.append(workdir.learning_curves)
     else:
         print("no picture of the learning curves: matplotlib is not installed (pip install 'stem-tf[plots]')")
     print(f"written to {workdir.path}: {', '.join(str(path.relative_to(workdir.path)) for path in written)}")
     print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
-
-
-def _best_by_task(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """By task the epoch of the weights that are kept for it, and what they score by the task's own measure."""
-    choice = trainer.choice
-    if choice is None:
-        of_task = trainer.state.by_task.items()
-        return {task: {"epoch": own["best_epoch"] + 1, "score": own["best_score"]} for task, own in of_task}
-    return {task: {"epoch": _epoch_of(choice.tasks[task]), "score": score} for task, score in choice.by_task.items()}
-
-
-def _epoch_of(checkpoint: str) -> int:
-    """Of ``epoch-3``, or ``epoch-3-2``: 3."""
-    return int(checkpoint.split("-")[1])
 
 
 def _best_weights(trainer: Trainer, kind: str, kept: Mapping[str, Any]) -> str:
