@@ -59,41 +59,31 @@ def override_flags(argv: Sequence[str]) -> list[str]:
 
 
 def load(
-    name: str, overrides: Sequence[str] = (), leave_out: Callable[[str], None] | None = None
+    experiment: str | os.PathLike[str] | Mapping[str, Any] | ml_collections.ConfigDict,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    leave_out: Callable[[str], None] | None = None,
 ) -> ml_collections.ConfigDict:
     """The config of an experiment, complete and checked, read-only.
 
     Args:
-      name: a shipped experiment, or the path of a Python file with ``get_config()``.
-      overrides: ``key=value`` each, later ones win.
+      experiment: the name of a shipped one, the path of a Python file with ``get_config()``, or what that returns.
+      overrides: ``key=value`` each, later ones win; or values by key, ``{"model.dim": 8}``.
       leave_out: overrides that would do nothing for the chosen model are left out and told to it, a sentence each;
         refused when not given.
 
     Raises:
       UserError: no such experiment, a file that fails, an unknown key, a value of the wrong type or out of its range.
     """
-    path = _find(name)
-    try:
-        namespace = runpy.run_path(str(path))
-        if "get_config" not in namespace:
-            raise UserError(f"{path} has no function get_config()")
-        config = namespace["get_config"]()
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's own file raises
-        raise UserError(f"{path}: {_of_file(error, path)}") from error
-    if not isinstance(config, Mapping | ml_collections.ConfigDict):
-        raise UserError(f"{path}: get_config() should return a ConfigDict, but returned {type(config).__name__}")
-    values = _flat(config)
-    unknown = [key for key in values if key not in KEYS]
-    if unknown:
-        raise UserError(f"{path}: the config has no key '{unknown[0]}'{_suggestion(unknown[0])}")
-    given = {}
-    for override in overrides:
-        key, _, text = override.partition("=")
+    if isinstance(experiment, Mapping | ml_collections.ConfigDict):
+        values = _known(experiment, "the config")
+    else:
+        values = _of_path(_find(os.fspath(experiment)))
+    texts = dict(override.partition("=")[::2] for override in overrides) if isinstance(overrides, Sequence) else {}
+    given = texts if isinstance(overrides, Sequence) else _flat(overrides)
+    for key in given:
         if key not in KEYS:
             raise UserError(f"--config.{key}: the config has no such key{_suggestion(key)}")
-        given[key] = _parse(key, text)
+    given |= {key: _parse(key, text) for key, text in texts.items()}
     if "model.name" in given:
         # Another model on the experiment's data: what the experiment says to a model of its own is not meant for it.
         values = applying(values, given["model.name"])
@@ -105,6 +95,31 @@ def load(
     if leave_out is not None:
         given = _that_act(values, given, leave_out)
     return checked(values | given)
+
+
+def _of_path(path: Path) -> dict[str, Any]:
+    """``{"model.dim": 8, ...}`` of what the ``get_config()`` of a Python file returns."""
+    try:
+        namespace = runpy.run_path(str(path))
+        if "get_config" not in namespace:
+            raise UserError(f"{path} has no function get_config()")
+        config = namespace["get_config"]()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own file raises
+        raise UserError(f"{path}: {_of_file(error, path)}") from error
+    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+        raise UserError(f"{path}: get_config() should return a ConfigDict, but returned {type(config).__name__}")
+    return _known(config, f"{path}: the config")
+
+
+def _known(config: Any, what: str) -> dict[str, Any]:
+    """``{"model.dim": 8, ...}`` of a config, whose keys should all be known."""
+    values = _flat(config)
+    unknown = [key for key in values if key not in KEYS]
+    if unknown:
+        raise UserError(f"{what} has no key '{unknown[0]}'{_suggestion(unknown[0])}")
+    return values
 
 
 def _that_act(values: Mapping[str, Any], given: Mapping[str, Any], leave_out: Callable[[str], None]) -> dict[str, Any]:

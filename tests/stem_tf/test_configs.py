@@ -16,6 +16,19 @@ def test_shipped_experiments_load_complete_and_read_only() -> None:
             config.seed = 3
 
 
+def test_a_config_and_values_in_place_of_a_name_and_texts() -> None:
+    ours = configs.load("kuairand_sample", {"model.dim": 8, "loss.weights": {"click": 2.0}, "train": {"epochs": 3}})
+    assert (ours.model.dim, ours.train.epochs, dict(ours.loss.weights.items())) == (8, 3, {"click": 2.0})
+    again = configs.load(ours, {"model.name": "mmoe"})
+    assert (again.model.name, again.model.dim) == ("mmoe", 8)
+    with pytest.raises(UserError, match="the config has no key 'model.dims'; did you mean 'model.dim'?"):
+        configs.load({"model.dims": 8})
+    with pytest.raises(UserError, match="--config.dim: the config has no such key; did you mean 'model.dim'?"):
+        configs.load(ours, {"dim": 8})
+    with pytest.raises(UserError, match="config.model.dim should be a whole number, but is '8'"):
+        configs.load(ours, {"model.dim": "8"})
+
+
 def test_help_lists_every_key_with_its_default() -> None:
     text = base.describe()
     assert all(f"  {key}=" in text for key in base.KEYS)
