@@ -11,6 +11,7 @@ import numpy as np
 from pipelines.manifest import Manifest
 from stem_tf import report
 from stem_tf.evaluation import metrics, predictions, table, trivial
+from stem_tf.evaluation.metrics import Results
 from stem_tf.evaluation.predictions import Predictions
 from stem_tf.trained import Trained
 from stem_tf.training import learning
@@ -36,7 +37,7 @@ class Evaluation:
     table: str
     predictions: Predictions
     found: Trained
-    results: metrics.Results
+    results: Results
 
 
 def evaluate(workdir: Workdir, config: Any, manifest: Manifest, found: Trained, split: str) -> Evaluation:
