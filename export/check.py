@@ -49,7 +49,7 @@ def request(features: Sequence[Mapping[str, Any]], rows: pa.RecordBatch) -> dict
 
 
 def whole(features: Sequence[Mapping[str, Any]], rows: pa.RecordBatch) -> dict[str, np.ndarray]:
-    """The same, with all values of lists ``[n, longest]``, empty ones in their places."""
+    """The tensors of :func:`request`, but lists ``[n, longest]`` hold all values, empty ones in their places."""
     return {feature["name"]: _tensor(feature, rows.column(feature["column"])) for feature in features}
 
 
@@ -79,7 +79,7 @@ def _tensor(feature: Mapping[str, Any], column: pa.Array) -> np.ndarray:
 
 
 def _without_ends(text: pa.Array, separator: str) -> pa.Array:
-    """As conversion does: separators with spaces lose them at the ends of CSV's values, and the rest goes too."""
+    """Text without what is left of a separator with spaces at its ends, where CSV values lose spaces."""
     begin, end = re.escape(separator.lstrip(" ")), re.escape(separator.rstrip(" "))
     patterns = (f"^{begin}" if separator[0] == " " else "", f"{end}$" if separator[-1] == " " else "")
     for pattern in filter(None, patterns):

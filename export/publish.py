@@ -34,7 +34,7 @@ def versions(directory: Path) -> list[int]:
 
 
 def damage(version: Path) -> str:
-    """What tells a version's directory from the one that was published, or ""; reads all of it.
+    """How a version's directory differs from the one that was published, or ""; reads all of it.
 
     Compares with the manifest, where there is one: a directory that is still being copied is damaged, too. Only regular
     files are opened: a pipe would never end, and TensorFlow opens what it finds.
@@ -100,7 +100,7 @@ def _raise(error: OSError) -> None:
 
 
 def _shown(text: str) -> str:
-    """What others wrote, in a message of one line."""
+    """Text of others, cut and escaped for a message of one line."""
     return text if text.isprintable() and len(text) <= 200 else f"{text[:200]!a}"
 
 

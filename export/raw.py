@@ -23,7 +23,7 @@ from pipelines.tfrecord import Example
 
 
 def without_outcomes(schema: Schema) -> Schema:
-    """The same features, and no labels or keys that a log to be scored would have to hold."""
+    """The schema with its features alone: a log to be scored need not hold labels and keys."""
     return dataclasses.replace(schema, tasks=(), group=None, item=None)
 
 
@@ -98,7 +98,7 @@ def _empty(values: np.ndarray) -> Any:
 
 
 def examples(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The same rows ``[n]`` as serialised tf.Examples, bytes objects; empty values are left out."""
+    """Rows of :func:`tensors` as serialised tf.Examples, bytes objects ``[n]``; empty values are left out."""
 
     def message(row: int) -> bytes:
         example = Example()

@@ -32,7 +32,7 @@ class File:
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a directory says of a file. A file with the same stamp was not touched."""
+    """Inode, size and time of a file. A file with the same stamp was not touched."""
 
     inode: int
     bytes: int
@@ -45,7 +45,7 @@ def stamp(path: str) -> Stamp:
 
 
 def crc32c(path: str) -> str:
-    """Of a file's content, at the speed of memory."""
+    """CRC-32C of a file's content, in hex."""
     checksum = google_crc32c.Checksum()
     with open(path, "rb") as file:
         while data := file.read(_READ_BYTES):
@@ -96,7 +96,7 @@ class Watch:
         return now
 
     def check_file(self, path: str, file: File, way_out: str) -> None:
-        """The same of a small file: its content is read at the first look."""
+        """Makes sure that a small file is the one that was recorded: its content is read at the first look."""
         self.check(path, file.bytes, lambda: crc32c(path) == file.crc32c, read=True, way_out=way_out)
 
 

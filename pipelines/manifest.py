@@ -178,7 +178,7 @@ class Manifest:
 
     @functools.cached_property
     def watch(self) -> integrity.Watch:
-        """What was seen of the files that are in use."""
+        """The files in use as they were last seen."""
         return integrity.Watch()
 
     @functools.cached_property
@@ -202,7 +202,7 @@ class Manifest:
         return schema
 
     def check(self, shards: Iterable[Shard] = ()) -> None:
-        """Makes sure that the files of the data directory are the ones that were converted. Costs a stat each.
+        """Makes sure that the files of the data directory are the ones that were converted. Costs one stat per file.
 
         Args:
           shards: with absolute paths, to be looked at beside manifest, schema and vocabularies.
@@ -219,11 +219,11 @@ class Manifest:
             self.watch.check(shard.path, shard.bytes, same, read=False, way_out=RESTORE)
 
     def check_raw(self, split: str) -> None:
-        """The same of the raw rows that were kept of validation or test."""
+        """Makes sure that the raw rows of validation or test are the ones that were kept."""
         self._check_files(lambda path: path.startswith(f"raw/{split}/"))
 
     def check_copies(self, directory: str) -> None:
-        """The same of a run's copies of schema and vocabularies."""
+        """Makes sure that a run's copies of schema and vocabularies are those of the conversion."""
         self._check_files(lambda path: path.startswith(("schema.yaml", "vocabulary/")), directory)
 
     def _check_files(self, chosen: Callable[[str], bool], directory: str = "") -> None:
@@ -340,7 +340,7 @@ def save(manifest: Manifest) -> None:
 
 
 def _own_sha256(tree: dict[str, Any]) -> str:
-    """Of what a manifest says, but for this checksum."""
+    """SHA-256 of a manifest without its own checksum."""
     said = {key: value for key, value in tree.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

@@ -139,7 +139,7 @@ def parse(schema: Schema, messages: Sequence[bytes]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where things lie in a block.
+    """Where the columns lie in a block.
 
     Attributes:
       columns: the bytes of each column.
@@ -153,7 +153,7 @@ class _Places:
 
     @classmethod
     def of(cls, message: bytes) -> _Places:
-        """Of a tf.Example whose features are one bytes value each.
+        """The places in a tf.Example whose features hold one bytes value each.
 
         Raises:
           BadBlock: it is not of that form.
@@ -198,7 +198,7 @@ def _content(message: bytes, at: int, tag: int, end: int) -> tuple[int, int]:
 
 
 def shapes(schema: Schema) -> list[tuple[str, tuple[type, int]]]:
-    """By record key: the type of a column, and how many values a row has (0: one, not a vector)."""
+    """The columns of records by key: their type, and how many values a row has (0: a single value, not a vector)."""
     features: dict[str, tuple[type, int]] = {}
     for feature in schema.features:
         kind = np.int32 if feature.kind in ("categorical", "multivalent") else np.float32

@@ -8,14 +8,8 @@ import numpy as np
 
 
 def bound(keys: np.ndarray, size: int) -> Any:
-    """What the keys of a sample lie below: that of the next one.
+    """The key after the ``size`` smallest of ``keys`` [n], or None where there are no more than ``size``.
 
-    Args:
-      keys: numbers [n].
-      size: of the sample.
-
-    Returns:
-      A number of the keys' type: ``keys < bound`` holds for the ``size`` smallest ones, but for those that equal the
-      next. None where there are no more than ``size`` keys.
+    ``keys < bound`` are the sample; keys that equal the bound are left out.
     """
     return None if len(keys) <= size else np.partition(keys, size)[size]

@@ -108,7 +108,7 @@ class Label:
 
     @property
     def values(self) -> tuple[str | float, ...]:
-        """Those that mean 1, where the label is whether the column holds one of some values."""
+        """The values that mean 1 (``equals`` or ``in``), or ()."""
         return self.one_of if self.equals is None else (self.equals,)
 
     @property

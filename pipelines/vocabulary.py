@@ -138,7 +138,7 @@ class Lookup:
     """
 
     def __init__(self, values: pa.ChunkedArray) -> None:
-        # Integers by binary search (12 bytes a value, nothing to build but a sort), bytes in a dict.
+        # Integers by binary search (12 bytes per value, nothing to build but a sort), bytes in a dict.
         self._ids: dict[bytes, int] | None = None
         self._table: np.ndarray | None = None
         if pa.types.is_binary(values.type):
@@ -158,7 +158,7 @@ class Lookup:
         return ids[_indices(values)]
 
     def plain(self, values: pa.Array) -> np.ndarray:
-        """The same, without looking for equal values first: integers that lie close together are found in a table."""
+        """int32 [n] of plain values: the same ids, found in a table where integers lie close together."""
         if self._table is None:
             return self(encode(values))
         integers = (values.fill_null(EMPTY["int64"]) if values.null_count else values).to_numpy()

@@ -15,7 +15,7 @@ from pipelines.manifest import Manifest
 
 _CUT_OFF = "the stream of a window was cut off"
 _reading: weakref.WeakValueDictionary[tuple[str, str], log_streams.Streams] = weakref.WeakValueDictionary()
-"""The latest streams of a split, to ask what went wrong in them."""
+"""The latest streams of each split by (data directory, split), to ask what went wrong in them."""
 
 
 def read(plan: log_reader.Plan, manifest: Manifest, split: str, training: bool) -> tf.data.Dataset:

@@ -163,7 +163,7 @@ class Plan:
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
-    """Of the streams. Lists are all of one length, multivalent ones padded with 0: TensorFlow takes no others."""
+    """The Arrow schema of the streams; multivalent lists are padded with 0: tensorflow-io takes lists of one length."""
     fields = []
     for key, (kind, width) in records.shapes(schema):
         value = pa.from_numpy_dtype(kind)

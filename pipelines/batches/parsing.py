@@ -25,11 +25,12 @@ BLOCK_ROWS = 128
 
 
 def row_bytes(schema: Schema) -> int:
-    """Of a row in memory."""
+    """Bytes of a row in memory."""
     return sum(np.dtype(kind).itemsize * max(width, 1) for _, (kind, width) in records.shapes(schema))
 
 
 def rows_at_a_time(schema: Schema) -> int:
+    """How many rows are parsed or permuted in one go."""
     return max(1, _BYTES_AT_A_TIME // row_bytes(schema))
 
 

@@ -108,7 +108,7 @@ def _aligned(rows: int, width: int, kind: type) -> np.ndarray:
 def _rows_of_pool(
     schema: Schema, shards: list[Shard], reads: list[order.Runs]
 ) -> Callable[[tf.Tensor], tf.data.Dataset]:
-    """By the number of a pool of the ``rows`` layout: a data set of one element, its packed rows."""
+    """A function from the number of a pool of the ``rows`` layout to a data set of one element, its packed rows."""
     paths = tf.constant([shard.path for shard in shards])
     record_bytes = -(-sum(shard.bytes for shard in shards) // sum(shard.records for shard in shards))
     splits = tf.constant(np.cumsum([0, *(len(runs.shard) for runs in reads)]), tf.int64)

@@ -32,7 +32,7 @@ _SEGMENT_BYTES = 1 << 30
 
 @dataclass
 class Fit:
-    """What `fit` found in one unit. By split: int64 or float64 [3].
+    """What `fit` found in one unit. Arrays "by split" are int64 or float64 [3]: train, validation, test.
 
     Attributes:
       segments: how many scratch files hold the unit's rows, each some chunks together.

@@ -20,7 +20,13 @@ _EXACT = 2**53
 
 
 def make_labels(chunk: Chunk, tasks: tuple[Task, ...], bad: BadRows) -> dict[str, np.ndarray]:
-    """By task, float32 [n]; NaN outside its space."""
+    """The label of each row by task, float32 [n]; NaN outside the task's space.
+
+    Args:
+      chunk: of the log.
+      tasks: of the schema.
+      bad: where bad rows are noted.
+    """
     by_name = {task.name: task for task in tasks}
     made: dict[str, np.ndarray] = {}
 
@@ -46,7 +52,7 @@ def make_labels(chunk: Chunk, tasks: tuple[Task, ...], bad: BadRows) -> dict[str
 def make_weights(
     chunk: Chunk, column: str, tasks: tuple[Task, ...], labels: dict[str, np.ndarray], bad: BadRows
 ) -> np.ndarray:
-    """float32 [n] of a column of row weights; the labels of its tasks become NaN where it is 0."""
+    """A column of row weights, float32 [n]; where it is 0, the labels of its tasks in ``labels`` become NaN."""
     weighted = [task.name for task in tasks if task.row_weight == column]
     inside = ~np.isnan([labels[name] for name in weighted]).all(axis=0)
     shown = f"weight '{column}' is {{}}"
@@ -64,7 +70,7 @@ def make_weights(
 
 
 def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: BadRows) -> np.ndarray:
-    """float32 [n]; what the log holds outside the space, bool [n], is no label and never bad."""
+    """A task's label, float32 [n]: 0 or 1, or a regression's number; NaN outside ``space``, where no row is bad."""
     label, column = task.label, task.label.column
     shown = f"label '{column}' is {{}}"
     if label.values:

@@ -28,7 +28,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, weights: np.ndarray | None = None) -> Moments:
-        """Of finite values [n], which count 1, or with positive weights [n]."""
+        """Moments of finite values [n], each of weight 1, or with positive weights [n]."""
         if not len(values):
             return cls()
         if weights is not None:
@@ -38,7 +38,7 @@ class Moments:
         return cls(len(values), mean, float(np.square(values - mean).sum()))
 
     def __add__(self, other: Moments) -> Moments:
-        """Of both sets of values together (Chan's update, which does not cancel as sums of squares do)."""
+        """Moments of both sets of values together, by Chan's update, which does not cancel as sums of squares do."""
         count = self.count + other.count
         if not count:
             return self

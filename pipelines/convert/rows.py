@@ -57,7 +57,7 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Of the values of features."""
+        """Bytes of the values of features."""
         lists = [lists.values for lists in self.lists.values()]
         return sum(values.nbytes for values in (*self.ids.values(), *lists, *self.vectors.values()))
 

@@ -106,7 +106,7 @@ class Scan:
         return TimeSplit(column, kind, limits[0], limits[1], fractions), unit_rows
 
     def _scan_last(self, pool: Pool) -> tuple[LastSplit, list[int]]:
-        """Finds the last rows of every group: holds 72 bytes per group, and about 500 while they are sorted."""
+        """Finds the last rows of every group: holds 72 bytes per group, about 500 while they are sorted."""
         column = self._split_column()
         group = self._options.schema.group if self._options.split_group is None else self._split_column("split_group")
         if group is None:
@@ -204,7 +204,10 @@ def gather_times(log: Log, unit: Unit, cleaner: Cleaner, policy: TimeSplit, path
 
 
 def gather_last_rows(log: Log, unit: Unit, cleaner: Cleaner, policy: LastSplit, path: str) -> int:
-    """The same with the last rows of each group, by their place in the file, as `LastRows.kept` has them."""
+    """Counts a unit's rows, and leaves the last rows of each group, by place in the file. Runs in a worker.
+
+    Arguments as of :func:`gather_times`; the file holds what :meth:`LastRows.kept` returns.
+    """
     rows, last = 0, LastRows()
     # Whether a last row is a good one depends on all of its columns.
     columns = cleaner.columns if cleaner.drop else list(policy.columns)

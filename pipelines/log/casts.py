@@ -123,7 +123,7 @@ def _common_time(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
 
 
 def _permissive(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    """By Arrow's own rules, where it can then cast to the result."""
+    """The common type by Arrow's own rules, where it can then cast to it."""
     schemas = [pa.schema([("", kind)]) for kind in (left, right)]
     try:
         common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -135,7 +135,7 @@ def _permissive(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
 
 
 def to_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """As its `common_type` with others; what does not fit, as unsigned integers beyond int64, is null."""
+    """Casts to a `common_type`; what does not fit, as unsigned integers beyond int64, is null."""
     if array.type == kind:
         return array
     array = plain(array)

@@ -177,7 +177,7 @@ def _line(path: str, place: int) -> int:
 
 
 def _end(block: pa.Buffer) -> int:
-    """Where its last line ends; in the midst of a line not behind a CR or a quote, nor inside a character."""
+    """Where the last line of a block ends; without one, a place not behind a CR or a quote, nor inside a character."""
     for size in (1 << 16, block.size):
         tail = block.slice(max(block.size - size, 0)).to_pybytes()
         if b"\n" in tail:
