@@ -1,4 +1,4 @@
-"""One user and a list of items, as a person writes them, to a table of scores: of an exported model or of a server."""
+"""Scores one user and a list of items that a person typed, with an exported model or a server, as a table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Scores = dict[str, np.ndarray]
 
 
 def features_of(schema: Schema) -> tuple[Feature, ...]:
-    """What the signature ``rank`` takes, as a client learns it from a server."""
+    """The inputs of the signature ``rank``, in the form that a client gets from a server."""
     kinds = {"multivalent": "list", "dense": "vector"}
     return tuple(
         Feature(f.name, f.dtype, kinds.get(f.kind, "value"), f.length or f.max_length or None, f.side == "item")
@@ -42,7 +42,7 @@ def features_of(schema: Schema) -> tuple[Feature, ...]:
 
 
 def from_model(model: Published, user: str, items: str, csv: CsvOptions | None = None) -> tuple[Items, Scores]:
-    """Scores of ``items`` for ``user`` by an exported model.
+    """Scores ``items`` for ``user`` with an exported model.
 
     Args:
       model: exported.
@@ -55,7 +55,7 @@ def from_model(model: Published, user: str, items: str, csv: CsvOptions | None =
       The features of the items, and scores [N] by task.
 
     Raises:
-      UserError: what is wrong with user or items, and where.
+      UserError: user or items are wrong; the message says where.
       JobError: the model fails.
     """
     features = features_of(model.schema)
@@ -72,12 +72,12 @@ def from_model(model: Published, user: str, items: str, csv: CsvOptions | None =
 
 
 def from_server(target: str, name: str, user: str, items: str, csv: CsvOptions | None = None) -> tuple[Items, Scores]:
-    """The same by a server.
+    """Scores ``items`` for ``user`` with a server.
 
     Args:
       target: host:port.
       name: of the model.
-      user, items, csv: as in `from_model`; columns of files are named as features.
+      user, items, csv: as in `from_model`; columns of files are named like features.
     """
     given = _user(user)
     try:
@@ -95,7 +95,7 @@ def from_server(target: str, name: str, user: str, items: str, csv: CsvOptions |
 
 
 def table(items: Items, scores: Scores, by: str) -> str:
-    """A line an item, the highest score of ``by`` first."""
+    """A table with one line per item, the highest score of ``by`` first."""
     order = np.argsort(-scores[by], kind="stable")
     tasks = [by, *(task for task in scores if task != by)]
     shown = {name: [_shown(value) for value in values] for name, values in items.items()}
@@ -107,10 +107,10 @@ def table(items: Items, scores: Scores, by: str) -> str:
 
 
 def check_task(by: str | None, tasks: Sequence[str]) -> str:
-    """``by``, or the first task where it is not given.
+    """Returns ``by``, or the first task if it is None.
 
     Raises:
-      UserError: there is no such task.
+      UserError: the model has no such task.
     """
     if by is None:
         return tasks[0]
@@ -132,7 +132,7 @@ def _items(
     sources: Mapping[str, tuple[str, str | None]],
     csv: CsvOptions | None,
 ) -> Any:
-    """Columns by feature, or what the JSON holds."""
+    """Columns by feature, or the value of the JSON text."""
     if not _is_literal(text) and not text.endswith(".json"):
         return _read_table(text, [feature for feature in features if feature.per_item], sources, csv)
     items = _json(text, "--items")
@@ -157,7 +157,7 @@ def _is_literal(text: str) -> bool:
 
 
 def _json(text: str, flag: str) -> Any:
-    """The value that ``text`` is, or that the file of that name holds."""
+    """The JSON value in ``text``, or in the file of that name."""
     where = flag
     if not _is_literal(text) and (text.endswith(".json") or Path(text).is_file()):
         where = f"{flag}={text}"
@@ -191,7 +191,7 @@ def _kind(value: Any) -> str:
 def _read_table(
     path: str, features: Sequence[Feature], sources: Mapping[str, tuple[str, str | None]], csv: CsvOptions | None
 ) -> Items:
-    """Columns of a Parquet or CSV file by feature; other columns are not read."""
+    """Reads the columns of a Parquet or CSV file by feature; other columns are not read."""
     log = source.open_log(find_files(path), csv)
     chosen = {}
     for feature in features:
@@ -212,7 +212,7 @@ def _read_table(
 
 
 def _cast(array: pa.Array, feature: Feature, separator: str | None, where: str, rows: np.ndarray) -> list[Any]:
-    """Values as conversion would read them; None for missing ones."""
+    """Reads values as conversion does; None for missing ones."""
     if feature.kind != "value":
         kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
         if casts.is_list(kind):
@@ -248,7 +248,7 @@ def _as_columns(items: Any) -> Items:
 
 
 def _shown(value: Any) -> str:
-    """A cell: missing values as a dash, lists with bars, long texts cut, on one line."""
+    """Text of a cell, on one line: a dash for a missing value, bars in lists, long texts cut."""
     if value is None or value != value:
         return "-"
     text = " | ".join(map(_shown, value)) if isinstance(value, list) else " ".join(str(value).split())

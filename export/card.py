@@ -1,4 +1,4 @@
-"""The card of a published model: what a person needs to know to call it, as Markdown."""
+"""The card of a published model, as Markdown: what a person needs to know to call it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stem_tf import report
 
 
 def text(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]) -> str:
-    """The card.
+    """Returns the text of the card.
 
     Args:
       tree: the manifest of the version.
@@ -27,8 +27,8 @@ def text(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]
         f"Model `{run['config']['model.name']}`, experiment `{run['experiment']}`, trained on `{data['name']}` "
         f"({data['rows']['train']:,} rows); weights of {report.age(run['epoch'], run['step'])}.",
         "## Inputs\n\n" + _inputs(schema, rows),
-        "Missing values are sent as the empty value. Missing, unseen and rare values score alike: as rare ones did in "
-        "training. In a bag, empty values are padding, and the values beyond its length are ignored.",
+        "Send missing values as the empty value. Missing, unseen and rare values score alike, as rare ones did in "
+        "training. In a list, empty values are padding, and values beyond its length are ignored.",
         "## Scores\n\n" + _table(["task", "is", "test rows", "test mean", "test metric"], _tasks(tree, schema)),
         _metrics_note(tree),
         *([f"## Tables\n\n{_rounding(tree['tables'])}"] if "cost" in tree["tables"] else []),
@@ -57,7 +57,7 @@ def _shape(feature: Feature) -> str:
 
 def _meaning(feature: Feature) -> str:
     if feature.kind == "multivalent":
-        return f"a bag of up to {feature.max_length} values ({feature.pooling}), filled up with the empty value"
+        return f"a list of up to {feature.max_length} values ({feature.pooling}), filled up with the empty value"
     if feature.bucketised:
         return "a number, in buckets"
     if feature.transform:
@@ -66,7 +66,7 @@ def _meaning(feature: Feature) -> str:
 
 
 def _example(feature: Feature, value: Any) -> str:
-    """As one would write it in Python; the padding of a bag left out."""
+    """The value as written in Python, without the padding of a list."""
     if feature.kind == "multivalent":
         return _short(repr([_python(v) for v in value if v != EMPTY[feature.dtype]]))
     return _short(repr(_python(value)))
@@ -81,7 +81,7 @@ def _python(value: Any) -> Any:
 
 
 def _short(text: str) -> str:
-    """Fits a cell of a Markdown table."""
+    """Makes a text fit into a cell of a Markdown table."""
     text = text.replace("|", "\\|").replace("`", "'")
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -111,7 +111,7 @@ def _is(task: Task) -> str:
 
 
 def _condition(label: Label) -> str:
-    """What the column has to be for a label of 1; "" where it is 1 itself."""
+    """The condition on the column for a label of 1; "" if the column holds the label."""
     if label.values:
         return " = " + " or ".join(map(repr, label.values))
     signs = {"at_least": ">=", "at_most": "<="}
@@ -130,13 +130,13 @@ def _metrics_note(tree: Mapping[str, Any]) -> str:
 
 
 def cost(tables: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """What rounded tables save and cost, for people.
+    """Says what rounded tables save and cost.
 
     Args:
-      tables: of the manifest; they are rounded.
+      tables: the entry of the manifest; the tables are rounded.
 
     Returns:
-      A sentence, and the head and the lines of a table of each task's metric.
+      A sentence, and the heading and lines of a table with each task's metric.
     """
     kind, measured = tables["stored"], tables["cost"]
     sizes = [tables[key] / 1e6 for key in ("bytes", "float32_bytes")]
@@ -151,7 +151,7 @@ def cost(tables: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
 
 def _rounding(tables: Mapping[str, Any]) -> str:
     sentence, head, lines = cost(tables)
-    note = "The trainer's metrics before and after its tables were rounded; those above are the ones before."
+    note = "The metrics are the trainer's, before and after its tables were rounded. The metrics above are from before."
     return f"{sentence[0].upper()}{sentence[1:]}. {note}\n\n{_table(head, lines)}"
 
 
@@ -198,7 +198,7 @@ def _check(tree: Mapping[str, Any]) -> str:
     which = "all" if check["rows"] == check["rows_of_split"] else "the first"
     lines = [[f"`{signature}`", f"{difference:.1e}"] for signature, difference in check["worst"].items()]
     return (
-        f"Before it was published, a fresh process loaded this directory as TensorFlow Serving does and scored "
+        f"Before publication, a fresh process loaded this directory as TensorFlow Serving does, and scored "
         f"{which} {check['rows']:,} of {check['rows_of_split']:,} raw validation rows. The worst differences from the "
         f"trainer's scores (relative for values above 1; allowed {check['tolerance']:.0e}):\n\n"
         + _table(["signature", "worst difference"], lines)
@@ -215,7 +215,7 @@ def _origin(tree: Mapping[str, Any]) -> str:
         f"- data: `{data['dir']}` (rows: {rows}; manifest sha256 {data['manifest_sha256'][:16]}...)",
         f"- vocabularies: {sizes or 'none'}",
         f"- written by {tree['created_by']}; {versions}",
-        "- everything else, the whole config too: manifest.json and schema.yaml beside this file",
+        "- manifest.json and schema.yaml beside this file have everything else, including the whole config",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Scores of a whole log through an exported model, in memory that does not grow with the log."""
+"""Scores a whole log with an exported model, in memory that does not grow with the log."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _BATCH_ROWS = 8192
 
 @dataclass
 class Outcome:
-    """What was done.
+    """The result of scoring.
 
     Attributes:
       columns: of the output.
-      rows: scored.
-      seconds: they took, without loading the model.
+      rows: how many were scored.
+      seconds: how long it took, without loading the model.
       bad: rows that were left out, by (column, reason).
     """
 
@@ -51,18 +51,18 @@ def score_log(
     csv: CsvOptions | None = None,
     drop_bad_rows: bool = False,
 ) -> Outcome:
-    """Writes ``row``, the schema's group column where the log has it, ``keep``, and ``score_<task>`` float32.
+    """Writes ``row``, the schema's group column if the log has it, ``keep``, and ``score_<task>`` float32.
 
     Args:
       model: exported.
       patterns: files, globs, directories.
-      output: Parquet file; appears whole or not at all.
+      output: Parquet file, which appears complete or not at all.
       keep: more columns of the log to write.
       csv: how CSV files are written.
-      drop_bad_rows: leave rows out that conversion would refuse.
+      drop_bad_rows: leave out rows that conversion would refuse.
 
     Raises:
-      UserError: the log does not fit the model's schema, a bad row, an output that cannot be or is in use.
+      UserError: the log does not fit the model's schema, a row is bad, or the output is in use or cannot be written.
     """
     schema = raw.without_outcomes(model.schema)
     log = raw.open_log(patterns, schema, csv)
@@ -110,7 +110,7 @@ def _batches(arrays: dict[str, np.ndarray], rows: int) -> Iterator[dict[str, np.
 
 
 def _kept(model: Published, log: Log, keep: Sequence[str]) -> list[str]:
-    """Columns of the log to write: the group's, then those asked for."""
+    """The columns of the log to write: the group's, then those of ``keep``."""
     ours = {ROW, *(f"score_{task}" for task in model.tasks)}
     for name in keep:
         log.require(name, f"--keep={name}")

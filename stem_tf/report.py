@@ -1,4 +1,4 @@
-"""What people read: tables in text, learning curves as a picture. Does not import TensorFlow."""
+"""Output for people: tables as text, numbers, learning curves as a picture. Does not import TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stem_util.files import replace_file
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns side by side: the first and the last to the left, the others to the right."""
+    """Formats a table as text. The first and last column are left-aligned, the others right-aligned."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     last = len(header) - 1
@@ -25,7 +25,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """``.7321``; a dash for what has no value."""
+    """Formats ``.7321``; a dash for None and NaN."""
     if value is None or math.isnan(value):
         return "-"
     text = f"{value:.{digits}f}"
@@ -33,28 +33,28 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def percent(share: float) -> str:
-    """``12 %``, ``.4 %``; never 0 of what there is, or all where there is more."""
+    """Formats ``12 %``, ``.4 %``. Shares above 0 are never shown as 0 %, and shares below 1 never as 100 %."""
     if not 0.0005 <= share <= 0.9995:
         return {0.0: "0 %", 1.0: "100 %"}.get(share, "<.1 %" if share < 0.5 else ">99.9 %")
     return f"{number(100 * share, 0 if 0.01 <= share <= 0.99 else 1)} %"
 
 
 def age(epoch: int | Mapping[str, int], step: int) -> str:
-    """How far weights are trained: ``epoch 3``, ``epoch 4, step 120``, or each task's own epoch."""
+    """Says how far weights are trained: ``epoch 3``, ``epoch 4, step 120``, or each task's best epoch."""
     if isinstance(epoch, Mapping):
         return "each task's best epoch: " + ", ".join(f"{task} {number}" for task, number in epoch.items())
     return f"epoch {epoch}" if not step else f"epoch {epoch + 1}, step {step:,}"
 
 
 def finite(tree: Any) -> Any:
-    """NaN as None throughout, for JSON."""
+    """Replaces NaN and infinities by None in a tree of mappings, for JSON."""
     if isinstance(tree, Mapping):
         return {key: finite(value) for key, value in tree.items()}
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def plotting() -> Any:
-    """matplotlib.pyplot for files, without a display; None where it is not installed."""
+    """Returns matplotlib.pyplot, for files without a display; None if matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -82,7 +82,7 @@ def learning_curves(
       path: of the PNG.
 
     Returns:
-      False where matplotlib is not installed.
+      False if matplotlib is not installed.
     """
     pyplot = plotting()
     if pyplot is None:
@@ -116,7 +116,7 @@ def learning_curves(
             right.plot(list(validation), aucs, "k--", label="AUC, validation")
             right.set_ylabel("AUC")
             handles, labels = handles + right.get_legend_handles_labels()[0], [*labels, "AUC, validation"]
-        # Below the panel: inside, it would cover the lines of one axis or the other.
+        # Below the panel, because inside it would cover lines.
         axis.legend(
             handles, labels, fontsize="x-small", frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
         )

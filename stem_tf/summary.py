@@ -1,4 +1,4 @@
-"""What a model is made of, as text: tables, experts, gates and towers, their parameters and products."""
+"""Text about a model: its tables, experts, gates and towers, their parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stem_tf.models.ranking_model import RankingModel
 
 
 def summary(model: RankingModel) -> str:
-    """Tables with rows, width and bytes; the network's parameters by part and owner; multiply-adds a row."""
+    """Tables with rows, width and bytes; the network's parameters by part and owner; multiply-adds per row."""
     return "\n\n".join([_tables(model), _network(model)])
 
 
@@ -58,11 +58,11 @@ def _network(model: RankingModel) -> str:
     sums = [sum(column) for column in zip(*counts.values(), strict=True)]
     lines.append(["all", *map("{:,}".format, sums), f"{sum(sums):,}", ""])
     head = ["parameters of", "experts", "gates", "towers", "all", ""]
-    return f"{report.table(head, lines)}\n{multiply_adds(model):,} multiply-adds a row in matrix products"
+    return f"{report.table(head, lines)}\n{multiply_adds(model):,} multiply-adds per row in matrix products"
 
 
 def multiply_adds(model: RankingModel) -> int:
-    """Of the matrix products that the network does for one row, as TensorFlow's profiler counts them."""
+    """Multiply-adds of the network's matrix products for one row, as TensorFlow's profiler counts them."""
     profiler = tf.compat.v1.profiler
     h = {table: tf.TensorSpec([1, model.embeddings.flat_width]) for table in model.embeddings.tables}
     graph = tf.function(model.network.call, autograph=False).get_concrete_function(h).graph
@@ -72,6 +72,6 @@ def multiply_adds(model: RankingModel) -> int:
 
 
 def gate_names(gates: Sequence[Gate]) -> list[str]:
-    """A name for each gate: who reads it, and its level where there are several."""
+    """A name for each gate: the task that reads it, and its level if there are several."""
     levels = {gate.level for gate in gates}
     return [gate.reader if len(levels) == 1 else f"{gate.reader}, level {gate.level + 1}" for gate in gates]

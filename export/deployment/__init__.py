@@ -1,1 +1,1 @@
-"""Files with which a team runs an export: made by the job `stem-deploy` (`export.jobs.deploy`) to fit one version."""
+"""Files that a team needs to run an export, made for one version by the job `stem-deploy` (`export.jobs.deploy`)."""

@@ -1,4 +1,4 @@
-"""What an exported version says of itself, and the limits of a server that fit it."""
+"""The facts of an exported version, and the limits of a server that fit it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stem_util import files
 from stem_util.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,38}[A-Za-z0-9])?")
-"""Of a model: it becomes part of paths, of labels and of names in a cluster, which allow no more."""
+"""A model's name, which becomes part of paths, labels and names in a cluster."""
 _WAY_OUT = "export the model again"
 
 
@@ -26,8 +26,8 @@ class Model:
 
     Attributes:
       name: as it was exported.
-      version: the number of its directory, by which servers go; of one without, the number it was exported under.
-      others: the versions beside it.
+      version: the number of its directory, which servers use, or else the number it was exported under.
+      others: the other versions in the same directory.
       schema: of its data.
       weight_bytes: of its weights and graph on the disk.
       vocabulary_bytes: of its vocabularies.
@@ -63,7 +63,7 @@ def read(directory: Path) -> Model:
     """Reads a version, or the newest one of a directory of versions; does not load it.
 
     Raises:
-      UserError: it was not published by stem-export, is damaged, or its name does not fit where it must go.
+      UserError: stem-export did not publish it, it is damaged, or its name does not fit paths and labels.
     """
     path = published.find(directory)
     tree = files.read_json(path / manifests.FILENAME, _WAY_OUT)
@@ -94,7 +94,7 @@ def _bytes(path: Path, pattern: str) -> int:
 
 
 def signature_inputs(path: Path) -> dict[str, dict[str, tuple[int | None, ...]]]:
-    """The shape of each input of each signature of a SavedModel, as it says them."""
+    """The shape of each input of each signature of a SavedModel."""
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -130,12 +130,12 @@ def warm_up_rows(path: Path) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a server takes at once.
+    """Limits of a server.
 
     Attributes:
       cores: that it may use.
-      max_rows: of one call: users of `rank`, rows of `serving_default` and `examples`.
-      execution_rows: that TensorFlow gets at once where calls are joined; a larger call is split.
+      max_rows: rows of the largest call: users of `rank`, rows of `serving_default` and `examples`.
+      execution_rows: rows that TensorFlow runs at once if calls are joined; a larger call is split.
       max_calls: calls that run or wait.
     """
 
@@ -152,20 +152,20 @@ class Limits:
 
     @property
     def enqueued_batches(self) -> int:
-        """Room for each waiting call in a batch of its own, and for the parts of the largest call."""
+        """Room for one batch per waiting call, and for the parts of the largest call."""
         return self.max_calls + -(-self.max_rows // self.execution_rows)
 
     @property
     def grpc_threads(self) -> int:
-        """A thread for each call, and some for health, status and metadata."""
+        """One thread per call, and some for health, status and metadata."""
         return self.max_calls + 4 * self.cores
 
 
 def limits(model: Model, *, cores: int, max_rows: int | None, execution_rows: int, max_calls: int | None) -> Limits:
-    """Limits under which the model loads: its warm-up requests count as calls.
+    """Limits under which the model loads, since its warm-up requests count as calls.
 
     Raises:
-      UserError: ``max_rows`` is less than a warm-up request has.
+      UserError: a warm-up request has more than ``max_rows`` rows.
     """
     needed = model.most_warm_up_rows
     if max_rows is not None and max_rows < needed:

@@ -1,4 +1,4 @@
-"""The files of a deployment from their templates, and their way into a directory."""
+"""Makes the files of a deployment from templates, and writes them to a directory."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _METRICS_PORT = 8502
 
 _BASE_MIB = 1024
 _VOCABULARY = 8
-"""What a vocabulary takes in memory, over its bytes on the disk: 1,000,000 integers (8 MB) make a hash table of 61 MB,
+"""Memory of a vocabulary, relative to its bytes on the disk: 1,000,000 integers (8 MB) make a hash table of 61 MB, and
 as many strings of 18 bytes (22 MB) one of 110 MB."""
 _SERVING_IMAGE = "tensorflow/serving:2.16.1"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a team chooses.
+    """The choices of a team.
 
     Attributes:
       batching: whether TensorFlow Serving joins calls.
       canary: a second version to serve under the label `canary`; None for one version.
       replicas: of each server.
-      limit_p99_ms: the latency that 99 % of calls should keep.
-      grace_seconds: for calls in flight when stem-serve stops.
+      limit_p99_ms: the latency within which 99 % of calls should be answered.
+      grace_seconds: that running calls have when stem-serve stops.
       image: of stem-serve.
       capacity: a line of `stem-load`.
-      flags: of the job that differ from their defaults, as they are typed.
+      flags: the flags of the job that differ from their defaults, as typed.
     """
 
     batching: bool
@@ -54,15 +54,15 @@ class Options:
 
 
 def render(model: Model, limits: Limits, options: Options) -> dict[str, str]:
-    """Texts of the files by name.
+    """Returns the texts of the files by name.
 
     Raises:
-      UserError: what is chosen does not fit the model.
+      UserError: a choice does not fit the model.
     """
     _check(model, options)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
-        # Neither shell, nor YAML, nor Prometheus' own templates use these.
+        # Shell, YAML and Prometheus' own templates do not use these.
         variable_start_string="<<",
         variable_end_string=">>",
         block_start_string="<%",
@@ -137,7 +137,7 @@ def _facts(model: Model, limits: Limits, options: Options) -> dict[str, Any]:
         "memory": _memory(model, options),
         "megabytes": lambda size: f"{size / 1e6:,.1f}",
         "metrics_port": _METRICS_PORT,
-        # Before SIGTERM: until callers have heard that a replica goes, and for TensorFlow Serving, until they are gone.
+        # Seconds before SIGTERM in which callers learn that a replica goes; with TensorFlow Serving they must leave it.
         "stem_sleep": 10,
         "serving_sleep": 60,
         "stem_serve": [
@@ -173,7 +173,7 @@ def _facts(model: Model, limits: Limits, options: Options) -> dict[str, Any]:
 
 
 def _memory(model: Model, options: Options) -> dict[str, Any]:
-    """MiB to ask for and to allow: a version loads beside those that serve."""
+    """Requested and allowed memory in MiB: a version loads beside those that serve."""
     versions = 2 if options.canary is None else 3
     loaded = -(-(model.weight_bytes + _VOCABULARY * model.vocabulary_bytes) // _MIB)
     request = _BASE_MIB + versions * loaded
@@ -188,20 +188,20 @@ def _memory(model: Model, options: Options) -> dict[str, Any]:
 
 
 def _code(text: str) -> str:
-    """As code in a table's cell."""
+    """Formats a text as code in a cell of a table."""
     return "`" + " ".join(text.replace("`", "'").replace("|", "\\|").split()) + "`"
 
 
 def write(output: Path, texts: Mapping[str, str], facts: Mapping[str, Any]) -> list[str]:
-    """Writes the files, each as a whole, and removes those of an earlier deployment that are not among them.
+    """Writes the files, each atomically, and removes the other files of an earlier deployment.
 
     Args:
       output: the directory; missing, empty, or of an earlier deployment.
       texts: by name.
-      facts: what they were made from.
+      facts: that the files were made from.
 
     Returns:
-      The names of the files that were not there as they are.
+      The names of the files that are new or have changed.
 
     Raises:
       UserError: the directory holds something else, or a file of it was changed by hand.
@@ -219,7 +219,7 @@ def write(output: Path, texts: Mapping[str, str], facts: Mapping[str, Any]) -> l
             )
         (path / "kubernetes").mkdir(exist_ok=True)
         digests = {name: [_digest(data)] for name, data in fresh.items()}
-        # Before the files: whoever goes on where this job was killed finds old and new ones, all of them ours.
+        # Written before the files: if this job is killed, the next one recognises the old and the new files.
         both = {name: known.get(name, []) + digests.get(name, []) for name in [*known, *digests]}
         files.write_json(path / FACTS, {**facts, "files": both})
         for name, data in fresh.items():
@@ -233,7 +233,7 @@ def write(output: Path, texts: Mapping[str, str], facts: Mapping[str, Any]) -> l
 
 
 def _known(path: Path) -> dict[str, list[str]]:
-    """Digests of each file as the last deployment wrote it, or may have before it was killed."""
+    """Digests of each file that the last deployment wrote, or may have written before it was killed."""
     if not (path / FACTS).exists():
         return {}
     known = files.read_json(path / FACTS, "remove it and the files that stem-deploy wrote").get("files")

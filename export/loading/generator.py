@@ -1,7 +1,8 @@
-"""Sends requests and measures what comes back: as fast as answers allow (closed), or when they are due (open).
+"""Sends requests and measures the answers: as fast as answers come (closed loop), or at given times (open loop).
 
-A closed loop asks again when it has been answered, so a server that stands still is not asked: what its pause would
-have cost others is not measured ("coordinated omission"). An open loop sends when users would, and measures from then.
+In a closed loop a client sends its next call after the last answer. A server that pauses gets no calls then, so the
+cost of the pause for other users is not measured ("coordinated omission"). An open loop sends calls at the times at
+which users would, and measures from those times.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from export.loading.requests import Request
 from stem_client import protocol
 
 NOT_SENT = "NOT_SENT"
-"""Counted as a status code: the call was due, and as many as allowed were waiting, or its deadline had passed."""
+"""A status code of our own: the call was due, but too many were waiting, or its deadline had passed."""
 _PAUSE = 0.05
 
 
 @dataclass
 class Measurement:
-    """What was measured.
+    """The result of a load.
 
     Attributes:
-      seconds: for which calls were sent.
-      codes: how many calls ended so, by status code.
-      good: calls answered OK within their deadline.
-      latency: seconds of every call; one that failed counts as one that took its deadline at least.
+      seconds: how long calls were sent.
+      codes: number of calls by status code.
+      good: calls that were answered OK within their deadline.
+      latency: seconds of every call; a failed call counts with at least its deadline.
       by_size: the same by number of candidates or rows.
       late: seconds from when a call was due until it was sent; empty in a closed loop.
-      details: what the server said with the first failure of each code.
-      stopped: Ctrl-C came.
+      details: the server's text for the first failure of each code.
+      stopped: whether Ctrl-C ended it.
     """
 
     seconds: float = 0.0
@@ -72,10 +73,10 @@ class Caller:
 
     Args:
       target: host:port.
-      requests: are sent in turn.
-      deadline: seconds of a call.
-      connections: over which calls are spread.
-      credentials: of TLS; None for plain text.
+      requests: that are sent in turn.
+      deadline: of a call, in seconds.
+      connections: how many share the calls.
+      credentials: for TLS; None for plain text.
       headers: of every call.
     """
 
@@ -90,7 +91,7 @@ class Caller:
         headers: Sequence[tuple[str, str]] = (),
     ) -> None:
         options: list[tuple[str, Any]] = [
-            ("grpc.use_local_subchannel_pool", 1),  # or all channels share a connection
+            ("grpc.use_local_subchannel_pool", 1),  # otherwise all channels share a connection
             ("grpc.max_receive_message_length", -1),
             ("grpc.enable_retries", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -113,7 +114,7 @@ class Caller:
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
     async def try_out(self, timeout: float) -> None:
-        """Connects, and asks for each size on each connection once.
+        """Connects, and sends one call of each size on each connection.
 
         Raises:
           grpc.aio.AioRpcError: a call fails.
@@ -143,7 +144,7 @@ class Caller:
 
 
 async def closed(caller: Caller, clients: int, seconds: float, stop: asyncio.Event) -> Measurement:
-    """So many clients, each of which asks again when it has been answered; after a failure, 50 ms later."""
+    """Runs clients that each send their next call after the last answer, or 50 ms after a failure."""
     loop, measured = asyncio.get_running_loop(), Measurement()
     start = loop.time()
 
@@ -160,14 +161,14 @@ async def closed(caller: Caller, clients: int, seconds: float, stop: asyncio.Eve
 async def open_loop(
     caller: Caller, due: Iterator[float], seconds: float, most_waiting: int, stop: asyncio.Event
 ) -> Measurement:
-    """Sends a call at each time of ``due`` (seconds from the start) before ``seconds``, whatever has been answered.
+    """Sends a call at each time of ``due`` (seconds from the start) before ``seconds``, whether answers came or not.
 
     Args:
       caller: of the server.
-      due: ascending.
-      seconds: to go on.
-      most_waiting: calls that may wait for an answer; when one more is due, it counts as failed.
-      stop: ends it before its time when set.
+      due: ascending times.
+      seconds: length of the load.
+      most_waiting: calls that may wait for an answer; a further call counts as failed.
+      stop: ends the load early when set.
     """
     loop, measured = asyncio.get_running_loop(), Measurement()
     waiting: set[asyncio.Task[bool]] = set()
@@ -181,7 +182,7 @@ async def open_loop(
         for offset in due:
             if offset >= seconds:
                 break
-            # Also where it is late: answers come in, and calls go out, while this waits.
+            # Also if it is late: answers and calls are handled while this waits.
             await asyncio.sleep(max(0.0, start + offset - loop.time()))
             if len(waiting) >= most_waiting:
                 caller.skip(measured)
@@ -194,12 +195,12 @@ async def open_loop(
     await _until(asyncio.ensure_future(send()), stop, measured)
     measured.seconds = loop.time() - start
     if waiting:
-        await asyncio.wait(set(waiting))  # each ends by its deadline
+        await asyncio.wait(set(waiting))  # each ends at its deadline
     return measured
 
 
 async def _until(work: asyncio.Future[Any], stop: asyncio.Event, measured: Measurement) -> None:
-    """Waits for ``work``, or ends it when ``stop`` is set."""
+    """Waits for ``work``; cancels it when ``stop`` is set."""
     stopping = asyncio.ensure_future(stop.wait())
     await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
     measured.stopped = stopping.done()

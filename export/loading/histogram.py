@@ -15,7 +15,7 @@ _BUCKETS = math.ceil(_PER_FACTOR_TEN * math.log10(_LARGEST / _SMALLEST)) + 1
 
 
 class Histogram:
-    """Counts of durations from 10 us to an hour; a quantile is right to 1 %, others count as the nearest of these."""
+    """Counts of durations from 10 us to one hour, to 1 %; durations outside count as the nearest of these."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(_BUCKETS, np.int64)
@@ -30,7 +30,7 @@ class Histogram:
         self.longest = max(self.longest, seconds)
 
     def quantile(self, share: float) -> float:
-        """Seconds that ``share`` of the durations did not exceed; NaN where there are none."""
+        """The seconds that ``share`` of the durations did not exceed; NaN if there are none."""
         total = len(self)
         if not total:
             return math.nan

@@ -1,4 +1,4 @@
-"""Serialised requests, made before anything is measured."""
+"""Serialised requests, made before the measurement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Request:
 
     Attributes:
       data: its bytes.
-      size: candidates of `rank`, rows of another signature.
+      size: candidates for `rank`, rows for another signature.
     """
 
     data: bytes
@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Spec:
-    """Which model, and which of its signatures, is asked.
+    """The model and signature to ask.
 
     Attributes:
       model: its name.
@@ -56,7 +56,7 @@ class Spec:
             spec.version.value = self.version
 
     def features(self, served: metadata.ModelMetadata) -> tuple[metadata.Feature, ...]:
-        """What the signature takes; raises RankingError where the model is none of stem-tf's."""
+        """The inputs of the signature; raises RankingError if stem-tf did not export the model."""
         return served.rank_features() if self.signature == metadata.RANK else served.features
 
 
@@ -67,14 +67,14 @@ def from_rows(
     sizes: Mapping[int, float],
     random: np.random.Generator,
 ) -> list[Request]:
-    """Requests of rows drawn at random: of `rank`, one row's user with the items of N rows.
+    """Makes requests from rows drawn at random: for `rank`, one row's user with the items of N rows.
 
     Args:
       spec: of the model.
-      served: what it takes.
-      arrays: tensors of ``serving_default`` of at least one row.
-      sizes: N, and how often each.
-      random: draws.
+      served: its inputs.
+      arrays: tensors of ``serving_default``, with at least one row.
+      sizes: values of N with their frequencies.
+      random: draws the rows.
     """
     features = spec.features(served)
     count = len(next(iter(arrays.values())))
@@ -99,9 +99,9 @@ def from_warm_up(spec: Spec, served: metadata.ModelMetadata, version: Path) -> l
     """The warm-up requests of an exported version.
 
     Raises:
-      UserError: it has none of this signature.
+      UserError: it has none for this signature.
     """
-    from export import warmup  # imports TensorFlow, which requests of rows do without
+    from export import warmup  # imports TensorFlow, which requests from rows do not need
 
     items = {feature.name for feature in served.features if feature.per_item}
     requests = []
@@ -121,12 +121,12 @@ def from_warm_up(spec: Spec, served: metadata.ModelMetadata, version: Path) -> l
 
 
 def find_schema(rows: str, model: Path | None, given: str | None) -> tuple[str, Schema | None]:
-    """Where raw rows lie, and the schema that says which column is which feature's; None without one.
+    """Finds the raw rows, and the schema that maps columns to features; None without one.
 
     Args:
-      rows: files of a log, or a directory of converted data, whose raw rows of test, or else validation, are taken.
+      rows: files of a log, or a directory of converted data, whose raw rows of test (or else validation) are taken.
       model: an exported version.
-      given: the path, or the name, of a schema.
+      given: the path or name of a schema.
     """
     if given is not None:
         schema: Schema | None = schema_yaml.load(given)
@@ -144,12 +144,12 @@ def find_schema(rows: str, model: Path | None, given: str | None) -> tuple[str, 
 def read(
     rows: str, schema: Schema | None, served: metadata.ModelMetadata, csv: CsvOptions | None = None
 ) -> dict[str, np.ndarray]:
-    """Tensors of ``serving_default`` of the first rows of a log, up to 20,000; rows that do not fit are left out.
+    """Reads tensors of ``serving_default`` from the first 20,000 rows of a log; rows that do not fit are left out.
 
     Args:
       rows: see `pipelines.log.find.find_files`.
-      schema: of the log; None if its columns are named as the features.
-      served: says what the model takes.
+      schema: of the log; None if its columns are named like the features.
+      served: the inputs of the model.
       csv: how CSV files are written.
 
     Raises:
@@ -180,7 +180,7 @@ def read(
 
 
 def _joined(feature: metadata.Feature, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Parts one after the other; lists ``[n, L]``, as long as the model takes them or as the longest is."""
+    """Concatenates parts; lists ``[n, L]`` get the model's length, or that of the longest."""
     if feature.kind != "list":
         return np.concatenate(parts)
     width = feature.length or max(part.shape[1] for part in parts)
@@ -193,7 +193,7 @@ def _joined(feature: metadata.Feature, parts: Sequence[np.ndarray]) -> np.ndarra
 
 
 def _schema(features: Sequence[metadata.Feature]) -> Schema:
-    """A log whose columns are named as the features."""
+    """The schema of a log whose columns are named like the features."""
 
     def one(feature: metadata.Feature) -> Feature:
         dtype: Any = feature.dtype

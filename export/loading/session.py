@@ -1,4 +1,4 @@
-"""One run of `stem-load`: what the server takes, the load on it, and what is said of it."""
+"""One run of `stem-load`: asks the server for its inputs, puts load on it, and prints the result."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _COLUMNS = ("calls", "in time", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max m
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for.
+    """The settings of a run.
 
     Attributes:
       target: host:port.
       spec: the model and its signature.
-      sizes: candidates or rows of a request, in words.
+      sizes: candidates or rows of a request, as text.
       clients: of a closed loop.
-      rate: of an open loop, calls a second; None for a closed one.
+      rate: of an open loop, calls per second; None for a closed loop.
       arrivals: `poisson` or `uniform`.
       seconds: of a measurement.
-      deadline, limit: of a call, and for p99, in seconds.
+      deadline, limit: deadline of a call and limit of p99, in seconds.
       connections, max_waiting, seed: see the flags.
-      machine: what the server runs on, in words.
-      credentials: of TLS; None for plain text.
+      machine: a text about the server's machine.
+      credentials: for TLS; None for plain text.
       headers: of every call.
     """
 
@@ -65,7 +65,7 @@ class Settings:
 
 
 def ask(settings: Settings) -> metadata.ModelMetadata:
-    """What the server says that its model takes.
+    """Asks the server for the inputs of its model.
 
     Raises:
       JobError: it does not answer, or serves no such model.
@@ -98,12 +98,12 @@ def _failure(target: str, error: Any) -> JobError:
 
 
 class Session:
-    """What was sent, and what came of it.
+    """A load and its results.
 
     Args:
-      settings: what is asked for.
-      served: the model, as `ask` gives it.
-      sent: requests, in turn.
+      settings: of the run.
+      served: the model, from `ask`.
+      sent: requests, sent in turn.
     """
 
     def __init__(self, settings: Settings, served: metadata.ModelMetadata, sent: Sequence[Request]) -> None:
@@ -115,10 +115,10 @@ class Session:
         return any(measured.stopped for _, measured in self._measured)
 
     def run(self, plan: Plan | None) -> Capacity | None:
-        """One measurement, or the search for the capacity; says on stdout what comes of it.
+        """Makes one measurement, or searches for the capacity, and prints the result.
 
         Raises:
-          JobError: the server does not answer a first call.
+          JobError: the server does not answer the first call.
         """
         try:
             return asyncio.run(self._run(plan))
@@ -130,7 +130,7 @@ class Session:
 
         def stopping() -> None:
             stop.set()
-            for number in (signal.SIGINT, signal.SIGTERM):  # a second one does not wait
+            for number in (signal.SIGINT, signal.SIGTERM):  # a second signal does not wait
                 loop.remove_signal_handler(number)
 
         async with Caller(
@@ -214,7 +214,7 @@ class Session:
             )
 
     def line(self, capacity: Capacity) -> str | None:
-        """The capacity for a runbook; None where none can be claimed."""
+        """The capacity, as a line for a runbook; None if none can be claimed."""
         if capacity.rate is None:
             return None
         words = [
@@ -266,7 +266,7 @@ def _ms(seconds: float) -> str:
 
 
 def _quantiles(found: Histogram) -> dict[str, float] | None:
-    """In milliseconds; None where nothing was measured."""
+    """Quantiles in milliseconds; None if nothing was measured."""
     if not len(found):
         return None
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}

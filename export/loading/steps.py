@@ -1,4 +1,4 @@
-"""How many calls a second a server answers in time: up step by step until a limit breaks, then between the last two."""
+"""Searches how many calls per second a server answers in time: up in steps until a limit breaks, then half-way back."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ _SHARE_LATE, _LATE = 0.1, 0.002
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rates are tried: those given, or ever higher ones by a factor.
+    """The rates to try: given ones, or a first one that is multiplied by a factor.
 
     Attributes:
-      rates: calls a second, ascending; the first one alone where there is a factor.
-      factor: None where all rates are given.
+      rates: calls per second, ascending; only the first one if there is a factor.
+      factor: None if all rates are given.
     """
 
     rates: tuple[float, ...]
     factor: float | None = None
 
     def after(self, step: int) -> float | None:
-        """The rate of step ``step``; None where there is none."""
+        """The rate of step ``step``; None if there is none."""
         if self.factor is not None:
             return self.rates[0] * self.factor**step if step < _MOST_STEPS else None
         return self.rates[step] if step < len(self.rates) else None
 
 
 def parse(text: str, rate: float | None) -> Plan:
-    """``x1.25``: from ``rate`` by a factor; ``100,200,400``: these.
+    """Reads ``x1.25`` (from ``rate`` on, by this factor) or ``100,200,400`` (these rates).
 
     Raises:
-      UserError: it is neither, or there is a rate too many or too few.
+      UserError: it is neither, or ``rate`` is missing or not needed.
     """
     try:
         if text.startswith("x"):
@@ -61,12 +61,12 @@ def parse(text: str, rate: float | None) -> Plan:
 
 
 def late(measured: Measurement, limit: float) -> bool:
-    """Whether calls went out so late (p99) that the measurement is one of the generator."""
+    """Whether calls were sent so late (p99) that the measurement shows the generator, not the server."""
     return len(measured.late) > 0 and measured.late.quantile(0.99) > max(_LATE, _SHARE_LATE * limit)
 
 
 def broken(measured: Measurement, limit: float) -> str:
-    """Which limit a measurement breaks; "" if none."""
+    """Says which limit a measurement breaks; "" if none."""
     if not measured.calls:
         return "no call was due"
     p99 = measured.latency.quantile(0.99)
@@ -79,11 +79,11 @@ def broken(measured: Measurement, limit: float) -> str:
 
 @dataclass(frozen=True)
 class Capacity:
-    """The outcome.
+    """The result of a search.
 
     Attributes:
-      rate: the highest one that kept the limits; None where no claim can be made.
-      why: no claim can be made; or why it is only a lower bound.
+      rate: the highest one that kept the limits; None if no claim can be made.
+      why: why no claim can be made, or why it is only a lower bound.
     """
 
     rate: float | None
@@ -91,11 +91,10 @@ class Capacity:
 
 
 async def search(plan: Plan, limit: float, measure: Callable[[float], Awaitable[Measurement]]) -> Capacity:
-    """Tries rates until, twice, p99 is more than ``limit`` seconds or fewer than 99 % of calls are answered in time.
+    """Tries rates until p99 is twice above ``limit`` seconds, or twice fewer than 99 % of calls are answered in time.
 
-    Where a limit breaks and the generator itself was late, the search ends without a claim: what was measured may be
-    the generator. Where it was late and the limits were kept all the same, the server keeps them: latencies are from
-    when calls were due.
+    If a limit breaks while the generator was late, the search ends without a claim, because the generator may be the
+    cause. If it was late and the limits were kept, the server keeps them, because latencies count from the due time.
     """
     best: float | None = None
     worst, step = None, 0
@@ -121,12 +120,12 @@ async def search(plan: Plan, limit: float, measure: Callable[[float], Awaitable[
 
 
 def _beside(outcome: Capacity, best: float | None) -> Capacity:
-    """No claim, and the highest rate that kept the limits until then."""
+    """A result without a claim, which names the highest rate that kept the limits."""
     return outcome if best is None else Capacity(None, f"{outcome.why}; {best:g} calls/s kept the limits")
 
 
 async def _try(rate: float, limit: float, measure: Callable[[float], Awaitable[Measurement]]) -> str | Capacity:
-    """Which limit a rate breaks, twice: once may be a hiccup of the machine; or an end of the search."""
+    """Says which limit a rate breaks twice (once may be a pause of the machine), or ends the search."""
     for _ in range(2):
         measured = await measure(rate)
         if measured.stopped:
@@ -144,10 +143,10 @@ async def _try(rate: float, limit: float, measure: Callable[[float], Awaitable[M
 
 
 def sizes(text: str) -> dict[int, float]:
-    """``200``, or ``50:3,200:6,1000:1``: sizes of requests, and how often each.
+    """Reads sizes of requests with their frequencies: ``200``, or ``50:3,200:6,1000:1``.
 
     Raises:
-      UserError: it is not written so.
+      UserError: it is not of that form.
     """
     result: dict[int, float] = {}
     for part in text.split(","):
