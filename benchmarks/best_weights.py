@@ -1,14 +1,14 @@
-"""What train.best reaches: one epoch for all tasks, parts of several put together, and each task's epoch by itself.
+"""Compares ways of train.best: one epoch for all tasks, parts of several epochs together, each task's own epoch.
 
     python -m benchmarks.best_weights --output=runs/best_weights
     python -m benchmarks.best_weights --data=DIR --set=optimizer.l2=1e-4 --output=runs/best_weights_of_mine
 
-Without --data two logs are used: the bundled KuaiRand sample, and one that is generated, whose two tasks (28 % and
-1.6 % positive) contradict each other: users have preferences for 12 topics, of which 30 % of the variance are the same
-for both tasks. One run a seed; its epochs are put together in every way, so that all ways have the same weights.
+Without --data two logs are used: the bundled KuaiRand sample, and a generated one, whose two tasks (28 % and 1.6 %
+positive) contradict each other: users have preferences for 12 topics, and the tasks share 30 % of their variance. There
+is one run per seed, whose epochs are combined in every way, so that all ways have the same weights.
 
-``best rest`` is what train.best=own does: the rest of the epoch that suits the tasks' own parts best, if that beats
-``together``. ``rest of the best`` takes the best epoch's rest unseen, as earlier versions did.
+``best rest`` is what train.best=own does: it takes the rest of the epoch that fits the tasks' own parts best, if that
+beats ``together``. ``rest of the best`` takes the rest of the best epoch without a test, as earlier versions did.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _contradictory(data: Path) -> str:
         logit = 1.6 * (preference[user] * mixture[item]).sum(axis=1)
         logit += (0.5 * random.normal(size=users))[user] + (0.5 * random.normal(size=items))[item]
         low, high = -20.0, 20.0
-        for _ in range(50):  # the intercept that gives the rate
+        for _ in range(50):  # the intercept for the wanted rate
             middle = (low + high) / 2
             low, high = (middle, high) if np.mean(1 / (1 + np.exp(-logit - middle))) < rate else (low, middle)
         columns[name] = pa.array((random.random(rows) < 1 / (1 + np.exp(-logit - low))).astype(np.int64))

@@ -1,9 +1,9 @@
-"""AUC and grouped AUC beside scikit-learn's roc_auc_score, with what they hold in memory beside their arguments.
+"""Speed of AUC and grouped AUC compared with scikit-learn's roc_auc_score, and the memory that they use.
 
     python -m benchmarks.evaluate --rows=1000000,10000000,30000000
 
-Scores are float32 probabilities: as a model gives them (few ties) and rounded to 1/1000 (all tied). Groups follow a
-power law. Every row of the table is a process of its own.
+Scores are float32 probabilities: random ones (few ties), and the same rounded to 1/1000 (all tied). Groups follow a
+power law. Every row of the table is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ONE = flags.DEFINE_string("one", None, "Internal: the case that this process me
 
 
 def _measured(call: Callable[[], float]) -> dict[str, float]:
-    """What a call returns, its seconds, CPU seconds and peak memory above what was held before."""
+    """The result of a call, its seconds, CPU seconds, and peak memory above that before the call."""
     before = _peak(reset=True)
     started, used = time.perf_counter(), time.process_time()
     value = call()

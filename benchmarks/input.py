@@ -1,15 +1,15 @@
-"""Rows a second out of pipelines.batches.dataset, with the shuffle and everything else that training has on.
+"""Rows per second of the input pipeline, with the shuffle and everything else that training uses.
 
     python -m benchmarks.input --rows=2000000
 
 Generates a Parquet log of categorical features of 30,000 ids each, two labels and two keys, converts it to ``blocks``
 and a quarter of it, since they are slow, to ``rows``, and reads whole epochs of the three sources: each case
-``--repeats`` times, in turn, after one pass that is not timed. ``bare parse_example`` is what any reader of one
-tf.Example a row has to do: TFRecordDataset, batch, tf.io.parse_example, no shuffle. An epoch of ``parquet`` includes
-the start of its processes.
+``--repeats`` times, in turn, after one pass that is not timed. ``bare parse_example`` is the least work of any reader
+of one tf.Example per row: TFRecordDataset, batch, tf.io.parse_example, no shuffle. An epoch of ``parquet`` includes the
+start of its processes.
 The files are in the page cache: this measures the processor, not the disk. Rows per second of processor time (all
-threads and processes together) are what to compare when the machine has other work. The last column is what part of a
-training step's time its rows take to read: give what ``benchmarks/train.py`` measured here.
+threads and processes together) can be compared even if the machine has other work. The last column is the share of a
+training step's time that reading its rows takes, for a rate that ``benchmarks/train.py`` measured.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def measure(data: dict[str, manifest.Manifest], batch_size: int, repeats: int) -
             for _ in make(epoch):
                 pass
             seconds = time.perf_counter() - start
-            time.sleep(0.2)  # processes count when they have ended
+            time.sleep(0.2)  # processes are counted when they have ended
             cpu_seconds = _cpu_seconds() - cpu_start
             if epoch:
                 rows = data[case.split(",")[0] if "," in case else "rows"].rows("train")
@@ -157,7 +157,7 @@ def measure(data: dict[str, manifest.Manifest], batch_size: int, repeats: int) -
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its finished children."""
+    """Processor time of this process and its finished children."""
     return sum(os.times()[:4])
 
 

@@ -2,14 +2,14 @@
 
     python -m benchmarks.pressure --model_base_path=DIR [--against=CHECKOUT] [--cases=overload,mixed]
 
-Over loopback, with an export of `stem-export` (the quickstart's will do). Each case starts servers of its own:
+Runs over loopback with a model of `stem-export`, such as the quickstart's. Each case starts its own servers:
 
-    cpu       16 clients in a closed loop: processor time a request; --against: in turns with another checkout's
-    overload  an open loop at 5 x what a closed loop was answered, deadlines of 0.5 s: answers in time, of capacity
+    cpu       16 clients in a closed loop: processor time per request; --against: in turn with another checkout's
+    overload  an open loop at 5 times the rate of a closed loop, deadlines of 0.5 s: share of the capacity in time
     mixed     one client with small calls, alone and beside two with calls of --large rows: p50
-    swaps     versions published under 16 clients that also filter outputs: calls lost, p99 in swaps and at rest
+    swaps     versions published under 16 clients that also filter outputs: lost calls, p99 in swaps and at rest
     stops     SIGTERM under 32 clients: status codes; and two replicas restarted in turn under the client
-    memory    resident memory after 20 swaps and --requests requests, against before
+    memory    resident memory after 20 swaps and --requests requests, compared with before
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _stops(base: Path, version: Path) -> dict[str, Any]:
 
 
 def _rolling(base: Path, version: Path) -> dict[str, Any]:
-    """Two replicas on fixed ports, restarted in turn under the project's client; whatever it raises is an error."""
+    """Restarts two replicas on fixed ports in turn under the project's client; any exception is an error."""
     message = request(version, "rank", _CANDIDATES.value)
     ports = [free_port(), free_port()]
     items = version_features(version)
@@ -233,7 +233,7 @@ def _memory(base: Path, version: Path) -> dict[str, Any]:
     payload = request(version, "rank", _CANDIDATES.value).SerializeToString()
     with directory_of(version) as copy, server(copy, "--poll_seconds=0.1") as (process, address):
         apart(closed_loop, address, payload, 16, 3.0)
-        # What a first swap needs, two versions at once, is needed by every other.
+        # Every swap needs memory for two versions, so compare with the first swap.
         publish(version, copy, 2)
         wait_for(lambda: serving(address) == 2)
         time.sleep(1)
@@ -271,7 +271,7 @@ def publish(version: Path, base: Path, number: int) -> None:
 
 
 def serving(address: str) -> int:
-    """The newest version that serves."""
+    """Returns the newest version that serves."""
     from tensorflow_serving.apis import get_model_status_pb2 as pb
 
     with grpc.insecure_channel(address, _OPTIONS) as channel:
@@ -317,11 +317,11 @@ def _schema(version: Path) -> dict[str, Any]:
     return dict(json.loads((version / "manifest.json").read_text(encoding="utf-8"))["schema"])
 
 
-# Loads, in processes of their own: their processor time is not the server's.
+# Loads run in separate processes, so that their processor time is not the server's.
 
 
 def apart(load: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``load`` returns, from another process."""
+    """Runs ``load`` in another process and returns its result."""
     with beside(load, *arguments) as result:
         return result()
 
@@ -371,7 +371,7 @@ def closed_loop(address: str, payload: bytes, clients: int, seconds: float) -> l
 def open_loop(
     address: str, payload: bytes, rate: float, seconds: float, deadline: float
 ) -> tuple[dict[str, int], float]:
-    """Calls at Poisson times, whatever is answered: their codes, and how late the last one was sent."""
+    """Sends calls at Poisson times: returns their codes, and how late the last one was sent."""
     codes: collections.Counter[str] = collections.Counter()
     times = np.cumsum(np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)))
     with contextlib.ExitStack() as stack:
@@ -398,7 +398,7 @@ class _Seen:
 
 @contextlib.contextmanager
 def asking(address: str, payloads: Sequence[bytes], clients: int) -> Iterator[_Seen]:
-    """Clients in this process that ask until the block ends; who is answered UNAVAILABLE waits a little."""
+    """Clients in this process that send calls until the block ends; after UNAVAILABLE a client waits a little."""
     seen, ended = _Seen(), threading.Event()
 
     def ask(number: int) -> None:

@@ -1,14 +1,14 @@
-"""What the ways of training tables reach: test AUC of STEM-Net with dense, deferred, lazy and row-wise optimizers.
+"""Test AUC of STEM-Net with each table optimizer: dense, deferred, lazy and row-wise.
 
     python -m benchmarks.quality --data=DIR --output=runs/quality
     python -m benchmarks.quality --replay
 
-Without --data a log of users and items is generated: ids alone, most of them rare, two binary labels. Each run is the
-real training job's (experts 256-128, gates and towers 64, D = 16, batch 4096, lr 1e-3, patience 1), one for every mode,
-L2 and seed; a run that is done is not trained again.
+Without --data a log of users and items is generated: only ids, most of them rare, and two binary labels. Each run is
+made by the real training job (experts 256-128, gates and towers 64, D = 16, batch 4096, lr 1e-3, patience 1), one per
+mode, L2 and seed. A finished run is not trained again.
 
---replay takes no model: a dense run's row gradients (power-law ids, a decaying learning rate, clipping that acts) are
-given to the other modes, and the distance of their tables from the dense one's is printed, relative to its norm.
+--replay gives the row gradients of a dense run (power-law ids, a decaying learning rate, active clipping) to the other
+modes, and prints the distance of their tables from the dense one's, relative to its norm.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def _replay(l2: float) -> list[dict[str, Any]]:
         }
         norm, scales = train(batch, tf.constant(step, tf.int64))
         norms.append(float(norm))
-        if step + 1 == 200:  # from here on clipping acts: on the larger half of the gradients, as they are now
+        if step + 1 == 200:  # from here on gradients are clipped: the larger half of the present ones
             clip_norm.assign(statistics.median(norms[100:]))
         clipped += float(scales["dense"]) < 1.0
         for mode, scale in scales.items():

@@ -1,19 +1,19 @@
-"""Queries a second, latency and processor time of the embedded server: `rank` beside `serving_default`.
+"""Queries per second, latency and processor time of the embedded server, for `rank` and `serving_default`.
 
     python -m benchmarks.serve
     python -m benchmarks.serve --model_base_path=EXPORT_DIR
 
-Starts stem-serve over EXPORT_DIR and asks it from another process over loopback: one request at a time from each of
-``--clients`` threads, at most ``--requests`` requests and ``--seconds`` seconds a case and round, after some that are
-not counted. A request is one user with N candidates; its values are rows of the export's own warm-up requests, so they
-are in the vocabularies. ``session`` is the same request's tensors run by the same session in this process, from as many
-threads: what is left when gRPC, parsing and answering are taken away. ``serving_default`` has the user repeated.
+Starts stem-serve with EXPORT_DIR and calls it from another process over loopback: one request at a time from each of
+``--clients`` threads, at most ``--requests`` requests and ``--seconds`` seconds per case and round, after some that are
+not counted. A request is one user with N candidates. Its values are rows of the export's own warm-up requests, so they
+are in the vocabularies. ``session`` runs the tensors of the same request in the same session in this process, from as
+many threads: this is the cost without gRPC, parsing and answering. ``serving_default`` has the user repeated.
 
-Without EXPORT_DIR the model is made here, by the real jobs: STEM-Net with T = 2, K1 = K2 = 1, D = 16 and experts
-512-512-512, 16 int64 features of ``--ids`` values each, half of them the user's, trained for an epoch on a made-up log.
+Without EXPORT_DIR the real jobs make the model: STEM-Net with T = 2, K1 = K2 = 1, D = 16 and experts 512-512-512, 16
+int64 features of ``--ids`` values each, half of them the user's, trained for one epoch on a generated log.
 
-CPU is processor time (user and system, all threads) a request: of the server's process, or of this one for ``session``.
-Each figure is the median of ``--repeats`` rounds, the cases taking turns; a ratio is the median of the rounds' ratios.
+CPU is processor time (user and system, all threads) per request: of the server, or of this process for ``session``.
+Each figure is the median of ``--repeats`` rounds, in which the cases take turns; a ratio is the median of the rounds'.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Figures(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What is asked."""
+    """A case: signature, candidates and clients."""
 
     signature: str
     candidates: int
@@ -149,7 +149,7 @@ def measure(base_path: str) -> None:
 
 
 def compare(servable: Any, default: Any, rank: Any) -> None:
-    """Both signatures must score the same candidates alike: what is timed is the same work."""
+    """Checks that both signatures give the same scores, so that the timed work is the same."""
     answers = []
     for message in (default, rank):
         signature = servable.signature(message.model_spec.signature_name)
@@ -162,7 +162,7 @@ def compare(servable: Any, default: Any, rank: Any) -> None:
 
 @contextlib.contextmanager
 def asking(address: str) -> Iterator[Any]:
-    """A pipe to a process that asks: the load has one of its own, so that its processor time is not the server's."""
+    """A pipe to a process that sends the load, so that its processor time is not counted with the server's."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=ask, args=(theirs, address), daemon=True)
@@ -176,7 +176,7 @@ def asking(address: str) -> Iterator[Any]:
 
 
 def ask(pipe: Any, address: str) -> None:
-    """In that process: for every load it is sent, the latencies and the time that all took."""
+    """In that process: answers each load with the latencies and the time of the whole load."""
     with grpc.insecure_channel(address) as channel, contextlib.suppress(EOFError):
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")  # bytes in, bytes out
         while True:
@@ -212,7 +212,7 @@ def in_process(servable: Any, message: Any, clients: int) -> Figures:
 
 
 def load(call: Callable[[], Any], clients: int, requests: int, seconds: float) -> tuple[list[float], float]:
-    """Latencies of ``call`` from ``clients`` threads, and the time from the first to the last."""
+    """Returns the latencies of ``call`` from ``clients`` threads, and the time from the first to the last."""
     latencies: list[list[float]] = [[] for _ in range(clients)]
     start = time.perf_counter()
 
@@ -254,7 +254,7 @@ def tell(
     served: Mapping[Case, Sequence[Figures]],
     alone: Mapping[Case, Sequence[Figures]],
 ) -> None:
-    """Prints and writes what was measured; ``size``: bytes of a request by signature and candidates."""
+    """Prints and writes the results; ``size``: bytes of a request by signature and candidates."""
     cores = len(os.sched_getaffinity(0))
     print(f"{path}, {cores} cores, {_REPEATS.value} rounds; server / the same session without it")
     lines, tree = [], []

@@ -1,4 +1,4 @@
-"""Requests to a served export, and what its server costs: for the benchmarks of servers."""
+"""Requests to a served export, and the processor time of its server: for the benchmarks of servers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def server(base: Path, *flags_: str, checkout: str | None = None) -> Iterator[tu
 
 
 def start(base: Path, *flags_: str, checkout: str | None = None) -> subprocess.Popen[str]:
-    """A server that answers; its address is the attribute ``address``."""
+    """Starts a server and waits until it answers; its address is the attribute ``address``."""
     where = checkout or os.getcwd()
     process = subprocess.Popen(
         [
@@ -62,7 +62,7 @@ def request(path: Path, key: str, candidates: int) -> Any:
     built = predict_pb2.PredictRequest()
     built.model_spec.name, built.model_spec.signature_name = "ranker", key
     for alias, values in rows.items():
-        # An item feature has one axis more in `rank`: the candidates.
+        # In `rank` an item feature has one more axis, the candidates.
         item = len(rank.inputs[alias].tensor_shape.dim) > values.ndim
         if item:
             values = np.resize(values, (candidates, *values.shape[1:]))

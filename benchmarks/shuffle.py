@@ -1,10 +1,10 @@
-"""What the order of training is worth: the training job beside a plain loop that permutes all rows every epoch.
+"""Test AUC with the order of the training job, compared with a plain loop that permutes all rows every epoch.
 
     python -m benchmarks.shuffle --data=DIR --output=runs/shuffle
 
-The plain loop knows nothing of pools: it holds the train split in numpy, permutes it and feeds slices to the same model
-through a generator. Both: experts 256-128, gates and towers 64, D = 16, batch 4096, lr 1e-3, patience 1; one run for
-every model, L2, order and seed; test AUC at the best epoch. A run that is done is not trained again.
+The plain loop has no pools: it holds the train split in numpy, permutes it and feeds slices to the same model through a
+generator. Both have experts 256-128, gates and towers 64, D = 16, batch 4096, lr 1e-3, patience 1. There is one run per
+model, L2, order and seed; test AUC is that of the best epoch. A finished run is not trained again.
 """
 
 from __future__ import annotations

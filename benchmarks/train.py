@@ -1,12 +1,12 @@
-"""Samples a second of the real training job beside the same model in a bare loop on batches that are already there.
+"""Samples per second of the real training job, compared with the same model in a bare loop on batches in memory.
 
     python -m benchmarks.train --rows=614400
 
 Generates a log of 8 categorical features (240,000 ids in all, power-law popularity) and two labels, converts it to
 blocks, and trains STEM-Net as the paper has it: T = 2, K1 = K2 = 1, D = 16, experts 512-512-512, batch 4096, float32,
-row-sparse Adam. In turn: the bare loop, the job (``stem-train`` in a process of its own: input, shuffle, metrics, logs,
-checkpoints inside the epoch), and so on. The ratio is that of the medians. Neither counts its first step,
-which compiles; the job's evaluation after the epoch is not training and is not counted.
+row-sparse Adam. The bare loop and the job take turns. The job is ``stem-train`` in a separate process, with input,
+shuffle, metrics, logs, and checkpoints inside the epoch. The ratio is that of the medians. The first step, which
+compiles, and the job's evaluation after the epoch are not counted.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _convert(directory: str) -> str:
 
 
 class _BareLoop:
-    """The job's model and step on 8 batches that lie in memory."""
+    """The job's model and step on 8 batches in memory."""
 
     def __init__(self, config: Any, manifest: manifests.Manifest) -> None:
         import tensorflow as tf
@@ -133,7 +133,7 @@ class _BareLoop:
         self._step(self._batches[0])
 
     def rate(self, steps: int) -> float:
-        """Samples a second over ``steps`` steps."""
+        """Samples per second over ``steps`` steps."""
         start = time.perf_counter()
         for i in range(steps):
             logs = self._step(self._batches[i % len(self._batches)])
@@ -142,7 +142,7 @@ class _BareLoop:
 
 
 def _job_rate(directory: str, overrides: list[str], turn: int) -> float:
-    """Samples a second that the job reports."""
+    """The samples per second that the job reports."""
     workdir = os.path.join(directory, f"run-{turn}")
     keys = [f"--config.{override}" for override in overrides]
     _run("stem_tf.jobs.train", f"--config={os.path.join(directory, 'paper.py')}", f"--workdir={workdir}", *keys)

@@ -1,15 +1,15 @@
-"""Training steps a second against table size, batch, tasks, experts, precision and optimizer, beside plain Keras.
+"""Speed of a training step by table size, batch, tasks, experts, precision and optimizer, and of plain Keras.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --group='rows=240k; rows=24M' --group='rows=2.4M; rows=2.4M,keras'
 
-STEM-Net with 8 categorical features whose ids have power-law popularity, on 8 batches in memory: the input is measured
-elsewhere (benchmarks/input.py), and the whole job beside its bare step by benchmarks/train.py. Cases of a group take
-turns in one process and are compared with the group's first. A case is KEY=VALUE[,KEY=VALUE]: rows (of all tables),
-batch, tasks, K1, K2, precision (float32, bfloat16), tables, slots, xla, and ``keras``: the same network over an
-Embedding a feature and table with tf_keras' own Adam and no L2, as one would write it.
+STEM-Net with 8 categorical features, whose ids have power-law popularity, on 8 batches in memory. benchmarks/input.py
+measures the input, and benchmarks/train.py compares the whole job with its bare step. Cases of a group take turns in
+one process and are compared with the group's first case. A case is KEY=VALUE[,KEY=VALUE]: rows (of all tables), batch,
+tasks, K1, K2, precision (float32, bfloat16), tables, slots, xla, and ``keras``: the same network over one Embedding per
+feature and table, with tf_keras' own Adam and no L2.
 
-Tables are as in the middle of a run: every row's last step lies up to 3,000 steps back, most rows' far.
+Tables are as in the middle of a run: the last step of a row is up to 3,000 steps ago, and for most rows long ago.
 
 --profile=DIR records one case with tf.profiler, for TensorBoard, and prints where its time goes.
 """
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
         return
     results = []
     for group in _GROUP.value:
-        # A process for each group: memory that one has freed is not the next one's.
+        # One process per group, so that memory that one group has freed does not help the next.
         with tempfile.NamedTemporaryFile() as file:
             options = [f"--{flag.name}={flag.value}" for flag in (_STEPS, _TURNS, _UNITS)]
             command = [
@@ -220,7 +220,7 @@ def _manifest(case: dict[str, str], directory: str) -> manifests.Manifest:
     Path(directory, "schema.yaml").write_text(schema_yaml.dumps(described), encoding="utf-8")
     vocabularies = {f: manifests.Vocabulary(_ids(case) - 2, _ids(case) - 2) for f in _FEATURES}
     made = manifests.Manifest(directory, "benchmark", 0, (), {}, {}, vocabularies, {})
-    assert made.schema  # read while the directory is there
+    assert made.schema  # read while the directory exists
     return made
 
 
@@ -259,7 +259,7 @@ def _ours(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
 
 
 def _keras(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
-    """An Embedding a feature and table, the same network, tf_keras' Adam."""
+    """One Embedding per feature and table, the same network, tf_keras' Adam."""
     import tensorflow as tf
 
     from stem_tf.layers.embedding import SHARED, task_table

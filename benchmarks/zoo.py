@@ -1,14 +1,14 @@
-"""Every model on one data set: test AUC over seeds, beside the trivial answers, parameters and training speed.
+"""Every model on one data set: test AUC over seeds with the trivial answers, parameters, and training speed.
 
     python -m benchmarks.zoo --data=kuairand --output=runs/zoo
     python -m benchmarks.zoo --data=census --output=runs/zoo --models=stem_net,mmoe --seeds=0
 
 ``kuairand`` is the bundled sample with its five binary tasks and its four features, ``census`` Census-Income with the
-halves of examples/census_halves.py. Every model trains as the shipped experiment of the data set does, with the same
-settings, which were chosen for STEM-Net, and stops once for all tasks (Single-Task once for each). A run that is done
-is not trained again: the same command goes on where it was stopped.
+halves of examples/census_halves.py. Every model trains with the settings of the data set's shipped experiment, which
+were chosen for STEM-Net, and stops once for all tasks (Single-Task once per task). A finished run is not trained again:
+the same command continues where it was stopped.
 
---what=speed prints samples/s of each model's training step beside STEM-Net's, in turns, input and logs left out.
+--what=speed prints samples/s of each model's training step compared with STEM-Net's, in turns, without input and logs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def config_of(model: str, manifest: Manifest, seed: int = 0) -> Any:
     if model == "asymmetric_sharing":
         overrides.append(f"model.gives={GIVES[_DATA.value]}")
     if model == "sluice" and _DATA.value == "census":
-        overrides.append("model.expert_units=256,256")  # its layers have to be of one width
+        overrides.append("model.expert_units=256,256")  # its layers must have one width
     return configs.load(_EXPERIMENT[_DATA.value], [*overrides, *_SET.value])
 
 
@@ -176,7 +176,7 @@ def _line(found: Mapping[str, Any]) -> str:
 
 
 def _table(manifest: Manifest, results: Mapping[str, list[dict[str, Any]]]) -> str:
-    """Mean over the seeds and half the range, a line a model, then the trivial answers."""
+    """Mean over the seeds and half the range, one line per model, then the trivial answers."""
     tasks = manifest.schema.task_names
 
     def cell(values: Sequence[float]) -> str:
@@ -197,7 +197,7 @@ def _table(manifest: Manifest, results: Mapping[str, list[dict[str, Any]]]) -> s
 
 
 def _speed(manifest: Manifest, output: Path) -> None:
-    """Samples/s of each model's step on one batch that is there already; turns of each model beside STEM-Net's."""
+    """Samples/s of each model's step on one batch in memory; each model takes turns with STEM-Net."""
     import tensorflow as tf
 
     from pipelines.batches.dataset import read_batches
