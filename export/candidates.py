@@ -141,13 +141,13 @@ def _items(
     ):
         raise UserError(
             f'--items is a JSON {_kind(items)}; expected is an object of lists, as in {{"video_id": [7, 8]}}, or a '
-            "list of objects, one an item"
+            "list of objects, one per item"
         )
     if isinstance(items, dict):
         for name, values in items.items():
             if not isinstance(values, list):
                 raise UserError(
-                    f"--items: '{name}' is a JSON {_kind(values)}; a list is expected, a value for each item"
+                    f"--items: '{name}' is a JSON {_kind(values)}; a list with one value per item is expected"
                 )
     return items
 
@@ -178,7 +178,7 @@ def _object(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
         if name in result:
-            raise UserError(f"{where}: '{name}' is there twice")
+            raise UserError(f"{where}: '{name}' occurs twice")
         result[name] = value
     return result
 

@@ -56,7 +56,7 @@ def parse(text: str, rate: float | None) -> Plan:
             f"--steps={text}: should be a factor, as in x1.25, or ascending rates, as in 100,200,400"
         ) from None
     if rate is not None:
-        raise UserError(f"--steps={text} says all rates; leave out --rate")
+        raise UserError(f"--steps={text} lists all rates; leave out --rate")
     return Plan(rates)
 
 
@@ -156,6 +156,6 @@ def sizes(text: str) -> dict[int, float]:
         except ValueError:
             number = 0
         if not (0 < number <= 100_000 and number not in result and 0 < often < math.inf):
-            raise UserError(f"--candidates={text}: should be numbers with how often each, as in 50:3,200:6,1000:1")
+            raise UserError(f"--candidates={text}: should be numbers with their frequencies, as in 50:3,200:6,1000:1")
         result[number] = often
     return result

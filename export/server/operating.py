@@ -145,7 +145,7 @@ def _certificates(options: Options, report: Callable[[str], None]) -> Certificat
     if options.tls_certificate is not None and options.tls_key is not None:
         return Certificates(options.tls_certificate, options.tls_key, options.tls_client_ca, report)
     if options.tls_certificate or options.tls_key or options.tls_client_ca:
-        raise UserError("TLS needs both --tls_certificate and --tls_key (--tls_client_ca comes on top)")
+        raise UserError("TLS needs both --tls_certificate and --tls_key (--tls_client_ca is an addition to them)")
     return None
 
 

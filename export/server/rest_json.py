@@ -127,7 +127,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(tree) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise invalid_argument(f"JSON Parse error: the key {_short(twice)} is there twice")
+        raise invalid_argument(f"JSON Parse error: the key {_short(twice)} occurs twice")
     return tree
 
 
@@ -238,7 +238,7 @@ def _bytes(value: str | dict[str, Any]) -> bytes:
         try:
             return value.encode("utf-8")
         except UnicodeEncodeError:
-            raise _NotATensor(f"JSON Value: {_short(value)} has half a surrogate pair, which is no UTF-8") from None
+            raise _NotATensor(f"JSON Value: {_short(value)} has half a surrogate pair, which is not UTF-8") from None
     if not _is_base64(value):
         raise _NotATensor(f"JSON Value: {_short(value)} not formatted correctly for base64 data")
     try:

@@ -66,7 +66,7 @@ class Worker:
                 self._process.kill()
                 self._process.wait()
                 self._process = None
-                raise StatusError(grpc.StatusCode.UNAVAILABLE, "what reads large JSON was killed") from None
+                raise StatusError(grpc.StatusCode.UNAVAILABLE, "the process that reads large JSON was killed") from None
         if error is not None:
             raise StatusError(*error)
         return result

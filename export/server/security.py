@@ -90,7 +90,7 @@ class Certificates:
                 pem = self._read()
                 context = _context(self._paths, pem)
             except UserError as error:
-                self._report(f"the certificate of before stays: {error}")
+                self._report(f"the earlier certificate stays: {error}")
                 return
             self._pem, self.context = pem, context
             self._report(f"{self._paths[0]} was renewed" + (f"; {why}" if (why := _expired(pem[0])) else ""))
@@ -123,11 +123,11 @@ def _context(paths: list[Path], pem: list[bytes]) -> ssl.SSLContext:
     """A context of the data that was read, even if the files have changed since."""
     certificate, key, *client_ca = pem
     if b"-----BEGIN CERTIFICATE-----" not in certificate:
-        raise UserError(f"--tls_certificate={paths[0]} is no PEM: it has no BEGIN CERTIFICATE")
+        raise UserError(f"--tls_certificate={paths[0]} is not PEM: it has no BEGIN CERTIFICATE")
     if b"PRIVATE KEY-----" not in key:
-        raise UserError(f"--tls_key={paths[1]} is no PEM: it has no BEGIN PRIVATE KEY")
+        raise UserError(f"--tls_key={paths[1]} is not PEM: it has no BEGIN PRIVATE KEY")
     if b"ENCRYPTED" in key:
-        raise UserError(f"--tls_key={paths[1]} has a password; take it off (openssl pkey -in KEY -out KEY.open)")
+        raise UserError(f"--tls_key={paths[1]} has a password; remove it (openssl pkey -in KEY -out KEY.open)")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     with _in_memory(certificate) as certificate_path, _in_memory(key) as key_path:
         try:
@@ -217,7 +217,7 @@ class Tokens:
         try:
             self._digests = self._read()
         except UserError as error:
-            self._report(f"the tokens of before stay: {error}")
+            self._report(f"the earlier tokens stay: {error}")
         else:
             self._report(f"{self._path} was read again: {len(self._digests)} tokens")
 
@@ -225,7 +225,7 @@ class Tokens:
         lines = [line.strip() for line in _read(self._path, "--token_file").splitlines()]
         tokens = [line for line in lines if line and not line.startswith(b"#")]
         if not tokens:
-            raise UserError(f"--token_file={self._path} holds no token; write one a line")
+            raise UserError(f"--token_file={self._path} holds no token; write one per line")
         for number, line in enumerate(lines, 1):
             if not all(0x21 <= byte <= 0x7E for byte in line) and not line.startswith(b"#"):
                 raise UserError(

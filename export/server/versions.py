@@ -182,7 +182,7 @@ class Versions:
         else:
             said.update(listing.ignored)
             for version in sorted((model.policy.specific or frozenset()) - listing.versions.keys()):
-                said.add(f"version {version} is asked for, and {model.base_path} does not hold it")
+                said.add(f"version {version} is to be served, but {model.base_path} does not hold it")
             for version in [version for version in self._failures if version not in listing.versions]:
                 del self._failures[version]
             kept = self._keep(listing.versions, model.policy)

@@ -289,7 +289,7 @@ def test_the_table_is_ranked() -> None:
     [
         ("{'user': 1}", ITEMS, r"--user is not JSON: Expecting .*, line 1, column 2, before \"'user'.*shell"),
         ('{"user": "a"', ITEMS, r"--user is not JSON: .*, line 1, column 13, where it ends"),
-        ('{"user": "a", "user": "b"}', ITEMS, "--user: 'user' is there twice"),
+        ('{"user": "a", "user": "b"}', ITEMS, "--user: 'user' occurs twice"),
         ("[1]", ITEMS, r"--user is a JSON list; an object is expected"),
         ("nobody.json", ITEMS, "--user=nobody.json cannot be read"),
         ({"huor": 1}, ITEMS, r"'hour' is missing.*'huor' is no feature of the model \(did you mean 'hour'\?\)"),

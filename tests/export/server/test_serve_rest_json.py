@@ -65,7 +65,7 @@ def test_strings_are_utf8_and_bytes_base64() -> None:
         ('{"instances": []}', "No values in 'instances' array"),
         ('{"signature_name": 1, "inputs": [1]}', "'signature_name' key must be a string value"),
         ('{"signature_name": "\\ud800", "inputs": [1]}', "'signature_name' key must be a string value"),
-        ('{"inputs": {"x": 1, "x": 2}}', 'the key "x" is there twice'),
+        ('{"inputs": {"x": 1, "x": 2}}', 'the key "x" occurs twice'),
         ('{"inputs": {"y": 1}}', "Missing named input: x in 'inputs' object."),
         ('{"inputs": {"x": 1, "y": 1}}', 'does not have named input: "y"'),
         ('{"instances": [{"y": 1}]}', "keys must be equal to: x"),

@@ -41,10 +41,10 @@ def test_files_that_are_no_certificate_and_key_are_named(tmp_path: Path) -> None
         (tmp_path / "none", KEY, None, "--tls_certificate=.*none: No such file or directory"),
         (tmp_path, KEY, None, "--tls_certificate=.* is not a regular file"),
         (CERTIFICATE, tmp_path / "pipe", None, "--tls_key=.*pipe is not a regular file"),
-        (garbage, KEY, None, "--tls_certificate=.*garbage is no PEM"),
-        (KEY, CERTIFICATE, None, "--tls_certificate=.*key.pem is no PEM"),
-        (CERTIFICATE, garbage, None, "--tls_key=.*garbage is no PEM"),
-        (CERTIFICATE, encrypted, None, "--tls_key=.*encrypted has a password; take it off"),
+        (garbage, KEY, None, "--tls_certificate=.*garbage is not PEM"),
+        (KEY, CERTIFICATE, None, "--tls_certificate=.*key.pem is not PEM"),
+        (CERTIFICATE, garbage, None, "--tls_key=.*garbage is not PEM"),
+        (CERTIFICATE, encrypted, None, "--tls_key=.*encrypted has a password; remove it"),
         (broken, KEY, None, "broken or --tls_key=.* is damaged"),
         (CERTIFICATE, KEY, garbage, "--tls_client_ca=.*garbage holds no certificates in PEM"),
         (CERTIFICATE, KEY, KEY, "--tls_client_ca=.*key.pem holds no certificates in PEM"),
@@ -78,7 +78,7 @@ def test_a_renewed_pair_is_taken_when_it_fits(tmp_path: Path, monkeypatch: pytes
     before = certificates.context
     new_certificate.replace(certificate)
     certificates.refresh()
-    assert certificates.context is before and "the certificate of before stays" in said[0]
+    assert certificates.context is before and "the earlier certificate stays" in said[0]
     certificates.refresh()
     assert len(said) == 1, "said once"
     new_key.replace(key)
@@ -121,7 +121,7 @@ def test_tokens_let_in_who_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     _refusal(tokens, "Bearer secret-1")
     path.write_text("")
     tokens.check("Bearer secret-3")  # an empty file is a mistake, and no reason to let nobody in
-    assert "the tokens of before stay" in said[1]
+    assert "the earlier tokens stay" in said[1]
 
 
 @pytest.mark.parametrize(
