@@ -38,7 +38,7 @@ def version_directories(base_path: Path) -> Listing:
         if not path.is_dir():
             continue
         if len(name.lstrip("0")) > 19 or int(name) >= _INT64:
-            listing.ignored.append(f"{path} is not a version: the largest number is {_INT64 - 1}")
+            listing.ignored.append(f"{path} is not a version: the largest is {_INT64 - 1}")
         elif int(name) in listing.versions:
             listing.ignored.append(f"{path} is ignored: {listing.versions[int(name)]} is version {int(name)}, too")
         else:

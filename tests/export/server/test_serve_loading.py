@@ -268,7 +268,7 @@ def test_numbers_that_are_no_versions_or_twice_the_same(start_server: Any, publi
         running.versions.poll()
     assert running.versions.serving == 3 and len(running.reports) == 4
     assert f"{tmp_path}/02 is ignored: {tmp_path}/2 is version 2, too" in running.reports
-    assert f"{tmp_path}/99999999999999999999 is not a version: the largest number is 9223372036854775807" in running.reports
+    assert f"{tmp_path}/99999999999999999999 is not a version: the largest is 9223372036854775807" in running.reports
 
 
 def test_a_symbolic_link_is_a_version(start_server: Any, publish: Any, tmp_path: Path) -> None:
