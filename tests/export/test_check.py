@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +151,12 @@ def test_it_needs_nothing_of_this_project(tmp_path: Path) -> None:
         [sys.executable, "-P", "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_of_this_project_imports_it() -> None:
+    root = Path(check.__file__).resolve().parents[1]
+    modules = [
+        path for package in ("stem_util", "pipelines", "stem_tf", "export") for path in (root / package).rglob("*.py")
+    ]
+    importing = re.compile(r"^\s*(from export import .*\bcheck\b|(from|import) export\.check\b)", re.MULTILINE)
+    assert modules and not [path for path in modules if importing.search(path.read_text(encoding="utf-8"))]

@@ -1,5 +1,6 @@
 """Splits: exact order statistics, keys that sort as times do, stable hashes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,16 @@ import pytest
 
 from pipelines.convert import scan, times
 from pipelines.convert.last_rows import LastRows
-from pipelines.convert.split import HashSplit, LastSplit, RandomSplit, TimeSplit
+from pipelines.convert.split import (
+    GivenSplit,
+    HashSplit,
+    LastSplit,
+    RandomSplit,
+    SplitPolicy,
+    TimeSplit,
+    last_directory,
+    restore,
+)
 from stem_util.errors import UserError
 
 
@@ -148,3 +158,32 @@ def test_random_and_hash_splits_have_their_fractions_and_differ_by_seed() -> Non
         np.testing.assert_allclose(np.bincount(parts) / len(rows), [0.7, 0.2, 0.1], atol=0.006)
     assert (RandomSplit((0.7, 0.2, 0.1), 1).assign(rows) != RandomSplit((0.7, 0.2, 0.1), 0).assign(rows)).any()
     assert set(RandomSplit((0.9, 0.1, 0.0), 0).assign(rows).tolist()) == {0, 1}
+
+
+_SHARES = (0.7, 0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        RandomSplit(_SHARES, 3),
+        HashSplit("u", _SHARES, 3),
+        TimeSplit("t", pa.timestamp("us", "UTC"), 2**63 + 5, 2**63 + 9, _SHARES),
+        TimeSplit("t", pa.int64(), 2**63 + 5, times.LAST_KEY),
+        LastSplit("t", pa.float64(), "u", last_directory("/data")),
+        GivenSplit((0, 0, 2)),
+        GivenSplit((0, 0, 2), HashSplit("u", (0.9, 0.1, 0.0), 3)),
+    ],
+)
+def test_a_policy_is_restored_from_what_the_manifest_keeps(policy: SplitPolicy) -> None:
+    files = ["/log/a.parquet", "/log/b.parquet", "/log/c.parquet"]
+    kept = json.loads(json.dumps(policy.describe(files)))
+    assert restore(kept, "/data", files, 3) == policy
+
+
+def test_files_that_may_hold_rows_of_a_split() -> None:
+    given = GivenSplit((0, 2))
+    assert [given.may_hold(file, split) for file in (0, 1) for split in (0, 1, 2)] == [1, 0, 0, 0, 0, 1]
+    divided = GivenSplit((0, 2), RandomSplit((0.9, 0.1, 0.0), 0))
+    assert [divided.may_hold(file, split) for file in (0, 1) for split in (0, 1, 2)] == [1, 1, 0, 0, 0, 1]
+    assert RandomSplit(_SHARES, 0).may_hold(0, 2)

@@ -109,3 +109,10 @@ def test_a_lock_may_be_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with files.locked(lock, "out", wait=True):
         pass
     assert how == [fcntl.LOCK_EX] and not lock.exists()
+
+
+def test_json_of_any_text(tmp_path: Path) -> None:
+    value = {"Straße": os.fsdecode(b"/log/\xff.csv"), "列": 0.5}  # the bytes of a path need not be UTF-8
+    files.write_json(tmp_path / "a.json", value)
+    assert files.read_json(tmp_path / "a.json", "") == value
+    assert '"Straße": "/log/\\udcff.csv"' in (tmp_path / "a.json").read_text(encoding="utf-8")
