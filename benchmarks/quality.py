@@ -176,7 +176,6 @@ def _replay(l2: float) -> list[dict[str, Any]]:
 
     from stem_tf.layers.distinct import deduplicate
     from stem_tf.layers.embedding import Embeddings, Field
-    from stem_tf.layers.parts import Parts
     from stem_tf.layers.transforms import InputTransform
     from stem_tf.models.ranking_model import RankingModel
     from stem_tf.models.stem_net import STEMNet
@@ -190,7 +189,8 @@ def _replay(l2: float) -> list[dict[str, Any]]:
     ids, batch_size, names = 30_000, 1024, ("user", "item")
     features = tuple(Feature(name, "categorical", "user", name, "int64") for name in names)
     tasks = tuple(Task(name, Label(name)) for name in ("cart", "buy"))
-    network = STEMNet([task.name for task in tasks], Parts(expert_units=(64, 32), gate_units=(), tower_units=(32,)))
+    hyper = STEMNet.Hyperparameters(expert_units=(64, 32), gate_units=(), tower_units=(32,))
+    network = STEMNet([task.name for task in tasks], hyper)
     fields = [Field(name, rows=ids) for name in names]
     embeddings = Embeddings(fields, 16, network.tables, train_tables=False)
     model = RankingModel(tasks, InputTransform(features, {}), embeddings, network)

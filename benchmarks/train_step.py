@@ -263,7 +263,6 @@ def _keras(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
     import tensorflow as tf
 
     from stem_tf.layers.embedding import SHARED, task_table
-    from stem_tf.layers.parts import Parts
     from stem_tf.models import precision
     from stem_tf.models.stem_net import STEMNet
 
@@ -271,7 +270,8 @@ def _keras(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
     tables = [*map(task_table, tasks), SHARED]
     units = tuple(map(int, _UNITS.value.split(",")))
     with precision("mixed_bfloat16" if case["precision"] == "bfloat16" else "float32"):
-        network = STEMNet(tasks, Parts(expert_units=units), int(case["K1"]), int(case["K2"]))
+        k1, k2 = int(case["K1"]), int(case["K2"])
+        network = STEMNet(tasks, STEMNet.Hyperparameters(expert_units=units, task_experts=k1, shared_experts=k2))
     embeddings = {t: [tf.keras.layers.Embedding(_ids(case), _DIM, dtype="float32") for _ in _FEATURES] for t in tables}
     optimizer = tf.keras.optimizers.Adam(1e-3)
 

@@ -30,8 +30,7 @@ from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
-from stem_tf.configs.base import MODELS
-from stem_tf.runtime import quieten_tensorflow
+from stem_tf.configs.base import models
 from stem_tf.workdir import Workdir
 from stem_util import cli, owned
 from stem_util.errors import UserError
@@ -41,7 +40,7 @@ flags = cli.Flags()
 
 _DATA = flags.DEFINE_enum("data", "kuairand", ["kuairand", "census"], "Which data set.")
 _OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/zoo", "Where converted data and runs are kept.")
-_MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
+_MODELS = flags.DEFINE_list("models", [], "Which models, all if not given.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the config, for all models.")
 _WHAT = flags.DEFINE_enum("what", "auc", ["auc", "speed"], "What is measured.")
@@ -63,11 +62,12 @@ _EXPERIMENT = {"kuairand": "kuairand_sample", "census": "census_income"}
 def config_of(model: str, manifest: Manifest, seed: int = 0) -> Any:
     """The data set's shipped experiment with another model; MMoEs get as many experts as STEM-Net has, T + 1."""
     overrides = [f"data.dir={manifest.data_dir}", f"model.name={model}", f"seed={seed}", "train.best=auto"]
-    if model in ("omoe", "mmoe", "ml_mmoe", "me_mmoe"):
+    keys = models()[model].keys
+    if "experts" in keys:
         overrides.append(f"model.experts={len(manifest.schema.tasks) + 1}")
-    if model in ("esmm", "aitm"):
+    if "follows" in keys:
         overrides.append(f"model.follows={CHAINS[_DATA.value]}")
-    if model == "asymmetric_sharing":
+    if "gives" in keys:
         overrides.append(f"model.gives={GIVES[_DATA.value]}")
     if model == "sluice" and _DATA.value == "census":
         overrides.append("model.expert_units=256,256")  # its layers must have one width
@@ -76,18 +76,18 @@ def config_of(model: str, manifest: Manifest, seed: int = 0) -> Any:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    unknown = [model for model in _MODELS.value if model not in MODELS]
-    if unknown:
-        raise UserError(f"--models: no model '{unknown[0]}'. Models: {', '.join(MODELS)}")
-    quieten_tensorflow()
+    known = models()
+    if unknown := [model for model in _MODELS.value if model not in known]:
+        raise UserError(f"--models: no model '{unknown[0]}'. Models: {', '.join(known)}")
+    chosen = _MODELS.value or list(known)
     output = Path(_OUTPUT.value)
     data = converted(_DATA.value, output)
     manifest = manifests.load(str(data))
     if _WHAT.value == "speed":
-        _speed(manifest, output)
+        _speed(chosen, manifest, output)
         return
     results: dict[str, list[dict[str, Any]]] = {}
-    for model in _MODELS.value:
+    for model in chosen:
         for seed in _SEEDS.value:
             results.setdefault(model, []).append(_run(model, int(seed), manifest, output))
             print(f"{model}, seed {seed}: {_line(results[model][-1])}", file=sys.stderr, flush=True)
@@ -196,7 +196,7 @@ def _table(manifest: Manifest, results: Mapping[str, list[dict[str, Any]]]) -> s
     return report.table(["test AUC", *tasks, "mean", "parameters", ""], lines)
 
 
-def _speed(manifest: Manifest, output: Path) -> None:
+def _speed(chosen: Sequence[str], manifest: Manifest, output: Path) -> None:
     """Samples/s of each model's step on one batch in memory; each model takes turns with STEM-Net."""
     import tensorflow as tf
 
@@ -222,7 +222,7 @@ def _speed(manifest: Manifest, output: Path) -> None:
         return measure
 
     stem_net, lines, found = turn("stem_net"), [], {}
-    for model in _MODELS.value:
+    for model in chosen:
         other = turn(model)
         pairs = [(stem_net(), other()) for _ in range(3)]
         own = statistics.median(speed for _, speed in pairs)

@@ -1,4 +1,4 @@
-"""The work directory of a run: everything that later stages and a resumed job need. Does not import TensorFlow.
+"""The work directory of a run: everything that later stages and a resumed job need.
 
 .stem-tf         says that this is a run
 config.json      the config, complete
@@ -29,7 +29,6 @@ from typing import Any
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs
-from stem_tf.configs import base
 from stem_util import files, owned
 from stem_util.errors import UserError, did_you_mean, naming_full_disk
 from stem_util.files import write_atomically, write_json
@@ -210,7 +209,7 @@ class Workdir:
     def _read_config(self) -> dict[str, Any]:
         way_out = "train in another --workdir, or write the keys that the run was started with into it"
         values = files.read_json(self._config, way_out)
-        unknown = set(values) - set(base.KEYS)
+        unknown = set(values) - set(configs.keys(values.get("model.module", "")))
         if unknown:
             raise UserError(f"{self._config} has unknown keys ({', '.join(sorted(unknown))}): another version wrote it")
         return values

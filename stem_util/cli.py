@@ -93,6 +93,7 @@ def run(
     *,
     memory: str = "",
     rewritten: Callable[[Sequence[str]], list[str]] = list,
+    described: Callable[[], str] = str,
 ) -> NoReturn:
     """Runs a job under absl, for ``python -m module`` and for console scripts alike; ends in SystemExit.
 
@@ -103,13 +104,14 @@ def run(
       arguments: names the arguments that are not flags in ``--help``, as ``"LOG..."``. A job without any refuses them.
       memory: what needs less memory, as in ``"fewer --processes"``: said when there was not enough.
       rewritten: makes arguments that absl knows of those given, on the command line or in a ``--flagfile``.
+      described: more of ``--help``, below the docstring, that takes its time to find.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
         words = set(argv[1 : argv.index("--")] if "--" in argv else argv[1:])
         with _one_sentence("--debug" in words):
             if words & _HELP:
-                print(_help(main, flags, arguments), flush=True)
+                print(_help(main, flags, arguments, described()), flush=True)
                 sys.exit(0)
             positional = flags.parse(argv, rewritten)
             if len(positional) > 1 and not arguments:
@@ -170,7 +172,7 @@ def _line(error: BaseException, memory: str) -> str:
     return message(error, memory)
 
 
-def _help(main: Callable[..., Any], flags: Flags, arguments: str) -> str:
+def _help(main: Callable[..., Any], flags: Flags, arguments: str, described: str) -> str:
     module = sys.modules[main.__module__]
     program = os.path.basename(sys.argv[0])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -178,7 +180,8 @@ def _help(main: Callable[..., Any], flags: Flags, arguments: str) -> str:
         program = f"python -m {spec.name}"
     usage = " ".join(filter(None, ["usage:", program, arguments, "[--flag=value ...]"]))
     debug, *own = (flags.values[name] for name in flags.values)
-    return "\n".join([usage, "", (module.__doc__ or "").strip(), "", "flags:", *map(_flag_help, [*own, debug])])
+    about = "\n".join(filter(None, [(module.__doc__ or "").strip(), described]))
+    return "\n".join([usage, "", about, "", "flags:", *map(_flag_help, [*own, debug])])
 
 
 def _flag_help(flag: absl.flags.Flag[Any]) -> str:

@@ -1,18 +1,26 @@
-"""Every key of an experiment's config: its default, what it does, and which values it takes.
+"""The keys of an experiment's config that are not a model's own: defaults, what they do, which values they take.
 
-An experiment is a Python file with ``get_config()`` that starts from :func:`get_config` here and changes keys.
+A model declares its hyperparameters itself (stem_tf/models), and :func:`keys` adds them to those here. An experiment is
+a Python file with ``get_config()`` that starts from :func:`get_config` here and changes keys.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Mapping, Sequence
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_collections
 
 from pipelines.manifest import INPUT_FORMATS, LAYOUTS
+from stem_tf.runtime import quieten_tensorflow
+from stem_util.errors import UserError
+
+if TYPE_CHECKING:
+    from stem_tf.models.registry import Model
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,12 @@ class Key:
       default: the value where an experiment says nothing.
       help: what the key does.
       by: ``task`` or ``table``: a mapping from their names to values may stand instead of one value.
-      by_level: a tuple of values, one a level, may stand instead of one value.
+      by_level: a tuple with a value per level may stand instead of one value.
       choices: the values allowed, or () for a range.
       low, high: bounds of a number, or of each number of a tuple; both are allowed themselves.
       above, below: like ``low`` and ``high``, themselves not allowed.
       only_if: (key, values): with other values of that key this one would do nothing, and is refused.
+      stacked: does something only in a model with several levels.
     """
 
     default: Any
@@ -40,44 +49,13 @@ class Key:
     above: float | None = None
     below: float | None = None
     only_if: tuple[str, tuple[Any, ...]] | None = None
+    stacked: bool = False
 
 
 INIT_STD, NFWFM_INIT_STD = 1e-4, 0.01
 """Standard deviations that tables start from: the authors' release's, and where experts only multiply embeddings."""
 
 _DECAYING = ("cosine", "exponential")
-
-MODELS: dict[str, str] = {
-    "single_task": "a network and a table for each task, nothing shared",
-    "shared_bottom": "one bottom, a tower for each task; hard parameter sharing",
-    "asymmetric_sharing": "a bottom for each task; receivers also read their giver's",
-    "customized_sharing": "a shared bottom and one for each task",
-    "cross_stitch": "a bottom for each task, stitched after each layer",
-    "sluice": "Cross-Stitch on subspaces, towers read all layers",
-    "omoe": "mixture of experts with one gate for all tasks",
-    "mmoe": "mixture of experts with a gate for each task",
-    "ml_mmoe": "levels of experts, all gates read the input",
-    "me_mmoe": "MMoE with a table for each expert",
-    "cgc": "experts of each task and shared ones; one level of PLE",
-    "ple": "levels of CGC, progressively separated",
-    "me_ple": "PLE with a table for each task and a shared one",
-    "esmm": "each task's probability is a product along its chain",
-    "aitm": "each task attends to what the one before it learned",
-    "stem_net": "STEM-Net",
-}
-"""The models by name: those of the STEM paper and of the PLE paper."""
-
-_MMOES = ("omoe", "mmoe", "ml_mmoe", "me_mmoe")
-_PLES = ("cgc", "ple", "me_ple")
-_CHAINS = ("esmm", "aitm")
-_GATED = (*_MMOES, *_PLES, "stem_net")
-_LAYERED = ("ml_mmoe", "ple", "me_ple", "stem_net")
-_EXPERT = tuple(name for name in MODELS if name not in ("cross_stitch", "sluice", "esmm"))
-
-
-def _only(*models: str) -> tuple[str, tuple[str, ...]]:
-    return ("model.name", models)
-
 
 KEYS: dict[str, Key] = {
     "experiment": Key("experiment", "name of the experiment; --workdir is runs/<experiment> unless given"),
@@ -108,8 +86,9 @@ KEYS: dict[str, Key] = {
         low=0,
         only_if=("data.input_format", LAYOUTS),
     ),
-    # The model. Network: keyword arguments of its class, and Parts.
-    "model.name": Key("stem_net", "which model; they are listed below", tuple(MODELS)),
+    # The model. Its own hyperparameters follow: see keys().
+    "model.name": Key("stem_net", "which model; they are listed below"),
+    "model.module": Key("", "Python module that registers models of your own, as in my_team.my_model"),
     "model.dim": Key(16, "width of an embedding, for features whose schema names none", low=1),
     "model.init_std": Key(
         0.0,
@@ -117,73 +96,7 @@ KEYS: dict[str, Key] = {
         f" smaller ones learn late, else {INIT_STD:g}",
         low=0,
     ),
-    "model.task_features": Key(
-        "schema",
-        "features with tables of their own for each task: all, none, user, item, names a,b, or as the schema says",
-        only_if=_only("stem_net", "me_ple"),
-    ),
     "model.embedding_dropout": Key(0.0, "rate on the embeddings", low=0, below=1),
-    "model.layers": Key(
-        0, "levels of experts; 0 is the model's own: 2 for ple and ml_mmoe, else 1", low=0, only_if=_only(*_LAYERED)
-    ),
-    "model.experts": Key(8, "E, experts (of each level)", by_level=True, low=1, only_if=_only(*_MMOES)),
-    "model.task_experts": Key(
-        1, "K1, experts of each task (and level)", by="task", by_level=True, low=0, only_if=_only(*_PLES, "stem_net")
-    ),
-    "model.shared_experts": Key(
-        1, "K2, shared experts (of each level)", by_level=True, low=0, only_if=_only(*_PLES, "stem_net")
-    ),
-    "model.expert": Key(
-        "mlp",
-        "what an expert of the first level is; the bottom, for models without experts",
-        ("mlp", "fwfm", "nfwfm", "dcn"),
-        only_if=_only(*_EXPERT),
-    ),
-    "model.expert_units": Key(
-        (512, 512, 512),
-        "widths of an expert's layers (of each level)",
-        by_level=True,
-        low=1,
-        only_if=_only(*(name for name in MODELS if name != "esmm")),
-    ),
-    "model.cross_layers": Key(2, "cross layers of an expert", low=1, only_if=("model.expert", ("dcn",))),
-    "model.gate_units": Key(
-        (128, 64), "hidden widths of a gate; () is the papers' linear gate", low=1, only_if=_only(*_GATED)
-    ),
-    "model.gate_bias": Key(True, "bias in gates; the papers' equations have none", only_if=_only(*_GATED)),
-    "model.gate_input": Key(
-        "task+shared",
-        "what a task's gate reads: h_t + h_S, h_t or h_S",
-        ("task+shared", "task", "shared"),
-        only_if=_only("stem_net"),
-    ),
-    "model.stop_gradient": Key(
-        True, "keep a task's loss from other tasks' experts and tables", only_if=_only("stem_net")
-    ),
-    "model.released_stacking": Key(
-        False,
-        "levels as in the authors' release: STEM-Net's shared gate leaks gradients, PLE's sees shared experts only",
-        only_if=_only("stem_net", "ple", "me_ple"),
-    ),
-    "model.follows": Key(
-        "", "chain of tasks, each with the one it follows: buy:cart,cart:click", by="task", only_if=_only(*_CHAINS)
-    ),
-    "model.calibrator": Key(
-        0.0, "weight of the loss where a task's probability exceeds its predecessor's", low=0, only_if=_only("aitm")
-    ),
-    "model.gives": Key(
-        "", "receivers, each with its giver: like:click", by="task", only_if=_only("asymmetric_sharing")
-    ),
-    "model.fusion": Key(
-        "concat",
-        "how a receiver joins its bottom and its giver's",
-        ("concat", "sum", "mean"),
-        only_if=_only("asymmetric_sharing"),
-    ),
-    "model.orthogonality": Key(0.0, "weight that keeps a task's subspaces apart", low=0, only_if=_only("sluice")),
-    "model.tower_units": Key((128, 64), "hidden widths of a task's tower", low=1),
-    "model.dropout": Key(0.0, "rate after every hidden layer", low=0, below=1),
-    "model.batch_norm": Key(False, "batch normalisation in experts, gates and towers"),
     # Losses.
     "loss.weights": Key(1.0, "of the tasks, times the schema's", by="task", low=0),
     "loss.weighting": Key(
@@ -255,7 +168,7 @@ KEYS: dict[str, Key] = {
         "auto",
         "best weights: together, of one epoch; own, of each task's best epoch its own layers and tables, the rest of"
         " the epoch that suits them best, if that beats one epoch; by_task, all of each task's, a set for each; auto:"
-        " own for single_task, else together",
+        " own for a model whose tasks share nothing, else together",
         ("auto", "together", "own", "by_task"),
     ),
     "train.checkpoint_every": Key(1000, "steps between checkpoints inside an epoch; 0: at its end only", low=0),
@@ -277,9 +190,47 @@ KEYS: dict[str, Key] = {
 }
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """The defaults: STEM-Net as in the paper."""
-    return from_flat({path: key.default for path, key in KEYS.items()})
+def models(module: str = "") -> Mapping[str, Model]:
+    """The models by name: those of stem_tf.models, and those that ``module`` registers. Imports TensorFlow.
+
+    Raises:
+      UserError: the module cannot be imported, or registers nothing.
+    """
+    if "tensorflow" not in sys.modules:
+        quieten_tensorflow()
+    from stem_tf.models import registry
+
+    return registry.models(module)
+
+
+def keys(module: str = "") -> dict[str, Key]:
+    """All keys: those of :data:`KEYS`, and after ``model.*`` the models' own, the most widely shared ones first.
+
+    Raises:
+      UserError: two models declare one key differently, or see :func:`models`.
+    """
+    own: dict[str, Key] = {}
+    taken_by: Counter[str] = Counter()
+    known = models(module)
+    for name, model in known.items():
+        for hyperparameter, key in model.keys.items():
+            path = f"model.{hyperparameter}"
+            if (KEYS | own).get(path, key) != key:
+                raise UserError(
+                    f"the model '{name}' declares config.{path} otherwise than it is already: give the hyperparameter "
+                    "another name, or inherit it"
+                )
+            own[path] = key
+            taken_by[path] += 1
+    named = {"model.name": dataclasses.replace(KEYS["model.name"], choices=tuple(known))}
+    groups = list(dict.fromkeys(path.partition(".")[0] for path in KEYS))
+    together = KEYS | named | {path: own[path] for path, _ in taken_by.most_common()}
+    return {path: together[path] for path in sorted(together, key=lambda path: groups.index(path.partition(".")[0]))}
+
+
+def get_config(module: str = "") -> ml_collections.ConfigDict:
+    """The defaults: STEM-Net as in the paper. ``module``: registers models of your own, whose keys are there too."""
+    return from_flat({path: key.default for path, key in keys(module).items()} | {"model.module": module})
 
 
 def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -295,32 +246,29 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(tree, type_safe=False).lock()
 
 
-def describe() -> str:
-    """All keys with their defaults and the models by name, as ``--help`` prints them."""
-    keys = [(f"{path}={_shown(key.default)}", _help(key)) for path, key in KEYS.items()]
-    return "\n".join([*_columns(keys), "\nModels, --config.model.name=NAME:", *_columns(list(MODELS.items()))])
+def to_flat(config: Any, known: Mapping[str, Key]) -> dict[str, Any]:
+    """``{"model.dim": 8, ...}`` of a config of groups. ``known``: the keys, whose values may be mappings themselves."""
+    values: dict[str, Any] = {}
+
+    def add(node: Any, prefix: str) -> None:
+        for name, value in node.items():
+            path = f"{prefix}{name}"
+            if isinstance(value, Mapping | ml_collections.ConfigDict) and path not in known:
+                add(value, f"{path}.")
+            else:
+                values[path] = plain(value)
+
+    add(config, "")
+    return values
 
 
-def _help(key: Key) -> str:
-    words = [key.help]
-    if key.by and key.default != "":
-        words.append(f"one value, or by {key.by}: NAME:VALUE,NAME:VALUE")
-    if key.only_if is not None:
-        other, allowed = key.only_if
-        few = len(allowed) < len(MODELS) / 2
-        words.append(f"only for {'' if other == 'model.name' else f'{other}='}{', '.join(allowed)}" if few else "")
-    return "; ".join(filter(None, words))
+def plain(value: Any) -> Any:
+    """A mapping as a dict, whichever kind of mapping it is."""
+    return dict(value.items()) if isinstance(value, Mapping | ml_collections.ConfigDict) else value
 
 
-def _columns(rows: Sequence[tuple[str, str]], wide: int = 118) -> list[str]:
-    """Two columns as lines of text, the second one wrapped."""
-    width = max(len(first) for first, _ in rows)
-    lines = []
-    for first, second in rows:
-        start, *rest = textwrap.wrap(second, wide - width - 4)
-        lines += [f"  {first:<{width}}  {start}", *(f"{'':{width + 4}}{line}" for line in rest)]
-    return lines
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def numbers(value: Any) -> list[Any]:
+    """All numbers of a value, however deep in mappings and tuples."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [n for v in value for n in numbers(v)] if isinstance(value, tuple) else [value]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
-from stem_tf.configs import base
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.training import monitor
 from stem_tf.workdir import Workdir
@@ -24,8 +23,6 @@ from stem_util.errors import UserError
 if TYPE_CHECKING:
     from stem_tf.training.outcome import Outcome
     from stem_tf.training.trainer import Trainer
-
-__doc__ = f"{__doc__}\nConfig keys and their defaults, --config.KEY=VALUE:\n{base.describe()}"
 
 flags = cli.Flags()
 
@@ -171,10 +168,15 @@ def _best_weights(trainer: Trainer, kind: str, kept: Mapping[str, Any]) -> str:
     )
 
 
+def _keys() -> str:
+    module = next((word.partition("=")[2] for word in sys.argv if word.startswith("--config.model.module=")), "")
+    return f"\nConfig keys and their defaults, --config.KEY=VALUE:\n{configs.describe(module)}"
+
+
 def run() -> None:
     """Console script ``stem-train``."""
     less = "a smaller config.model.dim or config.data.batch_size (or fewer ids: a higher min_count in the schema)"
-    cli.run(main, flags, memory=less, rewritten=configs.override_flags)
+    cli.run(main, flags, memory=less, rewritten=configs.override_flags, described=_keys)
 
 
 if __name__ == "__main__":

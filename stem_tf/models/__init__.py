@@ -1,4 +1,4 @@
-"""Models by name: from an experiment's config and a data set's manifest to a model ready to train."""
+"""From an experiment's config and a data set's manifest to a model ready to train."""
 
 from __future__ import annotations
 
@@ -14,16 +14,10 @@ from pipelines.manifest import Manifest
 from pipelines.schema import Feature, Schema
 from stem_tf import configs
 from stem_tf.layers.embedding import Embeddings, Field
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
-from stem_tf.models.chains import AITM, ESMM
-from stem_tf.models.mmoe import MEMMoE, MLMMoE, MMoE, OMoE
+from stem_tf.models.hyperparameters import Experts
 from stem_tf.models.network import Network
-from stem_tf.models.ple import CGC, MEPLE, PLE
 from stem_tf.models.ranking_model import RankingModel
-from stem_tf.models.sharing import AsymmetricSharing, CustomizedSharing, SharedBottom, SingleTask
-from stem_tf.models.stem_net import STEMNet
-from stem_tf.models.stitch import CrossStitch, Sluice
 from stem_tf.training import preparation
 from stem_util.errors import UserError
 
@@ -37,26 +31,6 @@ def precision(policy: str) -> Iterator[None]:
         yield
     finally:
         tf.keras.mixed_precision.set_global_policy(before)
-
-
-NETWORKS: dict[str, type[Network]] = {
-    "single_task": SingleTask,
-    "shared_bottom": SharedBottom,
-    "asymmetric_sharing": AsymmetricSharing,
-    "customized_sharing": CustomizedSharing,
-    "cross_stitch": CrossStitch,
-    "sluice": Sluice,
-    "omoe": OMoE,
-    "mmoe": MMoE,
-    "ml_mmoe": MLMMoE,
-    "me_mmoe": MEMMoE,
-    "cgc": CGC,
-    "ple": PLE,
-    "me_ple": MEPLE,
-    "esmm": ESMM,
-    "aitm": AITM,
-    "stem_net": STEMNet,
-}
 
 
 def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingModel:
@@ -89,28 +63,31 @@ def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingM
 
 
 def build_network(config: Any, schema: Schema) -> Network:
-    """The network of ``config.model``: its class with the keys that this model has."""
-    options, name = config.model, config.model.name
-    parts = {field.name: options[field.name] for field in dataclasses.fields(Parts) if field.name != "fields"}
-    widths = {feature.dim or options.dim for feature in schema.features}
-    if options.expert in ("fwfm", "nfwfm") and len(widths) > 1:
-        raise UserError(
-            f"config.model.expert={options.expert} multiplies embeddings of pairs of features, which should be of one "
-            f"width, but the schema's are {', '.join(map(str, sorted(widths)))}"
-        )
-    if options.expert in ("fwfm", "nfwfm") and len(schema.features) < 2:
-        raise UserError(f"config.model.expert={options.expert} needs pairs of features, but the schema has one feature")
-    hyper = {key: configs.plain(options[key]) for key in configs.network_keys(name) if key not in parts}
-    if "layers" in hyper:
-        hyper["layers"] = configs.depth(config)
+    """The network of ``config.model`` with the hyperparameters that this model has.
+
+    Raises:
+      UserError: the model does not fit the data.
+    """
+    model = configs.model_of(config)
+    hyper = model.hyperparameters(configs.flat(config), len(schema.features))
+    widths = {feature.dim or config.model.dim for feature in schema.features}
+    if isinstance(hyper, Experts) and hyper.expert in ("fwfm", "nfwfm"):
+        if len(widths) > 1:
+            raise UserError(
+                f"config.model.expert={hyper.expert} multiplies embeddings of pairs of features, which should be of "
+                f"one width, but the schema's are {', '.join(map(str, sorted(widths)))}"
+            )
+        if len(schema.features) < 2:
+            raise UserError(
+                f"config.model.expert={hyper.expert} needs pairs of features, but the schema has one feature"
+            )
     regressions = [task.name for task in schema.tasks if task.type != "binary"]
-    if regressions and (name == "esmm" or hyper.get("calibrator")):
-        cause = "name=esmm" if name == "esmm" else f"calibrator={hyper['calibrator']}"
+    if regressions and hyper.probabilities:
         raise UserError(
-            f"config.model.{cause} takes each task's output for a probability: all tasks should be binary, but "
-            f"{', '.join(regressions)} should be predicted as a value"
+            f"config.model.{hyper.probabilities} takes each task's output for a probability: all tasks should be "
+            f"binary, but {', '.join(regressions)} should be predicted as a value"
         )
-    return NETWORKS[name](schema.task_names, Parts(**parts, fields=len(schema.features)), **hyper)
+    return model.network(schema.task_names, hyper)
 
 
 def _field(feature: Feature, manifest: Manifest) -> Field:

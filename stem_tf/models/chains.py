@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, Embedded
 from stem_tf.layers.gate import mixture
 from stem_tf.layers.mlp import Linear
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.seeds import seeds
+from stem_tf.models import hyperparameters
+from stem_tf.models.hyperparameters import Experts, hyperparameter
 from stem_tf.models.network import Network, Outputs
+from stem_tf.models.registry import register
 from stem_util.errors import UserError, did_you_mean
 
 
@@ -49,6 +52,16 @@ def chain_of(follows: Mapping[str, str], tasks: Sequence[str]) -> tuple[str, ...
     return tuple(chain)
 
 
+@dataclass(frozen=True)
+class Chain(hyperparameters.Hyperparameters):
+    """Of models whose tasks follow each other: ``follows`` names each task but the first with the one it follows."""
+
+    follows: Mapping[str, str] = hyperparameter(
+        "", "chain of tasks, each with the one it follows: buy:cart,cart:click", by="task"
+    )
+
+
+@register("esmm", "each task's probability is a product along its chain")
 class ESMM(Network):
     """Entire Space Multi-Task Model (Ma et al., SIGIR 2018, Eq. 1) for a chain of tasks t_1, t_2, ...::
 
@@ -65,19 +78,28 @@ class ESMM(Network):
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32, the logits of p.
 
-    Args:
-      tasks: names of the tasks, all of them binary.
-      parts: makes towers, which read the table itself.
-      follows: tasks but the first, each with the one it follows.
+    All tasks are binary.
 
     Raises:
       UserError: see :func:`chain_of`.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, follows: Mapping[str, str], **kwargs: object) -> None:
+    @dataclass(frozen=True)
+    class Hyperparameters(Chain):
+        """The chain, whose tasks are factors of those that follow them."""
+
+        @property
+        def probabilities(self) -> str:
+            return "name=esmm"
+
+        @property
+        def also_trains(self) -> Mapping[str, str]:
+            return self.follows or {}
+
+    def __init__(self, tasks: Sequence[str], hyper: Hyperparameters, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.chain = chain_of(follows, tasks)
-        self.towers = parts.towers(tasks)
+        self.chain = chain_of(hyper.follows, tasks)
+        self.towers = hyper.parts.towers(tasks)
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> Outputs:
         seed_of = seeds(seed)
@@ -97,6 +119,7 @@ def logit_of_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return -tf.reduce_logsumexp(tf.stack([-a, -b, -a - b]), axis=0)
 
 
+@register("aitm", "each task attends to what the one before it learned")
 class AITM(Network):
     """Adaptive Information Transfer Multi-task (Xi et al., KDD 2021) along a chain of tasks t_1, t_2, ...::
 
@@ -118,26 +141,26 @@ class AITM(Network):
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; bottoms ``[1, B, H]``, the pair (p, q)
     ``[2, B, H]``, its weights w ``[B, 2]`` float32 under any precision policy.
 
-    Args:
-      tasks: names of the tasks.
-      parts: makes bottoms, one expert each, and towers.
-      follows: tasks but the first, each with the one it follows.
-      calibrator: weight of the penalty, 0.6 in the paper; with it, all tasks are binary.
-
     Raises:
       UserError: see :func:`chain_of`.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        parts: Parts,
-        follows: Mapping[str, str],
-        calibrator: float = 0.0,
-        **kwargs: object,
-    ) -> None:
+    @dataclass(frozen=True)
+    class Hyperparameters(Chain, Experts):
+        """The weight of the penalty, ``calibrator``, is 0.6 in the paper; with it, all tasks are binary."""
+
+        calibrator: float = hyperparameter(
+            0.0, "weight of the loss where a task's probability exceeds its predecessor's", low=0
+        )
+
+        @property
+        def probabilities(self) -> str:
+            return f"calibrator={self.calibrator}" if self.calibrator else ""
+
+    def __init__(self, tasks: Sequence[str], hyper: Hyperparameters, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.chain, self.calibrator = chain_of(follows, tasks), calibrator
+        parts = hyper.parts
+        self.chain, self.calibrator = chain_of(hyper.follows, tasks), hyper.calibrator
         width = parts.units()[-1]
         self.bottoms = {task: parts.experts(1) for task in tasks}
         # By the task that is told: g_(t-1) stands at t.

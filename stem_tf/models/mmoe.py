@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, Embedded
 from stem_tf.layers.gate import mixture
-from stem_tf.layers.parts import Counts, Parts, count_of, numbered
+from stem_tf.layers.parts import count_of, numbered
 from stem_tf.layers.seeds import seeds
 from stem_tf.layers.sides import Sides, joined
+from stem_tf.models.hyperparameters import CommonExperts, Gates, Levels
 from stem_tf.models.network import Network, Outputs
+from stem_tf.models.registry import register
 
 
+@register("omoe", "mixture of experts with one gate for all tasks")
 class OMoE(Network):
     """One-gate Mixture-of-Experts (MMoE paper, Eq. 5 in place of the shared bottom of Eq. 1)::
 
@@ -30,16 +34,13 @@ class OMoE(Network):
     Every task's loss trains the table, all experts and the gate; only the towers are one task's.
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; experts ``[E, B, H]``.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes experts, gates and towers.
-      experts: E.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, experts: Counts = 8, **kwargs: object) -> None:
+    Hyperparameters = CommonExperts
+
+    def __init__(self, tasks: Sequence[str], hyper: CommonExperts, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        count = count_of(experts)
+        parts, count = hyper.parts, count_of(hyper.experts)
         self.experts = parts.experts(count)
         self.gate = parts.gate("all tasks", numbered("expert", count))
         self.towers = parts.towers(tasks)
@@ -56,13 +57,14 @@ class GatePerTask(Network):
 
     Args:
       tasks: names of the tasks.
-      parts: makes gates and towers.
+      hyper: says how gates and towers are made.
       experts: how many there are.
       level: of the experts.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, experts: int, level: int = 0, **kwargs: object) -> None:
+    def __init__(self, tasks: Sequence[str], hyper: Gates, experts: int, level: int = 0, **kwargs: object) -> None:
         super().__init__(**kwargs)
+        parts = hyper.parts
         self.gates = {task: parts.gate(task, numbered("expert", experts), level) for task in tasks}
         self.towers = parts.towers(tasks)
 
@@ -80,6 +82,7 @@ class GatePerTask(Network):
         return [self.gates[task], self.towers[task]]
 
 
+@register("mmoe", "mixture of experts with a gate for each task")
 class MMoE(GatePerTask):
     """Multi-gate Mixture-of-Experts (MMoE paper, Eq. 6 to 8)::
 
@@ -95,16 +98,14 @@ class MMoE(GatePerTask):
     the production model that the STEM paper compares with, before it gets task-specific embeddings.
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; experts ``[E, B, H]``.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes experts, gates and towers.
-      experts: E.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, experts: Counts = 8, **kwargs: Any) -> None:
-        super().__init__(tasks, parts, count_of(experts), **kwargs)
-        self.experts = parts.experts(count_of(experts))
+    Hyperparameters = CommonExperts
+
+    def __init__(self, tasks: Sequence[str], hyper: CommonExperts, **kwargs: Any) -> None:
+        count = count_of(hyper.experts)
+        super().__init__(tasks, hyper, count, **kwargs)
+        self.experts = hyper.parts.experts(count)
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> Outputs:
         seed_of, x = seeds(seed), h[SHARED]
@@ -112,6 +113,7 @@ class MMoE(GatePerTask):
         return self.answer(x, experts, training, seed_of)
 
 
+@register("ml_mmoe", "levels of experts, all gates read the input")
 class MLMMoE(GatePerTask):
     """Multi-layer MMoE (PLE paper, section 5.1.2 and Fig. 1h): levels of experts, and one selector for all gates, x::
 
@@ -127,24 +129,23 @@ class MLMMoE(GatePerTask):
     tower are one task's. One level is MMoE.
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; experts of level j ``[E_j, B, H_j]``.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes experts, gates and towers.
-      experts: E, or E_j by level.
-      layers: N.
     """
 
-    def __init__(
-        self, tasks: Sequence[str], parts: Parts, experts: Counts = 8, layers: int = 2, **kwargs: object
-    ) -> None:
-        counts = [count_of(experts, level) for level in range(layers)]
-        super().__init__(tasks, parts, counts[-1], layers - 1, **kwargs)
+    @dataclass(frozen=True)
+    class Hyperparameters(Levels, CommonExperts):
+        """E_j = ``experts``, one number or one per level; N = ``layers``."""
+
+        own_depth: ClassVar[int] = 2
+
+    def __init__(self, tasks: Sequence[str], hyper: Hyperparameters, **kwargs: Any) -> None:
+        parts, depth = hyper.parts, hyper.depth
+        counts = [count_of(hyper.experts, level) for level in range(depth)]
+        super().__init__(tasks, hyper, counts[-1], depth - 1, **kwargs)
         self.levels = [parts.experts(count, level) for level, count in enumerate(counts)]
         names = [numbered("expert", count) for count in counts]
         # By level but the last: the gates over its experts, one for each expert of the next level.
         self.between = [
-            [parts.gate(reader, names[level], level) for reader in names[level + 1]] for level in range(layers - 1)
+            [parts.gate(reader, names[level], level) for reader in names[level + 1]] for level in range(depth - 1)
         ]
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> Outputs:
@@ -158,6 +159,7 @@ class MLMMoE(GatePerTask):
         return self.answer(x, experts, training, seed_of)
 
 
+@register("me_mmoe", "MMoE with a table for each expert")
 class MEMMoE(MMoE):
     """MMoE with a table for each expert, the STEM paper's ME-MMoE::
 
@@ -173,16 +175,11 @@ class MEMMoE(MMoE):
 
     Shapes: ``{"expert:0": [B, D], ..., "expert:<E - 1>": [B, D]}`` float32 -> ``{task: [B]}`` float32; experts
     ``[E, B, H]``, the first one on table ``expert:0``. There is no shared table.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes experts, gates and towers.
-      experts: E.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, experts: Counts = 8, **kwargs: object) -> None:
-        super().__init__(tasks, parts, experts, **kwargs)
-        self.tables = tuple(f"expert:{i}" for i in range(count_of(experts)))
+    def __init__(self, tasks: Sequence[str], hyper: CommonExperts, **kwargs: object) -> None:
+        super().__init__(tasks, hyper, **kwargs)
+        self.tables = tuple(f"expert:{i}" for i in range(count_of(hyper.experts)))
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> Outputs:
         seed_of = seeds(seed)

@@ -1,26 +1,33 @@
-"""What the papers' networks have in common."""
+"""What all networks have in common, and what a network of one's own defines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED
+from stem_tf.models import hyperparameters
 
 Outputs = dict[str, tf.Tensor]
 
 
 class Network(tf.keras.layers.Layer):
-    """Base of the papers' models.
+    """Base of all models: a layer ``Network(tasks, hyper)`` of the tasks' names and its :class:`Hyperparameters`.
 
     Shapes: ``{table: [B, D]}`` float32 -> ``{task: [B]}`` float32, of logits or of what a regression's value is made.
+    ``call`` takes ``training`` and ``seed``, an int ``[2]`` that keys the dropout masks, or None.
 
     Attributes:
+      Hyperparameters: the frozen dataclass of the model's config keys.
+      shares: whether tasks share anything; where nothing, each keeps the weights of its own best epoch.
       tables: names of the tables that it reads.
       towers: the last layers of each task.
     """
 
+    Hyperparameters: type[hyperparameters.Hyperparameters] = hyperparameters.Hyperparameters
+    shares: ClassVar[bool] = True
     tables: tuple[str, ...] = (SHARED,)
     towers: Mapping[str, tf.keras.layers.Layer]
 
@@ -37,6 +44,6 @@ class Network(tf.keras.layers.Layer):
           outputs: by task ``[B]``.
           weights: of the rows by task ``[B]``, 0 outside its space.
           spaces: sizes of the spaces over all replicas.
-          share: this replica's of what no row has a part in, 1 / replicas.
+          share: 1 / replicas, the weight of terms that are not sums over rows.
         """
         return tf.constant(0.0)

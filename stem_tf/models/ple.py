@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, Embedded, task_table
 from stem_tf.layers.extraction import ExtractionNetwork
-from stem_tf.layers.parts import Counts, Parts, count_of
+from stem_tf.layers.parts import count_of
 from stem_tf.layers.seeds import seeds
+from stem_tf.models.hyperparameters import ReleasedStacking, TaskExperts, TaskTables
 from stem_tf.models.network import Network, Outputs
+from stem_tf.models.registry import register
 
 
-class PLE(Network):
-    """Progressive Layered Extraction: N extraction networks on the input x, then a tower a task::
-
-        g^{k,0} = g^{s,0} = x        g^{k,j}, g^{s,j}: see ExtractionNetwork, j <= N               (2 to 4, 6)
-        y^k = t^k(g^{k,N})                                                                         (7; 5 for N = 1)
-
-        x --+--> [extraction 1] --g^{a,1}--> [extraction 2] --g^{a,2}--> tower a --> y^a
-            +-->        "       --g^{s,1}-->        "
-            +-->        "       --g^{b,1}-->        "       --g^{b,2}--> tower b --> y^b
-
-    Task k's loss trains the table and, on the last level, gate k and the experts of task k and the shared ones, of
-    other tasks nothing. Below, the shared gate leads it to every task's experts, and from there to their gates on the
-    level before: parameters are separated progressively.
-
-    Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32.
+class Extraction(Network):
+    """Extraction networks one upon the other, then a tower for each task: what the models below are made of.
 
     Args:
       tasks: names of the tasks.
-      parts: makes experts, gates and towers.
-      task_experts: m_k, experts of each task; may differ by task and level.
-      shared_experts: m_s; may differ by level.
-      layers: N.
+      hyper: m_k = ``task_experts`` of each task (and level), m_s = ``shared_experts`` (of each level), N = ``depth``.
       released_stacking: the shared gate mixes shared experts only, as in the STEM authors' release. Then a task's
         experts and gates are its own on all levels.
 
@@ -44,31 +31,24 @@ class PLE(Network):
     """
 
     def __init__(
-        self,
-        tasks: Sequence[str],
-        parts: Parts,
-        task_experts: Counts = 1,
-        shared_experts: Counts = 1,
-        layers: int = 2,
-        released_stacking: bool = False,
-        **kwargs: object,
+        self, tasks: Sequence[str], hyper: TaskExperts, released_stacking: bool = False, **kwargs: object
     ) -> None:
         super().__init__(**kwargs)
         self.paths = (*map(task_table, tasks), SHARED)
         self.levels = [
             ExtractionNetwork(
                 tasks,
-                parts,
+                hyper.parts,
                 level,
-                any(count_of(shared_experts, above) for above in range(level + 1, layers)),
-                task_experts,
-                shared_experts,
+                any(count_of(hyper.shared_experts, above) for above in range(level + 1, hyper.depth)),
+                hyper.task_experts,
+                hyper.shared_experts,
                 released_stacking,
                 name=f"extraction_{level}",
             )
-            for level in range(layers)
+            for level in range(hyper.depth)
         ]
-        self.towers = parts.towers(tasks)
+        self.towers = hyper.parts.towers(tasks)
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> Outputs:
         seed_of = seeds(seed)
@@ -90,7 +70,8 @@ class PLE(Network):
         return [*own, *(level.gates[path] for level in self.levels[max(top, 0) :]), self.towers[task]]
 
 
-class CGC(PLE):
+@register("cgc", "experts of each task and shared ones; one level of PLE")
+class CGC(Extraction):
     """Customized Gate Control (PLE paper, Eq. 2 to 5): PLE with one level, on which nothing is shared but experts::
 
         y^k(x) = t^k(g^k(x))        g^k(x) = Softmax(W_g^k x) S^k(x)                               (2, 3, 5)
@@ -103,29 +84,41 @@ class CGC(PLE):
     Task k's loss trains the table, the shared experts, and the experts, the gate and the tower of task k.
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes experts, gates and towers.
-      task_experts: m_k, experts of each task; may differ by task.
-      shared_experts: m_s.
-
-    Raises:
-      UserError: a task has neither experts of its own nor shared ones.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        parts: Parts,
-        task_experts: Counts = 1,
-        shared_experts: Counts = 1,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(tasks, parts, task_experts, shared_experts, layers=1, **kwargs)
+    Hyperparameters = TaskExperts
 
 
-class MEPLE(PLE):
+@register("ple", "levels of CGC, progressively separated")
+class PLE(Extraction):
+    """Progressive Layered Extraction: N extraction networks on the input x, then a tower for each task::
+
+        g^{k,0} = g^{s,0} = x        g^{k,j}, g^{s,j}: see ExtractionNetwork, j <= N               (2 to 4, 6)
+        y^k = t^k(g^{k,N})                                                                         (7; 5 for N = 1)
+
+        x --+--> [extraction 1] --g^{a,1}--> [extraction 2] --g^{a,2}--> tower a --> y^a
+            +-->        "       --g^{s,1}-->        "
+            +-->        "       --g^{b,1}-->        "       --g^{b,2}--> tower b --> y^b
+
+    Task k's loss trains the table and, on the last level, gate k and the experts of task k and the shared ones, of
+    other tasks nothing. Below, the shared gate leads it to every task's experts, and from there to their gates on the
+    level before: parameters are separated progressively.
+
+    Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32.
+    """
+
+    @dataclass(frozen=True)
+    class Hyperparameters(ReleasedStacking, TaskExperts):
+        """N = ``layers``."""
+
+        own_depth: ClassVar[int] = 2
+
+    def __init__(self, tasks: Sequence[str], hyper: Hyperparameters, **kwargs: object) -> None:
+        super().__init__(tasks, hyper, hyper.released_stacking, **kwargs)
+
+
+@register("me_ple", "PLE with a table for each task and a shared one")
+class MEPLE(Extraction):
     """PLE with a table for each task and a shared one, the STEM paper's ME-PLE: g^{k,0} = h_k, g^{s,0} = h_S::
 
         h_a --> [experts a] --+--> gate a --> ... tower a --> y^a
@@ -137,21 +130,12 @@ class MEPLE(PLE):
     every table, unlike STEM-Net's: gradients are not stopped.
 
     Shapes: ``{table: [B, D]}`` float32 with tables ``task:<name>`` and ``shared`` -> ``{task: [B]}`` float32.
-
-    Args:
-      others: as in :class:`PLE`.
-      layers: N.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        parts: Parts,
-        task_experts: Counts = 1,
-        shared_experts: Counts = 1,
-        layers: int = 1,
-        released_stacking: bool = False,
-        **kwargs: object,
-    ) -> None:
-        super().__init__(tasks, parts, task_experts, shared_experts, layers, released_stacking, **kwargs)
+    @dataclass(frozen=True)
+    class Hyperparameters(ReleasedStacking, TaskExperts, TaskTables):
+        """N = ``layers``; one where nothing is said, unlike PLE's two."""
+
+    def __init__(self, tasks: Sequence[str], hyper: Hyperparameters, **kwargs: object) -> None:
+        super().__init__(tasks, hyper, hyper.released_stacking, **kwargs)
         self.tables = self.paths

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, Embedded, task_table
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.seeds import seeds
+from stem_tf.models.hyperparameters import Experts, hyperparameter
 from stem_tf.models.network import Network, Outputs
+from stem_tf.models.registry import register
 from stem_util.errors import UserError, did_you_mean
 
 Fusion = Literal["concat", "sum", "mean"]
 
 
+@register("single_task", "a network and a table for each task, nothing shared")
 class SingleTask(Network):
     """A table, a bottom and a tower for each task: the models that the papers measure the gain of the others from::
 
@@ -29,14 +32,14 @@ class SingleTask(Network):
 
     Shapes: ``{"task:<name>": [B, D]}`` float32 -> ``{task: [B]}`` float32; bottoms ``[1, B, H]``. There is no shared
     table.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes bottoms, one expert each, and towers.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, **kwargs: object) -> None:
+    Hyperparameters = Experts
+    shares: ClassVar[bool] = False
+
+    def __init__(self, tasks: Sequence[str], hyper: Experts, **kwargs: object) -> None:
         super().__init__(**kwargs)
+        parts = hyper.parts
         self.tables = tuple(map(task_table, tasks))
         self.bottoms = {task: parts.experts(1) for task in tasks}
         self.towers = parts.towers(tasks)
@@ -52,6 +55,7 @@ class SingleTask(Network):
         return [self.bottoms[task], self.towers[task]]
 
 
+@register("shared_bottom", "one bottom, a tower for each task; hard parameter sharing")
 class SharedBottom(Network):
     """Hard Parameter Sharing (Caruana 1997; PLE paper, Fig. 1a; MMoE paper, Eq. 1)::
 
@@ -63,14 +67,13 @@ class SharedBottom(Network):
     Every task's loss trains the table and the bottom; only the towers are one task's.
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; bottom ``[1, B, H]``.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes the bottom, one expert, and towers.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, **kwargs: object) -> None:
+    Hyperparameters = Experts
+
+    def __init__(self, tasks: Sequence[str], hyper: Experts, **kwargs: object) -> None:
         super().__init__(**kwargs)
+        parts = hyper.parts
         self.bottom = parts.experts(1)
         self.towers = parts.towers(tasks)
 
@@ -80,6 +83,7 @@ class SharedBottom(Network):
         return {task: tower(bottom, training=training, seed=next(seed_of))[:, 0] for task, tower in self.towers.items()}
 
 
+@register("asymmetric_sharing", "a bottom for each task; receivers also read their giver's")
 class AsymmetricSharing(Network):
     """A bottom for each task; receivers also read their giver's (PLE paper, section 3.2 and Fig. 1b)::
 
@@ -96,21 +100,28 @@ class AsymmetricSharing(Network):
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; bottoms ``[1, B, H]``, fused ``[B, 2 H]`` by
     ``concat``, ``[B, H]`` else.
 
-    Args:
-      tasks: names of the tasks.
-      parts: makes bottoms, one expert each, and towers.
-      gives: receivers, each with its giver. A giver may receive as well; what it gives is its own bottom alone.
-      fusion: of a receiver's bottom and its giver's: ``concat``, ``sum`` or ``mean``.
-
     Raises:
       UserError: no receiver, an unknown task, or one that gives to itself.
     """
 
-    def __init__(
-        self, tasks: Sequence[str], parts: Parts, gives: Mapping[str, str], fusion: Fusion = "concat", **kwargs: object
-    ) -> None:
+    @dataclass(frozen=True)
+    class Hyperparameters(Experts):
+        """Who gives to whom.
+
+        Attributes:
+          gives: receivers, each with its giver. A giver may receive as well; what it gives is its own bottom alone.
+          fusion: of a receiver's bottom and its giver's: ``concat``, ``sum`` or ``mean``.
+        """
+
+        gives: Mapping[str, str] = hyperparameter("", "receivers, each with its giver: like:click", by="task")
+        fusion: Fusion = hyperparameter(
+            "concat", "how a receiver joins its bottom and its giver's", choices=("concat", "sum", "mean")
+        )
+
+    def __init__(self, tasks: Sequence[str], hyper: Hyperparameters, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.gives, self.fusion = _checked_gives(gives, tasks), fusion
+        parts = hyper.parts
+        self.gives, self.fusion = _checked_gives(hyper.gives, tasks), hyper.fusion
         self.bottoms = {task: parts.experts(1) for task in tasks}
         self.towers = parts.towers(tasks)
 
@@ -150,6 +161,7 @@ def _checked_gives(gives: Mapping[str, str], tasks: Sequence[str]) -> dict[str, 
     return dict(gives)
 
 
+@register("customized_sharing", "a shared bottom and one for each task")
 class CustomizedSharing(Network):
     """A shared bottom and one for each task (PLE paper, section 3.2 and Fig. 1c)::
 
@@ -163,14 +175,13 @@ class CustomizedSharing(Network):
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; bottoms ``[1, B, H]``, a tower's input
     ``[B, 2 H]``.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes bottoms, one expert each, and towers.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, **kwargs: object) -> None:
+    Hyperparameters = Experts
+
+    def __init__(self, tasks: Sequence[str], hyper: Experts, **kwargs: object) -> None:
         super().__init__(**kwargs)
+        parts = hyper.parts
         self.shared_bottom = parts.experts(1)
         self.bottoms = {task: parts.experts(1) for task in tasks}
         self.towers = parts.towers(tasks)

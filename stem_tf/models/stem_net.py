@@ -3,66 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, Embedded, task_table
-from stem_tf.layers.parts import Counts, Parts
 from stem_tf.layers.seeds import seeds
 from stem_tf.layers.stem import GateInput, STEMLayer
+from stem_tf.models.hyperparameters import ReleasedStacking, TaskExperts, TaskTables, hyperparameter
 from stem_tf.models.network import Network, Outputs
+from stem_tf.models.registry import register
 
 
+@register("stem_net", "STEM-Net")
 class STEMNet(Network):
-    """STEM layers, then a tower a task: ``y_t = sigma(MLP_t(o_t))`` (Eq. 6). Returns what sigma is taken of.
+    """STEM layers, then a tower for each task: ``y_t = sigma(MLP_t(o_t))`` (Eq. 6). Returns what sigma is taken of.
 
     Task t's loss trains the tables and experts t and S, gate t and tower t. With experts ``nfwfm`` this is the paper's
     production model with shared and task-specific embeddings (our reading of it: a group of experts per table).
 
     Shapes: ``{table: [B, D]}`` float32 with tables ``task:<name>`` and ``shared`` -> ``{task: [B]}`` float32.
-
-    Args:
-      tasks: names of the tasks.
-      parts: makes experts, gates and towers.
-      task_experts: K1, experts of each task.
-      shared_experts: K2.
-      layers: STEM layers one upon the other; the paper has one.
-      gate_input: what task t's gate reads: ``task+shared`` h_t + h_S (Eq. 5), ``task`` h_t or ``shared`` h_S.
-      stop_gradient: SG on the other tasks' experts (Eq. 4).
-      released_stacking: with several layers, the shared gate without stop-gradient, as in the authors' release. There
-        task t's loss leaks into other tasks' tables; the default stops it.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        parts: Parts,
-        task_experts: Counts = 1,
-        shared_experts: Counts = 1,
-        layers: int = 1,
-        gate_input: GateInput = "task+shared",
-        stop_gradient: bool = True,
-        released_stacking: bool = False,
-        **kwargs: object,
-    ) -> None:
+    @dataclass(frozen=True)
+    class Hyperparameters(ReleasedStacking, TaskExperts, TaskTables):
+        """K1 = ``task_experts``, K2 = ``shared_experts``; the paper has one STEM layer.
+
+        Attributes:
+          gate_input: what task t's gate reads: ``task+shared`` h_t + h_S (Eq. 5), ``task`` h_t or ``shared`` h_S.
+          stop_gradient: SG on the other tasks' experts (Eq. 4).
+          released_stacking: with several layers, the shared gate without stop-gradient, as in the authors' release.
+            There task t's loss leaks into other tasks' tables; the default stops it.
+        """
+
+        gate_input: GateInput = hyperparameter(
+            "task+shared",
+            "what a task's gate reads: h_t + h_S, h_t or h_S",
+            choices=("task+shared", "task", "shared"),
+        )
+        stop_gradient: bool = hyperparameter(True, "keep a task's loss from other tasks' experts and tables")
+
+    def __init__(self, tasks: Sequence[str], hyper: Hyperparameters, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.tables = (*map(task_table, tasks), SHARED)
         self.stem_layers = [
             STEMLayer(
                 tasks,
-                parts,
+                hyper.parts,
                 level,
-                level == layers - 1,
-                task_experts,
-                shared_experts,
-                gate_input,
-                stop_gradient,
-                released_stacking,
+                level == hyper.depth - 1,
+                hyper.task_experts,
+                hyper.shared_experts,
+                hyper.gate_input,
+                hyper.stop_gradient,
+                hyper.released_stacking,
                 name=f"stem_{level}",
             )
-            for level in range(layers)
+            for level in range(hyper.depth)
         ]
-        self.towers = parts.towers(tasks)
+        self.towers = hyper.parts.towers(tasks)
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> Outputs:
         seed_of = seeds(seed)

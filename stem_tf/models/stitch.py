@@ -1,16 +1,18 @@
-"""A network a task, their layers mixed by learned weights: Cross-Stitch (CVPR 2016) and Sluice (AAAI 2019)."""
+"""A network for each task, their layers mixed by learned weights: Cross-Stitch (CVPR 2016) and Sluice (AAAI 2019)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, Embedded
 from stem_tf.layers.mlp import MLP
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.seeds import seeds
+from stem_tf.models.hyperparameters import HiddenLayers, hyperparameter
 from stem_tf.models.network import Network, Outputs
+from stem_tf.models.registry import register
 from stem_util.errors import UserError
 
 SUBSPACES = 2
@@ -38,13 +40,15 @@ class Stitch(tf.keras.layers.Layer):
         return tf.tensordot(self.matrix, h, axes=1)
 
 
-def _layers(tasks: Sequence[str], parts: Parts) -> list[MLP]:
-    """One hidden layer a level, of every task side by side: ``[B, D]`` or ``[T, B, D]`` -> ``[T, B, H_l]``."""
+def _layers(tasks: Sequence[str], hyper: HiddenLayers) -> list[MLP]:
+    """One hidden layer per level, of every task side by side: ``[B, D]`` or ``[T, B, D]`` -> ``[T, B, H_l]``."""
     return [
-        MLP((units,), count=len(tasks), dropout=parts.dropout, batch_norm=parts.batch_norm) for units in parts.units()
+        MLP((units,), count=len(tasks), dropout=hyper.dropout, batch_norm=hyper.batch_norm)
+        for units in hyper.parts.units()
     ]
 
 
+@register("cross_stitch", "a bottom for each task, stitched after each layer")
 class CrossStitch(Network):
     """A bottom for each task, stitched after each of its L layers (Misra et al., CVPR 2016; PLE paper, Fig. 1f)::
 
@@ -58,17 +62,15 @@ class CrossStitch(Network):
     Task t's loss trains the table, all tasks' layers and all of A, but of the last A only row t; its tower is its own.
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; h ``[T, B, H_l]``, A ``[T, T]``.
-
-    Args:
-      tasks: names of the tasks.
-      parts: widths of the layers (``expert_units``), and makes towers.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, **kwargs: object) -> None:
+    Hyperparameters = HiddenLayers
+
+    def __init__(self, tasks: Sequence[str], hyper: HiddenLayers, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        self.bottoms = _layers(tasks, parts)
+        self.bottoms = _layers(tasks, hyper)
         self.stitches = [Stitch(len(tasks)) for _ in self.bottoms]
-        self.towers = parts.towers(tasks)
+        self.towers = hyper.parts.towers(tasks)
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> Outputs:
         seed_of, x = seeds(seed), h[SHARED]
@@ -80,6 +82,7 @@ class CrossStitch(Network):
         }
 
 
+@register("sluice", "Cross-Stitch on subspaces, towers read all layers")
 class Sluice(Network):
     """Cross-Stitch on the G = 2 halves of each layer; towers read all layers (Ruder et al., AAAI 2019; PLE Fig. 1g)::
 
@@ -98,30 +101,31 @@ class Sluice(Network):
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; h ``[T, B, H]``, A ``[2 T, 2 T]`` with the first
     halves of all tasks before the second ones, b ``[T, L]`` from 1 / L.
 
-    Args:
-      tasks: names of the tasks.
-      parts: widths of the layers (``expert_units``), and makes towers.
-      orthogonality: weight of the penalty, which keeps a task's halves apart.
-
     Raises:
       UserError: the layers are not of one even width.
     """
 
-    def __init__(self, tasks: Sequence[str], parts: Parts, orthogonality: float = 0.0, **kwargs: object) -> None:
+    @dataclass(frozen=True)
+    class Hyperparameters(HiddenLayers):
+        """The weight of the penalty, which keeps a task's halves apart: ``orthogonality``."""
+
+        orthogonality: float = hyperparameter(0.0, "weight that keeps a task's subspaces apart", low=0)
+
+    def __init__(self, tasks: Sequence[str], hyper: Hyperparameters, **kwargs: object) -> None:
         super().__init__(**kwargs)
-        units = parts.units()
+        units = hyper.parts.units()
         if len(set(units)) > 1 or units[0] % SUBSPACES:
             raise UserError(
                 "config.model.expert_units should be one even width for all layers of a sluice network, which halves "
                 f"each and mixes all, but is {units}"
             )
-        self.orthogonality = orthogonality
-        self.bottoms = _layers(tasks, parts)
+        self.orthogonality = hyper.orthogonality
+        self.bottoms = _layers(tasks, hyper)
         self.stitches = [Stitch(SUBSPACES * len(tasks)) for _ in units]
         self.mixture = self.add_weight(
             "mixture", (len(tasks), len(units)), initializer=tf.constant_initializer(1.0 / len(units))
         )
-        self.towers = parts.towers(tasks)
+        self.towers = hyper.parts.towers(tasks)
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> Outputs:
         seed_of, x = seeds(seed), h[SHARED]

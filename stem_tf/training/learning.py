@@ -1,4 +1,4 @@
-"""What a run can learn, known before it starts: which tasks, and up to which step. Does not import TensorFlow."""
+"""What a run can learn, known before it starts: which tasks, and up to which step."""
 
 from __future__ import annotations
 
@@ -42,12 +42,11 @@ def untrained(config: Any, manifest: Manifest) -> dict[str, str]:
             reasons[task] = "it has no rows in train"
         elif binary and rate in (0.0, 1.0):
             reasons[task] = f"its labels in train are all {rate:.0f}"
-    if config.model.name == "esmm":  # whose tasks are factors of those that follow them
-        follows = configs.plain(config.model.follows) or {}
-        for task in manifest.schema.task_names:
-            while task not in reasons and task in follows:
-                reasons.pop(follows[task], None)
-                task = follows[task]
+    also_trains = configs.model_of(config).hyperparameters(configs.flat(config)).also_trains
+    for task in manifest.schema.task_names:
+        while task not in reasons and task in also_trains:
+            reasons.pop(also_trains[task], None)
+            task = also_trains[task]
     if len(reasons) == len(manifest.schema.tasks):
         listed = "; ".join(f"{task}, {why}" for task, why in reasons.items())
         raise UserError(f"no task of {manifest.data_dir} can be learned ({listed})")

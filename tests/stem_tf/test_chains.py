@@ -11,7 +11,6 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.mlp import MLP, Linear
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
 from stem_tf.models.chains import AITM, ESMM, chain_of, logit_of_product
@@ -26,8 +25,9 @@ KINDS = (ESMM, AITM)
 
 def small(kind: type[Network], parts: dict[str, Any] | None = None, **options: Any) -> Any:
     """Bottoms 6, 5; linear towers."""
-    made = Parts(**{"expert_units": (6, 5), "tower_units": ()} | (parts or {}))
-    return kind(TASKS, made, FOLLOWS, **options)
+    bottoms = {} if kind is ESMM else {"expert_units": (6, 5)}
+    hyper = kind.Hyperparameters(**bottoms | {"tower_units": (), "follows": FOLLOWS} | (parts or {}) | options)
+    return kind(TASKS, hyper)
 
 
 def embedded(width: int = 8, batch: int = 7) -> dict[str, tf.Tensor]:

@@ -3,15 +3,14 @@ from pathlib import Path
 import pytest
 
 from stem_tf import configs
-from stem_tf.configs import base
 from stem_util.errors import UserError
 
 
 def test_shipped_experiments_load_complete_and_read_only() -> None:
-    assert "base" not in configs.shipped()
+    assert "base" not in configs.shipped() and "_load" not in configs.shipped()
     for name in configs.shipped():
         config = configs.load(name)
-        assert set(configs.flat(config)) == set(base.KEYS)
+        assert set(configs.flat(config)) == set(configs.keys())
         with pytest.raises(AttributeError):
             config.seed = 3
 
@@ -30,8 +29,8 @@ def test_a_config_and_values_in_place_of_a_name_and_texts() -> None:
 
 
 def test_help_lists_every_key_with_its_default() -> None:
-    text = base.describe()
-    assert all(f"  {key}=" in text for key in base.KEYS)
+    text = configs.describe()
+    assert all(f"  {key}=" in text for key in configs.keys())
     assert "model.gate_units=128,64 " in text
 
 
@@ -44,7 +43,7 @@ def test_overrides_take_the_type_of_the_default() -> None:
             "model.expert_units=(64, 32)",
             "model.gate_units=",
             "model.tower_units=16",
-            "train.deterministic=true",
+            "train.deterministic",
             "seed=1",
             "seed=2",
         ],
@@ -83,7 +82,7 @@ def test_overrides_take_the_type_of_the_default() -> None:
         ("optimizer.decay_steps=9", "would do nothing with config.optimizer.schedule=constant"),
         ("optimizer.schedule=cosine", "config.optimizer.decay_steps should be given for the schedule cosine"),
         ("model.released_stacking=1", "would do nothing with one layer"),
-        ("model.name=stem", "aitm, stem_net, but is 'stem'; did you mean 'stem_net'?"),
+        ("model.name=stem", "stem_net, cross_stitch, sluice, but is 'stem'; did you mean 'stem_net'?"),
         ("model.experts=4", "=4 would do nothing with config.model.name=stem_net; set that to omoe or mmoe"),
         ("model.follows=a:b", "set that to esmm or aitm, or leave this at nothing"),
         ("model.gives=like", "config.model.gives should be task:task,..., but is 'like'"),
@@ -177,8 +176,11 @@ def test_keys_without_use_may_be_left_out_with_a_line_each() -> None:
     assert [line.split()[0] for line in left_out] == [
         "--config.model.experts", "--config.model.expert", "--config.model.cross_layers", "--config.model.gives",
     ]  # fmt: skip
+    assert left_out[2].endswith(" is left out: it would do nothing with config.model.name=esmm")
+    left_out.clear()
     # A key that is of use only beside another one goes with it.
-    assert left_out[2].endswith(" is left out: it would do nothing with config.model.expert=mlp")
+    configs.load("kuairand_sample", ["model.cross_layers=3"], left_out.append)
+    assert left_out[0].endswith("cross_layers is left out: it would do nothing with config.model.expert=mlp")
 
     left_out.clear()
     config = configs.load("kuairand_sample", ["model.name=mmoe", *given], left_out.append)
@@ -194,7 +196,7 @@ def test_override_flags_may_stand_anywhere() -> None:
         "--config_key=model.dim=8",
         "--config=x",
         "--config_key=seed=3",
-        "--config_key=train.deterministic=true",
+        "--config_key=train.deterministic",
         "--workdir=y",
         "--config_key=model.stop_gradient=false",
         "--",

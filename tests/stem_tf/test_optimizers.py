@@ -12,7 +12,6 @@ import tensorflow as tf
 from pipelines.manifest import LabelScale
 from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings, Field
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.models.stem_net import STEMNet
@@ -45,7 +44,7 @@ def model(
     tables: str, clip_norm: float = 0.0, l2: float = 1e-3, schedule: Schedule | None = None, xla: str = "off"
 ) -> RankingModel:
     random.seed(0)
-    network = STEMNet(["click", "time"], Parts(expert_units=(8,), gate_units=(4,), tower_units=(4,)))
+    network = STEMNet(["click", "time"], STEMNet.Hyperparameters(expert_units=(8,), gate_units=(4,), tower_units=(4,)))
     fields = [Field("user", rows=20), Field("item", rows=30)]
     embeddings = Embeddings(fields, 3, network.tables, ["user"], init_std=0.1, train_tables=False)
     made = RankingModel(TASKS, InputTransform(FEATURES, {}), embeddings, network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -15,7 +16,6 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Task
 from stem_tf.layers.embedding import Embeddings, Field
 from stem_tf.layers.mlp import MLP, Linear
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.chains import AITM, ESMM
 from stem_tf.models.mmoe import MMoE, OMoE
@@ -43,11 +43,13 @@ class Reference:
         fields = [f"f{i}" for i in range(len(meta["vocabs"]))]
         names = self.names = [f"t{i}" for i in range(meta["tasks"])]
         features = tuple(Feature(f, "categorical", "context", f, "int64") for f in fields)
-        parts = Parts(
-            expert_units=tuple(meta["experts"]), gate_units=tuple(meta["gates"]), tower_units=tuple(meta["towers"])
-        )
-        make, self._network_pairs = MODELS[meta["model"]]
-        network = make(names, parts, meta)
+        sizes = {"expert_units": meta["experts"], "gate_units": meta["gates"], "tower_units": meta["towers"]}
+        units = {name: tuple(widths) for name, widths in sizes.items()}
+        kind, own, self._network_pairs = MODELS[meta["model"]]
+        given = units | own(names, meta)
+        of_the_model = {field.name for field in dataclasses.fields(kind.Hyperparameters)}
+        hyper = kind.Hyperparameters(**{name: value for name, value in given.items() if name in of_the_model})
+        network = kind(names, hyper)
         tabled = [Field(name, rows=rows) for name, rows in zip(fields, meta["vocabs"], strict=True)]
         embeddings = Embeddings(tabled, meta["dim"], network.tables, train_tables=False)
         tasks = tuple(Task(name, Label(name)) for name in names)
@@ -164,26 +166,22 @@ def in_order(names: list[str]) -> dict[str, str]:
     return {task: previous for previous, task in itertools.pairwise(names)}
 
 
-MODELS: dict[str, tuple[Callable[..., Network], Callable[..., Pairs]]] = {
-    "SharedBottom": (lambda names, parts, meta: SharedBottom(names, parts), shared_bottom),
-    "OMoE": (lambda names, parts, meta: OMoE(names, parts, meta["mmoe_experts"]), omoe),
-    "MMoE": (lambda names, parts, meta: MMoE(names, parts, meta["mmoe_experts"]), mmoe),
-    "PLE": (
-        lambda names, parts, meta: PLE(
-            names, parts, meta["k1"], meta["k2"], layers=meta["layers"], released_stacking=True
-        ),
-        ple,
-    ),
-    "STEM": (
-        lambda names, parts, meta: STEMNet(
-            names, parts, meta["k1"], meta["k2"], layers=meta["layers"], released_stacking=True
-        ),
-        stem_net,
-    ),
-    "ESMM": (lambda names, parts, meta: ESMM(names, parts, in_order(names)), lambda reference, network, which: []),
-    "AITM": (lambda names, parts, meta: AITM(names, parts, in_order(names)), aitm),
+def levels(names: list[str], meta: dict[str, Any]) -> dict[str, Any]:
+    counts = {"task_experts": meta["k1"], "shared_experts": meta["k2"]}
+    return counts | {"layers": meta["layers"], "released_stacking": True}
+
+
+MODELS: dict[str, tuple[type[Network], Callable[..., dict[str, Any]], Callable[..., Pairs]]] = {
+    "SharedBottom": (SharedBottom, lambda names, meta: {}, shared_bottom),
+    "OMoE": (OMoE, lambda names, meta: {"experts": meta["mmoe_experts"]}, omoe),
+    "MMoE": (MMoE, lambda names, meta: {"experts": meta["mmoe_experts"]}, mmoe),
+    "PLE": (PLE, levels, ple),
+    "STEM": (STEMNet, levels, stem_net),
+    "ESMM": (ESMM, lambda names, meta: {"follows": in_order(names)}, lambda reference, network, which: []),
+    "AITM": (AITM, lambda names, meta: {"follows": in_order(names)}, aitm),
 }
-"""By the model's name in the files: how to make its network, and its weights, towers apart, beside the reference's."""
+"""By the model's name in the files: its class, hyperparameters of its own, and its weights, towers apart, beside the
+reference's."""
 
 
 @pytest.fixture(params=sorted(path.stem for path in PARITY.glob("*.npz")))

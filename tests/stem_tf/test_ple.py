@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from stem_tf import configs
 from stem_tf.layers.embedding import SHARED, task_table
 from stem_tf.layers.gate import observe
-from stem_tf.layers.parts import Parts, count_of
-from stem_tf.models import NETWORKS, precision
+from stem_tf.layers.parts import count_of
+from stem_tf.models import precision
 from stem_tf.models.ple import CGC, MEPLE, PLE
 from stem_util.errors import UserError
 from tests.stem_tf.by_hand import (
@@ -38,8 +35,9 @@ OPEN: dict[str, Any] = {"gate_units": (), "tower_units": ()}
 
 def small(name: str, parts: dict[str, Any] | None = None, **options: Any) -> Any:
     """Two experts a task and three shared ones (a level); ``parts`` and ``options`` change what they name."""
-    made = Parts(**{"expert_units": (6, 5), "gate_units": (4,), "tower_units": (4,)} | (parts or {}))
-    return FAMILY[name](TASKS, made, **{"task_experts": 2, "shared_experts": 3} | options)
+    of_parts = {"expert_units": (6, 5), "gate_units": (4,), "tower_units": (4,)} | (parts or {})
+    network: Any = FAMILY[name]
+    return network(TASKS, network.Hyperparameters(**of_parts | {"task_experts": 2, "shared_experts": 3} | options))
 
 
 def by_hand(net: Any, h: dict[str, np.ndarray], counts: dict[str, list[int]], released: bool) -> dict[str, np.ndarray]:
@@ -294,11 +292,3 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(name: str) -> None
     exact.set_weights(net.get_weights())
     for task, output in exact(h).items():
         np.testing.assert_allclose(net(h)[task], output, atol=0.05 * np.abs(output).max())
-
-
-@pytest.mark.parametrize("name", FAMILY)
-def test_arguments_are_the_config_keys_of_the_model(name: str) -> None:
-    of_parts = {field.name for field in dataclasses.fields(Parts)}
-    arguments = [argument for argument in inspect.signature(NETWORKS[name]).parameters if argument != "kwargs"]
-    assert NETWORKS[name] is FAMILY[name]
-    assert set(arguments) == {"tasks", "parts", *configs.network_keys(name)} - of_parts

@@ -11,9 +11,8 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.mlp import MLP
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.sides import Sides
-from stem_tf.models import NETWORKS, build_network, precision
+from stem_tf.models import build_network, precision, registry
 from stem_tf.models.network import Network
 from stem_tf.models.sharing import AsymmetricSharing, CustomizedSharing, SharedBottom, SingleTask
 from stem_util.errors import UserError
@@ -30,8 +29,8 @@ OPTIONS: dict[type[Network], dict[str, Any]] = {
 
 def small(kind: type[Network], parts: dict[str, Any] | None = None, **options: Any) -> Any:
     """Bottoms 6, 5; towers are linear: a small one whose ReLUs are all off would let no gradient through."""
-    made = Parts(**{"expert_units": (6, 5), "tower_units": ()} | (parts or {}))
-    return kind(TASKS, made, **OPTIONS[kind] | options)
+    of_parts = {"expert_units": (6, 5), "tower_units": ()} | (parts or {})
+    return kind(TASKS, kind.Hyperparameters(**of_parts | OPTIONS[kind] | options))
 
 
 def embedded(net: Network, width: int = 8, batch: int = 7) -> dict[str, tf.Tensor]:
@@ -199,7 +198,7 @@ def test_bfloat16_answers_in_float32(kind: type[Network]) -> None:
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_built_by_name(kind: type[Network]) -> None:
-    name = next(name for name, network in NETWORKS.items() if network is kind)
+    name = next(name for name, model in registry.models().items() if model.network is kind)
     schema = Schema(
         "log", (Feature("id", "categorical", "user", "id", "int64"),), tuple(Task(t, Label(t)) for t in TASKS)
     )

@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, task_table
-from stem_tf.layers.parts import Parts
 from stem_tf.models import precision
 from stem_tf.models.stem_net import STEMNet
 
@@ -20,8 +19,9 @@ TABLES = (*map(task_table, TASKS), SHARED)
 
 def small(tasks: tuple[str, ...] = TASKS, parts: dict[str, Any] | None = None, **options: Any) -> STEMNet:
     """Two experts a task and three shared ones; ``parts`` and ``options`` change what they name."""
-    made = Parts(**{"expert_units": (6, 5), "gate_units": (4,), "tower_units": (4,)} | (parts or {}))
-    return STEMNet(tasks, made, **{"task_experts": 2, "shared_experts": 3} | options)
+    of_parts = {"expert_units": (6, 5), "gate_units": (4,), "tower_units": (4,)} | (parts or {})
+    counts = {"task_experts": 2, "shared_experts": 3}
+    return STEMNet(tasks, STEMNet.Hyperparameters(**of_parts | counts | options))
 
 
 def embedded(width: int = 5, batch: int = 7) -> dict[str, tf.Tensor]:
@@ -41,7 +41,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("gate_input", ["task+shared", "task", "shared"])
 def test_equations_3_to_6(gate_input: str) -> None:
     """One expert a group, linear gates (Eq. 5 as printed), computed with numpy."""
-    net = STEMNet(TASKS, Parts(expert_units=(3,), gate_units=(), tower_units=()), gate_input=gate_input)  # type: ignore[arg-type]
+    linear = {"expert_units": (3,), "gate_units": (), "tower_units": ()}
+    net = small(parts=linear, gate_input=gate_input, task_experts=1, shared_experts=1)
     h = embedded()
     outputs = net(h)
     layer = net.stem_layers[0]

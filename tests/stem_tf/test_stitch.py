@@ -11,7 +11,6 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.mlp import MLP
-from stem_tf.layers.parts import Parts
 from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
 from stem_tf.models.network import Network
@@ -26,7 +25,8 @@ def small(
     kind: type[Network], tasks: tuple[str, ...] = TASKS, parts: dict[str, Any] | None = None, **options: Any
 ) -> Any:
     """Layers 6, 6; linear towers."""
-    return kind(tasks, Parts(**{"expert_units": (6, 6), "tower_units": ()} | (parts or {})), **options)
+    hyper = kind.Hyperparameters(**{"expert_units": (6, 6), "tower_units": ()} | (parts or {}) | options)
+    return kind(tasks, hyper)
 
 
 def embedded(width: int = 8, batch: int = 7) -> dict[str, tf.Tensor]:
