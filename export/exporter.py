@@ -7,7 +7,6 @@ scores on validation rows through every signature.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,7 +15,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from pipelines.schema import Schema
 from stem_tf import configs, report
 from stem_tf import trained as runs
 from stem_tf.evaluation import predictions
+from stem_tf.runtime import exact_products
 from stem_tf.trained import Trained
 from stem_tf.training import learning
 from stem_tf.workdir import Workdir
@@ -78,7 +77,7 @@ def export(
       UserError: no such checkpoint, ``output`` is no directory or in use.
       JobError: the exported model does not reproduce the trainer's scores, or could not be written.
     """
-    with manifests.in_use(manifest.data_dir), _exact_products():
+    with manifests.in_use(manifest.data_dir), exact_products():
         found = runs.load(workdir, config, manifest, checkpoint)
         try:
             with publish.publishing(output) as (version, directory), tempfile.TemporaryDirectory() as scratch:
@@ -87,17 +86,6 @@ def export(
         except tf.errors.OpError as error:
             raise JobError(f"{output}: the export could not be written ({message(error)})") from error
     return output / str(version), tree
-
-
-@contextlib.contextmanager
-def _exact_products() -> Iterator[None]:
-    """Has a GPU multiply float32 numbers as a CPU does: it would round them to TF32, which the check would notice."""
-    before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-        yield
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 class _Export:

@@ -8,21 +8,38 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from export import raw
-from export.published import Published
+from export.published import Call
 from pipelines.convert.raw_columns import kept_types
 from pipelines.log.parts import CsvOptions, Log
+from pipelines.schema import Schema
 from stem_util import files, owned
 from stem_util.errors import UserError
 from stem_util.progress import Progress
 
 ROW = "row"
 _BATCH_ROWS = 8192
+
+
+class Model(Protocol):
+    """What scores a log: `export.published.Published`, or `export.unpublished.Unpublished`.
+
+    Attributes:
+      schema: of the data that it was trained on.
+      tasks: their names.
+    """
+
+    schema: Schema
+    tasks: tuple[str, ...]
+
+    def signature(self, name: str) -> Call:
+        """A function from tensors by feature to scores by task."""
 
 
 @dataclass
@@ -43,7 +60,7 @@ class Outcome:
 
 
 def score_log(
-    model: Published,
+    model: Model,
     patterns: str,
     output: Path,
     *,
@@ -54,7 +71,7 @@ def score_log(
     """Writes ``row``, the schema's group column if the log has it, ``keep``, and ``score_<task>`` float32.
 
     Args:
-      model: exported.
+      model: exported, or as it would be.
       patterns: files, globs, directories.
       output: Parquet file, which appears complete or not at all.
       keep: more columns of the log to write.
@@ -74,7 +91,7 @@ def score_log(
         return _score(model, log, output, keep, drop_bad_rows)
 
 
-def _score(model: Published, log: Log, output: Path, keep: Sequence[str], drop_bad_rows: bool) -> Outcome:
+def _score(model: Model, log: Log, output: Path, keep: Sequence[str], drop_bad_rows: bool) -> Outcome:
     schema = raw.without_outcomes(model.schema)
     kept = _kept(model, log, keep)
     types = _types(model, log, kept)
@@ -109,7 +126,7 @@ def _batches(arrays: dict[str, np.ndarray], rows: int) -> Iterator[dict[str, np.
         yield {name: values[start : start + _BATCH_ROWS] for name, values in arrays.items()}
 
 
-def _kept(model: Published, log: Log, keep: Sequence[str]) -> list[str]:
+def _kept(model: Model, log: Log, keep: Sequence[str]) -> list[str]:
     """The columns of the log to write: the group's, then those of ``keep``."""
     ours = {ROW, *(f"score_{task}" for task in model.tasks)}
     for name in keep:
@@ -121,7 +138,7 @@ def _kept(model: Published, log: Log, keep: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*first, *keep]))
 
 
-def _types(model: Published, log: Log, kept: Sequence[str]) -> pa.Schema:
+def _types(model: Model, log: Log, kept: Sequence[str]) -> pa.Schema:
     kinds = kept_types(log, model.schema)
     scores = [(f"score_{task}", pa.float32()) for task in model.tasks]
     return pa.schema([(ROW, pa.int64()), *((name, kinds[name]) for name in kept), *scores])

@@ -1,9 +1,17 @@
 """From raw interaction logs to batches: schema, conversion to TFRecord, input pipelines.
 
-This package imports neither ``stem_tf`` nor ``export``. Only :mod:`pipelines.batches.dataset` needs TensorFlow.
+This package imports neither ``stem_tf`` nor ``export``, and never touches ``tf.keras``.
 """
 
-import os
+from pathlib import Path
 
-# TensorFlow Recommenders works with Keras 2 only; TensorFlow reads this when `tf.keras` is first touched.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+import stem_util
+
+_HERE = Path(__file__).resolve().parent.parent
+
+if stem_util.__file__ is None or Path(stem_util.__file__).resolve().parent.parent != _HERE:
+    raise ImportError(
+        f"the package stem_util of stem-tf should lie beside {_HERE / 'pipelines'}, but Python finds "
+        f"{[*stem_util.__path__][0]}: rename that folder, start Python in another directory, or uninstall what brought "
+        "it"
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import absl.logging
@@ -49,15 +51,30 @@ def use_memory_as_needed() -> None:
     """Keeps TensorFlow from taking all memory of the GPUs at the start."""
     import tensorflow as tf
 
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
+    with contextlib.suppress(RuntimeError):  # in a notebook TensorFlow may run already: too late to say how
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Has a GPU multiply float32 numbers as a CPU does, with whose scores they are compared; else it rounds to TF32."""
+    import tensorflow as tf
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def set_up(config: Any) -> tf.distribute.Strategy:
     """Readies TensorFlow for a run, before anything is built, and returns the strategy to build it in.
 
     Raises:
-      UserError: the replicas of ``mirrored`` cannot share the batch evenly.
+      UserError: the replicas of ``mirrored`` cannot share the batch evenly, or TensorFlow runs already and can no
+        longer be made deterministic.
     """
     import tensorflow as tf
 
@@ -67,7 +84,13 @@ def set_up(config: Any) -> tf.distribute.Strategy:
         tf.config.experimental.enable_op_determinism()
         # AddN sums its inputs starting with the first one whose buffer nobody else is reading, which depends on the
         # order in which threads finish other operations. Kernels still use all cores.
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        try:
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+        except RuntimeError:
+            raise UserError(
+                "config.train.deterministic has to be set before TensorFlow runs anything in a process: restart Python "
+                "(the notebook's kernel) and train first"
+            ) from None
     if config.train.strategy == "none":
         return tf.distribute.get_strategy()
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")

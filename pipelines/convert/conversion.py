@@ -46,6 +46,7 @@ def convert(options: Options) -> Manifest:
       UserError: a mistake in the options, the schema or the log.
       JobError: the disk is full, or a worker process died.
     """
+    options.check()
     log, given = _open(options)
     source_name = log.files[0] if len(log.files) == 1 else f"the log ({log.files[0]}, ...)"
     used = [*Cleaner(options.schema, GivenSplit(()), drop=False).columns]

@@ -1,12 +1,17 @@
-"""What a conversion is asked to do."""
+"""What a conversion is asked to do, and what does not go together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import LAYOUTS
 from pipelines.schema import Schema
+from stem_util.errors import UserError, did_you_mean
+
+FRACTIONS = (0.8, 0.1, 0.1)
+"""Shares of train, validation and test, when nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -21,20 +26,21 @@ class Options:
       split: time, hash, random or leave_last.
       split_group: column of the groups of leave_last; the schema's group when not given.
       validation_share: of the rows of given train files, or None; validation has no files then.
-      validation_by: how they are chosen: time, hash or random.
+      validation_by: how they are chosen: time, hash or random, which is the default.
+      fractions: shares of train, validation and test; `FRACTIONS` when not given.
       layouts: of the records to write; none where the log itself will be read.
     """
 
     schema: Schema
     output: str
     log: str = ""
-    given: dict[str, str] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
     split: str | None = None
     split_column: str | None = None
     split_group: str | None = None
     validation_share: float | None = None
-    validation_by: str = "random"
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    validation_by: str | None = None
+    fractions: tuple[float, float, float] | None = None
     validation_from: str | None = None
     test_from: str | None = None
     layouts: tuple[str, ...] = LAYOUTS
@@ -45,3 +51,62 @@ class Options:
     csv: CsvOptions = field(default_factory=CsvOptions)
     block_rows: int = 512
     shard_rows: int = 250_000
+
+    def check(self) -> None:
+        """Refuses options that do not go together.
+
+        Raises:
+          UserError: names the flags.
+        """
+        given, log, split = self.given, self.log, self.split
+        if given and (log or split):
+            raise UserError(f"--{next(iter(given))} gives a split's files; leave out {'the log' if log else '--split'}")
+        if given and "train" not in given:
+            raise UserError("--train is required with --validation and --test")
+        self._check_validation()
+        if not given and not log:
+            raise UserError("the log is required: stem-convert LOG, or --train, --validation and --test")
+        if not given and not split:
+            raise UserError(
+                "--split is required: time, hash, random or leave_last (or give --train, --validation, --test and no "
+                "LOG)"
+            )
+        if split in ("time", "hash", "leave_last") and not self.split_column:
+            raise UserError(f"--split={split} needs --split_column")
+        if split not in ("time", "hash", "leave_last") and self.validation_by in (None, "random") and self.split_column:
+            raise UserError(
+                "--split_column belongs to --split=time, hash and leave_last, and --validation_by=time and hash"
+            )
+        if split != "leave_last" and self.split_group:
+            raise UserError("--split_group belongs to --split=leave_last")
+        if (given or split == "leave_last") and self.fractions:
+            raise UserError("--fractions belongs to --split=time, hash and random")
+        if split != "time" and (self.validation_from or self.test_from):
+            raise UserError("--validation_from and --test_from belong to --split=time")
+        if (self.validation_from or self.test_from) and self.fractions:
+            raise UserError("--fractions and --validation_from / --test_from exclude each other")
+        train, validation, test = self.fractions or FRACTIONS
+        if not (train > 0 and validation >= 0 and test >= 0 and abs(train + validation + test - 1) < 1e-9):
+            text = f"{train:g},{validation:g},{test:g}"
+            raise UserError(f"--fractions={text}: should be shares that add up to 1, train above 0")
+        for layout in self.layouts:
+            if layout not in LAYOUTS:
+                hint = did_you_mean(layout, LAYOUTS)
+                raise UserError(f"--layouts: '{layout}' should be one of {', '.join(LAYOUTS)}, or none alone{hint}")
+
+    def _check_validation(self) -> None:
+        """Whether validation has files, or a share of train, or is left out on purpose."""
+        share, by, given = self.validation_share, self.validation_by, self.given
+        if share is None and by is not None:
+            raise UserError("--validation_by needs --validation_share")
+        if share is not None and ("train" not in given or "validation" in given):
+            raise UserError("--validation_share belongs to --train without --validation")
+        if share is not None and share >= 1:
+            raise UserError(f"--validation_share={share:g}: should be below 1")
+        if share and by in ("time", "hash") and not self.split_column:
+            raise UserError(f"--validation_by={by} needs --split_column")
+        if given and "validation" not in given and share is None:
+            raise UserError(
+                "there is no validation, without which nothing can be trained: give --validation=FILES, or "
+                "--validation_share=0.1 to take a tenth of train for it (--validation_share=0 to go without)"
+            )

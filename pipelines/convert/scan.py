@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipelines.convert.cleaner import Cleaner
 from pipelines.convert.last_rows import LastRows
-from pipelines.convert.options import Options
+from pipelines.convert.options import FRACTIONS, Options
 from pipelines.convert.split import (
     GivenSplit,
     HashSplit,
@@ -56,7 +56,7 @@ class Scan:
             policy: SplitPolicy = GivenSplit(self._given)
         elif self._given:
             share = options.validation_share or 0.0
-            rest, unit_rows = self._divide(pool, options.validation_by, (1 - share, share, 0.0))
+            rest, unit_rows = self._divide(pool, options.validation_by or "random", (1 - share, share, 0.0))
             return GivenSplit(self._given, rest), unit_rows
         elif options.split == "leave_last":
             return self._scan_last(pool)
@@ -64,7 +64,7 @@ class Scan:
             column = self._split_column()
             policy = _given_times(column, *self._time_kind(column), options.validation_from, options.test_from)
         else:
-            return self._divide(pool, str(options.split), options.fractions)
+            return self._divide(pool, str(options.split), options.fractions or FRACTIONS)
         return policy, self._count(pool)
 
     def _divide(

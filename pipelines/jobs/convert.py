@@ -13,17 +13,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pipelines import schema_yaml
 from pipelines.convert import constant_labels
 from pipelines.convert.conversion import convert
-from pipelines.convert.options import Options
+from pipelines.convert.options import FRACTIONS, Options
 from pipelines.jobs import csv_flags
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
 from stem_util import cli
-from stem_util.errors import UserError, did_you_mean
+from stem_util.errors import UserError
 
 flags = cli.Flags()
 
@@ -43,7 +43,7 @@ _SPLIT_COLUMN = flags.DEFINE_string("split_column", None, "The column of a split
 _SPLIT_GROUP = flags.DEFINE_string(
     "split_group", None, "Whose last rows leave_last takes; the schema's group if not set."
 )
-_FRACTIONS = flags.DEFINE_list("fractions", ["0.8", "0.1", "0.1"], "Shares of train, validation and test.")
+_FRACTIONS = flags.DEFINE_list("fractions", [*map(str, FRACTIONS)], "Shares of train, validation and test.")
 _VALIDATION_FROM = flags.DEFINE_string(
     "validation_from",
     None,
@@ -84,7 +84,7 @@ _CSV = csv_flags.CsvFlags(flags)
 
 
 def _options(argv: Sequence[str]) -> Options:
-    """The flags, checked."""
+    """What the flags say."""
     if len(argv) > 2:
         raise UserError(f"unexpected argument '{argv[2]}'; several files are written with commas between them")
     if len(argv) == 2 and _LOG.value:
@@ -94,36 +94,7 @@ def _options(argv: Sequence[str]) -> Options:
     for name, value in (("schema", _SCHEMA.value), ("output", _OUTPUT.value)):
         if not value:
             raise UserError(f"--{name} is required")
-    if given and (log or _SPLIT.value):
-        raise UserError(f"--{next(iter(given))} gives a split's files; leave out {'the log' if log else '--split'}")
-    if given and "train" not in given:
-        raise UserError("--train is required with --validation and --test")
-    _check_validation(given)
-    if not given and not log:
-        raise UserError("the log is required: stem-convert LOG, or --train, --validation and --test")
-    if not given and not _SPLIT.value:
-        raise UserError(
-            "--split is required: time, hash, random or leave_last (or give --train, --validation, --test and no LOG)"
-        )
-    if _SPLIT.value in ("time", "hash", "leave_last") and not _SPLIT_COLUMN.value:
-        raise UserError(f"--split={_SPLIT.value} needs --split_column")
-    if _SPLIT.value not in ("time", "hash", "leave_last") and _VALIDATION_BY.value == "random" and _SPLIT_COLUMN.value:
-        raise UserError(
-            "--split_column belongs to --split=time, hash and leave_last, and --validation_by=time and hash"
-        )
-    if _SPLIT.value != "leave_last" and _SPLIT_GROUP.value:
-        raise UserError("--split_group belongs to --split=leave_last")
-    if (given or _SPLIT.value == "leave_last") and _FRACTIONS.present:
-        raise UserError("--fractions belongs to --split=time, hash and random")
-    if _SPLIT.value != "time" and (_VALIDATION_FROM.value or _TEST_FROM.value):
-        raise UserError("--validation_from and --test_from belong to --split=time")
-    if (_VALIDATION_FROM.value or _TEST_FROM.value) and _FRACTIONS.present:
-        raise UserError("--fractions and --validation_from / --test_from exclude each other")
     layouts = () if _LAYOUTS.value == ["none"] else tuple(dict.fromkeys(_LAYOUTS.value or [""]))
-    for layout in layouts:
-        if layout not in LAYOUTS:
-            hint = did_you_mean(layout, LAYOUTS)
-            raise UserError(f"--layouts: '{layout}' should be one of {', '.join(LAYOUTS)}, or none alone{hint}")
     return Options(
         schema=schema_yaml.load(_SCHEMA.value),
         output=_OUTPUT.value,
@@ -133,8 +104,8 @@ def _options(argv: Sequence[str]) -> Options:
         split_column=_SPLIT_COLUMN.value,
         split_group=_SPLIT_GROUP.value,
         validation_share=_VALIDATION_SHARE.value,
-        validation_by=_VALIDATION_BY.value,
-        fractions=_fractions(_FRACTIONS.value),
+        validation_by=_VALIDATION_BY.value if _VALIDATION_BY.present else None,
+        fractions=_fractions(_FRACTIONS.value) if _FRACTIONS.present else None,
         validation_from=_VALIDATION_FROM.value,
         test_from=_TEST_FROM.value,
         layouts=layouts,
@@ -148,32 +119,11 @@ def _options(argv: Sequence[str]) -> Options:
     )
 
 
-def _check_validation(given: Mapping[str, str]) -> None:
-    """Whether validation has files, or a share of train, or is left out on purpose."""
-    share, by = _VALIDATION_SHARE.value, _VALIDATION_BY.value
-    if share is None and _VALIDATION_BY.present:
-        raise UserError("--validation_by needs --validation_share")
-    if share is not None and ("train" not in given or "validation" in given):
-        raise UserError("--validation_share belongs to --train without --validation")
-    if share is not None and share >= 1:
-        raise UserError(f"--validation_share={share:g}: should be below 1")
-    if share and by != "random" and not _SPLIT_COLUMN.value:
-        raise UserError(f"--validation_by={by} needs --split_column")
-    if given and "validation" not in given and share is None:
-        raise UserError(
-            "there is no validation, without which nothing can be trained: give --validation=FILES, or "
-            "--validation_share=0.1 to take a tenth of train for it (--validation_share=0 to go without)"
-        )
-
-
 def _fractions(texts: list[str]) -> tuple[float, float, float]:
-    given = ",".join(texts)
     try:
         train, validation, test = (float(text) for text in texts)
     except ValueError:
-        raise UserError(f"--fractions={given}: should be three numbers, as in 0.8,0.1,0.1") from None
-    if not (train > 0 and validation >= 0 and test >= 0 and abs(train + validation + test - 1) < 1e-9):
-        raise UserError(f"--fractions={given}: should be shares that add up to 1, train above 0")
+        raise UserError(f"--fractions={','.join(texts)}: should be three numbers, as in 0.8,0.1,0.1") from None
     return train, validation, test
 
 

@@ -1,0 +1,52 @@
+"""The graph of a run's export, in this process and unpublished: raw values in, scores out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from export import exporter, graph
+from export.published import Call
+from pipelines.manifest import Manifest
+from stem_tf.models.predictor import Predictor
+from stem_tf.runtime import exact_products
+from stem_tf.workdir import Workdir
+
+
+class Unpublished:
+    """A run's model as `export.scoring.score_log` takes it.
+
+    Args:
+      workdir: of the run, which has copies of its vocabularies.
+      manifest: of its data.
+      model: trained.
+
+    Attributes:
+      schema: of the data.
+      tasks: names of the tasks.
+    """
+
+    def __init__(self, workdir: Workdir, manifest: Manifest, model: Predictor) -> None:
+        self.schema = manifest.schema
+        self.tasks = self.schema.task_names
+        with tempfile.TemporaryDirectory() as scratch:  # lookup tables read their files at once
+            vocabularies = exporter.write_vocabularies(workdir, manifest, Path(scratch))
+            self._module = graph.ServingModule(self.schema, model, vocabularies)
+        shapes = {feature.name: graph.shape(feature, 1) for feature in self.schema.features}
+        inputs = {f.name: tf.TensorSpec(shapes[f.name], tf.as_dtype(f.dtype)) for f in self.schema.features}
+        self._score = tf.function(self._module.score, input_signature=[inputs], autograph=False)
+
+    def signature(self, name: str) -> Call:
+        """The function from tensors by feature to scores by task; only ``serving_default`` is there."""
+        if name != "serving_default":
+            raise ValueError(name)
+
+        def call(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            with exact_products():
+                return {task: scores.numpy() for task, scores in self._score(dict(arrays)).items()}
+
+        return call

@@ -1,0 +1,41 @@
+"""Logs that a program holds in memory, for what reads files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stem_util.errors import UserError
+
+Log: TypeAlias = pd.DataFrame | pa.Table | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""Rows in memory, or files, globs and directories."""
+
+
+@contextlib.contextmanager
+def files_of(log: Log) -> Iterator[str]:
+    """The patterns of a log, with commas between them; a table lies in a Parquet file while the context lasts.
+
+    Raises:
+      UserError: a column of a table whose values have no common type.
+    """
+    if isinstance(log, str | os.PathLike):
+        yield os.fspath(log)
+    elif isinstance(log, pd.DataFrame | pa.Table):
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "log.parquet"
+            try:
+                table = pa.Table.from_pandas(log, preserve_index=False) if isinstance(log, pd.DataFrame) else log
+                pq.write_table(table, path)
+            except pa.ArrowException as error:
+                raise UserError(f"the table cannot be written as Parquet: {' '.join(str(error).split())}") from error
+            yield str(path)
+    else:
+        yield ",".join(os.fspath(path) for path in log)

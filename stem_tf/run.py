@@ -1,0 +1,213 @@
+"""A trained run in Python: its model, metrics, scores and export. docs/python.md has examples."""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from pipelines import manifest as manifests
+from pipelines.log.parts import CsvOptions
+from pipelines.manifest import Manifest
+from pipelines.schema import Schema
+from stem_tf.in_memory import Log, files_of
+from stem_tf.runtime import quieten_tensorflow, use_memory_as_needed
+from stem_tf.workdir import Workdir
+from stem_util import owned
+
+if TYPE_CHECKING:
+    import tf_keras
+
+    from stem_tf.inspection import Inspection
+    from stem_tf.trained import Trained
+
+
+class Run:
+    """A run that `stem_tf.train`, or the job stem-train, has trained.
+
+    What needs the weights loads them when it is first called, and keeps them: open a run again after more training.
+
+    Args:
+      workdir: directory of the run.
+      checkpoint: ``best``, ``latest``, or the path of one without its suffix.
+      data: directory of the run's converted data, where it has moved since.
+
+    Attributes:
+      workdir: paths and files of the run.
+      config: its config, complete and read-only.
+
+    Raises:
+      UserError: there is no run in ``workdir``.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        checkpoint: str | os.PathLike[str] = "best",
+        data: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.workdir = Workdir(os.path.expanduser(workdir))
+        self.config = self.workdir.config()
+        self._checkpoint = os.fspath(checkpoint)
+        self._data = None if data is None else os.path.expanduser(data)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.workdir.path)!r}): {self.config.experiment}, {self.config.model.name}"
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of the data that the run was trained on."""
+        return self._copies.schema
+
+    @property
+    def model(self) -> tf_keras.Model:
+        """The trained model, a ``tf_keras.Model``: ids and numbers as converted data holds them in, logits out.
+
+        `predict` takes raw values.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        return self._trained.model
+
+    def history(self) -> pd.DataFrame:
+        """Validation metrics, one row per epoch: epoch, step, score and columns such as ``auc/click``."""
+        records = [record for record in self.workdir.read_metrics() if record["kind"] == "validation"]
+        return pd.DataFrame.from_records(records).drop(columns="kind", errors="ignore")
+
+    def evaluate(self, split: str = "test", output: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """The metrics of the run on a split, as the job stem-evaluate finds them; prints nothing.
+
+        Args:
+          split: ``train``, ``validation`` or ``test``.
+          output: where to write ``<split>.json`` and ``<split>.parquet``; RUN/evaluation by default.
+
+        Returns:
+          What ``<split>.json`` holds: ``mean_auc``, by task the metrics in ``tasks``, and where they come from. None
+          stands for what is not defined.
+
+        Raises:
+          UserError: other data, no such split, no rows in it, or no such checkpoint.
+        """
+        manifest = self.workdir.data(self.config, self._data, split)
+        directory = Path(output or self.workdir.evaluation)
+        owned.check_for_evaluation(directory, split)
+        with manifests.in_use(manifest.data_dir):
+            if manifest.schema.group is not None:
+                manifest.check_raw(split)
+            found = self._trained
+            from stem_tf.evaluation import evaluator
+
+            evaluation = evaluator.evaluate(self.workdir, self.config, manifest, found, split)
+            evaluator.write(evaluation, self.workdir, manifest, directory)
+        return evaluation.metrics
+
+    def inspect(self, split: str = "test") -> Inspection:
+        """Tables, parameters, and how each gate uses the experts on a split, as the job stem-inspect finds them.
+
+        Returns:
+          An `Inspection`: ``print()`` it, or read its ``gates``.
+
+        Raises:
+          UserError: other data, no such split, no rows in it, or no such checkpoint.
+        """
+        manifest = self.workdir.data(self.config, self._data, split)
+        with manifests.in_use(manifest.data_dir):
+            found = self._trained
+            from stem_tf import inspection
+
+            return inspection.inspect(found, manifest, split, self.config.data)
+
+    def predict(
+        self,
+        log: Log,
+        *,
+        csv: CsvOptions | None = None,
+        drop_bad_rows: bool = False,
+    ) -> pd.DataFrame:
+        """Scores of raw rows, through the graph that an export has: those that a server would answer.
+
+        Args:
+          log: a DataFrame or a pyarrow Table with the columns of the features, or the paths of a log.
+          csv: how CSV files are written.
+          drop_bad_rows: leave out rows that conversion would refuse, instead of refusing the log.
+
+        Returns:
+          One column per task, float32. Its index is that of a DataFrame, else each row's place in the log.
+
+        Raises:
+          UserError: columns or rows that do not fit the schema, or no such checkpoint.
+        """
+        scorer = self._scorer
+        # The arrows: stem_tf does not import export, but for these methods, when they are called.
+        from export import scoring
+
+        with tempfile.TemporaryDirectory() as scratch, files_of(log) as paths:
+            output = Path(scratch) / "scores.parquet"
+            scoring.score_log(scorer, paths, output, csv=csv, drop_bad_rows=drop_bad_rows)
+            names = [scoring.ROW, *(f"score_{task}" for task in scorer.tasks)]
+            scores = pq.read_table(output, columns=names).to_pandas()
+        rows = scores.pop(scoring.ROW)
+        scores.columns = pd.Index(scorer.tasks)
+        return scores.set_axis(log.index[rows] if isinstance(log, pd.DataFrame) else pd.Index(rows))
+
+    def export(
+        self,
+        output: str | os.PathLike[str],
+        *,
+        name: str = "ranker",
+        tables: Literal["float32", "bfloat16", "int8"] = "float32",
+    ) -> Path:
+        """Publishes the run as the next version under ``output``, as the job stem-export does.
+
+        Args:
+          output: directory of the model's versions.
+          name: of the model, as services will ask for it.
+          tables: how embedding tables are stored.
+
+        Returns:
+          The version's directory.
+
+        Raises:
+          UserError: an output that cannot be, other data, or no such checkpoint.
+          JobError: the exported model does not reproduce the trainer's scores.
+        """
+        from export import preconditions  # see `predict`
+
+        directory = Path(os.path.expanduser(output))
+        manifest = preconditions.check(self.workdir, self.config, self._data, directory, name)
+        _prepare_tensorflow()
+        from export import exporter
+
+        version, _ = exporter.export(self.workdir, self.config, manifest, self._checkpoint, directory, name, tables)
+        return version
+
+    @functools.cached_property
+    def _copies(self) -> Manifest:
+        """The run's copy of its data's manifest, beside which lie copies of its vocabularies."""
+        return manifests.load(str(self.workdir.path))
+
+    @functools.cached_property
+    def _trained(self) -> Trained:
+        _prepare_tensorflow()
+        from stem_tf import trained
+
+        return trained.load(self.workdir, self.config, self._copies, self._checkpoint)
+
+    @functools.cached_property
+    def _scorer(self) -> Any:
+        found = self._trained
+        from export.unpublished import Unpublished  # see `predict`
+
+        return Unpublished(self.workdir, self._copies, found.model)
+
+
+def _prepare_tensorflow() -> None:
+    quieten_tensorflow()
+    use_memory_as_needed()
