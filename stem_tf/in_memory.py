@@ -36,6 +36,9 @@ def files_of(log: Log) -> Iterator[str]:
                 pq.write_table(table, path)
             except pa.ArrowException as error:
                 raise UserError(f"the table cannot be written as Parquet: {' '.join(str(error).split())}") from error
-            yield str(path)
+            try:
+                yield str(path)
+            except UserError as error:
+                raise UserError(str(error).replace(str(path), "the table")) from error
     else:
         yield ",".join(os.fspath(path) for path in log)

@@ -81,7 +81,7 @@ def test_scores_of_raw_rows_are_those_of_the_evaluation(run: stem_tf.Run, tiny_d
         np.testing.assert_allclose(scores[task], evaluated[f"score_{task}"], rtol=1e-6)
     unseen = rows.head(3).drop(columns=["clicked", "share"]).assign(user="nobody", tags=["", "t2", "t1|new"])
     assert np.isfinite(run.predict(unseen).to_numpy()).all()
-    with pytest.raises(UserError, match="no column 'length'"):
+    with pytest.raises(UserError, match="'length' is not in the table. Columns: user, item"):
         run.predict(rows.drop(columns="length"))
 
 
