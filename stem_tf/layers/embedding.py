@@ -157,11 +157,14 @@ class PackedTable(tf.keras.layers.Layer):
         """The table's rows ``[B * P, W]``: read one by one, which costs less than finding the distinct ones."""
         return tf.nn.embedding_lookup(self.table, ids)
 
-    def call(self, inputs: Mapping[str, tf.Tensor], looked_up: tf.Tensor | None) -> dict[str, tf.Tensor]:
+    def call(self, inputs: Mapping[str, tf.Tensor], looked_up: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Embeddings by table, ``[B, F * D]`` each, fields side by side: single-valued, multivalent, numeric, dense.
 
+        Rows are looked up here when not given.
         Fields that ``inputs`` lacks are left out; ``{}`` where it lacks all.
         """
+        if looked_up is None and (ids := self.ids(inputs)) is not None:
+            looked_up = self.look_up(ids)
         fields = []
         if looked_up is not None:
             single, present = _present(self.single, inputs), _present(self.bags, inputs)

@@ -19,10 +19,14 @@ from stem_tf.layers.mlp import MLP, Linear
 from stem_tf.layers.sides import Sides, joined
 
 
+@tf.keras.utils.register_keras_serializable("stem_tf")
 class FwFM(tf.keras.layers.Layer):
-    """H field-weighted factorisation machines an expert (Pan et al., WWW 2018, with FeLV linear terms)::
+    """H field-weighted factorisation machines per expert (Pan et al., WWW 2018, with FeLV linear terms)::
 
         y_h = b_h + sum_i <w_ih, v_i> + sum_{i<j} r_ijh <v_i, v_j>
+
+    >>> FwFM(fields=3, units=5, count=2)(tf.ones([7, 3 * 4])).shape
+    TensorShape([2, 7, 5])
 
     Weights: w and b are a :class:`~stem_tf.layers.mlp.Linear`; r ``[K, F (F - 1) / 2, H]``, Xavier-normal.
 
@@ -30,6 +34,9 @@ class FwFM(tf.keras.layers.Layer):
       fields: F; D = F * d.
       units: H.
       count: K.
+
+    Raises:
+      ValueError: an input whose width is no multiple of F.
     """
 
     def __init__(self, fields: int, units: int, count: int, **kwargs: object) -> None:
@@ -49,6 +56,7 @@ class FwFM(tf.keras.layers.Layer):
         return self.linear(x) + tf.matmul(pairs, self.kernel)
 
 
+@tf.keras.utils.register_keras_serializable("stem_tf")
 class NFwFM(tf.keras.layers.Layer):
     """Neural FM (He and Chua, SIGIR 2017) with field-weighted pairs, the STEM paper's production expert::
 
@@ -57,13 +65,19 @@ class NFwFM(tf.keras.layers.Layer):
     It has no linear terms, and products of embeddings start at the square of ``model.init_std``: its own default for
     this expert is larger.
 
+    >>> NFwFM(fields=3, units=[16, 5], count=2)(tf.ones([7, 3 * 4])).shape
+    TensorShape([2, 7, 5])
+
     Weights: r ``[K, F (F - 1) / 2]``, from N(0, 2 / (F (F - 1) / 2 + 1)); the MLP reads ``[K, B, d]``.
 
     Args:
-      fields: F; D = F * d.
+      fields: F, at least 2; D = F * d.
       units: widths of the MLP.
       count: K.
       dropout, batch_norm: as in :class:`~stem_tf.layers.mlp.MLP`.
+
+    Raises:
+      ValueError: fewer than two fields, or an input whose width is no multiple of F.
     """
 
     def __init__(
@@ -76,6 +90,8 @@ class NFwFM(tf.keras.layers.Layer):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        if fields < 2:
+            raise ValueError(f"an NFwFM needs pairs of fields, so at least 2 fields; received {fields}")
         self.fields, self.count = fields, count
         self.pairs = pairs_of(fields)
         xavier = normal((2.0 / (len(self.pairs) + 1)) ** 0.5)
@@ -94,10 +110,14 @@ class NFwFM(tf.keras.layers.Layer):
         return self.mlp(pooled, training=training, seed=seed)
 
 
+@tf.keras.utils.register_keras_serializable("stem_tf")
 class DCN(tf.keras.layers.Layer):
     """Cross layers below an MLP (DCN-V2, Wang et al., WWW 2021, stacked; cross layers of TensorFlow Recommenders)::
 
         x_{l+1} = x_0 * (W_l x_l + b_l) + x_l        y = MLP(x_L)
+
+    >>> DCN(layers=2, units=[16, 5], count=2)(tf.ones([7, 12])).shape
+    TensorShape([2, 7, 5])
 
     TensorFlow Recommenders' layers compute W x in float32 under every precision policy.
 
@@ -131,6 +151,11 @@ class DCN(tf.keras.layers.Layer):
         self.crosses = [[cross() for _ in range(self.depth)] for _ in range(self.count)]
         super().build(shape)
 
+    @property
+    def cross_layers(self) -> list[tf.keras.layers.Layer]:
+        """All of :attr:`crosses`, for .keras files: Keras saves layers of a list, not of a list of lists."""
+        return [cross for layers in self.crosses for cross in layers]
+
     def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         x = joined(x)
         inputs = tf.unstack(x) if x.shape.rank == 3 else [x] * self.count
@@ -145,6 +170,8 @@ class DCN(tf.keras.layers.Layer):
 
 def by_field(x: tf.Tensor, fields: int) -> tf.Tensor:
     """``[B, F * d]`` -> ``[B, F, d]``, or ``[K, B, F * d]`` -> ``[K, B, F, d]``."""
+    if x.shape[-1] % fields:
+        raise ValueError(f"{fields} fields of one width should be {fields} times as wide; received width {x.shape[-1]}")
     return tf.reshape(x, [*x.shape[:-2], -1, fields, x.shape[-1] // fields])
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import tensorflow as tf
 
-from stem_tf.layers.embedding import SHARED, Embedded, task_table
+from stem_tf.layers.embedding import SHARED, Embedded, check_tables, task_table
 from stem_tf.layers.gate import mixture
 from stem_tf.layers.parts import Counts, Parts, count_of, numbered
 from stem_tf.layers.seeds import seeds
 from stem_util.errors import UserError
 
 
+@tf.keras.utils.register_keras_serializable("stem_tf")
 class ExtractionNetwork(tf.keras.layers.Layer):
     """The j-th extraction network (PLE Fig. 5): experts and gates of one level, for tasks k and the shared path s::
 
@@ -30,24 +34,50 @@ class ExtractionNetwork(tf.keras.layers.Layer):
 
     Shapes: ``{path: [B, D]}`` -> ``{path: [B, H]}``, with paths ``task:<name>`` and, where it is read, ``shared``.
 
+    >>> layer = ExtractionNetwork(["click", "like"], Parts(expert_units=(32, 16), gate_units=()), shared_gate=True)
+    >>> g = {path: tf.ones([5, 8]) for path in ("task:click", "task:like", "shared")}
+    >>> {path: tuple(mixed.shape) for path, mixed in layer(g).items()}
+    {'task:click': (5, 16), 'task:like': (5, 16), 'shared': (5, 16)}
+
     Args:
+      tasks: names of the tasks.
+      parts: makes experts and gates.
       level: j - 1.
       shared_gate: whether there is one: without shared experts on a higher level nothing would read it.
-      others: as in :class:`PLE`.
+      task_experts: m_k, experts of each task; may differ by task and level.
+      shared_experts: m_s; may differ by level.
+      released_stacking: the shared gate mixes shared experts only, as in the STEM authors' release.
+
+    Raises:
+      UserError: a gate would have no expert to mix.
+      ValueError: no tasks, or an input that lacks a path.
     """
 
     def __init__(
         self,
         tasks: Sequence[str],
         parts: Parts,
-        level: int,
-        shared_gate: bool,
-        task_experts: Counts,
-        shared_experts: Counts,
-        released_stacking: bool,
+        level: int = 0,
+        shared_gate: bool = False,
+        task_experts: Counts = 1,
+        shared_experts: Counts = 1,
+        released_stacking: bool = False,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        self._arguments = MappingProxyType(  # not a dict, which Keras would track
+            {
+                "tasks": list(tasks),
+                "parts": dataclasses.asdict(parts),
+                "level": level,
+                "shared_gate": shared_gate,
+                "task_experts": task_experts,
+                "shared_experts": shared_experts,
+                "released_stacking": released_stacking,
+            }
+        )
+        if not tasks:
+            raise ValueError("an ExtractionNetwork needs at least one task; received tasks=[]")
         paths = {task_table(task): task for task in tasks}
         counts = {path: count_of(task_experts, level, task) for path, task in paths.items()}
         counts[SHARED] = count_of(shared_experts, level)
@@ -72,7 +102,15 @@ class ExtractionNetwork(tf.keras.layers.Layer):
             for path, groups in self.selected.items()
         }
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self._arguments}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ExtractionNetwork:
+        return cls(**{**config, "parts": Parts(**config["parts"])})
+
     def call(self, g: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+        check_tables(g, dict.fromkeys((*self.experts, *self.gates)))
         seed_of = seeds(seed)
         experts = {path: group(g[path], training=training, seed=next(seed_of)) for path, group in self.experts.items()}
         return {

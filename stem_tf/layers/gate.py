@@ -11,9 +11,15 @@ from stem_tf.layers.mlp import MLP
 from stem_tf.layers.sides import Sides
 
 
+@tf.keras.utils.register_keras_serializable("stem_tf")
 class Gate(tf.keras.layers.Layer):
     """``softmax(MLP(x))`` over E experts (STEM Eq. 5, PLE Eq. 3). Shapes: ``[B, D]`` -> ``[B, E]``, float32 under any
     precision policy.
+
+    >>> gate = Gate("click", experts=["expert 1", "expert 2", "expert 3"])
+    >>> x = tf.ones([5, 8])
+    >>> mixture(gate(x), [MLP([16], count=3)(x)]).shape
+    TensorShape([5, 16])
 
     Args:
       reader: who reads the mixture, a task or ``shared``.
@@ -22,6 +28,9 @@ class Gate(tf.keras.layers.Layer):
       bias: in its linear layers; PLE Eq. 3 and STEM Eq. 5 have none, the release has.
       level: which of the model's levels it belongs to, from 0.
       dropout, batch_norm: as in :class:`MLP`.
+
+    Raises:
+      ValueError: no experts.
 
     Attributes:
       observer: is given (gate, weights) at every call; see :func:`observe`.
@@ -41,6 +50,8 @@ class Gate(tf.keras.layers.Layer):
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
+        if not experts:
+            raise ValueError("a gate needs at least one expert; received experts=[]")
         self.reader, self.experts, self.level = reader, tuple(experts), level
         self.mlp = MLP(units, out=len(experts), dropout=dropout, batch_norm=batch_norm, bias=bias, out_dtype="float32")
 
@@ -77,7 +88,13 @@ def mixture(weights: tf.Tensor, groups: Sequence[tf.Tensor]) -> tf.Tensor:
 
     Returns:
       ``[B, H]`` in the experts' dtype.
+
+    Raises:
+      ValueError: more or fewer weights than experts.
     """
+    count = sum(group.shape[0] for group in groups)
+    if weights.shape[-1] != count:
+        raise ValueError(f"a mixture of {count} experts needs as many weights; received {weights.shape[-1]}")
     weights = tf.cast(tf.transpose(weights)[:, :, tf.newaxis], groups[0].dtype)
     parts = tf.split(weights, [group.shape[0] for group in groups])
     return tf.add_n([_summed(part * group) for part, group in zip(parts, groups, strict=True)])

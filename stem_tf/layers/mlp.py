@@ -11,13 +11,17 @@ from stem_tf.layers.initializers import normal
 from stem_tf.layers.sides import Sides
 
 
+@tf.keras.utils.register_keras_serializable("stem_tf")
 class Linear(tf.keras.layers.Layer):
     """``y = x W + b``, or ``count`` of them side by side in one batched product.
 
     Shapes: x ``[B, D]`` (read by all) or ``[K, B, D]`` -> y ``[B, H]``, or ``[K, B, H]`` where ``count`` = K is given;
-    x may be :class:`Sides`, whose products with the request's share of W are made once a request.
+    x may be :class:`Sides`, whose products with the request's share of W are made once per request.
     Weights: ``kernel`` ``[D, H]`` or ``[K, D, H]``, Xavier-normal as in the authors' release; ``bias`` ``[H]`` or
     ``[K, 1, H]``, zeros.
+
+    >>> Linear(units=3, count=2)(tf.ones([5, 4])).shape
+    TensorShape([2, 5, 3])
 
     Args:
       units: H.
@@ -59,11 +63,17 @@ def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
     return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
 
 
+@tf.keras.utils.register_keras_serializable("stem_tf")
 class MLP(tf.keras.layers.Layer):
     """Hidden layers ``dropout(relu(batch_norm(x W + b)))``, then, where ``out`` is given, a last linear layer.
 
     Shapes: ``[B, D]`` -> ``[B, H]``; ``count`` = K of them side by side: ``[B, D]`` or ``[K, B, D]`` -> ``[K, B, H]``.
     The order linear, batch norm, activation, dropout is the authors' release's.
+
+    >>> MLP([64, 32], out=1)(tf.ones([5, 8])).shape
+    TensorShape([5, 1])
+    >>> MLP([64, 32], count=4)(tf.ones([5, 8])).shape
+    TensorShape([4, 5, 32])
 
     Args:
       units: widths of the hidden layers; may be empty when ``out`` is given.
@@ -73,6 +83,9 @@ class MLP(tf.keras.layers.Layer):
       batch_norm: normalises every hidden layer before its activation.
       bias: False leaves the biases of all layers out.
       out_dtype: dtype of the last linear layer; ``float32`` keeps scores exact under mixed bfloat16.
+
+    Raises:
+      ValueError: no layers, or a rate outside [0, 1).
     """
 
     def __init__(
@@ -89,6 +102,8 @@ class MLP(tf.keras.layers.Layer):
         super().__init__(**kwargs)
         if not units and out is None:
             raise ValueError("an MLP needs at least one of units and out; received units=[] and out=None")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout should be at least 0 and less than 1; received {dropout}")
         self.dropout, self.batch_norm = dropout, batch_norm
         self.hidden = len(units)
         self.linears = [Linear(n, count, bias) for n in units]
@@ -99,7 +114,9 @@ class MLP(tf.keras.layers.Layer):
         self.norms = [tf.keras.layers.BatchNormalization(axis=axes) for _ in units if batch_norm]
 
     def call(self, x: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
-        """``seed`` ``[2]`` int32 keys the dropout masks; required when training with dropout."""
+        """``seed`` ``[2]`` int32 keys the dropout masks; without it TensorFlow's generator draws one."""
+        if training and self.dropout and seed is None:
+            seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
         for i, linear in enumerate(self.linears):
             x = linear(x)
             if i == self.hidden:

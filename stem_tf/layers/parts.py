@@ -13,16 +13,16 @@ from stem_tf.layers.gate import Gate
 from stem_tf.layers.mlp import MLP
 
 Counts = int | Sequence[int] | Mapping[str, "int | Sequence[int]"]
-"""How many experts: a number, one a level, or either by task."""
+"""How many experts: a number, one per level, or either by task."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How every model makes its experts, gates and towers.
+    """How a layer or model makes its experts, gates and towers.
 
     Attributes:
       expert: what an expert of the first level is; those above are MLPs. Shared-Bottom's bottom is one expert.
-      expert_units: widths of an expert's layers, ReLU after every one; or a tuple of them a level.
+      expert_units: widths of an expert's layers, ReLU after every one; or a tuple of them per level.
       cross_layers: of a ``dcn`` expert, below its MLP.
       gate_units: hidden widths of a gate; () is the papers' linear gate, (128, 64) STEM's settings and release.
       gate_bias: the papers' equations have no bias in gates, the release has.
@@ -44,7 +44,7 @@ class Parts:
 
     def units(self, level: int = 0) -> tuple[int, ...]:
         """Widths of the layers of an expert of a level."""
-        units = self.expert_units[level] if isinstance(self.expert_units[0], tuple) else self.expert_units
+        units = self.expert_units[level] if not isinstance(self.expert_units[0], int) else self.expert_units
         return units
 
     def experts(self, count: int, level: int = 0) -> tf.keras.layers.Layer:
@@ -65,7 +65,7 @@ class Parts:
         )
 
     def towers(self, tasks: Sequence[str]) -> dict[str, MLP]:
-        """``[B, H]`` -> ``[B, 1]`` float32, one a task."""
+        """``[B, H]`` -> ``[B, 1]`` float32, one per task."""
         return {
             task: MLP(self.tower_units, 1, dropout=self.dropout, batch_norm=self.batch_norm, out_dtype="float32")
             for task in tasks
