@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def show_evaluation(
 ) -> None:
     """Shows the metrics of an evaluation in TensorBoard, each at the step that its weights were trained to.
 
+    A run that may only be read is left as it is.
+
     Args:
       workdir: of the run.
       model: that was evaluated.
@@ -95,6 +98,8 @@ def show_evaluation(
       step: how many steps of the next epoch they were trained for.
       results: metrics by task.
     """
+    if not os.access(workdir.path, os.W_OK):
+        return
     ends = {r["epoch"]: r["step"] for r in workdir.read_metrics() if r["kind"] == "validation"}
     steps = {task: ends.get(epoch[task] if isinstance(epoch, Mapping) else epoch, 0) + step for task in results}
     directory = workdir.tensorboard / "evaluation" / split

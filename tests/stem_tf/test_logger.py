@@ -75,6 +75,14 @@ def test_the_config_is_shown_as_hparams(shown: Workdir) -> None:
     assert hparams["train.deterministic"].WhichOneof("kind") == "bool_value"
 
 
+def test_an_evaluation_leaves_a_read_only_run_alone(
+    shown: Workdir, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    logger.show_evaluation(shown, model, "test", 1, 0, {"click": {"auc": 0.75}})
+    assert not (shown.tensorboard / "evaluation").exists()
+
+
 def test_an_evaluation_is_a_point_at_the_step_of_its_weights(shown: Workdir, model: Any) -> None:
     results = {
         "click": {"rows": 8.0, "rate": 0.5, "auc": 0.75, "logloss": 0.4},
