@@ -32,7 +32,8 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 @pytest.fixture
 def model() -> Any:
     """Two tasks; the label of ``watched`` is standardised, with a standard deviation of 3."""
-    return SimpleNamespace(schedule=lambda step: 0.5, scales={"watched": LabelScale(mean=10.0, std=3.0)})
+    scales = {"watched": LabelScale(mean=10.0, std=3.0)}
+    return SimpleNamespace(training_step=SimpleNamespace(schedule=lambda step: 0.5), scales=scales)
 
 
 @pytest.fixture
