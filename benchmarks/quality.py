@@ -181,7 +181,6 @@ def _replay(l2: float) -> list[dict[str, Any]]:
     from stem_tf.models.stem_net import STEMNet
     from stem_tf.training import preparation
     from stem_tf.training.learning_rate import Schedule
-    from stem_tf.training.optimizers import Rate
     from stem_tf.training.preparation import Training
     from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS
 
@@ -219,9 +218,8 @@ def _replay(l2: float) -> list[dict[str, Any]]:
             table = optimizer.gradient(optimizer.read(distinct, step, batch_size * 2), by_row)
             norm = tf.linalg.global_norm([found.network, table.values])
             scales[mode] = clip_norm / tf.maximum(norm, clip_norm)
-            rate = Rate.at(schedule(step), step + 1, scales[mode])
-            optimizer.apply(table._replace(values=table.values * scales[mode]), rate, step + 1)
-        model.network_optimizer.apply(found.network * scales["dense"], Rate.at(schedule(step), step + 1))
+            optimizer.apply(table._replace(values=table.values * scales[mode]), step + 1, scales[mode])
+        model.network_optimizer.apply(found.network * scales["dense"], step + 1)
         return tf.linalg.global_norm([found.network]), scales
 
     random = np.random.default_rng(0)

@@ -56,6 +56,7 @@ INIT_STD, NFWFM_INIT_STD = 1e-4, 0.01
 """Standard deviations that tables start from: the authors' release's, and where experts only multiply embeddings."""
 
 _DECAYING = ("cosine", "exponential")
+_TABLES_ADAM = ("optimizer.tables", ("deferred", "dense", "lazy"))
 
 KEYS: dict[str, Key] = {
     "experiment": Key("experiment", "name of the experiment; --workdir is runs/<experiment> unless given"),
@@ -150,6 +151,13 @@ KEYS: dict[str, Key] = {
         " rows, which make up for missed steps when read; lazy, Adam moves the batch's rows only; adagrad, row-wise",
         ("deferred", "dense", "lazy", "adagrad"),
     ),
+    "optimizer.tables_learning_rate": Key(
+        0.0, "the tables' own peak, on the same schedule; 0 is optimizer.learning_rate", low=0
+    ),
+    "optimizer.tables_beta_1": Key(
+        0.9, "of the tables' Adam: what a step leaves of the first moment", above=0, below=1, only_if=_TABLES_ADAM
+    ),
+    "optimizer.tables_beta_2": Key(0.999, "the same of the second moment", above=0, below=1, only_if=_TABLES_ADAM),
     "optimizer.slots": Key(
         "float32",
         "moments of the tables: float32; bfloat16, half the memory; rowwise, one second moment an embedding",

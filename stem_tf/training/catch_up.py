@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from stem_tf.training.optimizers import BETA_1, BETA_2, EPSILON
+from stem_tf.training.optimizers import BETAS, EPSILON, Betas
 
 _GROWTH = 2.0
-_LOG_1, _LOG_2 = math.log(BETA_1), math.log(BETA_2)
 
 Function = Callable[[tf.Tensor], tf.Tensor]
 Means = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -49,6 +48,7 @@ def catch_up(
     rate: Function,
     square: Function,
     scales: Means | None = None,
+    betas: Betas = BETAS,
 ) -> AdamRows:
     """The rows after the steps ``last + 1`` to ``now``, none of which had a gradient of their own.
 
@@ -72,13 +72,14 @@ def catch_up(
       rate: learning rate by step, float32; counts steps from 0, as :class:`~stem_tf.training.optimizers.Schedule` does.
       square: of a gradient ``[U, N, D]``, in the shape of ``rows.v``.
       scales: what clipping made of the gradients of the missed steps; nothing where it is None.
+      betas: of the two moments.
     """
     done = tf.cast(last, tf.float32)[:, tf.newaxis, tf.newaxis]
     missed = tf.cast(now - last, tf.float32)[:, tf.newaxis, tf.newaxis]
 
     def chunk(length: tf.Tensor, a: tf.Tensor, left: tf.Tensor, rows: AdamRows) -> tuple[object, ...]:
         steps = tf.minimum(length, left)
-        return length * _GROWTH, a + steps, left - steps, _chunk(rows, a, steps, l2, rate, square, scales)
+        return length * _GROWTH, a + steps, left - steps, _chunk(rows, a, steps, l2, rate, square, scales, betas)
 
     state = (tf.constant(1.0), done, missed, rows)
     return tf.while_loop(lambda length, a, left, rows: tf.reduce_any(left > 0.0), chunk, state)[-1]
@@ -92,16 +93,18 @@ def _chunk(
     rate: Function,
     square: Function,
     scales: Means | None,
+    betas: Betas,
 ) -> AdamRows:
     """``steps`` L ``[U, 1, 1]`` after the steps ``a`` ``[U, 1, 1]``; L = 0 leaves a row as it is."""
     w, m, v = rows
-    kept_1, kept_2 = tf.exp(steps * _LOG_1), tf.exp(steps * _LOG_2)
-    weight = (1.0 - kept_1) * (BETA_1 / (1.0 - BETA_1))  # sum of b1^j
-    tail = tf.math.divide_no_nan(1.0 - kept_1 * (1.0 + steps * (1.0 - BETA_1)), (1.0 - kept_1) * (1.0 - BETA_1))
+    b1, (log_1, log_2) = betas.first, (math.log(beta) for beta in betas)
+    kept_1, kept_2 = tf.exp(steps * log_1), tf.exp(steps * log_2)
+    weight = (1.0 - kept_1) * (b1 / (1.0 - b1))  # sum of b1^j
+    tail = tf.math.divide_no_nan(1.0 - kept_1 * (1.0 + steps * (1.0 - b1)), (1.0 - kept_1) * (1.0 - b1))
     middle = (steps + 1.0) / 2.0
-    middle_2 = tf.exp(middle * _LOG_2)
-    correction = -tf.math.expm1((a + middle) * _LOG_2)
-    correction_1 = -tf.math.expm1((a + tf.maximum(tail, 1.0)) * _LOG_1)
+    middle_2 = tf.exp(middle * log_2)
+    correction = -tf.math.expm1((a + middle) * log_2)
+    correction_1 = -tf.math.expm1((a + tf.maximum(tail, 1.0)) * log_1)
 
     spread: float | tf.Tensor = 1.0  # mean of c^2 over the square of c's mean
     if scales is not None:
@@ -113,7 +116,7 @@ def _chunk(
         tf.sqrt(v * (middle_2 / correction) + g2 * ((1.0 - middle_2) / correction)) + EPSILON
     )
     r = l2 * step
-    moved = (m + g * tf.math.expm1(a * _LOG_1)) * step * (weight / correction_1)
+    moved = (m + g * tf.math.expm1(a * log_1)) * step * (weight / correction_1)
     new_w = tf.exp(-steps * r * (1.0 + 0.5 * r)) * (w - moved * (1.0 + tail * r))
     new_g = l2 * new_w
     new_m = kept_1 * m + (1.0 - kept_1) * new_g

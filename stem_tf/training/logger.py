@@ -52,7 +52,7 @@ class Logger:
         """
         if not all(map(math.isfinite, losses.values())):
             check_finite(self._model)
-        rate = float(self._model.training_step.schedule(tf.constant(step - 1, tf.int64)))
+        rate = float(self._model.network_optimizer.schedule(tf.constant(step - 1, tf.int64)))
         values = {"learning_rate": rate, **losses}
         self._append("train", epoch, step, values)
         self._show("train", step, values)

@@ -13,38 +13,48 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from stem_tf.training.learning_rate import Schedule
 from stem_tf.training.replicas import update_mirrors
 
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+EPSILON = 1e-8
+
+
+class Betas(NamedTuple):
+    """What a step leaves of Adam's moments, above 0 and below 1."""
+
+    first: float = 0.9
+    second: float = 0.999
+
+
+BETAS = Betas()
 
 
 class Rate(NamedTuple):
-    """What an optimizer's step needs beside the gradient.
+    """What Adam's step t needs beside the moments: scalars, float32.
 
     Attributes:
-      learning_rate: of the step, scalar.
       step_size: lr / (1 - b1^t).
       correction: 1 - b2^t.
-      scale: what clipping has multiplied the gradient by.
     """
 
-    learning_rate: tf.Tensor
     step_size: tf.Tensor
     correction: tf.Tensor
-    scale: tf.Tensor
 
     @staticmethod
-    def at(learning_rate: tf.Tensor, step: tf.Tensor, scale: float | tf.Tensor = 1.0) -> Rate:
+    def at(learning_rate: tf.Tensor, step: tf.Tensor, betas: Betas = BETAS) -> Rate:
         """``step`` t counts from 1."""
         t = tf.cast(step, tf.float32)
         # Not 1 - b^t: in float32 1 - b2 alone would be off by 2e-5 of itself.
-        corrections = [-tf.math.expm1(t * math.log(beta)) for beta in (BETA_1, BETA_2)]
-        return Rate(learning_rate, learning_rate / corrections[0], corrections[1], tf.convert_to_tensor(scale))
+        corrections = [-tf.math.expm1(t * math.log(beta)) for beta in betas]
+        return Rate(learning_rate / corrections[0], corrections[1])
 
 
-def moments(m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor, square: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def moments(
+    m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor, square: tf.Tensor, betas: Betas = BETAS
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Adam's moments after a step with ``gradient`` and its ``square``, or what stands for that in v."""
-    return BETA_1 * m + (1.0 - BETA_1) * gradient, BETA_2 * v + (1.0 - BETA_2) * square
+    b1, b2 = betas
+    return b1 * m + (1.0 - b1) * gradient, b2 * v + (1.0 - b2) * square
 
 
 def move(m: tf.Tensor, v: tf.Tensor, rate: Rate) -> tf.Tensor:
@@ -59,11 +69,12 @@ class Adam(tf.Module):
     Args:
       variables: in the order of the gradients.
       l2: of each, ``l2 / 2 * ||w||^2``.
+      schedule: learning rate by step.
     """
 
-    def __init__(self, variables: Sequence[tf.Variable], l2: Sequence[float | tf.Tensor]) -> None:
+    def __init__(self, variables: Sequence[tf.Variable], l2: Sequence[float | tf.Tensor], schedule: Schedule) -> None:
         super().__init__(name="adam")
-        self.variables_, self.l2 = list(variables), list(l2)
+        self.variables_, self.l2, self.schedule = list(variables), list(l2), schedule
         size = sum(variable.shape.num_elements() for variable in variables)
         self.m, self.v = (tf.Variable(tf.zeros([size]), trainable=False, name=f"adam/{name}") for name in "mv")
 
@@ -77,8 +88,9 @@ class Adam(tf.Module):
             return gradient
         return gradient + self.flatten([l2 * w for l2, w in zip(self.l2, self.variables_, strict=True)])
 
-    def apply(self, gradient: tf.Tensor, rate: Rate) -> None:
-        """One step with a gradient ``[N]`` that is summed over replicas."""
+    def apply(self, gradient: tf.Tensor, step: tf.Tensor) -> None:
+        """Writes step ``step``, which counts from 1, with a gradient ``[N]`` that is summed over replicas."""
+        rate = Rate.at(self.schedule(step - 1), step)
         update_mirrors(self.m, _update, self.v, self.variables_, gradient, rate)
 
 

@@ -15,7 +15,7 @@ from stem_tf.training import learning
 from stem_tf.training.learning_rate import Schedule
 from stem_tf.training.loss_weighting import Weighting
 from stem_tf.training.losses import TaskLoss
-from stem_tf.training.optimizers import Adam
+from stem_tf.training.optimizers import BETAS, Adam, Betas
 from stem_tf.training.replicas import Replicas
 from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS
 from stem_tf.training.train_step import TrainStep
@@ -30,7 +30,9 @@ class Training:
     """How a model is trained.
 
     Attributes:
-      schedule: learning rate by step, for network and tables.
+      schedule: learning rate by step.
+      tables_schedule: the tables' own; ``schedule`` where it is None.
+      tables_betas: of the moments of the tables' Adam.
       tables: a key of :data:`stem_tf.training.table_optimizers.TABLE_OPTIMIZERS`.
       l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``; one number, or by table: its
         name, or what stands before the colon in it (``task``, ``expert``).
@@ -45,6 +47,8 @@ class Training:
     """
 
     schedule: Schedule
+    tables_schedule: Schedule | None = None
+    tables_betas: Betas = BETAS
     tables: str = "deferred"
     l2: float | Mapping[str, float] = 0.0
     network_l2: float = 0.0
@@ -94,16 +98,21 @@ def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
         list(by_task(loss.gamma, 1.0).values()),
         loss.gamma_per,
     )
-    schedule = Schedule(
-        optimizer.learning_rate,
-        optimizer.schedule,
-        warmup_steps=optimizer.warmup_steps,
-        decay_steps=optimizer.decay_steps,
-        decay_rate=optimizer.decay_rate,
-        final_fraction=optimizer.final_fraction,
-    )
+
+    def schedule(peak: float) -> Schedule:
+        return Schedule(
+            peak,
+            optimizer.schedule,
+            warmup_steps=optimizer.warmup_steps,
+            decay_steps=optimizer.decay_steps,
+            decay_rate=optimizer.decay_rate,
+            final_fraction=optimizer.final_fraction,
+        )
+
     return Training(
-        schedule,
+        schedule(optimizer.learning_rate),
+        tables_schedule=schedule(optimizer.tables_learning_rate or optimizer.learning_rate),
+        tables_betas=Betas(optimizer.tables_beta_1, optimizer.tables_beta_2),
         tables=optimizer.tables,
         slots=optimizer.slots,
         l2=l2,
@@ -144,10 +153,17 @@ def prepare(model: RankingModel, training: Training) -> None:
             *[training.network_l2 for _ in network.trainable_variables],
             *[0.0 for _ in model.weighting.trainable_variables],
         ],
+        training.schedule,
     )
     model.table_optimizers = [
         TABLE_OPTIMIZERS[training.tables](
-            group, of_group, training.schedule, training.slots, training.seed, clips=bool(training.clip_norm)
+            group,
+            of_group,
+            training.tables_schedule or training.schedule,
+            training.slots,
+            training.seed,
+            clips=bool(training.clip_norm),
+            betas=training.tables_betas,
         )
         for of_group, group in zip(l2, embeddings.groups, strict=True)
         if group.rows
@@ -165,7 +181,6 @@ def prepare(model: RankingModel, training: Training) -> None:
         model.weighting,
         model.network_optimizer,
         model.table_optimizers,
-        training.schedule,
         Replicas(tf.distribute.get_strategy()),
         clip_norm=training.clip_norm,
         seed=training.seed,

@@ -22,12 +22,12 @@ from stem_tf.layers.embedding import PackedTable
 from stem_tf.runtime import start_xla
 from stem_tf.training.catch_up import AdamRows, catch_up
 from stem_tf.training.learning_rate import Schedule
-from stem_tf.training.optimizers import EPSILON, Rate, moments, move
+from stem_tf.training.optimizers import BETAS, EPSILON, Betas, Rate, moments, move
 from stem_tf.training.replicas import update_mirrors
 
 SLOTS = ("float32", "bfloat16", "rowwise")
 """How moments are kept: in full; in half the memory, rounded up or down at random so that small changes count on
-average; or one second moment an embedding (FBGEMM's partial row-wise Adam)."""
+average; or one second moment per embedding (FBGEMM's partial row-wise Adam)."""
 
 _COMPILED = 1 << 18  # elements of a batch's rows from which compiling catch_up (a second a shape) pays
 _KEPT_SCALES = 1 << 16  # steps whose clipping is remembered; rows that were away for longer get the mean of fewer
@@ -40,7 +40,7 @@ class RowState(NamedTuple):
     Attributes:
       ids: ``[U]`` distinct; those from ``rows`` of the table on are padding.
       w: ``[U, N, D]``.
-      slots: of the same rows.
+      slots: of the same rows; () where a step does not go by rows.
     """
 
     ids: tf.Tensor
@@ -76,21 +76,27 @@ class TableGradient(NamedTuple):
 
 
 class TableOptimizer(tf.Module):
-    """Base of the optimizers of one packed table.
+    """Base of the optimizers of one packed table. A step reads rows, has their gradient, and writes.
 
     Args:
       packed: the table.
-      l2: ``l2 / 2 * ||.||^2``, one number, or one a column ``[W]``.
+      l2: ``l2 / 2 * ||.||^2``, one number, or one per column ``[W]``.
       schedule: learning rate by step.
       slots: one of :data:`SLOTS`.
       seed: of the rounding of bfloat16 slots, with the step.
       clips: gradients may be scaled down to a norm.
+      betas: of Adam's moments.
 
     Attributes:
       defers: rows of the table may be behind; :meth:`read` knows where they would be.
+      kinds_of_slots: those of :data:`SLOTS` that it knows.
+
+    Raises:
+      ValueError: a kind of slots that it does not know.
     """
 
     defers = False
+    kinds_of_slots: tuple[str, ...] = ("float32",)
 
     def __init__(
         self,
@@ -100,9 +106,13 @@ class TableOptimizer(tf.Module):
         slots: str = "float32",
         seed: int = 0,
         clips: bool = False,
+        betas: Betas = BETAS,
     ) -> None:
         super().__init__(name="table_optimizer")
-        self.table, self.schedule, self.seed, self.clips = packed.table, schedule, seed, clips
+        if slots not in self.kinds_of_slots:
+            name, kinds = type(self).__name__, ", ".join(self.kinds_of_slots)
+            raise ValueError(f"slots of {name} should be one of: {kinds}; received {slots!r}")
+        self.table, self.schedule, self.seed, self.clips, self.betas = packed.table, schedule, seed, clips, betas
         self.rows, self.index_dtype, self.shape = packed.rows, packed.index_dtype, (len(packed.tables), packed.dim)
         self.l2 = l2 if isinstance(l2, float) else tf.reshape(l2, self.shape)
         self.rowwise = slots == "rowwise"
@@ -117,49 +127,69 @@ class TableOptimizer(tf.Module):
 
     def read(self, ids: tf.Tensor, step: tf.Tensor, most: int | None = None) -> RowState:
         """The rows ``ids`` ``[U]`` as ``step`` steps leave them; ``most`` is the largest U. Writes nothing."""
-        there = tf.minimum(ids, self.rows - 1)
         # Padding reads zeros, so that L2 finds nothing in it.
         known = tf.cast(ids < self.rows, tf.float32)[:, tf.newaxis, tf.newaxis]
-        w = known * self._unpacked(tf.nn.embedding_lookup(self.table, there))
-        return self._current(RowState(ids, w, tuple(self._slot_rows(slot, there) for slot in self.slots)), step, most)
+        return RowState(ids, known * self._unpacked(tf.nn.embedding_lookup(self.table, self._inside(ids))), ())
 
     def read_batch(self, ids: tf.Tensor, step: tf.Tensor, static: bool = False) -> BatchRows:
         """The distinct rows of a batch's ``ids`` ``[B * P]``; with ``static`` in the static shapes that XLA needs."""
         distinct, place = deduplicate_static(ids, self.rows) if static else deduplicate(ids)
         return BatchRows(self.read(distinct, step, place.shape[0]), place)
 
-    def _current(self, state: RowState, step: tf.Tensor, most: int | None) -> RowState:
-        """The rows as ``step`` steps leave them."""
-        return state
-
     def gradient(self, state: RowState, values: tf.Tensor) -> TableGradient:
-        """What the global norm is taken of: the loss's gradient ``[U, W]`` and L2's."""
-        return TableGradient(state, self._unpacked(values) + self.l2 * state.w)
+        """What the global norm is taken of: the loss's gradient ``values`` ``[U, W]``, 0 for padding, and L2's."""
+        raise NotImplementedError
 
-    def apply(self, gradient: TableGradient, rate: Rate, step: tf.Tensor) -> None:
-        """Writes step ``step``, which counts from 1."""
-        state = gradient.state
-        assert state is not None
-        w, slots = self._updated(state, gradient.values, rate, step)
-        self._write(state.ids, w, slots, step)
+    def apply(self, gradient: TableGradient, step: tf.Tensor, scale: float | tf.Tensor = 1.0) -> None:
+        """Writes step ``step``, which counts from 1.
 
-    def _updated(
-        self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        """The rows' weights and slots after a step."""
+        ``scale`` is what clipping has multiplied ``gradient`` by, for the L2 of rows that it says nothing of.
+        """
         raise NotImplementedError
 
     def catch_up(self, step: tf.Tensor) -> None:
         """Brings the whole table up to date, in the strategy's scope; nothing to do unless steps are deferred."""
 
-    def _write(self, ids: tf.Tensor, w: tf.Tensor, slots: tuple[tf.Tensor, ...], step: tf.Tensor) -> None:
-        news = zip((w, *slots), (self.table, *self.slots), strict=True)
-        stored = [self._packed(new, variable, step, number) for number, (new, variable) in enumerate(news)]
-        update_mirrors(self.table, _scatter, self.slots, ids, stored)
+    def _inside(self, ids: tf.Tensor) -> tf.Tensor:
+        """Ids that can be looked up: those of padding are the last row's."""
+        return tf.minimum(ids, self.rows - 1)
 
     def _unpacked(self, values: tf.Tensor) -> tf.Tensor:
         """``[U, W]`` -> ``[U, N, D]``."""
         return tf.reshape(values, [-1, *self.shape])
+
+
+class RowOptimizer(TableOptimizer):
+    """Base of the optimizers whose work is that of the batch's rows."""
+
+    def read(self, ids: tf.Tensor, step: tf.Tensor, most: int | None = None) -> RowState:
+        there = self._inside(ids)
+        slots = tuple(self._slot_rows(slot, there) for slot in self.slots)
+        return self._current(super().read(ids, step)._replace(slots=slots), step, most)
+
+    def _current(self, state: RowState, step: tf.Tensor, most: int | None) -> RowState:
+        """The rows as ``step`` steps leave them."""
+        return state
+
+    def gradient(self, state: RowState, values: tf.Tensor) -> TableGradient:
+        return TableGradient(state, self._unpacked(values) + self.l2 * state.w)
+
+    def apply(self, gradient: TableGradient, step: tf.Tensor, scale: float | tf.Tensor = 1.0) -> None:
+        state = gradient.state
+        assert state is not None
+        w, slots = self._updated(state, gradient.values, step)
+        self._write(state.ids, w, slots, step)
+
+    def _updated(
+        self, state: RowState, gradient: tf.Tensor, step: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        """The rows' weights and slots after a step."""
+        raise NotImplementedError
+
+    def _write(self, ids: tf.Tensor, w: tf.Tensor, slots: tuple[tf.Tensor, ...], step: tf.Tensor) -> None:
+        news = zip((w, *slots), (self.table, *self.slots), strict=True)
+        stored = [self._packed(new, variable, step, number) for number, (new, variable) in enumerate(news)]
+        update_mirrors(self.table, _scatter, self.slots, ids, stored)
 
     def _slot_rows(self, slot: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
         values = tf.nn.embedding_lookup(slot, ids)
@@ -197,8 +227,10 @@ def stochastic_bfloat16(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.bitcast(bits, tf.float32), tf.bfloat16)
 
 
-class LazyAdam(TableOptimizer):
+class LazyAdam(RowOptimizer):
     """Adam whose work is the batch's: other rows do not move, and L2 pulls on the batch's rows only."""
+
+    kinds_of_slots = SLOTS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -206,9 +238,10 @@ class LazyAdam(TableOptimizer):
         self.add_slot("v", self.shape[0] if self.rowwise else None)
 
     def _updated(
-        self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
+        self, state: RowState, gradient: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        m, v = moments(state.slots[0], state.slots[1], gradient, self._square(gradient))
+        rate = Rate.at(self.schedule(step - 1), step, self.betas)
+        m, v = moments(state.slots[0], state.slots[1], gradient, self._square(gradient), self.betas)
         return state.w - move(m, v, rate), (m, v)
 
 
@@ -260,19 +293,20 @@ class DeferredAdam(LazyAdam):
             rate=self.schedule,
             square=self._square,
             scales=scales if self.clips else None,
+            betas=self.betas,
         )
 
-    def apply(self, gradient: TableGradient, rate: Rate, step: tf.Tensor) -> None:
-        super().apply(gradient, rate, step)
+    def apply(self, gradient: TableGradient, step: tf.Tensor, scale: float | tf.Tensor = 1.0) -> None:
+        super().apply(gradient, step, scale)
         if self.clips:
-            factor = tf.cast(rate.scale, tf.float64)
+            factor = tf.cast(tf.convert_to_tensor(scale), tf.float64)
             before, now = ((tf.cast(step, tf.int32) - back) % _KEPT_SCALES for back in (1, 0))
             update_mirrors(self.sums, _note, now, self.sums[before] + tf.stack([factor, tf.square(factor)]))
 
     def _updated(
-        self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
+        self, state: RowState, gradient: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        w, slots = super()._updated(state, gradient, rate, step)
+        w, slots = super()._updated(state, gradient, step)
         return w, (*slots, self._now(state, step))
 
     def catch_up(self, step: tf.Tensor) -> None:
@@ -298,8 +332,8 @@ def _split(rows: AdamRows, last: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor,
     return rows.w, (rows.m, rows.v, last)
 
 
-class RowwiseAdagrad(TableOptimizer):
-    """Row-wise Adagrad, one sum s an embedding: ``s = s + mean(g^2), w = w - lr g / (sqrt(s) + eps)``; L2 on the rows
+class RowwiseAdagrad(RowOptimizer):
+    """Row-wise Adagrad, one sum s per embedding: ``s = s + mean(g^2), w = w - lr g / (sqrt(s) + eps)``; L2 on the rows
     of the batch. Its learning rates are larger than Adam's.
     """
 
@@ -309,10 +343,10 @@ class RowwiseAdagrad(TableOptimizer):
         self.add_slot("sum", self.shape[0])
 
     def _updated(
-        self, state: RowState, gradient: tf.Tensor, rate: Rate, step: tf.Tensor
+        self, state: RowState, gradient: tf.Tensor, step: tf.Tensor
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         total = state.slots[0] + self._square(gradient)
-        return state.w - rate.learning_rate * gradient / (tf.sqrt(total) + EPSILON), (total,)
+        return state.w - self.schedule(step - 1) * gradient / (tf.sqrt(total) + EPSILON), (total,)
 
 
 class DenseAdam(TableOptimizer):
@@ -326,21 +360,20 @@ class DenseAdam(TableOptimizer):
         for name in "mv":
             self.add_slot(name)
 
-    def read(self, ids: tf.Tensor, step: tf.Tensor, most: int | None = None) -> RowState:
-        return RowState(ids, self._unpacked(tf.nn.embedding_lookup(self.table, ids)), ())
-
     def gradient(self, state: RowState, values: tf.Tensor) -> TableGradient:
-        loss = tf.tensor_scatter_nd_add(tf.zeros_like(self.table), state.ids[:, tf.newaxis], values)
+        there = self._inside(state.ids)[:, tf.newaxis]
+        loss = tf.tensor_scatter_nd_add(tf.zeros_like(self.table), there, values)
         return TableGradient(None, self._unpacked(loss) + self.l2 * self._unpacked(self.table))
 
-    def apply(self, gradient: TableGradient, rate: Rate, step: tf.Tensor) -> None:
+    def apply(self, gradient: TableGradient, step: tf.Tensor, scale: float | tf.Tensor = 1.0) -> None:
         values = tf.reshape(gradient.values, self.table.shape)
-        update_mirrors(self.table, _update_all, self.slots, values, rate)
+        rate = Rate.at(self.schedule(step - 1), step, self.betas)
+        update_mirrors(self.table, _update_all, self.slots, values, rate, self.betas)
 
 
-def _update_all(w: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor, rate: Rate) -> None:
+def _update_all(w: tf.Variable, slots: list[tf.Variable], gradient: tf.Tensor, rate: Rate, betas: Betas) -> None:
     m, v = slots
-    new_m, new_v = moments(m, v, gradient, tf.square(gradient))
+    new_m, new_v = moments(m, v, gradient, tf.square(gradient), betas)
     m.assign(new_m, read_value=False)
     v.assign(new_v, read_value=False)
     w.assign_sub(move(new_m, new_v, rate), read_value=False)

@@ -20,10 +20,9 @@ import tensorflow as tf
 
 from stem_tf.runtime import start_xla
 from stem_tf.training import loss_logs, non_finite
-from stem_tf.training.learning_rate import Schedule
 from stem_tf.training.loss_weighting import Weighting
 from stem_tf.training.losses import TaskLoss
-from stem_tf.training.optimizers import Adam, Rate
+from stem_tf.training.optimizers import Adam
 from stem_tf.training.replicas import Replicas
 from stem_tf.training.table_optimizers import BatchRows, RowState, TableOptimizer
 
@@ -71,7 +70,6 @@ class TrainStep:
       weighting: adds the tasks' losses up.
       network_optimizer: of all variables but the packed tables.
       table_optimizers: one per packed table that has rows.
-      schedule: learning rate by step.
       replicas: those that share a batch.
       clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
       seed: keys the dropout masks, with the step.
@@ -86,7 +84,6 @@ class TrainStep:
         weighting: Weighting,
         network_optimizer: Adam,
         table_optimizers: Sequence[TableOptimizer],
-        schedule: Schedule,
         replicas: Replicas,
         *,
         clip_norm: float = 0.0,
@@ -95,8 +92,7 @@ class TrainStep:
     ) -> None:
         self.model, self.task_losses, self.weighting = model, losses, weighting
         self.network_optimizer, self.table_optimizers = network_optimizer, table_optimizers
-        self.schedule, self.replicas = schedule, replicas
-        self.clip_norm, self.seed, self.static = clip_norm, seed, xla == "step"
+        self.replicas, self.clip_norm, self.seed, self.static = replicas, clip_norm, seed, xla == "step"
         self._differentiate = _compiled(self.differentiate) if xla == "network" else self.differentiate
         self._update = _compiled(self.update) if xla == "step" else self.update
 
@@ -143,10 +139,9 @@ class TrainStep:
             network = network * scale
             tables = [table._replace(values=table.values * scale) for table in tables]
 
-        rate = Rate.at(self.schedule(step), step + 1, scale)
-        self.network_optimizer.apply(network, rate)
+        self.network_optimizer.apply(network, step + 1)
         for optimizer, table in zip(self.table_optimizers, tables, strict=True):
-            optimizer.apply(table, rate, step + 1)
+            optimizer.apply(table, step + 1, scale)
         return Taken(losses, loss, norm)
 
     def differentiate(

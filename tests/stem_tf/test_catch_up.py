@@ -8,21 +8,28 @@ import tensorflow as tf
 
 from stem_tf.training.catch_up import AdamRows, catch_up
 from stem_tf.training.learning_rate import Schedule
+from stem_tf.training.optimizers import BETAS, Betas
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def adam(rows: Rows, gradient: np.ndarray, rate: float, step: int, rowwise: bool = False) -> Rows:
-    w, m, v = rows
+def adam(rows: Rows, gradient: np.ndarray, rate: float, step: int, rowwise: bool = False, betas: Betas = BETAS) -> Rows:
+    (w, m, v), (b1, b2) = rows, betas
     square = gradient**2
     if rowwise:
         square = square.mean(axis=-1, keepdims=True)
-    m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * square
-    return w - rate * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8), m, v
+    m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * square
+    return w - rate * (m / (1 - b1**step)) / (np.sqrt(v / (1 - b2**step)) + 1e-8), m, v
 
 
 def trained(
-    random: np.random.Generator, count: int, steps: int, l2: float | np.ndarray, schedule: Schedule, rowwise: bool
+    random: np.random.Generator,
+    count: int,
+    steps: int,
+    l2: float | np.ndarray,
+    schedule: Schedule,
+    rowwise: bool,
+    betas: Betas = BETAS,
 ) -> Rows:
     """Rows after dense steps with a gradient at one step in ten."""
     w = random.normal(0.0, 1e-4, (count, 2, 3))
@@ -30,18 +37,25 @@ def trained(
     for step in range(1, steps + 1):
         seen = random.random((count, 1, 1)) < 0.1
         gradient = seen * random.normal(0.3, 1.0, w.shape) * 3e-5
-        rows = adam(rows, l2 * rows[0] + gradient, float(schedule(tf.constant(step - 1))), step, rowwise)
+        rows = adam(rows, l2 * rows[0] + gradient, float(schedule(tf.constant(step - 1))), step, rowwise, betas)
     return rows
 
 
-@pytest.mark.parametrize("rowwise", [False, True])
-@pytest.mark.parametrize("kind", ["constant", "cosine"])
-@pytest.mark.parametrize(("l2", "within"), [(0.0, 1e-3), (1e-6, 4e-3), (1e-4, 6e-2)])
-def test_chunks_follow_single_steps(l2: float, within: float, kind: str, rowwise: bool) -> None:
+CHUNKS = [
+    (l2, within, kind, rowwise, BETAS)
+    for l2, within in [(0.0, 1e-3), (1e-6, 4e-3), (1e-4, 6e-2)]
+    for kind in ("constant", "cosine")
+    for rowwise in (False, True)
+]
+CHUNKS += [(1e-6, 1e-2, "constant", False, Betas(0.8, 0.999)), (1e-6, 1e-2, "cosine", True, Betas(0.95, 0.9995))]
+
+
+@pytest.mark.parametrize(("l2", "within", "kind", "rowwise", "betas"), CHUNKS)
+def test_chunks_follow_single_steps(l2: float, within: float, kind: str, rowwise: bool, betas: Betas) -> None:
     random = np.random.default_rng(0)
     schedule = Schedule(1e-3, kind, warmup_steps=50, decay_steps=1500)
     start, gaps = 100, np.array([0, 1, 2, 3, 7, 20, 100, 600, 1200])
-    rows = trained(random, len(gaps), start, l2, schedule, rowwise)
+    rows = trained(random, len(gaps), start, l2, schedule, rowwise, betas)
     done = catch_up(
         AdamRows(*(tf.constant(x, tf.float32) for x in rows)),
         tf.constant(start + gaps.max() - gaps, tf.int32),
@@ -49,12 +63,13 @@ def test_chunks_follow_single_steps(l2: float, within: float, kind: str, rowwise
         l2=l2,
         rate=schedule,
         square=lambda g: tf.reduce_mean(tf.square(g), axis=-1, keepdims=True) if rowwise else tf.square(g),
+        betas=betas,
     )
     rates = [float(schedule(tf.constant(step))) for step in range(start + gaps.max())]
     for i, gap in enumerate(gaps):
         exact: Rows = tuple(x[i : i + 1] for x in rows)  # type: ignore[assignment]
         for step in range(start + gaps.max() - gap + 1, start + gaps.max() + 1):
-            exact = adam(exact, l2 * exact[0], rates[step - 1], step, rowwise)
+            exact = adam(exact, l2 * exact[0], rates[step - 1], step, rowwise, betas)
         error = np.linalg.norm(done.w[i] - exact[0][0])
         assert error <= within * np.linalg.norm(rows[0][i]) + 1e-7, f"gap {gap}"
         if gap == 0:

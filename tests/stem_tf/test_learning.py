@@ -26,6 +26,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smoothing": {"loss.label_smoothing": {"click": 0.1}, "loss.positive_weight": 2.0, "loss.weights": {"click": 3.0}},
     "l2": {"optimizer.l2": {"shared": 0.1, "task": 0.2, "task:click": 0.3}, "optimizer.network_l2": 0.1},
     "schedule": {"optimizer.schedule": "cosine", "optimizer.decay_steps": 5, "optimizer.warmup_steps": 2},
+    "tables' own": {
+        "optimizer.tables_learning_rate": 0.1,
+        "optimizer.tables_beta_1": 0.8,
+        "optimizer.tables_beta_2": 0.99,
+    },
     "dropout": {"model.embedding_dropout": 0.5, "model.dropout": 0.3},
 }
 
@@ -72,6 +77,28 @@ def test_an_option_acts_and_resumes(
         np.testing.assert_array_equal(one, two)
     features = batches[0]["features"]
     assert np.abs(model(features)["click"] - plain(features)["click"]).max() > 0.0
+
+
+def test_tables_have_a_learning_rate_of_their_own(tiny_settings: dict[str, Any]) -> None:
+    """Adam's first step is the learning rate, whatever the gradient; the network's stays."""
+    moved = []
+    for rate in (0.0, 0.05):
+        settings = {"optimizer.tables": "lazy", "optimizer.l2": 0.0, "optimizer.clip_norm": 0.0}
+        model, batches = build(tiny_settings | settings | {"optimizer.tables_learning_rate": rate})
+        parts = [model.embeddings.groups[0].table, model.network.towers["click"].trainable_variables[-1]]
+        before = [variable.numpy() for variable in parts]
+        model.train_step(batches[0])
+        moved.append([np.abs(variable - value).max() for variable, value in zip(parts, before, strict=True)])
+    np.testing.assert_allclose(moved, [[0.02, 0.02], [0.05, 0.02]], rtol=1e-3)
+
+
+@pytest.mark.parametrize("key", ["tables_beta_1", "tables_beta_2"])
+def test_adagrad_has_no_betas(tiny_settings: dict[str, Any], key: str) -> None:
+    settings = {"optimizer.tables": "adagrad", f"optimizer.{key}": 0.8}
+    with pytest.raises(
+        UserError, match=f"config.optimizer.{key} would do nothing with config.optimizer.tables=adagrad"
+    ):
+        configs.checked(tiny_settings | settings)
 
 
 def test_a_compiled_step_is_that_of_one_replica(tiny_settings: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from stem_tf.layers.embedding import Field, PackedTable
 from stem_tf.training.learning_rate import Schedule
-from stem_tf.training.optimizers import Rate
+from stem_tf.training.optimizers import BETAS, Betas
 from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS, TableOptimizer, stochastic_bfloat16
 
 ROWS, TABLES, DIM = 7, ["task:a", "shared"], 3
@@ -18,10 +18,9 @@ L2, SCHEDULE = 0.1, Schedule(1e-3, "exponential", decay_steps=10, decay_rate=0.5
 BATCHES = [[3, 1], [0, 3], [4, 2], [3, 5], [1, 0], [3, 4], [2, 6], [3, 1]]
 
 
-def made(tables: str, slots: str = "float32", l2: Any = L2) -> TableOptimizer:
-    return TABLE_OPTIMIZERS[tables](
-        PackedTable([Field("user", rows=ROWS)], DIM, TABLES, 0.1, train_tables=False), l2, SCHEDULE, slots
-    )
+def made(tables: str, slots: str = "float32", l2: Any = L2, betas: Betas = BETAS) -> TableOptimizer:
+    packed = PackedTable([Field("user", rows=ROWS)], DIM, TABLES, 0.1, train_tables=False)
+    return TABLE_OPTIMIZERS[tables](packed, l2, SCHEDULE, slots, betas=betas)
 
 
 def gradients() -> list[np.ndarray]:
@@ -35,7 +34,7 @@ def trained(optimizer: TableOptimizer) -> np.ndarray:
     @tf.function
     def step(ids: tf.Tensor, g: tf.Tensor, t: tf.Tensor) -> None:
         gradient = optimizer.gradient(optimizer.read(ids, t - 1), g)
-        optimizer.apply(gradient, Rate.at(SCHEDULE(t - 1), t), t)
+        optimizer.apply(gradient, t)
 
     for t, (ids, g) in enumerate(zip(BATCHES, gradients(), strict=True), start=1):
         step(tf.constant(ids), tf.constant(g, tf.float32), tf.constant(t))
@@ -43,21 +42,22 @@ def trained(optimizer: TableOptimizer) -> np.ndarray:
     return optimizer.table.numpy()
 
 
-def by_hand(w: np.ndarray, dense: bool, rowwise: bool = False) -> np.ndarray:
+def by_hand(w: np.ndarray, dense: bool, rowwise: bool = False, betas: Betas = BETAS) -> np.ndarray:
     """Torch's Adam on every row, or on the batch's."""
+    b1, b2 = betas
     w = w.reshape(ROWS, len(TABLES), DIM).astype(np.float64)
     m, v = np.zeros_like(w), np.zeros_like(w)
     for t, (ids, g) in enumerate(zip(BATCHES, gradients(), strict=True), start=1):
         full = L2 * w
         full[ids] += g.reshape(2, len(TABLES), DIM)
         some = np.arange(ROWS) if dense else np.array(ids)
-        m[some] = 0.9 * m[some] + 0.1 * full[some]
+        m[some] = b1 * m[some] + (1 - b1) * full[some]
         square = full**2
         if rowwise:
             square[:] = square.mean(axis=-1, keepdims=True)
-        v[some] = 0.999 * v[some] + 0.001 * square[some]
+        v[some] = b2 * v[some] + (1 - b2) * square[some]
         rate = float(SCHEDULE(tf.constant(t - 1)))
-        w[some] -= rate * (m[some] / (1 - 0.9**t)) / (np.sqrt(v[some] / (1 - 0.999**t)) + 1e-8)
+        w[some] -= rate * (m[some] / (1 - b1**t)) / (np.sqrt(v[some] / (1 - b2**t)) + 1e-8)
     return w.reshape(ROWS, -1)
 
 
@@ -83,6 +83,36 @@ def test_adam(tables: str, slots: str, within: float) -> None:
     np.testing.assert_allclose(trained(optimizer), expected, atol=within)
 
 
+@pytest.mark.parametrize(("tables", "within"), [("dense", 1e-6), ("lazy", 1e-6), ("deferred", 1e-3)])
+def test_adam_with_other_betas(tables: str, within: float) -> None:
+    betas = Betas(0.6, 0.98)
+    optimizer = made(tables, betas=betas)
+    before = optimizer.table.numpy()
+    expected = by_hand(before, dense=tables != "lazy", betas=betas)
+    found = trained(optimizer)
+    np.testing.assert_allclose(found, expected, atol=within)
+    assert np.abs(found - by_hand(before, dense=tables != "lazy")).max() > 5e-4
+
+
+@pytest.mark.parametrize("tables", TABLE_OPTIMIZERS)
+def test_padding_is_zeros_and_adds_nothing_to_the_gradient(tables: str) -> None:
+    optimizer, zero = made(tables), tf.constant(0)
+    values = tf.ones([2, len(TABLES) * DIM])
+    padded = optimizer.read(tf.constant([1, 4, ROWS, ROWS]), zero)
+    plain = optimizer.read(tf.constant([1, 4]), zero)
+    np.testing.assert_array_equal(padded.w[:2], plain.w)
+    np.testing.assert_array_equal(padded.w[2:], tf.zeros_like(plain.w))
+    with_padding = optimizer.gradient(padded, tf.concat([values, tf.zeros_like(values)], axis=0))
+    norms = [tf.linalg.global_norm([g.values]) for g in (with_padding, optimizer.gradient(plain, values))]
+    assert float(norms[0]) == pytest.approx(float(norms[1]), rel=1e-6)
+
+
+@pytest.mark.parametrize(("tables", "slots"), [("dense", "bfloat16"), ("dense", "rowwise"), ("adagrad", "bfloat16")])
+def test_slots_that_an_optimizer_does_not_know(tables: str, slots: str) -> None:
+    with pytest.raises(ValueError, match=f"should be one of: float32; received '{slots}'"):
+        made(tables, slots)
+
+
 def test_missed_steps_are_clipped_as_they_were() -> None:
     """Only the first row is read again; L2 of the others misses steps whose gradients were scaled down."""
 
@@ -95,7 +125,7 @@ def test_missed_steps_are_clipped_as_they_were() -> None:
             ids, scale, step = tf.range(ROWS if t == 1 else 1), 1.0 if t == 1 else 0.1, tf.constant(t)
             gradient = optimizer.gradient(optimizer.read(ids, step - 1), gradients[: len(ids)])
             gradient = gradient._replace(values=gradient.values * scale)
-            optimizer.apply(gradient, Rate.at(tf.constant(1e-3), step, scale), step)
+            optimizer.apply(gradient, step, scale)
         optimizer.catch_up(tf.constant(20))
         return packed.table.numpy()
 
@@ -135,7 +165,7 @@ def test_l2_by_column(tables: str) -> None:
     for t in range(1, 4):
         state = optimizer.read(tf.constant([0, 1]), tf.constant(t - 1))
         gradient = optimizer.gradient(state, tf.zeros([2, len(TABLES) * DIM]))
-        optimizer.apply(gradient, Rate.at(tf.constant(0.01), tf.constant(t)), tf.constant(t))
+        optimizer.apply(gradient, tf.constant(t))
     after = optimizer.table.numpy()
     np.testing.assert_array_equal(after[:, :DIM], before[:, :DIM])
     assert (np.abs(after[:2, DIM:] - before[:2, DIM:]) > 1e-4).all()
@@ -145,7 +175,7 @@ def test_reading_writes_nothing_and_catching_up_is_what_is_read() -> None:
     optimizer = made("deferred")
     ids, five = tf.range(ROWS), tf.constant(5)
     gradient = optimizer.gradient(optimizer.read(ids, tf.constant(0)), tf.ones([ROWS, len(TABLES) * DIM]))
-    optimizer.apply(gradient, Rate.at(tf.constant(0.01), tf.constant(1)), tf.constant(1))
+    optimizer.apply(gradient, tf.constant(1))
     before = [variable.numpy() for variable in (optimizer.table, *optimizer.slots)]
     read = optimizer.read(ids, five)
     for variable, value in zip((optimizer.table, *optimizer.slots), before, strict=True):
