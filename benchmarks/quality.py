@@ -114,7 +114,7 @@ def _run(mode: str, l2: str, seed: str, manifest: manifests.Manifest, workdir: W
         trainer.run()
     found = trained.load(workdir, config, manifest, "best")
     predicted = predictions.predict(found.model, manifest, "test", config.data, desc="test")
-    test, _ = metrics.mean_auc(predictions.evaluate(predicted, manifest))
+    test = metrics.mean_auc(predictions.evaluate(predicted, manifest))
     validation = [r["score"] for r in workdir.read_metrics() if r["kind"] == "validation"]
     result = {"test": test, "validation": validation, "seconds": trainer.state.seconds}
     write_json(done, result)

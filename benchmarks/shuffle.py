@@ -86,7 +86,7 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
 
     def score(split: str) -> float:
         predicted = predictions.predict(model, manifest, split, config.data, desc=split)
-        return metrics.mean_auc(predictions.evaluate(predicted, manifest))[0]
+        return metrics.mean_auc(predictions.evaluate(predicted, manifest))
 
     best: dict[str, Any] = {"best_epoch": 0, "validation": 0.0}
     for epoch in range(1, config.train.epochs + 1):

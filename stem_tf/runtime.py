@@ -79,8 +79,7 @@ def set_up(config: Any) -> tf.distribute.Strategy:
     import tensorflow as tf
 
     use_memory_as_needed()
-    if config.train.deterministic:
-        tf.keras.utils.set_random_seed(config.seed)
+    if config.train.deterministic:  # weights, dropout and the order of rows have seeds of their own
         tf.config.experimental.enable_op_determinism()
         # AddN sums its inputs starting with the first one whose buffer nobody else is reading, which depends on the
         # order in which threads finish other operations. Kernels still use all cores.

@@ -63,7 +63,7 @@ def evaluate(workdir: Workdir, config: Any, manifest: Manifest, found: Trained, 
         for key, column in keys.items()
     }
     untrained = learning.untrained(config, manifest)
-    mean, _ = metrics.mean_auc({task: values for task, values in results.items() if task not in untrained})
+    mean = metrics.mean_auc({task: values for task, values in results.items() if task not in untrained})
     without = [task for task, values in results.items() if task in untrained or np.isnan(values.get("auc", np.nan))]
     weighted = {task.name: {"row_weight": task.row_weight} for task in manifest.schema.tasks if task.row_weight}
     tasks = {

@@ -206,14 +206,10 @@ def evaluate(
     return results
 
 
-def mean_auc(results: Results) -> tuple[float, tuple[str, ...]]:
-    """The mean AUC over binary tasks that have both classes, and the names of all other tasks.
-
-    NaN when no task has an AUC.
-    """
-    values = {task: r["auc"] for task, r in results.items() if not np.isnan(r.get("auc", np.nan))}
-    others = tuple(task for task in results if task not in values)
-    return (float(np.mean(list(values.values()))) if values else float("nan")), others
+def mean_auc(results: Mapping[str, Mapping[str, float]]) -> float:
+    """The mean AUC over the tasks that have one: binary ones with both classes. NaN where none has."""
+    values = [of_task["auc"] for of_task in results.values() if not np.isnan(of_task.get("auc", np.nan))]
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _rows(

@@ -77,7 +77,7 @@ def _mean_line(results: metrics.Results, tasks: Sequence[str], by_key: Mapping[s
         return float(np.mean(values)) if values else float("nan")
 
     trivial = {column: mean([answers.get(task, float("nan")) for task in tasks]) for column, answers in by_key.items()}
-    own = mean([results[task]["auc"] for task in tasks])
+    own = metrics.mean_auc({task: results[task] for task in tasks})
     rest = [
         mean([results[task][name] for task in tasks])
         for name in ("grouped_auc", "logloss")

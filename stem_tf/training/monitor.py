@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipelines.manifest import Manifest
+from stem_tf.evaluation.metrics import mean_auc
 from stem_tf.training import learning
 from stem_util.errors import UserError, did_you_mean
 
@@ -32,7 +31,7 @@ class Monitor:
     def value(self, results: Results) -> float:
         """The score itself, of what :func:`stem_tf.evaluation.metrics.evaluate` returns."""
         if self.kind == "auc":
-            return float(np.mean([results[task]["auc"] for task in self.weights]))
+            return mean_auc({task: results[task] for task in self.weights})
         return float(sum(weight * task_loss(results[task]) for task, weight in self.weights.items()))
 
     def better(self, new: float, old: float | None) -> bool:

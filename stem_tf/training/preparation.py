@@ -31,8 +31,6 @@ class Training:
 
     Attributes:
       schedule: learning rate by step.
-      tables_schedule: the tables' own; ``schedule`` where it is None.
-      tables_betas: of the moments of the tables' Adam.
       tables: a key of :data:`stem_tf.training.table_optimizers.TABLE_OPTIMIZERS`.
       l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``; one number, or by table: its
         name, or what stands before the colon in it (``task``, ``expert``).
@@ -40,6 +38,8 @@ class Training:
       clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
       seed: keys the dropout masks, with the step.
       slots: how the tables' moments are kept, one of :data:`stem_tf.training.table_optimizers.SLOTS`.
+      tables_schedule: the tables' own; ``schedule`` where it is None.
+      tables_betas: of the moments of the tables' Adam.
       xla: what is compiled: ``off`` nothing; ``network`` the network, forward and backward; ``step`` the whole step, in
         static shapes, for a single replica.
       weighting: adds up the tasks' losses; by the schema's weights when None.
@@ -47,14 +47,14 @@ class Training:
     """
 
     schedule: Schedule
-    tables_schedule: Schedule | None = None
-    tables_betas: Betas = BETAS
     tables: str = "deferred"
     l2: float | Mapping[str, float] = 0.0
     network_l2: float = 0.0
     clip_norm: float = 0.0
     seed: int = 0
     slots: str = "float32"
+    tables_schedule: Schedule | None = None
+    tables_betas: Betas = BETAS
     xla: str = "off"
     weighting: Weighting | None = None
     label_smoothing: Mapping[str, float] = field(default_factory=dict)

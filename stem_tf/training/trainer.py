@@ -16,7 +16,7 @@ from pipelines.manifest import Manifest
 from stem_tf import configs, models, report, runtime
 from stem_tf.evaluation import predictions
 from stem_tf.models.ranking_model import RankingModel
-from stem_tf.training import assembly, callbacks, gradient_shares, learning, monitor
+from stem_tf.training import assembly, callbacks, early_stopping, gradient_shares, learning, monitor
 from stem_tf.training.checkpoints import Checkpoints, RunState
 from stem_tf.training.logger import Logger, by_metric
 from stem_tf.training.non_finite import check_finite
@@ -213,18 +213,14 @@ class Trainer:
         self._logger.validation(epoch, self.global_step, {"score": score} | by_metric(results))
 
         state.epoch, state.step = epoch + 1, 0
-        better = self.monitor.better(score, state.best_score)
-        if better:
-            state.best_epoch, state.best_score, state.without_gain = epoch, score, 0
-        else:
-            state.without_gain += 1
+        better = early_stopping.note_epoch(state, epoch, score, self.monitor)
+        improved = early_stopping.note_tasks(state, epoch, results, self.monitors, config.patience)
         self._logger.best(self.global_step, state.best_score)
         if self.monitors:
-            improved = self._note_tasks(epoch, results, better)
-        else:
-            improved = []
-            if better:
-                self._best.save()
+            if improved or (self._own and better):
+                self._keep_best_of_tasks(epoch)
+        elif better:
+            self._best.save()
         state.stopped = self._why_stopped()
         self._save()
         if self.monitors:  # not before: the checkpoint before this one may name what is no longer the best
@@ -238,13 +234,10 @@ class Trainer:
 
     def _why_stopped(self) -> str:
         """Why no epoch should follow, in words; "" where one should."""
-        state, patience = self.state, self.config.train.patience
-        without_gain = min((best["without_gain"] for best in state.by_task.values()), default=state.without_gain)
-        if patience and without_gain >= patience:
-            epochs, each = "epochs" if without_gain > 1 else "epoch", " for any task" if self.monitors else ""
-            return f"{without_gain} {epochs} without a better score{each}"
+        if why := early_stopping.why_stop(self.state, self.config.train.patience):
+            return why
         end = learning.last_step(self.config)
-        if end is not None and self.global_step >= end and state.epoch < self.config.train.epochs:
+        if end is not None and self.global_step >= end and self.state.epoch < self.config.train.epochs:
             return f"the learning rate is 0 from step {end:,} on"
         return ""
 
@@ -259,31 +252,14 @@ class Trainer:
                 "(config.optimizer.l2) or lower config.optimizer.learning_rate, in a new --workdir"
             )
 
-    def _note_tasks(self, epoch: int, results: monitor.Results, better: bool) -> list[str]:
-        """Keeps the weights where they are the best so far of some task; returns the names of those tasks.
-
-        A task whose patience has ended keeps the weights that it has: it would have stopped if it had trained alone.
-        """
-        by_task, patience = self.state.by_task, self.config.train.patience
-        improved = []
-        for task, watched in self.monitors.items():
-            best = by_task.setdefault(task, {"best_epoch": -1, "best_score": None, "without_gain": 0})
-            if patience and best["without_gain"] >= patience:
-                continue
-            score = watched.value(results)
-            if watched.better(score, best["best_score"]):
-                by_task[task] = {"best_epoch": epoch, "best_score": score, "without_gain": 0}
-                improved.append(task)
-            else:
-                best["without_gain"] += 1
-        if improved or (self._own and better):
-            self._best.save_as(f"epoch-{epoch + 1}")
-            if self._own:  # until the end, when it is known what parts of several epochs reach together
-                whole = self._kept_as(self.state.best_epoch)
-                write_json(self.workdir.best_epochs, {"tasks": dict.fromkeys(by_task, whole), "rest": whole})
-            else:
-                write_json(self.workdir.best_epochs, {"tasks": self._candidates(), "rest": None})
-        return improved
+    def _keep_best_of_tasks(self, epoch: int) -> None:
+        """Saves the weights of an epoch that is some task's best, and which checkpoint each task has now."""
+        self._best.save_as(f"epoch-{epoch + 1}")
+        if self._own:  # until the end, when it is known what parts of several epochs reach together
+            whole = self._kept_as(self.state.best_epoch)
+            write_json(self.workdir.best_epochs, {"tasks": dict.fromkeys(self.state.by_task, whole), "rest": whole})
+        else:
+            write_json(self.workdir.best_epochs, {"tasks": self._candidates(), "rest": None})
 
     def _candidates(self) -> dict[str, str]:
         """By task the checkpoint of its best epoch."""

@@ -184,10 +184,9 @@ def test_evaluate_and_mean_auc() -> None:
     assert np.isnan(results["like"]["auc"])
     assert results["like"]["logloss"] == pytest.approx(-np.log(0.9))
     assert results["completion"] == {"rows": 2, "rate": 0.75, "mse": 0.125}
-    assert metrics.mean_auc(results) == (0.5, ("like", "completion"))
-    mean, others = metrics.mean_auc({"completion": results["completion"]})
-    assert np.isnan(mean)
-    assert others == ("completion",)
+    assert metrics.mean_auc(results) == 0.5
+    assert metrics.mean_auc({"a": {"auc": 0.5}, "b": {"auc": 1.0}, "c": {"auc": float("nan")}}) == 0.75
+    assert np.isnan(metrics.mean_auc({"completion": results["completion"]}))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
