@@ -17,9 +17,9 @@ from stem_tf.training import logger
 from stem_tf.workdir import Workdir
 
 
-def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(directory: Path) -> dict[str, list[tuple[int, Any]]]:
     """By tag the (step, value) pairs in a TensorBoard run, in the order of writing."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    found: dict[str, list[tuple[int, Any]]] = {}
     for path in sorted(directory.glob("events*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
             for value in event.summary.value:
