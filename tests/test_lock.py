@@ -6,6 +6,7 @@ import re
 import tomllib
 from distutils.core import run_setup
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -25,7 +26,7 @@ def required(extra: str, monkeypatch: pytest.MonkeyPatch) -> list[Requirement]:
     texts: list[str] = []
     for folder in (ROOT, ROOT / "stem_client"):
         monkeypatch.chdir(folder)
-        distribution = run_setup("setup.py", stop_after="init")
+        distribution: Any = run_setup("setup.py", stop_after="init")
         texts += [*distribution.install_requires, *distribution.extras_require.get(extra, [])]
         texts += tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     return [requirement for text in texts if (requirement := Requirement(text)).name != "stem-tf-client"]
