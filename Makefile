@@ -5,6 +5,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS := 2
 export PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
@@ -13,7 +14,7 @@ help:
 	@echo 'make test         lint, types and unit'
 	@echo 'make lint         ruff: its rules and its format'
 	@echo 'make types        mypy'
-	@echo 'make unit         pytest, in a process per core (TESTS="tests/stem_tf -k resume" chooses some)'
+	@echo 'make unit         pytest in 2 processes, 2 GB each (WORKERS=8; TESTS="tests/stem_tf -k resume" chooses some)'
 	@echo 'make bench        a benchmark of benchmarks/README.md: BENCH="train_step --steps=4"'
 	@echo 'make lock         requirements/*.txt after a change of setup.py (UPGRADE=1 takes the newest of everything)'
 	@echo 'make clean        remove .venv, caches, builds and runs/quickstart'
@@ -36,7 +37,7 @@ types: environment
 	$(BIN)/mypy
 
 unit: environment
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(TESTS)
 
 bench: environment
 	$(if $(BENCH),$(BIN)/python -m benchmarks.$(BENCH),$(error name a benchmark: make bench BENCH="train_step --steps=4"))

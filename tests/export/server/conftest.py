@@ -165,11 +165,16 @@ Start = Callable[..., Running]
 
 
 @pytest.fixture(scope="session")
-def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """``start_server(base)``: a server over ``base``; tests poll by hand. It ends with the session at the latest."""
-    running: list[Running] = []
+def _frozen() -> None:
+    """As stem-serve does it: unloading collects, which takes long where there are many objects."""
     gc.collect()
-    gc.freeze()  # as stem-serve does it: unloading collects
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def start_server(_frozen: None) -> Iterator[Start]:
+    """``start_server(base)``: a server over ``base``; tests poll by hand. It ends with the module at the latest."""
+    running: list[Running] = []
 
     def start(base: Path, **options: Any) -> Running:
         reports: list[str] = []
@@ -200,7 +205,7 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         each.versions.stop(timeout=5)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(start_server: Start, publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Running:
     """Version 7 of the model, ``click = 10 * user + item``, for tests that only ask."""
     base = tmp_path_factory.mktemp("served")
