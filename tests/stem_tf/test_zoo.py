@@ -37,7 +37,7 @@ def weights(model: RankingModel) -> list[np.ndarray]:
 def test_two_replicas_train_as_one(
     zoo_settings: dict[str, Any], dataset: tf.data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Adam hides the size of a gradient, and makes full steps of rounding noise where it is near 0. Not with this epsilon.
+    # Adam hides the size of a gradient, and makes full steps of rounding noise near 0. Not with this epsilon.
     for module in (optimizers, catch_up):
         monkeypatch.setattr(module, "EPSILON", 0.01)
     single = build(zoo_settings)
