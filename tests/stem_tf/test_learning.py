@@ -96,7 +96,7 @@ def test_tables_have_a_learning_rate_of_their_own(tiny_settings: dict[str, Any])
 def test_adagrad_has_no_betas(tiny_settings: dict[str, Any], key: str) -> None:
     settings = {"optimizer.tables": "adagrad", f"optimizer.{key}": 0.8}
     with pytest.raises(
-        UserError, match=f"config.optimizer.{key} would do nothing with config.optimizer.tables=adagrad"
+        UserError, match=f"config.optimizer.{key}=0.8 would do nothing with config.optimizer.tables=adagrad"
     ):
         configs.checked(tiny_settings | settings)
 
