@@ -173,6 +173,7 @@ def train(
       JobError: training failed, as with a loss that is not finite.
       KeyboardInterrupt: it was interrupted.
     """
+    quieten_tensorflow()  # checking a config imports the models
     changes = dict(overrides or {})
     if data is not None:
         changes["data.dir"] = os.path.abspath(os.path.expanduser(data.data_dir if isinstance(data, Manifest) else data))
@@ -183,7 +184,6 @@ def train(
     monitor.monitor(experiment, manifest)  # refuses before anything is written
     run = Workdir(os.path.expanduser(workdir or Path("runs") / experiment.experiment))
     with manifests.in_use(manifest.data_dir), run.locked():
-        quieten_tensorflow()
         from stem_tf.training import outcome
         from stem_tf.training.callbacks import Interrupted
         from stem_tf.training.trainer import Trainer, warn
