@@ -3,6 +3,10 @@
     stem-convert datasets/kuairand_sample/log.parquet --schema=kuairand_sample --split=time --split_column=time_ms \
         --output=data/kuairand_sample
     stem-train --config=kuairand_sample --workdir=runs/kuairand_sample
+
+Tables are trained with `lazy` here: most ids of this small log are rare, and the L2 of `deferred` and `dense` also
+pulls rows that no batch reads to 0. Mean AUC with seed 0, lazy and deferred: validation .7857 and .7840, test .7666
+and .7629; seeds lie within .0013 of their mean. For a log of your own start from --config=small.
 """
 
 import ml_collections
@@ -21,7 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.tower_units = (32,)
     config.model.init_std = 1e-3
     config.optimizer.learning_rate = 5e-4
-    # Most ids are rare here, and L2 on rows that no batch reads forgets them: dense Adam reached .002 less.
     config.optimizer.tables = "lazy"
     config.train.epochs = 20
     config.train.patience = 3
