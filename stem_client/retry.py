@@ -57,7 +57,11 @@ class RetryPolicy:
 
 
 class Budget:
-    """The token bucket; full at first."""
+    """The token bucket; full at first.
+
+    gRPC's own (``retryThrottling`` in a service config) counts the retries of one channel: it knows neither the other
+    addresses nor hedges, and cannot tell a NOT_FOUND of a model that is still to be loaded from any other.
+    """
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._capacity, self._refill = policy.budget, policy.refill

@@ -59,7 +59,8 @@ def describe(
         found = description.describe(paths.split(","), csv or CsvOptions(), labels, sample_rows)
     if not isinstance(log, pd.DataFrame | pa.Table):
         return found
-    return dataclasses.replace(found, text=found.text.replace(paths, "a table"))
+    arguments = ("LOG", *found.arguments[1:])  # the table's own file is gone
+    return dataclasses.replace(found, text=found.text.replace(paths, "a table"), arguments=arguments)
 
 
 def convert(

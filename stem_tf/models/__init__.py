@@ -33,6 +33,21 @@ def precision(policy: str) -> Iterator[None]:
         tf.keras.mixed_precision.set_global_policy(before)
 
 
+@contextlib.contextmanager
+def _initial_weights(seed: int) -> Iterator[None]:
+    """Layers made inside start from the weights that ``seed`` gives.
+
+    They draw seeds from Python's ``random`` (see :mod:`stem_tf.layers.initializers`), whose state is restored: the
+    caller's random numbers go on as if nothing had been drawn.
+    """
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
 def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingModel:
     """The model of ``config.model`` for the features and tasks of ``manifest``, compiled for training.
 
@@ -46,15 +61,17 @@ def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingM
     schema, options = manifest.schema, config.model
     configs.check_names(config, schema.task_names, [feature.name for feature in schema.features])
     constants = {f.name: manifest.constants(f.name) for f in schema.features if f.kind == "numeric"}
-    random.seed(config.seed)  # of the initial weights: see stem_tf.layers.initializers
-    with precision(config.train.precision):
-        network = build_network(config, schema)
     fields = [_field(feature, manifest) for feature in schema.features]
     specific = _specific(config, schema)
-    embeddings = Embeddings(fields, options.dim, network.tables, specific, options.init_std, train_tables=False)
     inputs = InputTransform(schema.features, constants)
-    model = RankingModel(schema.tasks, inputs, embeddings, network, options.embedding_dropout, manifest.label_scales)
-    model.build_weights()
+    with _initial_weights(config.seed):
+        with precision(config.train.precision):
+            network = build_network(config, schema)
+        embeddings = Embeddings(fields, options.dim, network.tables, specific, options.init_std, train_tables=False)
+        model = RankingModel(
+            schema.tasks, inputs, embeddings, network, options.embedding_dropout, manifest.label_scales
+        )
+        model.build_weights()
     if training:
         preparation.prepare(model, preparation.options(config, schema, network.tables))
     # The model trains itself in train_step: Keras is given no optimizer and no loss.
