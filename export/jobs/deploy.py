@@ -1,10 +1,10 @@
-"""Writes the files with which a team runs an exported model.
+"""Writes the files that a team needs to operate an exported model.
 
     stem-deploy --model=EXPORT_DIR --output=DIR
 
-They fit the model: TensorFlow Serving's configuration with batching limits that its warm-up requests keep, a start
-script, a compose file, Kubernetes manifests for both servers, Prometheus alerts and a runbook. A file that was changed
-by hand is not replaced. docs/serving.md says more.
+They are made for this model: TensorFlow Serving's configuration, with batching limits that the model's warm-up requests
+keep, a start script, a compose file, Kubernetes manifests for both servers, Prometheus alerts and a runbook. A file
+that was changed by hand is not replaced. See docs/serving.md.
 """
 
 from __future__ import annotations
@@ -24,40 +24,48 @@ _MODEL = flags.DEFINE(
     cli.PATH,
     "model",
     None,
-    "The exported model: a version's directory, or that of all versions for the newest.",
+    "The exported model: the directory of a version, or of all versions to take the newest.",
     required=True,
 )
 _OUTPUT = flags.DEFINE(cli.PATH, "output", None, "The directory to write to.", required=True)
-_CORES = flags.DEFINE_integer("cores", 2, "Cores of a server.", lower_bound=1)
+_CORES = flags.DEFINE_integer("cores", 2, "Cores per server.", lower_bound=1)
 _MAX_ROWS = flags.DEFINE_integer(
     "max_rows",
     None,
-    "Rows of the largest call: users of rank, rows of the other signatures (default: 1024, or what warm-up has).",
+    "Rows of the largest call: users for rank, rows for the other signatures (default: 1024, or the largest warm-up "
+    "request if that is larger).",
     lower_bound=1,
 )
 _EXECUTION_ROWS = flags.DEFINE_integer(
     "execution_rows", 16, "Rows that TensorFlow Serving runs at once; larger calls are split.", lower_bound=1
 )
 _MAX_CALLS = flags.DEFINE_integer(
-    "max_calls", None, "Calls that run or wait in TensorFlow Serving (default: 64 a core).", lower_bound=1
+    "max_calls", None, "Calls that run or wait in TensorFlow Serving (default: 64 per core).", lower_bound=1
 )
 _BATCHING = flags.DEFINE_boolean(
     "batching",
     True,
-    "Have TensorFlow Serving join calls. Without, no request can harm another, and each costs more.",
+    "Let TensorFlow Serving join calls. Without, no request can harm another, but each costs more.",
 )
 _CANARY = flags.DEFINE_integer(
-    "canary", None, "A second version, to serve under the label canary beside the model's under stable.", lower_bound=1
+    "canary",
+    None,
+    "A second version: it is served under the label canary, the model's own under stable.",
+    lower_bound=1,
 )
 _REPLICAS = flags.DEFINE_integer("replicas", 2, "Replicas in Kubernetes.", lower_bound=1)
-_LIMIT = flags.DEFINE_float("limit_p99_ms", 50, "What 99 % of the calls should keep, for alerts.", lower_bound=0.1)
-_GRACE = flags.DEFINE_integer("grace_seconds", 10, "For calls in flight when stem-serve stops.", lower_bound=0)
-_IMAGE = flags.DEFINE_string("image", "stem-tf", "The container image with stem-serve, see docker/Dockerfile.")
+_LIMIT = flags.DEFINE_float(
+    "limit_p99_ms", 50, "Latency that 99 % of the calls should keep; alerts fire above it.", lower_bound=0.1
+)
+_GRACE = flags.DEFINE_integer(
+    "grace_seconds", 10, "How long calls in flight may take when stem-serve stops.", lower_bound=0
+)
+_IMAGE = flags.DEFINE_string("image", "stem-tf", "The container image with stem-serve; see docker/Dockerfile.")
 _CAPACITY = flags.DEFINE(
-    cli.PATH, "capacity", None, "What stem-load --steps --json has written: its capacity goes into the runbook."
+    cli.PATH, "capacity", None, "The file that stem-load --steps --json wrote: its capacity goes into the runbook."
 )
 _NUMBERS = (_CORES, _MAX_ROWS, _EXECUTION_ROWS, _MAX_CALLS, _BATCHING, _REPLICAS, _LIMIT, _GRACE, _IMAGE)
-"""What a team chooses; files made without these flags would be others."""
+"""The flags whose values the files depend on."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -95,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _capacity(path: str | None) -> str:
-    """The line of a measurement; "" without one."""
+    """The capacity line of a measurement; "" without one."""
     if path is None:
         return ""
     line = files.read_json(path, "stem-load --steps=x1.25 --json=FILE writes it").get("capacity_line")

@@ -25,16 +25,18 @@ flags = cli.Flags()
 
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _OUTPUT = flags.DEFINE(
-    cli.PATH, "output", None, "Directory of the model's versions; the new one is its next number.", required=True
+    cli.PATH, "output", None, "Directory of the model's versions; the new one gets the next number.", required=True
 )
-_CHECKPOINT = flags.DEFINE(cli.PATH, "checkpoint", "best", "best, latest, or the path of one without its suffix.")
-_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, where it has moved since.")
-_NAME = flags.DEFINE_string("name", "ranker", "The model's name, as services will ask for it.")
+_CHECKPOINT = flags.DEFINE(
+    cli.PATH, "checkpoint", "best", "best, latest, or the path of a checkpoint without its suffix."
+)
+_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it has moved since the training.")
+_NAME = flags.DEFINE_string("name", "ranker", "The name under which services ask for the model.")
 _TABLES = flags.DEFINE_enum(
     "tables",
     "float32",
     ["float32", "bfloat16", "int8"],
-    "How embedding tables are stored: bfloat16 takes half the bytes, int8 about a third; what that costs is printed.",
+    "How embedding tables are stored: bfloat16 takes half the bytes, int8 about a third; the job prints what it costs.",
 )
 
 

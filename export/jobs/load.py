@@ -1,13 +1,13 @@
-"""Puts load on a server and says how many calls a second it answers in time.
+"""Puts load on a server and reports how many calls per second it answers in time.
 
     stem-load --target=HOST:PORT --rows=LOG --candidates=200 --clients=16
     stem-load --target=HOST:PORT --rows=LOG --candidates=50:3,200:6,1000:1 --rate=200
     stem-load --target=HOST:PORT --rows=LOG --rate=50 --steps=x1.25 --limit_p99_ms=50 --json=capacity.json
 
-Works with whatever answers TensorFlow Serving's Predict. --clients ask again when they have been answered (closed
-loop); --rate sends calls when users would, answered or not, and measures from then (open loop); --steps raises the rate
-until calls are late. Requests are made of real rows, of a log or of converted data; without, the warm-up requests of
---model are sent. docs/load.md says more.
+The server may be any that answers TensorFlow Serving's Predict. With --clients, each client sends its next call when
+the last one is answered (closed loop). With --rate, calls are sent at their times, answered or not, and latency is
+measured from those times (open loop). --steps raises the rate until calls are late. Requests are made of real rows from
+a log or from converted data; without --rows, the warm-up requests of --model are sent. See docs/load.md.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ flags = cli.Flags()
 
 _TARGET = flags.DEFINE_string("target", None, "host:port of the server.", required=True)
 _MODEL_NAME = flags.DEFINE_string("model_name", "ranker", "The name of the server's model.")
-_VERSION = flags.DEFINE_integer("version", None, "Its version (default: the one that the server serves).")
+_VERSION = flags.DEFINE_integer("version", None, "The model's version (default: the one that the server serves).")
 _SIGNATURE = flags.DEFINE_enum(
     "signature",
     "rank",
     ["rank", "serving_default"],
-    "What is asked: one user's candidates, or rows.",
+    "What to ask for: rank scores one user's candidates, serving_default rows.",
 )
 _ROWS = flags.DEFINE(
     cli.PATH,
@@ -48,44 +48,59 @@ _ROWS = flags.DEFINE(
 _SCHEMA = flags.DEFINE_string(
     "schema",
     None,
-    "The schema of --rows (default: that of the data or of --model; else columns are named as features).",
+    "The schema of --rows (default: that of the converted data or of --model; else columns have the features' names).",
 )
 _MODEL = flags.DEFINE(
     cli.PATH, "model", None, "An exported model on this machine: without --rows its warm-up requests are sent."
 )
 _CANDIDATES = flags.DEFINE_string(
-    "candidates", "200", "Candidates, or rows, of a request; several with how often each: 50:3,200:6,1000:1."
+    "candidates", "200", "Candidates (or rows) per request; several numbers with their weights: 50:3,200:6,1000:1."
 )
-_CLIENTS = flags.DEFINE_integer("clients", 16, "Clients that wait for their answer (closed loop).", lower_bound=1)
-_RATE = flags.DEFINE_float("rate", None, "Calls a second, whatever the server does (open loop).", lower_bound=0.01)
+_CLIENTS = flags.DEFINE_integer("clients", 16, "Clients that wait for each answer (closed loop).", lower_bound=1)
+_RATE = flags.DEFINE_float("rate", None, "Calls per second, whatever the server does (open loop).", lower_bound=0.01)
 _ARRIVALS = flags.DEFINE_enum(
-    "arrivals", "poisson", ["poisson", "uniform"], "When calls of --rate are due: as of independent users, or evenly."
+    "arrivals",
+    "poisson",
+    ["poisson", "uniform"],
+    "When calls of --rate are due: at random, as independent users send them, or at equal intervals.",
 )
-_SECONDS = flags.DEFINE_float("seconds", 10, "How long to send, a step.", lower_bound=0.1, upper_bound=86_400)
-_DEADLINE = flags.DEFINE_float("deadline_ms", 1000, "Of a call: later answers are worth nothing.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 10, "How long each step sends.", lower_bound=0.1, upper_bound=86_400)
+_DEADLINE = flags.DEFINE_float("deadline_ms", 1000, "Deadline of a call: later answers count as failed.", lower_bound=1)
 _STEPS = flags.DEFINE_string(
-    "steps", None, "Raise the rate until a limit breaks: by a factor from --rate, as in x1.25, or rates: 100,200,400."
+    "steps",
+    None,
+    "Raise the rate until a limit is broken: from --rate by a factor (x1.25), or through given rates (100,200,400).",
 )
 _LIMIT = flags.DEFINE_float(
-    "limit_p99_ms", 50, "The latency that 99 % of the calls of a step may take.", lower_bound=0.1
+    "limit_p99_ms", 50, "The latency that 99 % of the calls of a step must keep.", lower_bound=0.1
 )
-_CONNECTIONS = flags.DEFINE_integer("connections", 4, "Over which calls are spread.", lower_bound=1, upper_bound=1000)
-_MAX_WAITING = flags.DEFINE_integer("max_waiting", 2000, "Calls of --rate that may wait for an answer.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the rows that are drawn, and of arrivals.", lower_bound=0)
-_MACHINE = flags.DEFINE_string("machine", "", "What the server runs on, for the capacity line: '2 cores of a c7i'.")
-_JSON = flags.DEFINE(cli.PATH, "json", None, "A file for the figures; one of JSON is replaced, nothing else.")
+_CONNECTIONS = flags.DEFINE_integer(
+    "connections", 4, "Connections over which calls are spread.", lower_bound=1, upper_bound=1000
+)
+_MAX_WAITING = flags.DEFINE_integer(
+    "max_waiting", 2000, "How many calls of --rate may wait for an answer.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the drawn rows and of the arrivals.", lower_bound=0)
+_MACHINE = flags.DEFINE_string(
+    "machine", "", "What the server runs on, for the capacity line, as in '2 cores of a c7i'."
+)
+_JSON = flags.DEFINE(
+    cli.PATH, "json", None, "A file for the figures. An existing JSON file is replaced, any other file is not."
+)
 _TLS_CA = flags.DEFINE(
-    cli.PATH, "tls_ca", None, "Certificates (PEM) that the server's is checked with: switches TLS on."
+    cli.PATH, "tls_ca", None, "Certificates (PEM) to check the server's certificate with; switches TLS on."
 )
-_TLS_CERTIFICATE = flags.DEFINE(cli.PATH, "tls_certificate", None, "Our own certificate (PEM), where the server asks.")
-_TLS_KEY = flags.DEFINE(cli.PATH, "tls_key", None, "The key of that.")
-_TOKEN = flags.DEFINE(cli.PATH, "token_file", None, "A file with the bearer token of the calls.")
+_TLS_CERTIFICATE = flags.DEFINE(
+    cli.PATH, "tls_certificate", None, "The client's own certificate (PEM), if the server asks for one."
+)
+_TLS_KEY = flags.DEFINE(cli.PATH, "tls_key", None, "The key of --tls_certificate (PEM).")
+_TOKEN = flags.DEFINE(cli.PATH, "token_file", None, "A file with the bearer token that calls send.")
 _CSV = csv_flags.CsvFlags(flags)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before gRPC is imported; what goes wrong comes as a status
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is imported; errors come as a status
     _check()
     from export.loading import session, steps
     from export.loading.requests import Spec
@@ -124,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check() -> None:
-    """Refuses flags that do not go together, before anything is asked or read."""
+    """Refuses flags that do not go together, before anything is sent or read."""
     if _RATE.present and _CLIENTS.present:
         raise UserError("give --clients (closed loop) or --rate (open loop), not both")
     if _STEPS.value is not None and _CLIENTS.present:

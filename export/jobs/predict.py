@@ -1,12 +1,13 @@
-"""Scores without a service: of a log, or of one user's candidates.
+"""Scores a log, or one user's candidates, without a service.
 
     stem-predict LOG --model=EXPORT_DIR --output=scores.parquet
     stem-predict --model=EXPORT_DIR --user='{"user_id": 1042, "hour": 2100}' --items=items.csv
     stem-predict --server=HOST:PORT --user='{"user_id": 1042}' --items='{"video_id": [7, 8]}'
 
 LOG: comma-separated Parquet or CSV files, globs or directories, with the columns of the model's features. Their scores
-are written as Parquet: row (a row's place in the log), the schema's group column, columns named by --keep, and
-score_<task>. The other two print the items as a table, the best one first. docs/predict.md says more.
+are written as Parquet: row (its place in the log), the schema's group column, the columns named by --keep, and
+score_<task>. The other two forms print the items as a table, best first; the last one asks a server. See
+docs/predict.md.
 """
 
 from __future__ import annotations
@@ -27,26 +28,29 @@ _MODEL = flags.DEFINE(
     cli.PATH,
     "model",
     None,
-    "The exported model: a version's directory, or that of all versions for the newest.",
+    "The exported model: the directory of a version, or of all versions to take the newest.",
 )
 _OUTPUT = flags.DEFINE(
-    cli.PATH, "output", None, "The Parquet file of a log's scores. One of earlier scores is replaced, nothing else."
+    cli.PATH,
+    "output",
+    None,
+    "The Parquet file for a log's scores. A file of earlier scores is replaced, any other file is not.",
 )
 _KEEP = flags.DEFINE_list("keep", [], "Columns of the log to write beside the scores, as in --keep=row_id,time_ms")
 _ON_BAD_ROWS = flags.DEFINE_enum(
-    "on_bad_rows", "fail", ["fail", "drop"], "Stop at a row that conversion would refuse, or skip and count such."
+    "on_bad_rows", "fail", ["fail", "drop"], "Stop at a row that conversion would refuse, or skip and count such rows."
 )
 _USER = flags.DEFINE(
-    cli.PATH, "user", None, "Features of the user and the context, a JSON object (or a file that holds it)."
+    cli.PATH, "user", None, "Features of the user and the context: a JSON object, or a file that holds one."
 )
 _ITEMS = flags.DEFINE(
     cli.PATH,
     "items",
     None,
-    "The candidates: a Parquet, CSV or JSON file, a JSON object of lists or list of objects.",
+    "The candidates: a Parquet, CSV or JSON file, a JSON object of lists, or a JSON list of objects.",
 )
-_BY = flags.DEFINE_string("by", None, "The task that ranks the items; the first one by default.")
-_SERVER = flags.DEFINE_string("server", None, "host:port of a server to ask, in place of --model.")
+_BY = flags.DEFINE_string("by", None, "The task that ranks the items (default: the first).")
+_SERVER = flags.DEFINE_string("server", None, "host:port of a server to ask instead of --model.")
 _MODEL_NAME = flags.DEFINE_string("model_name", "ranker", "The name of the server's model.")
 _CSV = csv_flags.CsvFlags(flags)
 
@@ -57,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) == 2 and (_USER.value is not None or _ITEMS.value is not None):
         raise UserError(f"--user and --items score candidates; leave out the log '{argv[1]}'")
     quieten_tensorflow()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong comes as an exception
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # errors come as exceptions
     if len(argv) == 2:
         _score_log(argv[1])
     else:

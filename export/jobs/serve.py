@@ -1,10 +1,10 @@
-"""Serves an exported model over gRPC, speaking TensorFlow Serving's PredictionService and ModelService.
+"""Serves an exported model over gRPC, with TensorFlow Serving's PredictionService and ModelService.
 
     stem-serve --model_base_path=EXPORT_DIR --port=8500
 
-Serves the newest version in EXPORT_DIR, takes over newer ones as they are published, and goes back when the newest is
-deleted; several models, versions and labels by --model_config_file. SIGTERM or Ctrl-C lets calls in flight end.
-docs/serving.md says more.
+Serves the newest version in EXPORT_DIR, switches to newer ones as they are published, and goes back when the newest is
+deleted. --model_config_file is for several models, versions and labels. On SIGTERM or Ctrl-C it lets calls in flight
+end. See docs/serving.md.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ _MODEL_CONFIG_FILE = flags.DEFINE(
     cli.PATH,
     "model_config_file",
     None,
-    "In place of them: a ModelServerConfig of TensorFlow Serving in text format, for several models or versions.",
+    "Instead of --model_base_path and --model_name: a ModelServerConfig of TensorFlow Serving in text format, for "
+    "several models or versions.",
 )
 _CONFIG_POLL_SECONDS = flags.DEFINE_integer(
     "model_config_file_poll_wait_seconds",
     0,
-    "Time between two looks at --model_config_file; 0: it is read once.",
+    "Seconds between two readings of --model_config_file; 0: it is read once.",
     lower_bound=0,
 )
 _PORT = flags.DEFINE_integer(
@@ -61,85 +62,93 @@ _PORT = flags.DEFINE_integer(
 _HOST = flags.DEFINE_string(
     "host",
     "127.0.0.1",
-    "Address to listen on. 0.0.0.0 lets everybody in: give --tls_client_ca or --token_file with it.",
+    "Address to listen on. 0.0.0.0 lets everybody in: use --tls_client_ca or --token_file with it.",
 )
 _WAIT = flags.DEFINE_boolean("wait", False, "Start without a version and serve the first one that comes.")
 _THREADS = flags.DEFINE_integer(
     "threads",
     None,
-    "Calls that run at once; of batches half as many (default: the cores, at least 2).",
+    "Calls that run at once; half as many batches do (default: the number of cores, at least 2).",
     lower_bound=1,
 )
 _MAX_BATCH_ROWS = flags.DEFINE_integer(
     "max_batch_rows",
     2048,
-    "Rows or candidates that run together. Waiting calls are joined up to it, and larger ones are cut.",
+    "Rows or candidates that run together. Waiting calls are joined up to this number, larger ones are cut.",
     lower_bound=1,
 )
 _MAX_WAIT_MS = flags.DEFINE_float(
-    "max_wait_ms", 1000, "UNAVAILABLE for a Predict call that would wait longer.", lower_bound=1
+    "max_wait_ms", 1000, "A Predict call that would wait longer is answered with UNAVAILABLE.", lower_bound=1
 )
 _MAX_CALLS = flags.DEFINE_integer(
-    "max_calls", 1024, "Predict calls running and waiting; RESOURCE_EXHAUSTED past it.", lower_bound=1
+    "max_calls", 1024, "Predict calls that run or wait; more are answered with RESOURCE_EXHAUSTED.", lower_bound=1
 )
-_MAX_ROWS = flags.DEFINE_integer("max_rows", Limits().rows, "Rows or candidates of a request.", lower_bound=1)
+_MAX_ROWS = flags.DEFINE_integer("max_rows", Limits().rows, "Most rows or candidates of a request.", lower_bound=1)
 _MAX_ELEMENTS = flags.DEFINE_integer(
-    "max_elements", Limits().elements, "Values in all tensors of a request, as their shapes say.", lower_bound=1
+    "max_elements", Limits().elements, "Most values in all tensors of a request, by their shapes.", lower_bound=1
 )
 _MAX_MESSAGE_BYTES = flags.DEFINE_integer(
     "max_message_bytes",
     32 << 20,
-    "Bytes of the largest request, also when decompressed.",
+    "Size of the largest request, also after decompression.",
     lower_bound=1,
     upper_bound=2**31 - 1,
 )
-_POLL_SECONDS = flags.DEFINE_float("poll_seconds", 1, "Time between two looks for versions.", lower_bound=0.01)
-_GRACE_SECONDS = flags.DEFINE_float("grace_seconds", 10, "Time that calls in flight have to end.", lower_bound=0)
+_POLL_SECONDS = flags.DEFINE_float("poll_seconds", 1, "Time between two searches for new versions.", lower_bound=0.01)
+_GRACE_SECONDS = flags.DEFINE_float(
+    "grace_seconds", 10, "How long calls in flight may take when the server stops.", lower_bound=0
+)
 _METRICS_PORT = flags.DEFINE_integer(
     "metrics_port",
     None,
-    "Port of /metrics, /healthz and /readyz; 0 takes a free one.",
+    "Port of /metrics, /healthz and /readyz (default: none; 0 takes a free one).",
     lower_bound=0,
     upper_bound=65535,
 )
 _METRICS_SAMPLE = flags.DEFINE_float(
     "metrics_sample",
     Options.metrics_sample,
-    "Share of the calls whose features and scores are counted.",
+    "Share of the calls whose features and scores are counted for the metrics.",
     lower_bound=0,
     upper_bound=1,
 )
 _REST_API_PORT = flags.DEFINE_integer(
     "rest_api_port",
     None,
-    "Port of TensorFlow Serving's REST API; 0 takes a free one.",
+    "Port of TensorFlow Serving's REST API (default: none; 0 takes a free one).",
     lower_bound=0,
     upper_bound=65535,
 )
 _REST_API_TIMEOUT_IN_MS = flags.DEFINE_integer(
-    "rest_api_timeout_in_ms", 30_000, "Time that a call over REST may take.", lower_bound=1
+    "rest_api_timeout_in_ms", 30_000, "How long a call over REST may take.", lower_bound=1
 )
 _REST_API_MAX_BYTES = flags.DEFINE_integer(
-    "rest_api_max_bytes", Options.rest_max_bytes, "Bytes of the largest body over REST.", lower_bound=1
+    "rest_api_max_bytes", Options.rest_max_bytes, "Size of the largest body over REST.", lower_bound=1
 )
-_ACCESS_LOG = flags.DEFINE(cli.PATH, "access_log", None, "File that gets a JSON line for each call; - is stdout.")
+_ACCESS_LOG = flags.DEFINE(cli.PATH, "access_log", None, "File to which each call adds a line of JSON; - is stdout.")
 _TLS_CERTIFICATE = flags.DEFINE(cli.PATH, "tls_certificate", None, "PEM file with the server's certificate, for TLS.")
-_TLS_KEY = flags.DEFINE(cli.PATH, "tls_key", None, "PEM file with its key.")
+_TLS_KEY = flags.DEFINE(cli.PATH, "tls_key", None, "PEM file with the key of --tls_certificate.")
 _TLS_CLIENT_CA = flags.DEFINE(
-    cli.PATH, "tls_client_ca", None, "PEM file; clients must present a certificate that one of these has signed."
+    cli.PATH,
+    "tls_client_ca",
+    None,
+    "PEM file with certificate authorities; clients must present a certificate that one of them signed.",
 )
 _TOKEN_FILE = flags.DEFINE(
-    cli.PATH, "token_file", None, "File with a token a line; calls must have the header 'authorization: Bearer TOKEN'."
+    cli.PATH,
+    "token_file",
+    None,
+    "File with one token per line; calls must have the header 'authorization: Bearer TOKEN'.",
 )
 _AS_CONTENT = flags.DEFINE_boolean(
-    "enable_serialization_as_tensor_content", False, "Answer with tensor_content in place of float_val."
+    "enable_serialization_as_tensor_content", False, "Answer with tensor_content instead of float_val."
 )
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    # gRPC reads it when it is imported. What goes wrong comes as an exception or a status; handshakes that fail, as
-    # those of probes do, would be lines without end.
+    # gRPC reads it when it is imported. Errors come as exceptions or statuses; every handshake that fails, such as a
+    # probe's, would otherwise be logged.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     config_file, listed = _models()
     for model in listed:
@@ -156,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     from export.server.service import Server, reserve
     from export.server.versions import Versions
 
-    # What is imported stays: the collector, which stops every thread while it looks, need not look at it again.
+    # Imported modules stay: the garbage collector, which stops every thread while it runs, need not visit them again.
     gc.collect()
     gc.freeze()
 
@@ -164,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
     port: int | None = None
     for flag in (_PORT, _REST_API_PORT):
         try:
-            # An error before the seconds that loading takes; the port opens after them.
+            # Fails before the model is loaded, which takes seconds; the port opens after that.
             reserve(host, flag.value or 0)
         except OSError as error:
             raise UserError(f"cannot listen on {host}:{flag.value}, --{flag.name}: {error.strerror}") from error
@@ -242,15 +251,15 @@ def main(argv: Sequence[str]) -> None:
     operating.close(1)
     if not drained:
         _say(f"{names}: calls were still running after {grace:g} s and were cancelled", sys.stderr)
-    # At once: a call or a load may still run in TensorFlow, which cannot be told to stop, and connections are to end
-    # with the process (Server.drain says why).
+    # At once: a call or a load may still run in TensorFlow, which cannot be told to stop, and connections should end
+    # with the process (see Server.drain).
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(0)
 
 
 def _models() -> tuple[ConfigFile | None, list[Model]]:
-    """The models that the flags name, and the file that lists them."""
+    """The models that the flags name, and the file that lists them, if there is one."""
     if _MODEL_CONFIG_FILE.value is None:
         if _MODEL_BASE_PATH.value is None:
             raise UserError("--model_base_path is required, or --model_config_file in its place")
@@ -272,10 +281,10 @@ def _models() -> tuple[ConfigFile | None, list[Model]]:
 
 
 def _options() -> Options:
-    """What operators ask for.
+    """Returns the options that the flags set.
 
     Raises:
-      UserError: two ports are one, or a flag needs another one.
+      UserError: two ports are the same, or a flag needs another one.
     """
     ports = [flag for flag in (_PORT, _METRICS_PORT, _REST_API_PORT) if flag.value]
     for one, other in itertools.combinations(ports, 2):
@@ -308,19 +317,19 @@ def _options() -> Options:
 
 
 def _say(line: str, stream: TextIO | None = None) -> None:
-    """Prints a line at once. Whoever read our output may have gone; that is no reason to stop serving."""
+    """Prints a line at once. If nobody reads the output any more, the server goes on."""
     with contextlib.suppress(OSError):
         print(line, file=stream or sys.stdout, flush=True)
 
 
 def _many_connections() -> None:
-    """Each connection is a descriptor, and shells allow 1,024 of them by default although the system has more."""
+    """Raises the limit of open files: each connection is one, and shells allow 1,024 of them by default."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check(model: Model) -> None:
-    """What is wrong with a directory, before the seconds that importing TensorFlow takes."""
+    """Refuses a wrong directory before TensorFlow is imported, which takes seconds."""
     path = model.base_path
     named = f"--model_base_path={path}" if _MODEL_CONFIG_FILE.value is None else f"{model.name}: base_path {path}"
     if (path / "saved_model.pb").exists():
@@ -337,7 +346,7 @@ def _check(model: Model) -> None:
 
 
 def _stop_on_signals(stopping: threading.Event) -> None:
-    """The first SIGTERM or Ctrl-C asks for an orderly end; the second one does not wait."""
+    """The first SIGTERM or Ctrl-C stops the server in good order, the second one at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame

@@ -4,8 +4,8 @@
     stem-convert --train=a/*.parquet --validation=b.parquet --test=c.parquet --schema=my.yaml --output=DIR
     stem-convert --train=a.csv --validation_share=0.1 --test=b.csv --schema=my.yaml --output=DIR
 
-LOG: comma-separated files, globs or directories. The same input, schema, flags and seed give the same bytes, whatever
-the number of processes. An interrupted conversion leaves nothing at DIR.
+LOG: comma-separated files, globs or directories. The same log, schema, flags and seed give the same bytes, whatever the
+number of processes. An interrupted conversion leaves nothing at DIR.
 """
 
 from __future__ import annotations
@@ -34,23 +34,25 @@ _SPLIT = flags.DEFINE_enum(
     "split",
     None,
     ["time", "hash", "random", "leave_last"],
-    "How rows are divided: by the time in --split_column (train is the oldest part; rows of equal time stay together, "
-    "on the older side), by a hash of --split_column (rows of equal value stay together), at random by row, or "
-    "leave_last: of each group of rows (a user's), the last by the time in --split_column is test, the one before it "
-    "validation; groups of one or two rows are train.",
+    "How rows are divided. time: by the time in --split_column; train gets the oldest rows, rows of equal time stay "
+    "together in the earlier split. hash: by a hash of --split_column; rows of equal value stay together. random: "
+    "row by row. leave_last: the last row of each group (each user) by the time in --split_column goes to test, the "
+    "row before it to validation; groups of one or two rows go to train.",
 )
-_SPLIT_COLUMN = flags.DEFINE_string("split_column", None, "The column of a split by time, hash or leave_last.")
+_SPLIT_COLUMN = flags.DEFINE_string("split_column", None, "The column that time, hash and leave_last split by.")
 _SPLIT_GROUP = flags.DEFINE_string(
-    "split_group", None, "Whose last rows leave_last takes; the schema's group if not set."
+    "split_group", None, "The column whose values are the groups of leave_last (default: the schema's group)."
 )
-_FRACTIONS = flags.DEFINE_list("fractions", [*map(str, FRACTIONS)], "Shares of train, validation and test.")
+_FRACTIONS = flags.DEFINE_list(
+    "fractions", [*map(str, FRACTIONS)], "Shares of train, validation and test (default: 0.8,0.1,0.1)."
+)
 _VALIDATION_FROM = flags.DEFINE_string(
     "validation_from",
     None,
-    "First time of validation, instead of --fractions: a number where the column holds numbers, else a time as "
-    "2024-01-31, 2024-01-31T10:00 or 2024-01-31T10:00:00+01:00; without an offset it is one of the column's time zone.",
+    "The first time of validation, instead of --fractions: a number if the column holds numbers, else a time such as "
+    "2024-01-31, 2024-01-31T10:00 or 2024-01-31T10:00:00+01:00. Without an offset, it is in the column's time zone.",
 )
-_TEST_FROM = flags.DEFINE_string("test_from", None, "First time of test, likewise.")
+_TEST_FROM = flags.DEFINE_string("test_from", None, "The first time of test, written like --validation_from.")
 _GIVEN = {
     split: flags.DEFINE_string(split, None, f"Files of the {split} split, instead of LOG and --split.")
     for split in SPLITS
@@ -58,33 +60,35 @@ _GIVEN = {
 _VALIDATION_SHARE = flags.DEFINE_float(
     "validation_share",
     None,
-    "With --train and no --validation: the share of train that becomes validation (0: none).",
+    "With --train but without --validation: the share of train that becomes validation (0: none).",
     lower_bound=0.0,
 )
 _VALIDATION_BY = flags.DEFINE_enum(
     "validation_by",
     "random",
     ["random", "hash", "time"],
-    "How --validation_share is chosen: at random by row, by a hash of --split_column, or the newest rows by "
-    "--split_column.",
+    "Which rows --validation_share takes: random rows, those chosen by a hash of --split_column, or the newest by the "
+    "time in --split_column.",
 )
 _LAYOUTS = flags.DEFINE_list(
     "layouts",
     list(LAYOUTS),
-    "Records to write: blocks (columns of many rows, fast to read), rows (a tf.Example a row, for anybody), or none "
-    "(to train on the Parquet log itself).",
+    "Records to write: blocks (columns of many rows; fast to read), rows (one tf.Example per row, for other readers), "
+    "or none (to train on the Parquet log itself). Both by default.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of split and shuffle.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "Worker processes; all cores by default.", lower_bound=1)
-_ON_BAD_ROWS = flags.DEFINE_enum("on_bad_rows", "fail", ["fail", "drop"], "Stop at a bad row, or skip and count such.")
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace converted data at --output.")
-_BLOCK_ROWS = flags.DEFINE_integer("block_rows", 512, "Rows of a block.", lower_bound=1)
-_SHARD_ROWS = flags.DEFINE_integer("shard_rows", 250_000, "Rows of a shard, about.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the split and the shuffle.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Worker processes (default: the number of cores).", lower_bound=1)
+_ON_BAD_ROWS = flags.DEFINE_enum(
+    "on_bad_rows", "fail", ["fail", "drop"], "Stop at a bad row, or skip and count bad rows."
+)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace the converted data at --output.")
+_BLOCK_ROWS = flags.DEFINE_integer("block_rows", 512, "Rows per block.", lower_bound=1)
+_SHARD_ROWS = flags.DEFINE_integer("shard_rows", 250_000, "Rows per shard, roughly.", lower_bound=1)
 _CSV = csv_flags.CsvFlags(flags)
 
 
 def _options(argv: Sequence[str]) -> Options:
-    """What the flags say."""
+    """Returns the options that the flags set."""
     if len(argv) > 2:
         raise UserError(f"unexpected argument '{argv[2]}'; several files are written with commas between them")
     if len(argv) == 2 and _LOG.value:
@@ -128,7 +132,7 @@ def _fractions(texts: list[str]) -> tuple[float, float, float]:
 
 
 def _report(done: Manifest, seconds: float, csv: CsvOptions) -> None:
-    """What was written, as tables on stdout; warnings on stderr."""
+    """Prints what was written as tables on stdout, and warnings on stderr."""
     rows = sum(done.rows(split) for split in SPLITS)
     tasks = done.schema.task_names
     width = max(map(len, ("task", *tasks)))

@@ -12,23 +12,29 @@ from stem_util.errors import UserError
 
 
 class CsvFlags:
-    """Adds these flags to a job's: ``_CSV = csv_flags.CsvFlags(flags)``, then ``_CSV.options()`` in the job."""
+    """Adds these flags to a job: ``_CSV = csv_flags.CsvFlags(flags)``, then ``_CSV.options()`` when it runs."""
 
     def __init__(self, flags: cli.Flags) -> None:
         self._delimiter = flags.DEFINE_string(
-            "csv_delimiter", None, "A character or 'tab' (by default tab in .tsv files)."
+            "csv_delimiter",
+            None,
+            "The character between values, or 'tab' (default: a tab in .tsv files, else a comma).",
         )
-        self._columns = flags.DEFINE_list("csv_columns", [], "Column names of CSV files that have no header line.")
-        self._nulls = flags.DEFINE_list("csv_nulls", [""], "Texts that mean null in CSV files, as in --csv_nulls=,NA")
+        self._columns = flags.DEFINE_list("csv_columns", [], "Column names, for CSV files without a header line.")
+        self._nulls = flags.DEFINE_list(
+            "csv_nulls", [""], "Texts that mean a missing value in CSV files, as in --csv_nulls=,NA"
+        )
         self._quotes = flags.DEFINE_boolean(
-            "csv_quotes", True, "A value of a CSV file may stand in quotes; without, a quote is a character like any."
+            "csv_quotes",
+            True,
+            "Values of CSV files may be quoted. With --nocsv_quotes a quote is an ordinary character.",
         )
 
     def options(self) -> CsvOptions:
-        """What the flags say.
+        """Returns the options that the flags set.
 
         Raises:
-          UserError: a delimiter that is not one ASCII character, or a column name that is there twice.
+          UserError: the delimiter is not one ASCII character, or a column name is given twice.
         """
         given, columns = self._delimiter.value, self._columns.value
         delimiter = {"tab": "\t", "\\t": "\t"}.get(given, given)
@@ -42,7 +48,7 @@ class CsvFlags:
 
 
 def arguments(given: CsvOptions) -> list[str]:
-    """The flags that say the same to another job: those that differ from their defaults."""
+    """The flags that give another job these options; defaults are left out."""
     delimiter = "tab" if given.delimiter == "\t" else given.delimiter
     return [
         *([] if delimiter is None else [f"--csv_delimiter={delimiter}"]),
@@ -53,7 +59,7 @@ def arguments(given: CsvOptions) -> list[str]:
 
 
 def _list(values: Sequence[str]) -> str:
-    """As a flag reads a list."""
+    """Writes a list in the form that a flag reads."""
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(values)
     return line.getvalue()

@@ -1,10 +1,11 @@
-"""Drafts a schema from a log, with what was guessed and why as comments.
+"""Drafts a schema from a log; comments say what was guessed, and why.
 
     stem-describe data/*.parquet > schema.yaml
     stem-describe --label=is_click,"marital_stat=Never married","rating>=4" --output=schema.yaml data/
 
-Reads a sample of the rows of CSV or Parquet files, globs or directories. Columns that look like outcomes, or that alone
-predict a label too well, are commented out. Read the draft before you use it: names and numbers are all it knows.
+LOG: CSV or Parquet files, globs or directories, of whose rows a sample is read. Columns that look like outcomes, or
+that predict a label too well by themselves, are commented out. Read the draft before you use it: it is guessed from
+names and values alone.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ flags = cli.Flags()
 _LABEL = flags.DEFINE_list(
     "label",
     [],
-    "Columns to predict, as column, column=value (1 where it equals the value) or column>=number (1 from there on). "
-    "Guessed if not given.",
+    "Columns to predict: column, column=value (the label is 1 where it has that value) or column>=number (the label is 1 "
+    "from that number on). Guessed if not given.",
 )
-_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "File to write; stdout if not given.")
+_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "File to write (default: stdout).")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output if it exists.")
-_ROWS = flags.DEFINE_integer("sample_rows", 200_000, "Rows to draw from the log.", lower_bound=1)
+_ROWS = flags.DEFINE_integer("sample_rows", 200_000, "Rows to sample from the log.", lower_bound=1)
 _CSV = csv_flags.CsvFlags(flags)
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_output(path: str) -> None:
-    """Refuses to replace what is no schema, --overwrite or not; a draft that was edited may have mistakes."""
+    """Refuses to replace a file that is no schema, even with --overwrite. An edited draft may have mistakes."""
     if not os.path.exists(path):
         return
     try:
