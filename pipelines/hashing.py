@@ -12,13 +12,13 @@ _GAMMA = 0x9E3779B97F4A7C15  # the odd number nearest 2^64 / golden ratio, the s
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64, a bijection of 64-bit integers.
+    """The finaliser of splitmix64, a bijection of 64-bit integers (Steele et al., OOPSLA 2014).
 
     Args:
       values: int64 or uint64 [n].
 
     Returns:
-      uint64 [n]; equal values only for equal inputs.
+      uint64 [n]; two outputs are equal only if their inputs are.
     """
     z = values.astype(np.uint64)
     z ^= z >> np.uint64(30)
@@ -34,7 +34,7 @@ def _salt(seed: int, purpose: str) -> int:
 
 
 def seeded64(values: np.ndarray, seed: int, purpose: str) -> np.ndarray:
-    """A hash of 64-bit integers that differs by seed and purpose: uint64 [n], without collisions within one pair."""
+    """A hash of 64-bit integers that depends on seed and purpose: uint64 [n]; for one such pair it is a bijection."""
     shifted = values.astype(np.uint64)
     shifted *= np.uint64(_GAMMA)
     shifted += np.uint64(_salt(seed, purpose))

@@ -1,8 +1,8 @@
-"""Whether files are those that a manifest tells of, and stay so while a job reads them.
+"""Checks that files are the ones that a manifest describes, and stay the same while a job reads them.
 
-A look at a file costs a stat. Its content is read at the first look, if it is small, and where inode, size or time say
-that it is not the file of the look before: one that was copied or restored passes, one with other content does not.
-Where the file system has locks, nobody replaces converted data while they are read.
+A check costs one stat. The content is read at the first check of a small file, and again when inode, size or time have
+changed: a file that was copied or restored passes, one with other content does not. If the file system has locks,
+nobody replaces converted data while they are read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.E
 
 @dataclass(frozen=True)
 class File:
-    """What is known of a file as it was written: its size, and CRC-32C of its content in hex."""
+    """A file as it was written: its size, and the CRC-32C of its content in hex."""
 
     bytes: int
     crc32c: str
@@ -32,7 +32,7 @@ class File:
 
 @dataclass(frozen=True)
 class Stamp:
-    """Inode, size and time of a file. A file with the same stamp was not touched."""
+    """Inode, size and time of a file. As long as they stay the same, the file was not touched."""
 
     inode: int
     bytes: int
@@ -58,12 +58,12 @@ def file_of(content: bytes) -> File:
 
 
 def recorded(path: str) -> File:
-    """A file that was just written."""
+    """Size and checksum of a file that was just written."""
     return File(os.path.getsize(path), crc32c(path))
 
 
 class Watch:
-    """Looks at files again and again."""
+    """Checks files repeatedly, and reads their content only when they seem to have changed."""
 
     def __init__(self) -> None:
         self._seen: dict[str, Stamp] = {}
@@ -72,14 +72,14 @@ class Watch:
         """Makes sure that a file is the one that was recorded.
 
         Args:
-          path: of the file.
-          size: that it should have.
-          same: reads its content, and says whether it is that.
-          read: also when it is looked at for the first time.
-          way_out: what to do about it, for the message.
+          path: the file.
+          size: its recorded size.
+          same: reads the content, and returns whether it is the recorded one.
+          read: read the content at the first check, too.
+          way_out: the fix, for the error.
 
         Raises:
-          UserError: it is missing, or another one.
+          UserError: the file is missing or has changed.
         """
         try:
             now = stamp(path)
@@ -96,18 +96,18 @@ class Watch:
         return now
 
     def check_file(self, path: str, file: File, way_out: str) -> None:
-        """Makes sure that a small file is the one that was recorded: its content is read at the first look."""
+        """Makes sure that a small file is the one that was recorded; reads its content at the first check."""
         self.check(path, file.bytes, lambda: crc32c(path) == file.crc32c, read=True, way_out=way_out)
 
 
 @contextlib.contextmanager
 def locked(path: str, *, exclusive: bool, why: str) -> Iterator[None]:
-    """Holds a shared or exclusive lock on a file, which goes with the process, however that ends.
+    """Holds a shared or exclusive lock on a file. The system releases it when the process ends, however it ends.
 
-    Where the file system has no locks, nothing is held.
+    If the file system has no locks, nothing is held.
 
     Raises:
-      UserError: somebody else's lock excludes it; ``why`` says what that means.
+      UserError: another process holds a lock that excludes this one; the message is ``why``.
     """
     descriptor = os.open(path, os.O_RDWR if exclusive else os.O_RDONLY)  # over NFS an exclusive lock needs writing
     try:

@@ -20,10 +20,10 @@ from stem_util.version import __version__
 
 FORMAT = 2
 READABLE = (1, FORMAT)
-"""Formats that `load` reads. 1 has no checksums but those of shards."""
+"""Formats that `load` reads. Format 1 has checksums of the shards only."""
 FILENAME = "manifest.json"
 RESTORE = "restore it, or convert the log again (stem-convert --overwrite)"
-"""What to do about a file of a data directory."""
+"""The fix for a file of a data directory that is missing or has changed."""
 _AGAIN = "convert again with stem-convert --overwrite"
 SPLITS = ("train", "validation", "test")
 LAYOUTS = ("blocks", "rows")
@@ -48,8 +48,8 @@ class Source:
     """One file of the log (an absolute path), in row_id order; ``rows`` counts bad rows too.
 
     Attributes:
-      mtime_ns: when it was written last: a file of the same size and time is taken for the same.
-      crc32c: of its content, in hex; "" where it is not known: of CSV, which is not read again, and in format 1.
+      mtime_ns: when it was last written. A file with the same size and time counts as unchanged.
+      crc32c: CRC-32C of its content, in hex; "" in format 1 and for CSV, which is not read again after conversion.
     """
 
     path: str
@@ -61,12 +61,12 @@ class Source:
 
 @dataclass(frozen=True)
 class TaskCounts:
-    """What a split holds of a task.
+    """The labels of one task in one split.
 
     Attributes:
-      rows: inside its sample space.
-      rate: the mean label over them, weighted where the task has row weights; None when there are none.
-      weight: the sum of their row weights, or None where the task has none.
+      rows: the number of rows inside the task's sample space.
+      rate: the mean label over these rows, weighted if the task has row weights; None when there are no rows.
+      weight: the sum of the row weights, or None if the task has none.
     """
 
     rows: int
@@ -79,10 +79,10 @@ class Split:
     """What one split holds.
 
     Attributes:
-      rows: written rows.
+      rows: the number of written rows.
       tasks: counts by task.
-      rare_share: by categorical or multivalent feature, the share of its values that have id 1 (rare, unseen, missing).
-      shards: by layout, in reading order; none where the log was converted without records.
+      rare_share: for each categorical or multivalent feature, the share of values with id 1 (rare, unseen, missing).
+      shards: by layout, in reading order; empty if the log was converted without records.
     """
 
     rows: int
@@ -96,10 +96,10 @@ class Constants:
     """Fitted constants of a numeric feature.
 
     Attributes:
-      mean: train mean, after log1p where the transform has it.
-      std: train standard deviation (population) of the same; 1 where it is under 1e-12.
-      mean_after: train mean after the whole transform; what a missing value becomes.
-      boundaries: ascending bucket boundaries when bucketised, else ().
+      mean: mean over train, after log1p if the transform has it.
+      std: population standard deviation of the same values; 1 if it is below 1e-12.
+      mean_after: mean over train after the whole transform; missing values become this.
+      boundaries: ascending bucket boundaries if the feature is bucketised, else ().
     """
 
     mean: float = 0.0
@@ -110,11 +110,11 @@ class Constants:
 
 @dataclass(frozen=True)
 class LabelScale:
-    """Mean and standard deviation (population) of a standardised label over train, weighted as its rows are.
+    """Mean and population standard deviation of a standardised label over train, with the task's row weights.
 
     Attributes:
-      mean: 0 where train has no label.
-      std: 1 where it is under 1e-12.
+      mean: 0 if train has no label.
+      std: 1 if it is below 1e-12.
     """
 
     mean: float
@@ -131,7 +131,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Rows that --on_bad_rows=drop skipped, by column ('' for the row as a whole) and reason."""
+    """The number of rows that --on_bad_rows=drop skipped for one column ('' for the whole row) and reason."""
 
     column: str
     reason: str
@@ -147,19 +147,19 @@ class Manifest:
     """Everything later stages need to know about converted data.
 
     Attributes:
-      data_dir: where it lies (not stored).
-      name: of the data set, from the schema.
-      seed: of split and shuffle.
+      data_dir: the data directory (not stored).
+      name: the name of the data set, from the schema.
+      seed: seed of the split and the shuffle.
       sources: the log's files.
       split: how rows were divided: the policy and its settings.
-      splits: by name, always all three of `SPLITS`.
-      vocabularies: of categorical and multivalent features.
-      numerics: of numeric features.
-      dropped: skipped bad rows.
-      label_scales: of tasks whose label is standardised.
-      files: those of the data directory by path, but for shards and the manifest; none in format 1.
+      splits: by name; always all three of `SPLITS`.
+      vocabularies: by categorical or multivalent feature.
+      numerics: by numeric feature.
+      dropped: counts of skipped bad rows.
+      label_scales: by task, for tasks whose label is standardised.
+      files: the files of the data directory by path, without shards and manifest; empty in format 1.
       created_by: program and version.
-      loaded: ``manifest.json`` as it was when this was read from it (not stored).
+      loaded: the file ``manifest.json`` at the time when it was read (not stored).
     """
 
     data_dir: str
@@ -178,15 +178,15 @@ class Manifest:
 
     @functools.cached_property
     def watch(self) -> integrity.Watch:
-        """The files in use as they were last seen."""
+        """Remembers how each file in use looked at its last check."""
         return integrity.Watch()
 
     @functools.cached_property
     def schema(self) -> Schema:
-        """The schema that travels with the data.
+        """The schema in the data directory.
 
         Raises:
-          UserError: it is missing, or not the one that the data were converted with.
+          UserError: it is missing, or is not the one that the data were converted with.
         """
         self._check_files("schema.yaml".__eq__)
         schema = schema_yaml.load(os.path.join(self.data_dir, "schema.yaml"))
@@ -205,7 +205,7 @@ class Manifest:
         """Makes sure that the files of the data directory are the ones that were converted. Costs one stat per file.
 
         Args:
-          shards: with absolute paths, to be looked at beside manifest, schema and vocabularies.
+          shards: shards (with absolute paths) to check as well as manifest, schema and vocabularies.
 
         Raises:
           UserError: a file is missing or has changed.
@@ -219,11 +219,11 @@ class Manifest:
             self.watch.check(shard.path, shard.bytes, same, read=False, way_out=RESTORE)
 
     def check_raw(self, split: str) -> None:
-        """Makes sure that the raw rows of validation or test are the ones that were kept."""
+        """Makes sure that the files with raw rows of validation or test are the ones that the conversion wrote."""
         self._check_files(lambda path: path.startswith(f"raw/{split}/"))
 
     def check_copies(self, directory: str) -> None:
-        """Makes sure that a run's copies of schema and vocabularies are those of the conversion."""
+        """Makes sure that a run's copies of schema and vocabularies equal those of the conversion."""
         self._check_files(lambda path: path.startswith(("schema.yaml", "vocabulary/")), directory)
 
     def _check_files(self, chosen: Callable[[str], bool], directory: str = "") -> None:
@@ -233,24 +233,24 @@ class Manifest:
                 self.watch.check_file(os.path.join(directory or self.data_dir, path), file, way_out)
 
     def num_ids(self, feature: str) -> int:
-        """Ids of a feature: padding (0), rare (1), then its vocabulary or its buckets."""
+        """The number of ids of a feature: padding (0), rare (1), then its vocabulary or its buckets."""
         if feature in self.vocabularies:
             return self.vocabularies[feature].size + 2
         return len(self.numerics[feature].boundaries) + 3
 
     def constants(self, feature: str) -> Constants:
-        """Fitted constants of a numeric feature."""
+        """The fitted constants of a numeric feature."""
         return self.numerics[feature]
 
     def rows(self, split: str) -> int:
         return self.splits[split].rows
 
     def task_rows(self, split: str, task: str) -> int:
-        """Rows of ``split`` inside the task's sample space."""
+        """The number of rows of ``split`` inside the task's sample space."""
         return self.splits[split].tasks[task].rows
 
     def task_rate(self, split: str, task: str) -> float:
-        """Mean label over the rows inside the task's sample space; NaN when there are none."""
+        """The mean label over the rows inside the task's sample space; NaN when there are none."""
         rate = self.splits[split].tasks[task].rate
         return float("nan") if rate is None else rate
 
@@ -283,7 +283,7 @@ def vocabulary_path(data_dir: str, feature: str) -> str:
 
 @contextlib.contextmanager
 def in_use(data_dir: str) -> Iterator[None]:
-    """Keeps conversions from replacing converted data while a job reads them; goes with the process, however it ends.
+    """Keeps conversions from replacing converted data while a job reads them, until the process ends, however it ends.
 
     Raises:
       UserError: a conversion is replacing them.
@@ -295,10 +295,10 @@ def in_use(data_dir: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(data_dir: str, overwrite: bool) -> Iterator[None]:
-    """Keeps jobs from starting to read what a conversion is about to ``overwrite``, if there is anything.
+    """Keeps jobs from reading converted data that a conversion is about to ``overwrite``, if there are any.
 
     Raises:
-      UserError: a job is reading it.
+      UserError: a job is reading them.
     """
     path = os.path.join(data_dir, FILENAME)
     why = f"{data_dir} is being read by another job (a training, an evaluation): wait for it or choose another output"
@@ -311,7 +311,7 @@ def replacing(data_dir: str, overwrite: bool) -> Iterator[None]:
 
 
 def check_source(source: Source, watch: integrity.Watch) -> Source:
-    """Makes sure that a file of the log is the one that was converted; returns it with the time that it has now.
+    """Makes sure that a file of the log is the one that was converted; returns it with its present time.
 
     Raises:
       UserError: it is missing or has changed.
@@ -340,7 +340,7 @@ def save(manifest: Manifest) -> None:
 
 
 def _own_sha256(tree: dict[str, Any]) -> str:
-    """SHA-256 of a manifest without its own checksum."""
+    """SHA-256 of a manifest, computed without its checksum entry."""
     said = {key: value for key, value in tree.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -349,7 +349,7 @@ def load(data_dir: str) -> Manifest:
     """Reads the manifest of a converted data directory.
 
     Raises:
-      UserError: no finished conversion there, a manifest that does not parse, or one of another format version.
+      UserError: there is no finished conversion, or its manifest is damaged or has an unknown format.
     """
     path = os.path.join(data_dir, FILENAME)
     try:
@@ -364,7 +364,7 @@ def load(data_dir: str) -> Manifest:
         found = tree.get("format") if isinstance(tree, dict) else None
         raise UserError(f"{path} has format {found}; this version reads format {FORMAT}: convert again")
     if tree["format"] != 1 and tree.get("sha256") != _own_sha256(tree):
-        raise UserError(f"{path} is damaged (it says other things than when it was written); {_AGAIN}")
+        raise UserError(f"{path} is damaged (its content does not match its checksum); {_AGAIN}")
     try:
         manifest = _from_tree(os.path.abspath(data_dir), tree)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -1,7 +1,6 @@
-"""Encoded rows as tf.Example messages: `blocks` (a message per few hundred rows) and `rows` (a message per row); and
-the rows of blocks again.
+"""Encoded rows as tf.Example messages: `blocks` (one per few hundred rows) and `rows` (one per row); parses blocks.
 
-Encoded rows are pyarrow record batches; their column names are the keys of the messages:
+Encoded rows are pyarrow record batches, whose column names are the keys of the messages:
 ``feature:<name>`` int32 (categorical), list<int32> (multivalent), float32 (numeric), fixed-size list<float32> (dense);
 ``label:<task>`` float32, NaN outside the task's space; ``weight:<column>`` float32; ``key:group``,
 ``key:item`` and ``key:row_id`` int64.
@@ -20,30 +19,30 @@ from pipelines.schema import Schema
 from stem_util.errors import UserError
 
 MOST_VALUES = 2**31 - 1
-"""That the lists of one Arrow array can hold together: where each begins is an int32."""
+"""The most values that the lists of one Arrow array can hold together, because offsets are int32."""
 
 _ROWS_AT_A_TIME = 2048
 _BYTES_LIST, _FLOAT_LIST, _INT64_LIST = 1, 2, 3  # field numbers in tensorflow.Feature
 
 
 def lists(lengths: np.ndarray, values: pa.Array, name: str) -> pa.ListArray:
-    """The lists of a column, of ``lengths`` [n], whose values lie one after another.
+    """A column of lists, made of their ``lengths`` [n] and of their values, one list after another.
 
     Raises:
-      UserError: they have more than `MOST_VALUES` values.
+      UserError: there are more than `MOST_VALUES` values.
     """
     check_values(len(values), name, f"{len(lengths):,} rows that are read together; lower its max_length or length")
     return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32)), values)
 
 
 def check_values(count: int, name: str, where: str) -> None:
-    """Raises UserError where the lists of a column have more than `MOST_VALUES` values."""
+    """Raises UserError if the lists of a column have more than `MOST_VALUES` values."""
     if count > MOST_VALUES:
         raise UserError(f"{name} has {count:,} values, more than {MOST_VALUES:,}, in {where}")
 
 
 def _numpy(array: pa.Array) -> np.ndarray:
-    """The values of a primitive array, or all values of a list array one after another, little-endian."""
+    """The values of a primitive array, or all values of a list array, one list after another; little-endian."""
     if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type):
         array = array.flatten()
     values = array.to_numpy()
@@ -55,11 +54,11 @@ def _lengths(array: pa.ListArray) -> np.ndarray:
 
 
 def blocks(batch: pa.RecordBatch, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yields (rows, message) per ``size`` rows, the last with what is left.
+    """Yields (rows, message) for every ``size`` rows; the last block holds the rest.
 
-    A column is one bytes value: its rows' elements one after another, little-endian. A multivalent feature has a second
-    one, ``length:<name>``, int32: how many values each row has. The bytes are those of protobuf's deterministic
-    serialisation.
+    Each column is one bytes value: the elements of its rows one after another, little-endian. A multivalent feature has
+    a second column, ``length:<name>``, int32: the number of values in each row. The bytes are the same as those of
+    protobuf's deterministic serialisation.
     """
     columns: list[tuple[str, np.ndarray, np.ndarray | int]] = []  # key, values, place of each row's first value
     for name, array in zip(batch.schema.names, batch.columns, strict=True):
@@ -71,7 +70,9 @@ def blocks(batch: pa.RecordBatch, size: int) -> Iterator[tuple[int, bytes]]:
         elif pa.types.is_fixed_size_list(array.type):
             width = array.type.list_size
         columns.append((name, _numpy(array), width))
-    columns.sort(key=lambda column: column[0].encode() + b"\xff")  # protobuf's order: a key after those it begins
+    columns.sort(
+        key=lambda column: column[0].encode() + b"\xff"
+    )  # protobuf's order: a key comes after longer keys that begin with it
     flat = [(name, values.view(np.uint8).data, width * values.itemsize) for name, values, width in columns]
     for start in range(0, batch.num_rows, size):
         end = min(start + size, batch.num_rows)
@@ -86,17 +87,17 @@ def blocks(batch: pa.RecordBatch, size: int) -> Iterator[tuple[int, bytes]]:
 
 
 class BadBlock(ValueError):
-    """A message that `blocks` does not write for this schema."""
+    """A message is not a block as `blocks` writes it for this schema."""
 
 
 def parse(schema: Schema, messages: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """The rows of some blocks by record key: [n], or [n, length] (multivalent features padded with 0).
+    """Parses blocks into columns by record key: [n], or [n, length] (multivalent features padded with 0).
 
     Raises:
-      BadBlock: one is not of the form that `blocks` gives it, lacks a column, or has columns of different lengths.
+      BadBlock: a block has another form than `blocks` writes, lacks a column, or has columns of different lengths.
     """
     found: dict[bytes, list[memoryview]] = {}
-    known: dict[int, _Places] = {}  # most blocks are alike
+    known: dict[int, _Places] = {}  # by message size: most blocks have the same places
     for message in messages:
         places = known.get(len(message))
         if places is None or b"".join([message[part] for part in places.between]) != places.headers:
@@ -142,9 +143,9 @@ class _Places:
     """Where the columns lie in a block.
 
     Attributes:
-      columns: the bytes of each column.
-      between: what lies between them.
-      headers: the bytes there.
+      columns: the place of each column's bytes.
+      between: the places of the bytes between columns.
+      headers: the bytes at these places.
     """
 
     columns: dict[bytes, slice]
@@ -156,8 +157,8 @@ class _Places:
         """The places in a tf.Example whose features hold one bytes value each.
 
         Raises:
-          BadBlock: it is not of that form.
-          IndexError: likewise, it ends early.
+          BadBlock: the message has another form.
+          IndexError: the message ends early.
         """
         at, end = _content(message, 0, 0x0A, len(message))  # Example.features
         if end != len(message):
@@ -178,11 +179,11 @@ class _Places:
         return cls(columns, between, b"".join([message[part] for part in between]))
 
 
-_NO_BLOCK = "a block is no tf.Example of one bytes value a column"
+_NO_BLOCK = "a block is no tf.Example with one bytes value per column"
 
 
 def _content(message: bytes, at: int, tag: int, end: int) -> tuple[int, int]:
-    """Where the content of the length-delimited field at ``at`` begins and ends."""
+    """Returns where the content of the length-delimited field at ``at`` begins and ends."""
     if message[at] != tag:
         raise BadBlock(_NO_BLOCK)
     size = shift = 0
@@ -198,7 +199,7 @@ def _content(message: bytes, at: int, tag: int, end: int) -> tuple[int, int]:
 
 
 def shapes(schema: Schema) -> list[tuple[str, tuple[type, int]]]:
-    """The columns of records by key: their type, and how many values a row has (0: a single value, not a vector)."""
+    """The columns of records by key: type, and number of values per row (0: a single value rather than a vector)."""
     features: dict[str, tuple[type, int]] = {}
     for feature in schema.features:
         kind = np.int32 if feature.kind in ("categorical", "multivalent") else np.float32
@@ -214,7 +215,7 @@ def shapes(schema: Schema) -> list[tuple[str, tuple[type, int]]]:
 
 
 def padded(values: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
-    """Lists of ``lengths`` [n], whose values lie one after another, as [n, width], filled up with 0."""
+    """Lists, given by their ``lengths`` [n] and their values one after another, as [n, width], padded with 0."""
     there = np.arange(width) < lengths[:, None]
     matrix = np.zeros(there.shape, values.dtype)
     matrix[there] = values
@@ -222,11 +223,11 @@ def padded(values: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[bytes]:
-    """Yields one message per row, its keys in ascending order.
+    """Yields one message per row, with its keys in ascending order.
 
-    Assembled column by column, because protobuf's message class takes three times as long (measured: 35,000 instead of
-    115,000 rows of 20 columns per second on one core): every row gets its bytes in one row of a matrix with gaps, and a
-    mask says which are there.
+    The messages are assembled column by column, because protobuf's message class is three times slower (35,000 instead
+    of 115,000 rows of 20 columns per second on one core). The bytes of a message lie in one row of a matrix with gaps;
+    a mask marks the bytes that count.
     """
     for start in range(0, batch.num_rows, _ROWS_AT_A_TIME):
         yield from _rows(batch.slice(start, _ROWS_AT_A_TIME))
@@ -260,7 +261,7 @@ def _varints(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _packed(array: pa.Array) -> tuple[int, np.ndarray, np.ndarray]:
-    """A column's packed values by row: the field number of their list, bytes [n, w] and their mask."""
+    """Packs a column's values row by row: the field number of their list, bytes [n, w] and their mask."""
     values, count = _numpy(array), len(array)
     if values.dtype == np.float32:
         data = values.view(np.uint8).reshape(count, -1)
@@ -276,7 +277,7 @@ def _packed(array: pa.Array) -> tuple[int, np.ndarray, np.ndarray]:
 
 
 def _prefix(lengths: np.ndarray, name: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """What stands before packed values of ``lengths`` [n] bytes: the tags and lengths around them, and the key."""
+    """The bytes before packed values of ``lengths`` [n] bytes: tags, lengths and the key."""
     distinct, place = np.unique(lengths, return_inverse=True)
     headers = [_header(int(length), name, number) for length in distinct]
     width = max(map(len, headers))
@@ -287,7 +288,7 @@ def _prefix(lengths: np.ndarray, name: str, number: int) -> tuple[np.ndarray, np
 
 @functools.lru_cache(maxsize=4096)
 def _header(length: int, name: str, number: int) -> bytes:
-    """What stands before the ``length`` bytes of a feature: one bytes value, or packed numbers."""
+    """The bytes before the ``length`` bytes of a feature, which holds one bytes value or packed numbers."""
     key = name.encode()
     inner = _tag(1, length) if length or number == _BYTES_LIST else b""  # an empty list has no packed field
     values = _tag(number, len(inner) + length) + inner
@@ -296,6 +297,6 @@ def _header(length: int, name: str, number: int) -> bytes:
 
 
 def _tag(field: int, size: int) -> bytes:
-    """The tag of a field of ``size`` bytes (wire type 2), and the size."""
+    """The tag of a field of wire type 2, and its size in bytes."""
     data, mask = _varints(np.array([size], np.uint64))
     return bytes([field << 3 | 2]) + data[mask].tobytes()

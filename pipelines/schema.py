@@ -1,7 +1,7 @@
 """The schema: what the log's columns mean, as frozen dataclasses.
 
-It travels with the converted data, with every run and with every export. :mod:`pipelines.schema_yaml` reads and writes
-it as YAML; docs/schema.md has every key.
+Converted data, runs and exports each have a copy of it. :mod:`pipelines.schema_yaml` reads and writes it as YAML;
+docs/schema.md explains every key.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class Feature:
       name: key of the feature's tensor in a batch and in a request.
       kind: ``categorical`` (one id), ``multivalent`` (a bag of ids), ``numeric`` (one float) or ``dense`` (a vector of
         fixed length).
-      side: who the feature describes: ``user``, ``item`` or ``context``.
+      side: what the feature describes: ``user``, ``item`` or ``context``.
       column: the log's column.
       dtype: ``int64`` or ``string`` for categorical and multivalent features (bool and narrower ints are ``int64``),
         ``float32`` for numeric and dense ones.
-      dim: embedding width D, or None for the model's own (``config.model.dim``).
+      dim: embedding width D, or None to use the model's (``config.model.dim``).
       min_count: values seen fewer times in train share the rare id.
       pooling: how a multivalent feature's embeddings combine: ``mean`` or ``sum``.
-      max_length: L, the number of values of a multivalent feature that are kept (the first ones).
+      max_length: L: of a multivalent feature's values, the first L are kept.
       separator: splits a multivalent feature's text column into values; None when the column holds lists.
       length: n, the number of elements of a dense vector.
       transform: steps of a numeric feature in order, from ``log1p`` and ``standardise``.
       boundaries: ascending bucket boundaries of a bucketised numeric feature, or ().
       quantiles: number of equal-frequency buckets fitted on train, or 0.
-      missing: ``rare`` (a missing value is the empty value) or ``error``.
-      allow_label_column: insist on a feature whose column a label uses.
+      missing: ``rare`` (missing values share the rare id) or ``error``.
+      allow_label_column: accept a feature whose column a label uses.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold that differs from row to row: ``times * column``."""
+    """A threshold that is computed for each row: ``times * column``."""
 
     column: str
     times: float = 1.0
@@ -80,18 +80,19 @@ class Threshold:
 class Label:
     """Where a task's label comes from.
 
-    A binary label is the column itself, where it holds 0 and 1, or whether its value meets a condition: ``equals``,
-    ``one_of``, or ``at_least`` and ``at_most``. A regression's is the column, divided by another one, then clipped.
+    A binary label is the column itself, if it holds 0 and 1, or 1 where its value meets a condition: ``equals``,
+    ``one_of``, or ``at_least`` and ``at_most``. A regression label is the column, divided by another one, then clipped.
 
     Attributes:
       column: of the log.
       equals: the value that means 1; all others mean 0.
       one_of: several such values (``in`` in YAML), or ().
-      at_least: values from here on mean 1; a number, or another column's value.
-      at_most: values up to here mean 1, likewise; with ``at_least`` those that both hold for.
+      at_least: values of at least this mean 1; a number, or a multiple of another column's value.
+      at_most: values of at most this mean 1; with ``at_least``, those that meet both.
       divide_by: column of the denominator.
       clip: (low, high), after the division.
-      standardise: train on (y - mean) / std with constants of train, after all of the above; undone in every score.
+      standardise: train on (y - mean) / std with constants from the train split, after all of the above; scores are
+        converted back.
       missing: what a null (in any of the columns) or a zero denominator means: ``error``, or ``outside``: the row is
         outside the task's sample space (PLE Eq. 9).
     """
@@ -113,13 +114,13 @@ class Label:
 
     @property
     def thresholds(self) -> dict[str, float | Threshold]:
-        """``at_least`` and ``at_most``, those that are set."""
+        """``at_least`` and ``at_most``, if they are set."""
         limits = {"at_least": self.at_least, "at_most": self.at_most}
         return {key: limit for key, limit in limits.items() if limit is not None}
 
     @property
     def uses(self) -> dict[str, str]:
-        """The columns of the log that it is made of, by the key that names them."""
+        """The columns of the log that the label is made of, by the key that names them."""
         others = {
             f"{key}.column": limit.column for key, limit in self.thresholds.items() if isinstance(limit, Threshold)
         }
@@ -132,7 +133,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Space:
-    """A task's sample space beyond missing labels (delta of PLE Eq. 9): one of the two.
+    """A task's sample space (delta of PLE Eq. 9), beside rows without a label: one of the two attributes is set.
 
     Attributes:
       column: rows where this column of the log is 1 or true; a null is outside.
@@ -151,11 +152,11 @@ class Task:
       name: key of its label in a batch and of its score in a response.
       label: where it comes from.
       type: ``binary`` or ``regression``.
-      weight: multiplies its loss.
-      output: what the model's output becomes as a regression's score: ``linear``, itself, or ``sigmoid``, for labels in
-        [0, 1].
-      space: rows that the task is about; all of them when None.
-      row_weight: column whose value a row counts with in the task's loss, rates and metrics; each counts 1 when None.
+      weight: factor of the task's loss.
+      output: how the score of a regression is made of the model's output: ``linear`` (unchanged) or ``sigmoid`` (for
+        labels in [0, 1]).
+      space: rows that the task is about; all rows when None.
+      row_weight: column with the weight of each row in the task's loss, rates and metrics; each row counts 1 when None.
         A row of weight 0 is outside the task's space.
     """
 
@@ -169,7 +170,7 @@ class Task:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the log that say what the task's labels are, and what they count."""
+        """The columns of the log that decide the task's labels and row weights."""
         space = self.space.column if self.space else None
         return *self.label.columns, *filter(None, (space, self.row_weight))
 
@@ -179,13 +180,13 @@ class Schema:
     """Features, tasks and keys of one log.
 
     Attributes:
-      name: of the data set.
+      name: the name of the data set.
       features: in the order in which their embeddings are concatenated.
-      tasks: in the order in which reports list them; everything else is keyed by name.
+      tasks: in the order in which reports list them; everything else goes by name.
       task_tables: features that get task-specific tables beside the shared one (STEM-Net-(F)): ``all``, ``none``,
         ``user`` side, ``item`` side, or a tuple of feature names.
       group: the log's column whose value groups rows for grouped AUC (usually the user), or None.
-      item: the log's column that names the item, for the trivial per-item answer, or None.
+      item: the log's column that names the item, for the mean label per item that reports compare with, or None.
     """
 
     name: str
@@ -201,7 +202,7 @@ class Schema:
 
     @property
     def row_weights(self) -> tuple[str, ...]:
-        """Columns of row weights, each once."""
+        """The columns of row weights, each once."""
         return tuple(dict.fromkeys(task.row_weight for task in self.tasks if task.row_weight))
 
     @property
@@ -216,7 +217,7 @@ class Schema:
         """The feature of that name.
 
         Raises:
-          UserError: there is none.
+          UserError: there is no such feature.
         """
         for feature in self.features:
             if feature.name == name:
@@ -238,11 +239,11 @@ class Schema:
 
         Args:
           log_columns: type of each column of the log.
-          source: names the log in errors.
-          text: the log is CSV: columns have no types of their own, and the types given here are ignored.
-          directories: columns that are names of directories, which have no types of their own either.
+          source: name of the log, for errors.
+          text: the log is CSV: its columns have no types, and those given here are ignored.
+          directories: columns whose values are in the names of directories; they have no types either.
           problems: columns that cannot be read, and why.
-          served: the schema came with an exported model, so that it is no advice to change it.
+          served: the schema came with an exported model, so errors do not suggest to change it.
 
         Raises:
           UserError: the first column that is missing or has a type that its use does not allow.

@@ -1,4 +1,4 @@
-"""Schemas as YAML: reads them with a message for every mistake, and writes them. docs/schema.md has every key.
+"""Reads and writes schemas as YAML, with a message for every mistake. docs/schema.md explains every key.
 
 name: kuairand_sample
 group: user_id            # rows are grouped by this column for grouped AUC
@@ -16,7 +16,7 @@ tasks:
   income: {weight: 0.5, label: {column: income_50k, equals: "50000+."}}    # or in: [a, b]
   loved: {label: {column: rating, at_least: 4}}                           # or at_most, or both
   long_view: {label: {column: play_ms, at_least: {column: duration_ms, times: 0.5}}}
-  worth: {label: {column: is_buy}, row_weight: price}                     # rows count by their price
+  worth: {label: {column: is_buy}, row_weight: price}                     # each row is weighted by its price
   buy: {label: {column: is_buy}, space: {task: click}}     # only rows where click is 1; or {column: is_shown}
   completion:
     type: regression
@@ -52,10 +52,10 @@ _NAME = re.compile("[A-Za-z][A-Za-z0-9_]*")
 
 
 def load(path_or_name: str | os.PathLike[str]) -> Schema:
-    """Reads a schema file or, by its name, one that is shipped with the package (``kuairand_sample``).
+    """Reads a schema from a file or, by its name, one that is shipped with the package (``kuairand_sample``).
 
     Raises:
-      UserError: there is no such file, or there is a mistake in it.
+      UserError: the file does not exist or has a mistake.
     """
     name, path = os.fspath(path_or_name), Path(path_or_name)
     shipped = {
@@ -127,20 +127,20 @@ def _named(node: Node, what: str) -> dict[str, Node]:
 
 
 def _row_weight(fields: Mapping[str, Node]) -> str | None:
-    """The column of the schema's rows' weights."""
+    """The column of row weights that the schema names for all tasks, or None."""
     if "weight" not in fields:
         return None
     node = fields["weight"]
     if not isinstance(node.value, str):
         node.fail(
-            f"should be a column that holds the weights of rows; got {yaml_reader.shown(node.value)} (a number belongs "
-            "to a task, and weighs its loss)"
+            f"should be a column that holds row weights; got {yaml_reader.shown(node.value)} (a number belongs "
+            "to a task, as the weight of its loss)"
         )
     return node.text()
 
 
 def _check_spaces(tasks: Mapping[str, Task], node: Node) -> None:
-    """Spaces are of other, binary tasks, and end somewhere."""
+    """Checks that each space names another, binary task, and that no task's space depends on itself."""
     for name, task in tasks.items():
         seen = [name]
         while task.space is not None and (other := task.space.task) is not None:
@@ -271,13 +271,15 @@ _TASK_OPTIONAL = ("type", "weight", "row_weight", "output", "space")
 
 
 def _task(name: str, node: Node, row_weight: str | None) -> Task:
-    """A task; its rows' weights are those of the schema, the column ``row_weight``, where it names none."""
+    """A task. ``row_weight`` is the schema's column of row weights, for tasks that name none."""
     fields = node.record({"label": "as in label: {column: is_click}"}, _TASK_OPTIONAL, "a task")
     task_type: Any = fields["type"].choice(("binary", "regression")) if "type" in fields else "binary"
     weight = 1.0
     if "weight" in fields and isinstance(fields["weight"].value, str):
         if "row_weight" in fields:
-            fields["weight"].fail("names a column of row weights, as row_weight does; here a number weighs the loss")
+            fields["weight"].fail(
+                "names a column of row weights, which row_weight is for; weight is a number that multiplies the loss"
+            )
         row_weight = fields["weight"].text()
     elif "weight" in fields:
         weight = fields["weight"].number(0)
@@ -351,14 +353,14 @@ def _label(node: Node, task_type: str) -> Label:
 
 
 def _value(node: Node) -> str | float:
-    """A value that a column may hold: text, or a number, whole ones as int."""
+    """A value that a column may hold: text or a number (int if it is whole)."""
     value = node.value
     if isinstance(value, float) and math.isfinite(value):
         return int(value) if value.is_integer() and abs(value) < 2**63 else value
     if not isinstance(value, str | int) or isinstance(value, bool):
         node.fail(
             f"should be text (in quotes) or a finite number; got {yaml_reader.shown(value)}"
-            + (". A bool column is a label as it stands" if isinstance(value, bool) else "")
+            + (". A bool column is a label without a condition" if isinstance(value, bool) else "")
         )
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         node.fail(f"{value} does not fit int64")

@@ -1,5 +1,7 @@
-"""TFRecord files and tf.Example messages without TensorFlow, which would cost every process of a conversion half a
-gigabyte, and which neither reads from an offset nor says where a damaged record lies.
+"""TFRecord files and tf.Example messages without TensorFlow.
+
+TensorFlow would cost every process of a conversion half a gigabyte, cannot read from an offset, and does not say where
+a damaged record lies.
 
 A record is: length (uint64), masked CRC-32C of the length (uint32), payload, masked CRC-32C of the payload (uint32),
 all little-endian.
@@ -30,10 +32,10 @@ class CorruptRecord(JobError):
     """A record that is truncated or fails its checksum.
 
     Attributes:
-      path: the shard.
-      offset: where in the shard the record starts, in bytes.
-      why: what is wrong with it.
-      end: where the next record starts; None when the record's length is not to be trusted.
+      path: the file.
+      offset: where the record starts, in bytes.
+      why: what is wrong with the record.
+      end: where the next record starts; None when the record's length cannot be trusted.
     """
 
     def __init__(self, path: str, offset: int, why: str, end: int | None = None) -> None:

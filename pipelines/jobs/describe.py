@@ -25,8 +25,8 @@ flags = cli.Flags()
 _LABEL = flags.DEFINE_list(
     "label",
     [],
-    "Columns to predict: column, column=value (the label is 1 where it has that value) or column>=number (the label is 1 "
-    "from that number on). Guessed if not given.",
+    "Columns to predict: column, column=value (label 1 where it has that value) or column>=number (label 1 from that "
+    "number on). Guessed if not given.",
 )
 _OUTPUT = flags.DEFINE(cli.PATH, "output", None, "File to write (default: stdout).")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace --output if it exists.")

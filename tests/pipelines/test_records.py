@@ -153,7 +153,7 @@ def test_blocks_of_another_form_are_refused() -> None:
         with pytest.raises(records.BadBlock):
             records.parse(_SCHEMA, [message[:end]])
     (row,) = records.rows(_batch(4).slice(3))
-    with pytest.raises(records.BadBlock, match="no tf.Example of one bytes value a column|ends early"):
+    with pytest.raises(records.BadBlock, match="no tf.Example with one bytes value per column|ends early"):
         records.parse(_SCHEMA, [row])
     for key, data, why in (
         ("feature:age", None, "a block lacks feature:age"),
