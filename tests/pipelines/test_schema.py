@@ -257,7 +257,7 @@ UNREADABLE = [
     (CLICK, "click: {label: {column: c, at_most: {column: d, times: 0}}}", "tasks.click.label.at_most.times: 0 should be above 0"),
     (CLICK, "click: {label: {column: c, at_most: {column: c}}}", "tasks.click.label.at_most.column: 'c' would be compared with itself; name another column"),
     (CLICK, "click: {label: {column: c, at_least: {column: user}}}", "features.user: column 'user' is used by the label of task 'click', so the feature may give the label away; drop it, or set allow_label_column: true if it is known before the label"),
-    ("name: small", "name: small\nweight: 2", "weight: should be a column that holds the weights of rows; got 2 (a number belongs to a task, as the weight of its loss)"),
+    ("name: small", "name: small\nweight: 2", "weight: should be a column that holds row weights; got 2 (a number belongs to a task, as the weight of its loss)"),
     (CLICK, CLICK[:-1] + ", weight: w, row_weight: v}", "tasks.click.weight: names a column of row weights, which row_weight is for; weight is a number that multiplies the loss"),
     (CLICK, CLICK[:-1] + ", row_weight: 2}", "tasks.click.row_weight: should be text (put it in quotes); got 2"),
     (CLICK, CLICK[:-1] + ", weight: user}", "features.user: column 'user' is used by the row weight of task 'click', so the feature may give the label away; drop it, or set allow_label_column: true if it is known before the label"),
