@@ -80,7 +80,7 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
 
     tf.keras.utils.set_random_seed(config.seed)
     model = models.build(config, manifest)
-    reading = predictions.reading(config.data)
+    reading = configs.reading(config.data)
     steps = count_batches(manifest, "train", training=True, **reading)
     epochs = _permuted(manifest, config) if order == "plain" else _of_the_job(manifest, config)
 
@@ -102,11 +102,10 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
 
 def _of_the_job(manifest: manifests.Manifest, config: Any) -> Iterator[Any]:
     from pipelines.batches.dataset import read_batches
-    from stem_tf.evaluation import predictions
 
     for epoch in range(config.train.epochs):
         yield read_batches(
-            manifest, "train", training=True, seed=config.seed, epoch=epoch, **predictions.reading(config.data)
+            manifest, "train", training=True, seed=config.seed, epoch=epoch, **configs.reading(config.data)
         )
 
 
@@ -115,10 +114,9 @@ def _permuted(manifest: manifests.Manifest, config: Any) -> Iterator[Any]:
     import tensorflow as tf
 
     from pipelines.batches.dataset import read_batches
-    from stem_tf.evaluation import predictions
 
     size = config.data.batch_size
-    in_order = read_batches(manifest, "train", training=False, **predictions.reading(config.data))
+    in_order = read_batches(manifest, "train", training=False, **configs.reading(config.data))
     rows = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *in_order.as_numpy_iterator())
     rows = tf.nest.map_structure(lambda values: values[: manifest.rows("train")], rows)
     random = np.random.default_rng(config.seed)

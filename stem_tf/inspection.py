@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
-from stem_tf import report
-from stem_tf.evaluation import predictions
+from stem_tf import configs, report
 from stem_tf.layers.gate import Gate, observe
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.models.snapshots import Snapshots
@@ -120,7 +119,7 @@ def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) 
         Progress(rows, unit="rows", desc=f"gates, {split}") as progress,
         naming_corrupt_records(manifest, split, data.input_format),
     ):
-        for batch in read_batches(manifest, split, training=False, **predictions.reading(data)):
+        for batch in read_batches(manifest, split, training=False, **configs.reading(data)):
             part = [(s.numpy(), q.numpy()) for s, q in sums(batch)]
             total = [(a + s, b + q) for (a, b), (s, q) in zip(total, part, strict=True)] if total else part
             progress.update(min(data.batch_size, rows - progress.done))

@@ -133,9 +133,7 @@ def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
             epochs |= dict.fromkeys(tasks, restore_weights(members[-1][0], by_name[name]).epoch)
     if len(members) == 1:
         return Trained(members[0][0], str(workdir.best_epochs), epochs, 0)
-    joined = snapshots.Snapshots(members)
-    joined.compile(optimizer=[], steps_per_execution=config.train.steps_per_execution)
-    return Trained(joined, str(workdir.best_epochs), epochs, 0)
+    return Trained(snapshots.Snapshots(members), str(workdir.best_epochs), epochs, 0)
 
 
 def _chosen(workdir: Workdir, manifest: Manifest, own: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Importing this imports no TensorFlow. The models declare their own keys, so that
 from stem_tf.configs._check import check_names, checked
 from stem_tf.configs._help import describe
 from stem_tf.configs._load import OVERRIDE, load, override_flags, shipped
-from stem_tf.configs._read import applying, best, flat, model_of, of_task, task_features
+from stem_tf.configs._read import applying, best, flat, model_of, of_task, reading, task_features
 from stem_tf.configs.base import keys, plain
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "of_task",
     "override_flags",
     "plain",
+    "reading",
     "shipped",
     "task_features",
 ]

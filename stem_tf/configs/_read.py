@@ -39,6 +39,11 @@ def best(config: Any) -> str:
     return str(config.train.best)
 
 
+def reading(data: Any) -> dict[str, Any]:
+    """What ``config.data`` says to :func:`~pipelines.batches.dataset.read_batches` and ``count_batches``."""
+    return {"batch_size": data.batch_size, "input_format": data.input_format, "on_corrupt": data.on_corrupt}
+
+
 def of_task(value: Any, task: str, default: Any) -> Any:
     """A task's value of a key that may be given by task; ``default`` for tasks that a mapping does not name."""
     return value.get(task, default) if isinstance(value, Mapping | ml_collections.ConfigDict) else value

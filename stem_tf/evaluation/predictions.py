@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest
+from stem_tf import configs
 from stem_tf.evaluation import metrics
 from stem_tf.models.predictor import Predictor
 from stem_tf.training.callbacks import Signals
@@ -89,8 +90,8 @@ def predict(
       UserError: no such split, or no rows in it.
       CorruptRecord: a damaged record.
     """
-    dataset = read_batches(manifest, split, training=False, device=single_gpu(model), **reading(data))
-    steps = count_batches(manifest, split, training=False, **reading(data))
+    dataset = read_batches(manifest, split, training=False, device=single_gpu(model), **configs.reading(data))
+    steps = count_batches(manifest, split, training=False, **configs.reading(data))
     rows = manifest.rows(split)
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
@@ -197,11 +198,6 @@ def _raw_values(raw: Path, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
     if not len(known) or place[-1] == len(known) or not np.array_equal(known[place], row_ids):
         raise UserError(f"{raw} lacks rows of the records; convert the log again")
     return found[column].take(pa.array(place))
-
-
-def reading(data: Any) -> dict[str, Any]:
-    """How to read, as `read_batches` and `count_batches` take it, of ``config.data``."""
-    return {"batch_size": data.batch_size, "input_format": data.input_format, "on_corrupt": data.on_corrupt}
 
 
 def single_gpu(model: Predictor) -> str | None:

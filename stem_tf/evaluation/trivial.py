@@ -15,9 +15,10 @@ from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
 from pipelines.schema import Task
+from stem_tf import configs
 from stem_tf.evaluation import metrics
 from stem_tf.evaluation.metrics import smoothed_means
-from stem_tf.evaluation.predictions import Predictions, reading
+from stem_tf.evaluation.predictions import Predictions
 from stem_util.files import replace_file
 
 PRIOR_ROWS = 5
@@ -90,7 +91,7 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
     columns: dict[str, NDArray] = {name: np.empty(rows, np.int64) for name in present}
     columns |= {f"label:{task}": np.empty(rows, np.float32) for task in tasks}
     columns |= {f"weight:{task}": np.empty(rows, np.float32) for task in weighted}
-    dataset = read_batches(manifest, "train", training=False, **reading(data) | {"batch_size": _BATCH_ROWS})
+    dataset = read_batches(manifest, "train", training=False, **configs.reading(data) | {"batch_size": _BATCH_ROWS})
 
     def keys_and_labels(batch: Mapping[str, Any]) -> dict[str, tf.Tensor]:
         # NaN again where a row is outside the task's space, so that keys and labels stay side by side.

@@ -59,7 +59,7 @@ class Trainer:
         self.monitors = monitor.of_tasks(config, manifest) if configs.best(config) != "together" else {}
         self._own = configs.best(config) == "own"
         self.choice: assembly.Choice | None = None
-        self._reading = predictions.reading(config.data)
+        self._reading = configs.reading(config.data)
         strategy = runtime.set_up(config)
         self.steps = count_batches(manifest, "train", training=True, **self._reading)
         count_batches(manifest, "validation", training=False, **self._reading)  # refuses a split without rows

@@ -178,7 +178,7 @@ def test_gradients_on_what_is_shared_by_hand(make: Make) -> None:
     )
     model = trainer.model
     batch = next(iter(read_batches(trainer.manifest, "train", training=True, seed=0, epoch=0, start_step=0,
-                                     **predictions.reading(trainer.config.data))))  # fmt: skip
+                                     **configs.reading(trainer.config.data))))  # fmt: skip
     assert shared_gradients(model.training_step, batch) == {}  # click alone trains what both could
     model.weighting.initial = tf.constant([2.0, 3.0])
     norms = shared_gradients(model.training_step, batch)
@@ -245,8 +245,6 @@ def test_a_loss_that_is_not_finite_names_step_and_task_and_leaves_the_last_good_
 def test_interrupted_inside_an_evaluation(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
     import signal
-
-    from stem_tf.evaluation import predictions
 
     trainer = make()
     evaluate = predictions.predict
