@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).resolve().parent.parent
 
-for _name in ("stem_util", "pipelines", "export"):  # names that others use, too
+for _name in ("stem_util", "pipelines", "export"):  # other projects may use these names, too
     _spec = importlib.util.find_spec(_name)
     if _spec is None or _spec.origin is None or Path(_spec.origin).resolve().parent.parent != _HERE:
         _found = "nowhere" if _spec is None else [*(_spec.submodule_search_locations or []), _spec.origin][0]
@@ -31,7 +31,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 if "tensorflow" in sys.modules:
     import tensorflow as tf
 
-    # `tf.keras` is loaded when first touched: this fails only where somebody touched it before the variable was set.
+    # `tf.keras` is loaded when first touched: this fails only where that was before the variable was set.
     if "tf_keras" not in tf.keras.__name__:
         raise ImportError(
             f"tf.keras is {tf.keras.__name__}, but stem_tf needs Keras 2: import stem_tf before tf.keras "
@@ -44,7 +44,7 @@ __all__ = ["Run", "__version__", "convert", "describe", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """The API is imported when it is first used: the jobs do without pandas."""
+    """Imports the API when it is first used: the jobs do not need pandas."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from stem_tf import api

@@ -1,6 +1,6 @@
-"""What the jobs do, for notebooks and programs: describe, convert, train. docs/python.md has examples.
+"""The jobs as functions, for notebooks and programs: describe, convert, train. docs/python.md has examples.
 
-A DataFrame or a pyarrow Table stands wherever a log may; it is written to a temporary Parquet file and read as any log.
+A DataFrame or a pyarrow Table may be given as a log; it is written to a temporary Parquet file and read like any other.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def convert(
     The same log, schema, arguments and seed give the same bytes, whatever the number of processes.
 
     Args:
-      log: a DataFrame, a pyarrow Table, or the paths of Parquet or CSV files, globs and directories; or such by split,
-        ``{"train": ..., "validation": ..., "test": ...}``, without ``split``.
+      log: a DataFrame, a pyarrow Table, or the paths of Parquet or CSV files, globs and directories; or, without
+        ``split``, one of these for each split: ``{"train": ..., "validation": ..., "test": ...}``.
       schema: a `Schema`, a draft that `describe` returned, a schema file, or the name of a shipped one.
       output: directory to create.
       split: how rows are divided: by time, by a hash of a column, at random, or the last rows of each group.
@@ -99,9 +99,9 @@ def convert(
       validation_from: first time of validation, instead of ``fractions``.
       test_from: first time of test, likewise.
       validation_share: the share of given train rows that becomes validation.
-      validation_by: how they are chosen: at random, by a hash of ``split_column``, or the newest by it.
-      layouts: of the records to write, ``blocks`` and ``rows``; none to train on a Parquet log itself.
-      seed: of split and shuffle.
+      validation_by: how these rows are chosen: at random, by a hash of ``split_column``, or the newest by it.
+      layouts: which records to write, ``blocks`` and ``rows``; empty to train on a Parquet log itself.
+      seed: seed of split and shuffle.
       processes: worker processes. A script that asks for more than one needs ``if __name__ == "__main__":``.
       drop_bad_rows: skip and count bad rows, instead of refusing the log.
       overwrite: replace converted data at ``output``.
@@ -155,7 +155,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = print,
 ) -> Run:
-    """Trains a model on converted data, as the job stem-train does; called again, it goes on where the run was.
+    """Trains a model on converted data, as the job stem-train does; called again, it continues the run.
 
     An interrupt (Ctrl-C, or the notebook's stop button) ends it after a checkpoint.
 

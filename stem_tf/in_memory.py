@@ -1,4 +1,4 @@
-"""Logs that a program holds in memory, for what reads files."""
+"""Hands tables in memory to code that reads files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Log: TypeAlias = pd.DataFrame | pa.Table | str | os.PathLike[str] | Sequence[str
 
 @contextlib.contextmanager
 def files_of(log: Log) -> Iterator[str]:
-    """The patterns of a log, with commas between them; a table lies in a Parquet file while the context lasts.
+    """Yields the patterns of a log, separated by commas; a table is in a Parquet file while the context lasts.
 
     Raises:
-      UserError: a column of a table whose values have no common type.
+      UserError: the values of a table's column have no common type.
     """
     if isinstance(log, str | os.PathLike):
         yield os.fspath(log)

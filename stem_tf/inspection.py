@@ -29,12 +29,12 @@ from stem_util.progress import Progress
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """The result of an inspection.
 
     Attributes:
-      split: whose rows the gates saw.
-      rows: how many.
-      epoch: of the weights; by task where tasks have their own.
+      split: the split whose rows the gates saw.
+      rows: number of rows in the split.
+      epoch: epoch of the weights; by task where each task has weights of its own best epoch.
       summary: tables, parameters and multiply-adds, for people.
       gates: as `utilisation` returns them; empty where the model has none.
     """
@@ -56,16 +56,16 @@ def inspect(found: Trained, manifest: Manifest, split: str, data: Any) -> Inspec
     """Looks into a run's model.
 
     Args:
-      found: the model.
-      manifest: of the run's data.
-      split: whose rows the gates are to see.
-      data: ``config.data`` of the run.
+      found: the run's model.
+      manifest: manifest of the run's data.
+      split: the split whose rows the gates should see.
+      data: the run's ``config.data``.
     """
     members = found.model.members if isinstance(found.model, Snapshots) else [found.model]
     text = summary(members[0])
     if len(members) > 1:
         text += f"\n\n{len(members)} sets of these weights, one for each epoch that is some task's best"
-    # Of several sets of weights each task's gate is looked at in the one that scores the task.
+    # With several sets of weights, a task's gate is read from the set that scores the task.
     tasks_of = found.model.tasks_of if isinstance(found.model, Snapshots) else [manifest.schema.task_names]
     gates: dict[str, dict[str, Any]] = {}
     for member, tasks in zip(members, tasks_of, strict=True):
@@ -81,7 +81,7 @@ def write(inspection: Inspection, workdir: Workdir) -> list[str]:
     There is no picture where matplotlib is not installed.
 
     Raises:
-      UserError: RUN/inspection is somebody else's.
+      UserError: RUN/inspection holds something else.
     """
     split, gates = inspection.split, inspection.gates
     owned.claim(workdir.inspection, owned.INSPECTIONS)
@@ -105,7 +105,7 @@ def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) 
 
     @tf.function(autograph=False)
     def sums(batch: Mapping[str, Any]) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """Of each gate's weights, and of their squares; rows that only pad the batch left out."""
+        """Sums of each gate's weights, and of their squares, over the rows that are not padding."""
         with observe(model) as seen:
             model(batch["features"])
         gates[:] = [gate for gate, _ in seen]

@@ -77,9 +77,10 @@ def learning_curves(
     Args:
       records: lines of metrics.jsonl.
       tasks: ``binary`` or ``regression`` by task.
-      kept: by task the epoch whose weights are kept, counted from 1; 0 where there is none.
-      variances: of standardised labels, by task: their errors are drawn in the units that training sees.
-      path: of the PNG.
+      kept: the epoch whose weights are kept, by task, counted from 1; 0 where there is none.
+      variances: variances of standardised labels, by task; the errors of these tasks are divided by them, as in
+        training.
+      path: the PNG file to write.
 
     Returns:
       False if matplotlib is not installed.

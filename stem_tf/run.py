@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 class Run:
     """A run that `stem_tf.train`, or the job stem-train, has trained.
 
-    What needs the weights loads them when it is first called, and keeps them: open a run again after more training.
+    Methods that need the weights load them on the first call and keep them: open a run again after more training.
 
     Args:
       workdir: directory of the run.
       checkpoint: ``best``, ``latest``, or the path of one without its suffix.
-      data: directory of the run's converted data, where it has moved since.
+      data: directory of the run's converted data, if it has moved since.
 
     Attributes:
       workdir: paths and files of the run.
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def model(self) -> tf_keras.Model:
-        """The trained model, a ``tf_keras.Model``: ids and numbers as converted data holds them in, logits out.
+        """The trained model, a ``tf_keras.Model``: from ids and numbers as converted data holds them to logits.
 
         `predict` takes raw values.
 
@@ -82,15 +82,15 @@ class Run:
         return pd.DataFrame.from_records(records).drop(columns="kind", errors="ignore")
 
     def evaluate(self, split: str = "test", output: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-        """The metrics of the run on a split, as the job stem-evaluate finds them; prints nothing.
+        """The metrics of the run on a split, as the job stem-evaluate measures them; prints nothing.
 
         Args:
           split: ``train``, ``validation`` or ``test``.
           output: where to write ``<split>.json`` and ``<split>.parquet``; RUN/evaluation by default.
 
         Returns:
-          What ``<split>.json`` holds: ``mean_auc``, by task the metrics in ``tasks``, and where they come from. None
-          stands for what is not defined.
+          The content of ``<split>.json``: ``mean_auc``, the metrics of each task in ``tasks``, and the checkpoint that
+          was evaluated. A metric that is not defined is None.
 
         Raises:
           UserError: other data, no such split, no rows in it, or no such checkpoint.
@@ -109,7 +109,7 @@ class Run:
         return evaluation.metrics
 
     def inspect(self, split: str = "test") -> Inspection:
-        """Tables, parameters, and how each gate uses the experts on a split, as the job stem-inspect finds them.
+        """Tables, parameters, and how each gate uses the experts on a split, as the job stem-inspect shows them.
 
         Returns:
           An `Inspection`: ``print()`` it, or read its ``gates``.
@@ -131,7 +131,7 @@ class Run:
         csv: CsvOptions | None = None,
         drop_bad_rows: bool = False,
     ) -> pd.DataFrame:
-        """Scores of raw rows, through the graph that an export has: those that a server would answer.
+        """Scores raw rows with the graph that an export has: a server returns the same scores.
 
         Args:
           log: a DataFrame or a pyarrow Table with the columns of the features, or the paths of a log.
@@ -139,13 +139,13 @@ class Run:
           drop_bad_rows: leave out rows that conversion would refuse, instead of refusing the log.
 
         Returns:
-          One column per task, float32. Its index is that of a DataFrame, else each row's place in the log.
+          One column per task, float32. The index is the DataFrame's, or each row's place in the log.
 
         Raises:
           UserError: columns or rows that do not fit the schema, or no such checkpoint.
         """
         scorer = self._scorer
-        # The arrows: stem_tf does not import export, but for these methods, when they are called.
+        # Imported here: stem_tf does not depend on export, except when these methods are called.
         from export import scoring
 
         with tempfile.TemporaryDirectory() as scratch, files_of(log) as paths:
@@ -168,14 +168,14 @@ class Run:
 
         Args:
           output: directory of the model's versions.
-          name: of the model, as services will ask for it.
+          name: the model's name, by which services ask for it.
           tables: how embedding tables are stored.
 
         Returns:
           The version's directory.
 
         Raises:
-          UserError: an output that cannot be, other data, or no such checkpoint.
+          UserError: an output that may not be written to, other data, or no such checkpoint.
           JobError: the exported model does not reproduce the trainer's scores.
         """
         from export import preconditions  # see `predict`
@@ -190,7 +190,7 @@ class Run:
 
     @functools.cached_property
     def _copies(self) -> Manifest:
-        """The run's copy of its data's manifest, beside which lie copies of its vocabularies."""
+        """The run's copy of the manifest of its data; copies of the vocabularies lie beside it."""
         return manifests.load(str(self.workdir.path))
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""How a job readies TensorFlow: its log, its memory, XLA, and the devices that a run is spread over."""
+"""Sets TensorFlow up for a job: its log, its memory, XLA, and the devices that a run is spread over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def quieten_tensorflow() -> None:
-    """Call before TensorFlow is imported. TF_CPP_MIN_LOG_LEVEL in the environment has its way.
+    """Call before TensorFlow is imported. TF_CPP_MIN_LOG_LEVEL in the environment takes precedence.
 
     Level 3 leaves only fatal messages of the C++ side: what goes wrong comes as an exception, and TensorFlow 2.16 logs
     errors about CUDA factories on every import.
@@ -30,9 +30,9 @@ def quieten_tensorflow() -> None:
 
 @functools.cache
 def start_xla() -> None:
-    """Compiles something small with XLA, whose start says lines on stderr that no setting of TensorFlow 2.16 hides.
+    """Starts XLA with stderr closed: the start prints lines that no setting of TensorFlow 2.16 hides.
 
-    Stderr is closed meanwhile. Call it where something is about to be compiled; it takes a quarter of a second, once.
+    Call it before something is compiled; it compiles something small, which takes a quarter of a second, once.
     """
     import tensorflow as tf
 
@@ -51,14 +51,14 @@ def use_memory_as_needed() -> None:
     """Keeps TensorFlow from taking all memory of the GPUs at the start."""
     import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # in a notebook TensorFlow may run already: too late to say how
+    with contextlib.suppress(RuntimeError):  # too late where TensorFlow runs already, as it may in a notebook
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
-    """Has a GPU multiply float32 numbers as a CPU does, with whose scores they are compared; else it rounds to TF32."""
+    """Makes a GPU multiply in float32 like a CPU, so that their scores can be compared; otherwise it rounds to TF32."""
     import tensorflow as tf
 
     before = tf.config.experimental.tensor_float_32_execution_enabled()
@@ -70,7 +70,7 @@ def exact_products() -> Iterator[None]:
 
 
 def set_up(config: Any) -> tf.distribute.Strategy:
-    """Readies TensorFlow for a run, before anything is built, and returns the strategy to build it in.
+    """Sets TensorFlow up for a run, before anything is built; returns the strategy to build the model in.
 
     Raises:
       UserError: the replicas of ``mirrored`` cannot share the batch evenly, or TensorFlow runs already and can no

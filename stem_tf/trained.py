@@ -24,7 +24,7 @@ from stem_util import files
 from stem_util.errors import UserError
 
 _TRIES = 20
-"""Times that checkpoints are looked for while a job replaces them."""
+"""How often to look for checkpoints while a job replaces them."""
 _BYTES_AT_A_TIME = 16 << 20
 
 
@@ -35,8 +35,8 @@ class Trained:
     Attributes:
       model: compiled for prediction.
       checkpoint: path of the checkpoint, or of the file that names one for each task.
-      epoch: epochs finished; by task where tasks have their own.
-      step: steps done of an epoch that was not finished.
+      epoch: epochs finished; by task where each task has weights of its own best epoch.
+      step: steps done in an epoch that was not finished.
     """
 
     model: Predictor
@@ -86,10 +86,10 @@ def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> 
 
 @contextlib.contextmanager
 def _held(find: Callable[[], list[str]]) -> Iterator[list[Held]]:
-    """Holds the checkpoints that ``find`` names, again where a job that trains has just replaced one of them.
+    """Opens the checkpoints that ``find`` names; tries again where a training job has just replaced one of them.
 
     Raises:
-      UserError: one is not there.
+      UserError: there is no such checkpoint.
     """
     with contextlib.ExitStack() as stack:
         for left in reversed(range(_TRIES)):
@@ -108,7 +108,7 @@ def _held(find: Callable[[], list[str]]) -> Iterator[list[Held]]:
 
 
 def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
-    """The best weights of a run whose tasks have best epochs of their own."""
+    """The model of a run that keeps a best epoch for each task, with the best weights."""
     chosen: dict[str, Any] = {}
 
     def find() -> list[str]:
@@ -137,7 +137,7 @@ def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
 
 
 def _chosen(workdir: Workdir, manifest: Manifest, own: bool) -> dict[str, Any]:
-    """What epochs.json says: names of checkpoints by task, and of the one with all that is no task's own, or None."""
+    """Reads epochs.json: ``tasks``, a checkpoint for each; ``rest``, the one with all weights of no task, or None."""
     path, way_out = workdir.best_epochs, "take --checkpoint=latest"
     chosen = files.read_json(path, way_out)
     tasks, rest = chosen.get("tasks"), chosen.get("rest")

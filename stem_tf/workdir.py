@@ -3,10 +3,10 @@
 .stem-tf         says that this is a run
 config.json      the config, complete
 schema.yaml, manifest.json, vocabulary/     what the run was trained on
-checkpoints/     of the whole training state, the last ones
-best/            weights of the best epoch, or of each task's (epochs.json says whose is which)
-before-1/        best weights and metrics of a run whose checkpoints were gone, so that it started over
-metrics.jsonl    one JSON object a line: training losses, validation metrics
+checkpoints/     the last checkpoints of the whole training state
+best/            weights of the best epoch, or of each task's best epoch (epochs.json names each task's)
+before-1/        best weights and metrics from before the run lost its checkpoints and started over
+metrics.jsonl    one JSON object per line: training losses, validation metrics
 tensorboard/     the same for TensorBoard
 report.json, learning_curves.png            at the end
 evaluation/      metrics and predictions of a split, by stem-evaluate
@@ -58,10 +58,10 @@ class Workdir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other jobs from training in the same directory; the lock goes with the process, however it ends.
+        """Keeps other jobs from training in the same directory; the lock ends with the process.
 
         Raises:
-          UserError: another job holds it, or the directory is no run's.
+          UserError: another job holds the lock, or the directory holds something else than a run.
         """
         owned.claim(self.path, owned.RUN)
         with open(self.path / ".lock", "a+") as file:
@@ -74,12 +74,12 @@ class Workdir:
             yield
 
     def prepare(self, config: Any, manifest: Manifest) -> str:
-        """Makes a new run here, or makes sure that the run that is here is this one.
+        """Starts a new run here, or checks that the run here has this config and this data.
 
-        What stands here without a checkpoint is no run yet: it failed at once, or was killed early.
+        Files without a checkpoint are not a run yet: the job failed at once, or was killed early.
 
         Returns:
-          Words of warning where the checkpoints of a run are gone, so that it starts over; else "".
+          A warning where the checkpoints of a run are gone, so that it starts over; else "".
 
         Raises:
           UserError: the run that is here has another config or other data, or has lost its config.
@@ -109,7 +109,7 @@ class Workdir:
         return warning
 
     def _set_aside(self) -> str:
-        """Moves what an earlier run has reached out of the way of a new one; returns what to say about it."""
+        """Moves the best weights and metrics of an earlier run aside; returns a warning that says so, or ""."""
         evaluated = any(record["kind"] == "validation" for record in self.read_metrics())
         if not evaluated and not (self.best.is_dir() and any(self.best.iterdir())):
             return ""
@@ -121,7 +121,7 @@ class Workdir:
         return f"{self.path} has no checkpoint to go on from: training starts over; what was reached is in {aside}"
 
     def check_data(self, manifest: Manifest) -> None:
-        """Makes sure that ``manifest`` is of the run's data, and that these and the run's copies of them are whole.
+        """Checks that ``manifest`` is the manifest of the run's data, and that the data and the run's copies are whole.
 
         Raises:
           UserError: other data, or a file that is missing or has changed.
@@ -142,12 +142,12 @@ class Workdir:
         manifest.check_copies(str(self.path))
 
     def data(self, config: Any, moved_to: str | None, split: str) -> Manifest:
-        """The manifest of the run's data, of which ``split`` is to be read.
+        """The manifest of the run's data; checks that ``split`` can be read.
 
         Args:
-          config: of the run.
-          moved_to: where the data are now, or None.
-          split: its name.
+          config: the run's config.
+          moved_to: where the data has moved to, or None.
+          split: name of the split.
 
         Raises:
           UserError: other data, no such split, or no rows in it.
@@ -172,7 +172,7 @@ class Workdir:
         return configs.checked(self._read_config())
 
     def data_checksum(self) -> str:
-        """Of the manifest of the run's data."""
+        """SHA-256 of the manifest of the run's data, in hexadecimal."""
         return hashlib.sha256((self.path / manifests.FILENAME).read_bytes()).hexdigest()
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
@@ -181,14 +181,14 @@ class Workdir:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; what is none is left out, as one that a kill cut off."""
+        """The records of metrics.jsonl; leaves out lines that are not whole, such as one that a kill cut off."""
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         return [record for line in lines if (record := _record(line)) is not None]
 
     def sync_metrics(self) -> None:
-        """Flushes metrics.jsonl to the disk: its lines count on being there once a later checkpoint is."""
+        """Flushes metrics.jsonl to the disk, so that no checkpoint outlives the lines written before it."""
         if self.metrics.exists():
             files.sync(self.metrics)
 
@@ -197,7 +197,7 @@ class Workdir:
 
         Args:
           epoch: epochs finished, evaluation included.
-          step: steps done, of all epochs.
+          step: steps done in all epochs.
         """
         kept = [
             record
@@ -237,15 +237,15 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def numbers(directory: Path) -> set[int]:
-    """Numbers of the checkpoints in a directory, be they there in parts."""
+    """Numbers of the checkpoints in a directory, incomplete ones included."""
     names = os.listdir(directory) if directory.is_dir() else []
     return {int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))}
 
 
 def has_checkpoints(directory: Path) -> bool:
-    """Whether a checkpoint was ever finished in a directory, whatever has become of it.
+    """Whether a directory ever held a finished checkpoint, even one that is damaged now.
 
-    The first one does not count before it has its index: a job was killed while it wrote it.
+    The first checkpoint counts once it has its index: without one, a job was killed while it wrote it.
     """
     found = numbers(directory)
     return bool(found - {1}) or (directory / "ckpt-1.index").exists()

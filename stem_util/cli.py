@@ -1,8 +1,8 @@
 """The frame every job runs in: flags, a short ``--help``, one-line errors and exit codes.
 
 Exit codes: 0 done; 1 the job failed (:class:`~stem_util.errors.JobError`, a full disk, out of memory, a bug); 2 the
-user can mend it (:class:`~stem_util.errors.UserError`, a bad flag); 130 Ctrl-C; 143 SIGTERM. Whatever is raised ends in
-one sentence; ``--debug`` shows the traceback as well.
+user can fix it (:class:`~stem_util.errors.UserError`, a bad flag); 130 Ctrl-C; 143 SIGTERM. Every exception is printed
+as one sentence; ``--debug`` shows the traceback as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stem_util.errors import Stopped, UserError, message
 
 
 class _Path(absl.flags.ArgumentParser):
-    """A path; a leading ~ is somebody's home, as it is to a shell, which only expands it where a word begins."""
+    """A path. A leading ~ is expanded to a home directory: a shell does that only where a word begins."""
 
     syntactic_help = "a path"
 
@@ -51,7 +51,7 @@ class Flags:
     absl by itself keeps the flags of all modules in one set, and refuses to import two jobs with a ``--workdir``.
 
     Attributes:
-      values: absl's, with ``--debug`` among them.
+      values: absl's flag values, ``--debug`` included.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class Flags:
         return functools.partial(getattr(absl.flags, name), flag_values=self.values)
 
     def parse(self, argv: Sequence[str], rewritten: Callable[[Sequence[str]], list[str]]) -> list[str]:
-        """Sets the flags, and absl's own (``--verbosity``, ...); returns the program's name and the other arguments."""
+        """Sets the job's flags and absl's (``--verbosity``, ...); returns the program name and the other arguments."""
         together = absl.flags.FlagValues()
         together.append_flag_values(self.values)
         for name in absl.flags.FLAGS:
@@ -100,11 +100,12 @@ def run(
     Args:
       main: called with the program's name and the arguments that are not flags. The docstring of its module heads
         ``--help``.
-      flags: the job's. They have their defaults again afterwards, so that a process can run a job more than once.
-      arguments: names the arguments that are not flags in ``--help``, as ``"LOG..."``. A job without any refuses them.
-      memory: what needs less memory, as in ``"fewer --processes"``: said when there was not enough.
-      rewritten: makes arguments that absl knows of those given, on the command line or in a ``--flagfile``.
-      described: more of ``--help``, below the docstring, that takes its time to find.
+      flags: the job's flags. They are reset to their defaults afterwards, so that a process can run a job again.
+      arguments: what ``--help`` calls the arguments that are not flags, such as ``"LOG..."``; without it the job
+        refuses such arguments.
+      memory: what would need less memory, such as ``"fewer --processes"``; part of the message when memory runs out.
+      rewritten: rewrites the arguments, of the command line or a ``--flagfile``, into ones that absl knows.
+      described: returns text for ``--help`` to show below the docstring; called only then, since it may be slow.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
@@ -135,7 +136,7 @@ def run(
 
 @contextlib.contextmanager
 def _one_sentence(debug: bool, memory: str = "") -> Iterator[None]:
-    """Ends the process with the exit code, and the one line, of whatever is raised."""
+    """Turns an exception into one line on stderr and an exit code."""
     try:
         yield
     except (UserError, app.UsageError, absl.flags.Error) as error:
@@ -153,7 +154,7 @@ def _one_sentence(debug: bool, memory: str = "") -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM ends a job as Ctrl-C does, so that what it has begun is cleared away; once, or it would stop that too."""
+    """Ends a job on SIGTERM as on Ctrl-C, so that it clears up; a second SIGTERM is ignored, to let it finish that."""
     del frame
     signal.signal(number, signal.SIG_IGN)
     raise Stopped("stopped by SIGTERM")

@@ -1,4 +1,4 @@
-"""Files that are whole, and stay: written beside, flushed to the disk, renamed. Does not import TensorFlow.
+"""Atomic and durable writes: to a file beside the target, flushed to the disk and renamed. No TensorFlow is imported.
 
 Links are followed: what a link points to is written, and the link stays.
 """
@@ -19,9 +19,9 @@ from typing import Any
 from stem_util.errors import JobError, UserError, naming_full_disk
 
 _PATTERN = re.compile(r"[][*?\\\ud800-\udfff]")
-"""In a path: characters of patterns, and bytes that are not UTF-8."""
+"""Characters in a path that make it a pattern, and bytes that are not UTF-8."""
 _NAME_BYTES = 190
-"""Of a file name that others are made from; file systems of Linux allow 255."""
+"""Longest file name that other names are made from; Linux file systems allow 255 bytes."""
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -31,7 +31,7 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if not (os.path.isdir(path) and error.errno in (errno.EINVAL, errno.ENOTSUP)):
-            raise  # else a file system that flushes no directories, as some on a network
+            raise  # otherwise the file system cannot flush directories, like some network ones
     finally:
         os.close(descriptor)
 
@@ -45,7 +45,7 @@ def sync_tree(directory: str | os.PathLike[str]) -> None:
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
-    """Creates a directory and its parents where they are missing, to stay after a power cut; returns its real path.
+    """Creates a directory and its missing parents, and flushes them to the disk; returns its real path.
 
     Raises:
       UserError: ``path`` is a file, or lies under one.
@@ -63,7 +63,7 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def literal(directory: str | os.PathLike[str]) -> Iterator[str]:
-    """A path to a directory, valid in this process while the context lasts, for libraries that take paths for patterns.
+    """Yields a path to a directory, valid in this process and context, for libraries that read paths as patterns.
 
     TensorFlow finds checkpoints by patterns, and reads names as UTF-8.
     """
@@ -78,7 +78,7 @@ def literal(directory: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def hidden(path: Path, suffix: str) -> Path:
-    """A hidden path beside ``path`` that belongs to it alone, also where its name is as long as names may be."""
+    """A hidden path beside ``path`` that no other file has; a name that is too long to extend is hashed."""
     name = path.name
     if len(os.fsencode(name)) > _NAME_BYTES:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -87,13 +87,13 @@ def hidden(path: Path, suffix: str) -> Path:
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it is flushed to the disk and renamed when the context is left without error.
+    """Yields a path to write to; it is flushed to disk and renamed to ``path`` when the context ends without error.
 
-    Readers see the old file or the whole new one. Several jobs may do so at once, and the last one to end wins. What
-    killed ones left beside ``path`` is removed.
+    Readers see the old file or the whole new one. Several jobs may replace one file at once; the last one to end wins.
+    Temporary files that killed jobs left are removed.
 
     Raises:
-      UserError: a directory or a device is there.
+      UserError: ``path`` is a directory or a device.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -102,10 +102,10 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     while True:
         beside = hidden(path, f"stem-tf-{os.getpid()}-{os.urandom(4).hex()}.tmp")
         descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        try_lock(descriptor, wait=True)  # says that its job lives
+        try_lock(descriptor, wait=True)  # shows other jobs that this one is alive
         if os.path.exists(beside):
             break
-        os.close(descriptor)  # taken for a leftover between the two calls
+        os.close(descriptor)  # another job took it for a leftover before it was locked
     try:
         with naming_full_disk(path):
             yield beside
@@ -145,10 +145,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str], way_out: str) -> dict[str, Any]:
-    """The object that a file holds, as :func:`write_json` wrote it.
+    """Reads the JSON object in a file.
 
     Raises:
-      UserError: it is missing, or holds something else; ``way_out`` says what to do about it.
+      UserError: the file is missing or holds something else. The message ends with ``way_out``, which says what to do.
     """
     try:
         value = json.loads(Path(path).read_bytes())
@@ -162,12 +162,12 @@ def read_json(path: str | os.PathLike[str], way_out: str) -> dict[str, Any]:
 
 
 def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool:
-    """Locks an open file until it is closed, which the end of the process does too, however it ends.
+    """Locks an open file until it is closed or the process ends.
 
     Args:
-      descriptor: of the file.
-      shared: with others that share it; else nobody else may hold a lock.
-      wait: until no other lock excludes this one.
+      descriptor: descriptor of the open file.
+      shared: allows other shared locks beside this one; an exclusive lock allows none.
+      wait: waits until no other lock excludes this one.
 
     Returns:
       False where another lock excludes it.
@@ -184,15 +184,15 @@ def try_lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bo
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], output: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
-    """Holds an exclusive lock file, which goes away with the job (the lock itself even when the job is killed).
+    """Holds an exclusive lock file and deletes it at the end; a killed job leaves the file, but not the lock.
 
     Args:
-      path: of the lock file.
+      path: the lock file.
       output: what the job that holds it is writing.
-      wait: for the other job to end.
+      wait: waits for the other job to end.
 
     Raises:
-      UserError: another job holds it, and ``wait`` was not said.
+      UserError: another job holds the lock, and ``wait`` is False.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

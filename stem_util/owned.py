@@ -1,9 +1,9 @@
-"""Whose a directory is: the one rule by which every job decides whether it may write there.
+"""The one rule by which every job decides whether it may write to a directory.
 
-A marker in each directory that a job of ours makes says what it holds. A job writes into a directory that is missing,
-empty, or marked as of its own kind; everything else is refused and left as it is. (An evaluation's two files may lie in
-somebody's own directory, where they take the place of earlier ones alone.) Nothing is ever removed but what a
-marker, or what the versions before markers wrote, says to be of the kind that takes its place.
+Every directory that a job makes has a marker, a file that says what the directory holds. A job writes to a directory
+that is missing, empty, or marked as its own kind, and refuses every other one. (An evaluation's two files may lie among
+other files, where they replace only an earlier evaluation's.) A job removes only what a marker, or the files of a
+version before markers, shows to be of the kind that it writes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Kind:
     """What a directory may hold.
 
     Attributes:
-      name: as the marker and messages say it.
-      looks: whether a directory without a marker was written by a version that made none.
+      name: its name in markers and messages.
+      looks: tells whether a directory without a marker holds this kind, written by a version that made no markers.
     """
 
     name: str
@@ -91,7 +91,7 @@ _KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, DEPLOYMENT)
 
 
 def kind_of(directory: str | os.PathLike[str]) -> Kind | None:
-    """What a directory holds, by its marker, or by its content where an earlier version wrote it; None if not ours."""
+    """What a directory holds, by its marker or, without one, by its files; None where no job of ours wrote it."""
     path = Path(directory)
     marked = _json(path / MARKER).get("holds")
     for kind in _KINDS:
@@ -101,15 +101,15 @@ def kind_of(directory: str | os.PathLike[str]) -> Kind | None:
 
 
 def is_empty(directory: str | os.PathLike[str]) -> bool:
-    """Whether nothing is in a directory that anybody could miss."""
+    """Whether a directory holds nothing but locks, markers and ``lost+found``."""
     return all(name in _NOTHING or name.startswith(MARKER) for name in os.listdir(directory))
 
 
 def check(directory: str | os.PathLike[str], kind: Kind) -> bool:
-    """Refuses a directory that a job may not write to; returns whether it holds ``kind`` already.
+    """Refuses a directory that a job may not write to; returns whether the directory holds ``kind`` already.
 
     Raises:
-      UserError: it is no directory, or neither missing, nor empty, nor of this kind.
+      UserError: the path is a file, or a directory that is neither empty nor of this kind.
     """
     if not os.path.exists(directory):
         return False
@@ -128,10 +128,10 @@ def check(directory: str | os.PathLike[str], kind: Kind) -> bool:
 
 
 def claim(directory: str | os.PathLike[str], kind: Kind) -> Path:
-    """Makes a directory of this kind, or finds it; returns its real path.
+    """Creates and marks a directory of this kind, unless it exists already; returns its real path.
 
     Raises:
-      UserError: it may not be written to, see `check`.
+      UserError: the directory may not be written to, see `check`.
     """
     known = check(directory, kind)
     path = files.make_directory(directory)
@@ -141,7 +141,7 @@ def claim(directory: str | os.PathLike[str], kind: Kind) -> Path:
 
 
 def claim_for_evaluation(directory: str | os.PathLike[str], split: str) -> Path:
-    """As `claim`, for a split's two files, which may also lie among files of somebody else; those stay as they are.
+    """Like `claim`, for an evaluation's two files, which may also lie among other files; those stay as they are.
 
     Raises:
       UserError: see `check_for_evaluation`.
@@ -152,10 +152,11 @@ def claim_for_evaluation(directory: str | os.PathLike[str], split: str) -> Path:
 
 
 def check_for_evaluation(directory: str | os.PathLike[str], split: str) -> bool:
-    """Refuses a directory that may not take an evaluation; returns whether it holds, or may hold, nothing else.
+    """Refuses a directory that an evaluation may not be written to; returns whether it is for evaluations alone.
 
     Raises:
-      UserError: it is no directory, or of another kind of ours, or one of the two files is there and is not ours.
+      UserError: the path is a file, or a directory of another kind, or one of the two files exists and is not an
+        evaluation's.
     """
     path = Path(directory)
     if not path.is_dir() or kind_of(path) is not None or is_empty(path):
@@ -169,7 +170,7 @@ def check_for_evaluation(directory: str | os.PathLike[str], split: str) -> bool:
 
 
 def mark(directory: str | os.PathLike[str], kind: Kind, entries: Sequence[str] = ()) -> None:
-    """Writes the marker of a directory; ``entries``: all that is in it, if it may be replaced as a whole one day."""
+    """Marks a directory; ``entries`` lists all files in it, for a directory that may later be replaced as a whole."""
     marker: dict[str, Any] = {"holds": kind.name}
     if entries:
         marker["entries"] = list(entries)
@@ -192,10 +193,10 @@ def entries(directory: str | os.PathLike[str]) -> list[str]:
 
 
 def check_scores(path: str | os.PathLike[str]) -> None:
-    """Refuses to replace a file, unless it is empty or holds the scores of some rows, as jobs of ours write them.
+    """Refuses to replace a file, unless it is empty or holds scores of rows as our jobs write them.
 
     Raises:
-      UserError: it is something else.
+      UserError: the file holds something else.
     """
     if not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path)):
         return
@@ -209,7 +210,7 @@ def check_scores(path: str | os.PathLike[str]) -> None:
 
 
 def write_figures(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes figures of a measurement as JSON, in the place of JSON alone.
+    """Writes measured figures as JSON; replaces no file but JSON.
 
     Raises:
       UserError: something else is there.
@@ -223,7 +224,7 @@ def write_figures(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object that a file holds; an empty one where there is none to be read."""
+    """The JSON object in a marker or .json file; ``{}`` where none can be read."""
     try:
         value = json.loads(path.read_bytes()) if path.suffix == ".json" or path.name == MARKER else None
     except (OSError, ValueError):

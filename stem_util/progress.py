@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, one plain line a minute elsewhere."""
+"""Progress of long work: a live bar on a terminal, one plain line per minute elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_NOTES = 0.5
 class Progress:
     """Counts work done, and shows it on stderr.
 
-    On a terminal a tqdm bar; elsewhere (CI, a log file) one line a minute and nothing for shorter work.
+    On a terminal it is a tqdm bar; elsewhere (CI, a log file) one line per minute, and nothing for shorter work.
 
         with Progress(total=rows, unit="rows", desc="count") as progress:
             progress.update(1000)
@@ -27,7 +27,7 @@ class Progress:
       unit: what is counted, in the plural.
       desc: the phase's name.
       initial: units done before, which do not count for the speed.
-      note: makes a text that is shown behind the counts; called only when it is about to be shown.
+      note: returns a text to show after the counts; called only when it is shown.
       stream: where to print; stderr by default.
     """
 

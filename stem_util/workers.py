@@ -36,7 +36,7 @@ def _prepare_worker() -> None:
 
 
 class _Worker(SpawnProcess):
-    """Is started with SIGINT blocked: Ctrl-C reaches the whole process group, and the parent ends the workers."""
+    """A process that starts with SIGINT blocked: Ctrl-C reaches the whole group, and the parent ends its workers."""
 
     def start(self) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited, from the first instruction on
@@ -47,7 +47,7 @@ class _Worker(SpawnProcess):
 
 
 class _Context(SpawnContext):
-    """Keeps the processes that were started through it, which nobody else's are."""
+    """Remembers the processes that it starts, so that the pool can kill them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Pool:
         """Yields ``function(*arguments)`` for every (name, arguments), in the order of the tasks.
 
         Raises:
-          JobError: a worker process died; names what was being worked on.
+          JobError: a worker process died; the message names what was being worked on.
         """
         if self._executor is None:
             for _, arguments in tasks:

@@ -60,7 +60,7 @@ _PLACE = "{{function_node __wrapped__Mul_device_/job:localhost/replica:0/task:0/
         ),
         (
             AssertionError(),
-            "AssertionError: it says no more. That is a bug, or a case nobody thought of: the same command with "
+            "AssertionError: no message. That is a bug, or a case nobody thought of: the same command with "
             "--debug shows where; please report it",
         ),
     ],
@@ -74,7 +74,7 @@ def test_notes_are_part_of_the_sentence() -> None:
     error = Stopped("stopped by SIGTERM")
     error.add_note("nothing\nwas kept")
     assert message(error) == "stopped by SIGTERM; nothing was kept"
-    assert message(MemoryError()) == "out of memory: this machine has not enough of it"
+    assert message(MemoryError()) == "out of memory: this machine does not have enough"
 
 
 def test_a_full_disk_names_the_file() -> None:
