@@ -1,7 +1,7 @@
 """Vocabularies: counted on train, ordered by (-count, value), stored as Parquet, looked up in bulk.
 
-Id 0 is padding, id 1 a rare, unseen or missing value, and row i of the file is id i + 2. Parquet, because no newline,
-tab, quote or other UTF-8 in a raw value can break it.
+Id 0 is padding, id 1 stands for rare, unseen and missing values, and row i of the file has id i + 2. The format is
+Parquet, because no newline, tab, quote or other character in a raw value can break it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ RARE_ID = 1
 FIRST_ID = 2
 
 _MERGE_ROWS = 1 << 21
-# A table by value is made where it has no more entries than this for each value of the vocabulary, and a few.
+# A table indexed by value is made if it has at most _DENSE entries per value of the vocabulary, plus _DENSE_AT_LEAST.
 _DENSE, _DENSE_AT_LEAST = 4, 1 << 16
 
 
 def encode(values: pa.Array) -> pa.DictionaryArray:
-    """Values (int64 or string [n]) as places in a dictionary of the distinct ones; nulls stay null.
+    """Dictionary-encodes values (int64 or string [n]); nulls stay null.
 
-    A dictionary of integers is in ascending order: sorted once, it is cheap to merge with others and to look up.
+    A dictionary of integers is in ascending order, which makes it cheap to merge with others and to look up.
     """
     encoded = pc.dictionary_encode(values)
     if not pa.types.is_int64(values.type):
@@ -42,13 +42,13 @@ def encode(values: pa.Array) -> pa.DictionaryArray:
 
 
 def _indices(values: pa.DictionaryArray) -> np.ndarray:
-    """Places in the dictionary, [n]; of nulls the place after its end."""
+    """Places in the dictionary, [n]; a null has the place after the last."""
     indices = values.indices
     return (indices.fill_null(len(values.dictionary)) if indices.null_count else indices).to_numpy()
 
 
 class ValueCounts:
-    """Counts values that come in pieces; holds each distinct value about once."""
+    """Counts values that arrive in pieces. Memory holds each distinct value about once."""
 
     def __init__(self, dtype: str) -> None:
         self._kind = pa.int64() if dtype == "int64" else pa.binary()
@@ -57,7 +57,7 @@ class ValueCounts:
         self._pending_rows = 0
 
     def add_encoded(self, values: pa.DictionaryArray, counted: np.ndarray) -> None:
-        """Counts the values of `encode` where ``counted``, bool [n]; nulls are left out."""
+        """Counts values from `encode` where ``counted``, bool [n], is true; nulls are left out."""
         size = len(values.dictionary)
         counts = np.bincount(_indices(values)[counted], minlength=size)[:size]
         present = np.flatnonzero(counts)
@@ -65,10 +65,10 @@ class ValueCounts:
         self.add_counts(pa.table({"value": distinct, "count": pa.array(counts[present])}))
 
     def add_counts(self, table: pa.Table) -> None:
-        """Adds a table of (value, count)."""
+        """Adds a table with columns value and count."""
         self._pending.append(table)
         self._pending_rows += len(table)
-        # Merging only once the news are as long as what is held keeps the work linear in the values added.
+        # Merging only when the new tables are as long as the merged one keeps the work linear in the values added.
         if self._pending_rows > max(_MERGE_ROWS, len(self._merged)):
             self._merge()
 
@@ -76,7 +76,7 @@ class ValueCounts:
         table = pa.concat_tables([self._merged, *self._pending])
         if pa.types.is_int64(self._kind) and len(table):
             values, counts = (column.to_numpy() for column in table.columns)
-            order = np.argsort(values, kind="stable")  # merges the runs that are sorted, at a fifth of a sort's cost
+            order = np.argsort(values, kind="stable")  # timsort merges sorted runs, at a fifth of a sort's cost
             values = values[order]
             first = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
             self._merged = pa.table({"value": values[first], "count": np.add.reduceat(counts[order], first)})
@@ -86,7 +86,7 @@ class ValueCounts:
         self._pending, self._pending_rows = [], 0
 
     def table(self) -> pa.Table:
-        """Every value (int64 or binary) once, in ascending order, with its count (int64)."""
+        """Each distinct value (int64 or binary), in ascending order, with its count (int64)."""
         if self._pending:
             self._merge()
         return self._merged
@@ -98,10 +98,10 @@ def build(pieces: Iterable[pa.Table], dtype: str, min_count: int) -> tuple[pa.Ta
     Args:
       pieces: tables of `ValueCounts.table`.
       dtype: ``int64`` or ``string``.
-      min_count: values seen fewer times are left out (they are rare).
+      min_count: values seen fewer times are left out, and are rare.
 
     Returns:
-      The vocabulary, columns value and count in order of (-count, value), and how many distinct values there were.
+      The vocabulary (columns value and count, in order of (-count, value)), and the number of distinct values.
     """
     counts = ValueCounts(dtype)
     for piece in pieces:
@@ -134,11 +134,11 @@ class Lookup:
     """Maps raw values to ids.
 
     Args:
-      values: of a vocabulary, in order: int64 or binary.
+      values: the values of a vocabulary in its order, int64 or binary.
     """
 
     def __init__(self, values: pa.ChunkedArray) -> None:
-        # Integers by binary search (12 bytes per value, nothing to build but a sort), bytes in a dict.
+        # Integers are found by binary search (12 bytes per value, built by one sort), bytes in a dict.
         self._ids: dict[bytes, int] | None = None
         self._table: np.ndarray | None = None
         if pa.types.is_binary(values.type):
@@ -153,16 +153,18 @@ class Lookup:
                 self._table[self._sorted - self._sorted[0]] = self._sorted_ids
 
     def __call__(self, values: pa.DictionaryArray) -> np.ndarray:
-        """int32 [n] of values of `encode`; what is null or not in the vocabulary is `RARE_ID`."""
+        """The ids, int32 [n], of values from `encode`; nulls and values not in the vocabulary get `RARE_ID`."""
         ids = np.append(self._distinct_ids(values.dictionary), np.int32(RARE_ID))
         return ids[_indices(values)]
 
     def plain(self, values: pa.Array) -> np.ndarray:
-        """int32 [n] of plain values: the same ids, found in a table where integers lie close together."""
+        """The same ids for values that are not encoded; integers that lie close together are looked up in a table."""
         if self._table is None:
             return self(encode(values))
         integers = (values.fill_null(EMPTY["int64"]) if values.null_count else values).to_numpy()
-        places = (integers - self._sorted[0]).view(np.uint64)  # below the first: wraps around, far beyond the last
+        places = (integers - self._sorted[0]).view(
+            np.uint64
+        )  # values below the first wrap around to far beyond the last
         return self._table[np.minimum(places, np.uint64(len(self._table) - 1)).view(np.int64)]
 
     def _distinct_ids(self, values: pa.Array) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""YAML read strictly: no key twice, no surprises in scalars, and errors that name the place.
+"""Reads YAML strictly: repeated keys are errors, scalars mean what they seem to, and errors name the place.
 
-YAML 1.1 reads ``yes`` as a bool, ``010`` as 8, ``10:30`` as 630 and ``1e-3`` as text; here scalars follow YAML 1.2's
+YAML 1.1 reads ``yes`` as a bool, ``010`` as 8, ``10:30`` as 630 and ``1e-3`` as text. Here scalars follow YAML 1.2's
 core schema: ``true`` and ``false`` are bools, decimal numbers are numbers, and everything else is text.
 """
 
@@ -33,7 +33,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"(?![-+]?0[
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 would misread (`yes`), and what only this reader takes for a number (`1e-3`)."""
+    """Quotes text that YAML 1.1 would misread (`yes`), and text that only this reader reads as a number (`1e-3`)."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -43,20 +43,20 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, _FLOAT_STARTS)
 
 
 def inline(value: Any) -> str:
-    """Plain data as YAML on one line (but for line breaks within text), which :func:`parse` reads back unchanged."""
-    # A list of one, because a bare scalar would end in a document marker.
+    """Plain data as YAML on one line (except for line breaks in texts); :func:`parse` reads it back unchanged."""
+    # In a list, because yaml.dump adds a document marker after a bare scalar.
     text = yaml.dump([value], Dumper=_Dumper, sort_keys=False, default_flow_style=True, allow_unicode=True, width=10**9)
     return text.strip()[1:-1]
 
 
 @dataclass(frozen=True)
 class Node:
-    """A value of the document, with the place to name when it is wrong.
+    """A value of the document, and its place for errors.
 
     Attributes:
       source: the file.
-      path: keys from the root, joined by dots; empty at the root.
-      value: what YAML made of it.
+      path: the keys from the root, joined by dots; empty at the root.
+      value: the parsed value.
     """
 
     source: str
@@ -64,7 +64,7 @@ class Node:
     value: Any
 
     def fail(self, message: str) -> NoReturn:
-        """Raises the ``UserError`` that names file and path."""
+        """Raises a ``UserError`` that names file and path."""
         raise UserError(": ".join(filter(None, [self.source, self.path, message])))
 
     def _expected(self, what: str) -> NoReturn:
@@ -74,7 +74,7 @@ class Node:
         path = f"{self.path}[{key}]" if isinstance(key, int) else f"{self.path}.{key}".lstrip(".")
         return Node(self.source, path, self.value[key])
 
-    def mapping(self, what: str = "a mapping, one `key: value` a line") -> dict[str, Node]:
+    def mapping(self, what: str = "a mapping, one `key: value` per line") -> dict[str, Node]:
         """The children by key."""
         if not isinstance(self.value, dict):
             self._expected(what)
@@ -87,9 +87,9 @@ class Node:
         """The children of a mapping with known keys.
 
         Args:
-          required: keys that must be there, with what each may hold (for the error).
+          required: keys that must be there, each with a description of its value, for the error.
           optional: keys that may be there.
-          what: whose keys they are (for the error): ``a task``.
+          what: what the mapping describes, for the error, as in ``a task``.
         """
         allowed = [*required, *optional]
         children = self.mapping(f"a mapping with the keys {', '.join(allowed)}")
@@ -144,7 +144,7 @@ class Node:
 
 
 def shown(value: Any) -> str:
-    """The value as a person wrote it, with its type where that is the mistake; long ones cut."""
+    """The value as a person wrote it, cut if it is long, with its type if that may be the mistake."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
@@ -157,7 +157,7 @@ def shown(value: Any) -> str:
 
 
 def hint(word: str, allowed: Iterable[str]) -> str:
-    """The end of a sentence that says what was meant and what is allowed."""
+    """The end of an error: the word that was probably meant, and the words that are allowed."""
     allowed = list(allowed)
     close = did_you_mean(word, allowed)
     return f"{close} Allowed: {', '.join(allowed)}" if close else f"; allowed: {', '.join(allowed)}"
@@ -167,7 +167,7 @@ def parse(text: str, source: str) -> Node:
     """The root of a YAML document.
 
     Raises:
-      UserError: not YAML, or a mapping that has a key twice: with line and column.
+      UserError: the text is not YAML or has a key twice; the message names line and column.
     """
     try:
         loader = _Loader(text)
@@ -186,7 +186,7 @@ def parse(text: str, source: str) -> Node:
 
 
 def _refuse_repeated_keys(node: yaml.Node, source: str, path: str, seen: set[int]) -> None:
-    """PyYAML silently keeps the last of several equal keys. ``seen``: an alias may lead back to its own anchor."""
+    """PyYAML would silently keep the last of equal keys. ``seen`` is needed where an alias contains its own anchor."""
     if id(node) in seen:
         return
     seen.add(id(node))

@@ -1,1 +1,1 @@
-"""Batches for training and evaluation, from records or from the log itself. Only :mod:`.dataset` imports TensorFlow."""
+"""Batches for training and evaluation, from records or from the log itself."""

@@ -1,4 +1,4 @@
-"""The form of a batch: columns by record key become the nested dict that models take."""
+"""Makes the nested dict that models take of columns by record key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.schema import Schema
 
 
 def to_batch(schema: Schema, columns: Columns) -> dict[str, Any]:
-    """Columns by record key -> the nested dict of a batch."""
+    """Turns columns by record key into the dict of a batch (see :mod:`pipelines.batches.dataset`)."""
     labels = {task.name: columns[f"label:{task.name}"] for task in schema.tasks}
     inside = {name: tf.logical_not(tf.math.is_nan(label)) for name, label in labels.items()}
     batch: dict[str, Any] = {
@@ -26,7 +26,7 @@ def to_batch(schema: Schema, columns: Columns) -> dict[str, Any]:
 
 
 def pad(batch: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """Fills a batch up to ``batch_size`` rows: weights 0, row_id -1, single ids 1 (rare), everything else 0."""
+    """Pads a batch to ``batch_size`` rows: weights 0, row_id -1, single ids 1 (rare), everything else 0."""
     missing = batch_size - tf.shape(batch["row_id"])[0]
     constants = tf.nest.map_structure(lambda _: 0, batch)
     constants["row_id"] = -1

@@ -1,4 +1,4 @@
-"""Damaged records: found and named, or left out of repaired copies."""
+"""Finds damaged records to name them, or leaves them out of repaired copies."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pipelines.tfrecord import CorruptRecord, Example, Writer, scan
 from stem_util.errors import UserError
 
 _CHECKED_RECORDS = 64
-"""How many records are parsed together to find one that does not parse."""
+"""Records that are parsed together; only if that fails, one by one."""
 
 
 def readable(manifest: Manifest, split: str, layout: str, on_corrupt: str) -> list[Shard]:
-    """The split's shards that hold rows, as they are or (``skip``) repaired."""
+    """The split's shards that hold rows; with ``skip``, damaged ones are replaced by repaired copies."""
     shards = _checked(manifest, split, layout, on_corrupt)
     if on_corrupt == "skip":
         shards = [_repaired(shard, os.stat(shard.path).st_mtime_ns) for shard in shards]
@@ -34,7 +34,7 @@ def readable(manifest: Manifest, split: str, layout: str, on_corrupt: str) -> li
 
 
 def _checked(manifest: Manifest, split: str, layout: str, on_corrupt: str) -> list[Shard]:
-    """The split's shards: all exist and (``fail``) have the manifest's sizes."""
+    """The split's shards, after checking that they exist and, with ``fail``, have the manifest's sizes."""
     shards = manifest.shards(split, layout)
     for shard in shards:
         try:
@@ -42,7 +42,7 @@ def _checked(manifest: Manifest, split: str, layout: str, on_corrupt: str) -> li
         except FileNotFoundError:
             raise UserError(f"{shard.path} is missing; restore it, or convert the log again") from None
         if size != shard.bytes and on_corrupt == "fail":
-            for _ in scan(shard.path):  # a file cut inside a record: names the record
+            for _ in scan(shard.path):  # names the record if the file is cut inside one
                 pass
             raise CorruptRecord(shard.path, size, f"the file ends here; the manifest says {shard.bytes:,} bytes")
     return shards
@@ -50,9 +50,9 @@ def _checked(manifest: Manifest, split: str, layout: str, on_corrupt: str) -> li
 
 @functools.cache
 def _repaired(shard: Shard, mtime_ns: int) -> Shard:
-    """``shard`` itself when it is sound, else a temporary copy that holds its good records only.
+    """``shard`` itself if it is whole, else a temporary copy with its good records only.
 
-    The cache saves a second look at a file that has not changed.
+    ``mtime_ns`` is part of the cache key, so that only a file that has changed is read again.
     """
     del mtime_ns
     try:
@@ -64,7 +64,7 @@ def _repaired(shard: Shard, mtime_ns: int) -> Shard:
     rows, first, start = 0, None, 0
     descriptor, path = tempfile.mkstemp(suffix=".tfrecord", dir=_scratch())
     os.close(descriptor)
-    os.unlink(path)  # Writer wants to create it
+    os.unlink(path)  # Writer creates it
     with Writer(path) as writer:
         while True:
             try:
@@ -124,7 +124,7 @@ def diagnose(manifest: Manifest, split: str, layout: str = "blocks") -> CorruptR
 
 
 def _check_parses(path: str, found: list[tuple[int, bytes]], parse: Callable[[list[bytes]], None]) -> None:
-    """Raises CorruptRecord for the first of the (offset, payload) in ``found`` that ``parse`` refuses."""
+    """Raises CorruptRecord for the first record (offset, payload) in ``found`` that ``parse`` refuses."""
 
     def refusal(payloads: list[bytes]) -> str:
         try:
@@ -144,11 +144,11 @@ def _check_parses(path: str, found: list[tuple[int, bytes]], parse: Callable[[li
 
 @contextlib.contextmanager
 def naming_corrupt_records(manifest: Manifest, split: str, input_format: str = "blocks") -> Iterator[None]:
-    """Turns TensorFlow's errors about a split's records or log, which name no file, into ones that do.
+    """Replaces TensorFlow's errors about a split's records or log, which name no file, by errors that do.
 
     Raises:
       CorruptRecord: names the shard and the offset of the first bad record.
-      UserError: a shard has gone, or a file of the log has gone or changed.
+      UserError: a shard is missing, or a file of the log is missing or has changed.
       JobError: a process that reads the log was killed.
     """
     try:

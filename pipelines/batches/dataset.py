@@ -1,12 +1,12 @@
-"""Batches from converted data: a tf.data pipeline over either record layout, or over the log itself.
+"""Batches from converted data: a tf.data pipeline that reads records of either layout, or the log itself.
 
     training:    records, or the log -> parse -> pools of rows -> permute each pool -> cut into batches -> prefetch
     evaluation:  records, or the log -> parse -> cut into batches -> prefetch
 
-A pool lies in memory and has as many rows as fit into ``shuffle_megabytes``: all of the split, if it is not larger.
-All its rows are permuted, so that such a split is shuffled as a whole every epoch. A larger one is dealt out to pools
-anew every epoch, in runs of records: :mod:`pipelines.batches.order`. How the log is read (``parquet``):
-:mod:`pipelines.batches.log_reader`. To leave out batches (``start_step``), pools of records before theirs are not read.
+A pool is held in memory; it has as many rows as fit into ``shuffle_megabytes``. The rows of a pool are permuted, so a
+split that fits in one pool is shuffled as a whole in every epoch. The records of a larger split are dealt out to pools
+in runs, differently in every epoch (:mod:`pipelines.batches.order`). :mod:`pipelines.batches.log_reader` reads the log
+(``parquet``). With ``start_step``, pools of records that hold skipped batches only are not read.
 
 A batch is a dict (B = batch_size, L = max_length, n = length)::
 
@@ -14,10 +14,10 @@ A batch is a dict (B = batch_size, L = max_length, n = length)::
      "labels": {task: float32 [B], 0 outside the task's space},
      "weights": {task: float32 [B], the row's weight (1 if the task has none) inside the task's space, 0 outside it and
                  in padding rows},
-     "group": int64 [B], "item": int64 [B] (those the schema has), "row_id": int64 [B] (-1 in padding rows)}
+     "group": int64 [B], "item": int64 [B] (if the schema names them), "row_id": int64 [B] (-1 in padding rows)}
 
-Training batches are a function of (seed, epoch, reader) alone, whatever TensorFlow's global seed: an epoch can be
-re-entered at any step. Evaluation keeps input order and pads the last batch.
+Training batches depend on (seed, epoch, reader) alone, not on TensorFlow's global seed, so an epoch can be continued at
+any step. Evaluation keeps the input order and pads the last batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from stem_util.errors import UserError, did_you_mean
 
 ON_CORRUPT = ("fail", "skip")
 SHUFFLE_MEGABYTES = 1024
-"""Default size of a pool."""
+"""The default size of a pool."""
 
 
 def read_batches(
@@ -59,29 +59,29 @@ def read_batches(
     """One epoch of a split as batches of static size.
 
     Args:
-      manifest: of the converted data.
+      manifest: manifest of the converted data.
       split: ``train``, ``validation`` or ``test``.
       batch_size: B. Training drops the remainder; evaluation pads the last batch with rows of weight 0 and row_id -1.
       input_format: ``blocks`` (fast) or ``rows``, or ``parquet``: the log, with the conversion's vocabularies.
-      training: shuffle (by seed, epoch and reader) or keep input order.
-      seed: of the shuffle, 0 or more.
-      epoch: changes order and composition of the batches.
-      start_step: leave out this many batches; the others are those of the whole epoch.
-      reader: (index, count): read one part of ``count``; over all readers each row is read once. Training on records:
-        runs of them, dealt out anew every epoch. Else whole shards (row groups; permuted, in training) where there are
-        at least ``count`` of them, or every ``count``-th record (row).
-      on_corrupt: ``fail``, or ``skip`` damaged records (logged and counted). A log has none.
-      shuffle_megabytes: size of a pool; two are in memory at a time, of ``rows`` and ``parquet`` three. With
-        ``run_kilobytes`` it decides the batches of a split (a reader's part) that is larger.
-      run_kilobytes: read at least so much in one go of a split that is larger than a pool; the rows share a pool.
+      training: shuffle by seed, epoch and reader, rather than keep the input order.
+      seed: seed of the shuffle, 0 or more.
+      epoch: number of the epoch; each has another order and other batches.
+      start_step: skip this many batches; the rest are the same as without skipping.
+      reader: (index, count): read part ``index`` of ``count``; over all readers each row is read once. When training on
+        records, a part is made of runs of records, others in every epoch. Otherwise it is made of whole shards (or row
+        groups, permuted in training) if there are at least ``count`` of them, else of every ``count``-th record (row).
+      on_corrupt: ``fail``, or ``skip`` damaged records, which are counted and logged. A log has none.
+      shuffle_megabytes: size of a pool. Two pools are in memory at a time; with ``rows`` and ``parquet``, three. If the
+        split (or the reader's part of it) is larger than a pool, this and ``run_kilobytes`` decide its batches.
+      run_kilobytes: size of the runs in which a split larger than a pool is read; the rows of a run share a pool.
         0: one block, or 128 rows.
-      device: prefetch to this device, e.g. ``/GPU:0``. The data set must then be iterated as it is.
+      device: prefetch to this device, e.g. ``/GPU:0``. No other transformation may then follow.
 
     Raises:
-      UserError: a split, format or policy that does not exist; data or a log that are missing or have changed since
-        they were converted, or since the epoch before; a CSV log; no rows, or fewer than a training batch.
+      UserError: the split, format or policy does not exist; data or log are missing, or have changed since the
+        conversion or the epoch before; the log is CSV; there are no rows, or fewer than a training batch.
       CorruptRecord: a shard is shorter than the manifest says (``fail``). Damage inside a shard of the right size, and
-        what is wrong inside a log, shows when it is read, as a tf.errors.OpError: read inside
+        any fault of a log, shows only while it is read, as a tf.errors.OpError: so iterate inside
         :func:`pipelines.batches.damage.naming_corrupt_records`.
     """
     index, count = reader
@@ -92,7 +92,7 @@ def read_batches(
     # Refuses too few rows.
     count_batches(manifest, split, batch_size, training=training, input_format=input_format, on_corrupt=on_corrupt)
     checked = input_format != "parquet" and on_corrupt == "fail"
-    manifest.check(manifest.shards(split, input_format) if checked else ())  # a log is looked at by its reader
+    manifest.check(manifest.shards(split, input_format) if checked else ())  # the reader of a log checks the log
     schema = manifest.schema
     if training:
         pool_rows = max(1, (shuffle_megabytes << 20) // row_bytes(schema))
@@ -121,7 +121,7 @@ def read_batches(
 
     options = tf.data.Options()
     options.deterministic = True
-    # Readers are assigned above; a strategy that sharded once more would lose rows.
+    # The readers share the rows already; a strategy that sharded them again would lose rows.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     batches = batches.with_options(options)
     if device is not None:
@@ -139,10 +139,10 @@ def count_batches(
     input_format: str = "blocks",
     on_corrupt: str = "fail",
 ) -> int:
-    """The number of batches of an epoch for a single reader.
+    """The number of batches in an epoch of a single reader.
 
     Raises:
-      UserError: as :func:`read_batches`.
+      UserError: as in :func:`read_batches`.
     """
     if batch_size < 1:
         raise UserError(f"the batch size should be at least 1, but is {batch_size}")
@@ -164,7 +164,7 @@ def count_batches(
 
 
 def _check(manifest: Manifest, split: str, input_format: str, on_corrupt: str) -> None:
-    """Refuses what does not exist."""
+    """Refuses a split, format or policy that does not exist."""
     for name, value, allowed in (
         ("split", split, tuple(manifest.splits)),
         ("input_format", input_format, INPUT_FORMATS),

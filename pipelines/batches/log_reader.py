@@ -1,13 +1,13 @@
-"""Reads a split straight from the Parquet log: what is read in which order, and the process that reads it.
+"""Reads a split straight from the Parquet log: the order of reading, and the process that reads.
 
-The rows come as conversion made them: the same reading, cleaning, splitting and encoding, with the same vocabularies.
-A plan cuts the log into parts (row groups) and these into windows of up to `WINDOW_ROWS` rows, a record batch each.
-For training parts are permuted and a few of them are read side by side (`pipelines.batches.pools` permutes the
-rows); the order follows from the plan alone, however many processes share its parts.
+Rows are read, cleaned, split and encoded as in the conversion, with its vocabularies. A plan cuts the log into parts
+(row groups), and parts into windows of up to `WINDOW_ROWS` rows; each window is one record batch. For training, parts
+are permuted and several are read side by side (`pipelines.batches.pools` then permutes rows). The order depends on the
+plan alone, not on the number of processes that share its parts.
 
     python -m pipelines.batches.log_reader < (plan, stream, streams), pickled > an Arrow stream
 
-writes the windows of every ``streams``-th part. It imports no TensorFlow, and ends when nobody reads its output on.
+writes the windows of every ``streams``-th part. It does not import TensorFlow, and ends when its output is closed.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from stem_util.errors import UserError, message
 
 WINDOW_ROWS = 131_072
 SIDE_BY_SIDE = 8
-"""How many parts training reads side by side."""
+"""The number of parts that training reads side by side."""
 WINDOW = "window"
-"""The last column: the number of the window. Only a stream that was cut off inside it has another value there."""
+"""The last column: the number of the window. If the value differs, the stream was cut off inside this window."""
 
 _watch = Watch()
 
@@ -55,8 +55,8 @@ class Part:
     """What one process reads in one go.
 
     Attributes:
-      units: row groups, one of any size or several that make a window.
-      windows: how many there are.
+      units: one row group of any size, or several that make a single window together.
+      windows: the number of windows.
     """
 
     units: tuple[Unit, ...]
@@ -65,18 +65,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """One reading of a split.
+    """How a split is read once.
 
     Attributes:
-      data_dir: of the conversion, for its vocabularies.
+      data_dir: the converted data, for its vocabularies.
       log: the log, without its units.
-      sources: its files as they are now.
-      cleaner: of the conversion.
+      sources: the log's files as they are now.
+      cleaner: the conversion's cleaner.
       split: number of the split to read.
-      parts: of the log, in the order of reading.
-      order: the part of each window.
-      every: (index, count): read the rows whose row_id has this remainder.
-      window_rows: rows of a window of one row group.
+      parts: parts of the log, in the order of reading.
+      order: number of the part that each window belongs to.
+      every: (index, count): read the rows with ``row_id % count == index``.
+      window_rows: number of rows in a window of one row group.
     """
 
     data_dir: str
@@ -93,8 +93,8 @@ class Plan:
         """Writes the windows of every ``streams``-th part from ``stream`` on, in the plan's order, as an Arrow stream.
 
         Raises:
-          UserError: a file of the log is missing, has changed, or has a bad row that it had not at conversion.
-          BrokenPipeError: nobody reads on.
+          UserError: a file of the log is missing, has changed, or has a bad row that it did not have at conversion.
+          BrokenPipeError: the output was closed.
         """
         schema = self.cleaner.schema
         reading: dict[int, Generator[Columns, None, None]] = {}
@@ -109,7 +109,7 @@ class Plan:
             columns = next(reading[part])
             written[part] += 1
             if written[part] == self.parts[part].windows:
-                reading.pop(part).close()  # and its file
+                reading.pop(part).close()  # closes the file, too
             if not columns:
                 columns = {
                     key: np.zeros((1, width) if width else 1, kind) for key, (kind, width) in records.shapes(schema)
@@ -121,7 +121,7 @@ class Plan:
         writer.close()
 
     def _windows(self, part: Part) -> Generator[Columns, None, None]:
-        """The columns of each window; {} where it has no rows."""
+        """Yields the columns of each window, {} if it has no rows."""
         columns: list[Columns] = []
         read = windows = 0
         for unit in part.units:
@@ -141,7 +141,7 @@ class Plan:
             columns, windows = [], windows + 1
 
     def _has_rows(self, unit: Unit) -> bool:
-        """Whether the unit has rows of the split, where a look at one column tells."""
+        """Whether the unit may have rows of the split, judged by the column of the split alone."""
         columns = self.cleaner.split.columns
         if self.split == 0 or len(columns) != 1:
             return True
@@ -149,7 +149,7 @@ class Plan:
         return any((self.cleaner.splits(chunk, chunk.rows, unit.file) == self.split).any() for chunk in chunks)
 
     def _encoded(self, chunk: Chunk, unit: Unit) -> list[Columns]:
-        """The rows of a chunk that are to be read, if there are any."""
+        """The rows of a chunk that belong to the split and the reader, encoded; [] if there are none."""
         row_ids = chunk.rows + sum(file.rows for file in self.sources[: unit.file])
         index, count = self.every
         wanted = (self.cleaner.splits(chunk, row_ids, unit.file) == self.split) & (row_ids % count == index)
@@ -163,7 +163,7 @@ class Plan:
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
-    """The Arrow schema of the streams; multivalent lists are padded with 0: tensorflow-io takes lists of one length."""
+    """The Arrow schema of the streams. Multivalent lists are padded with 0, as tensorflow-io needs equal lengths."""
     fields = []
     for key, (kind, width) in records.shapes(schema):
         value = pa.from_numpy_dtype(kind)
@@ -172,7 +172,7 @@ def arrow_schema(schema: Schema) -> pa.Schema:
 
 
 def _matrix(array: pa.Array, width: int) -> np.ndarray:
-    """A column of encoded rows: [n], or [n, width], short lists filled up with 0."""
+    """A column of encoded rows as [n], or as [n, width] with short lists padded with 0."""
     if not width:
         return array.to_numpy()
     values = array.flatten().to_numpy()
@@ -194,17 +194,17 @@ def _joined(columns: list[Columns]) -> Columns:
 
 
 def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, reader: tuple[int, int]) -> Plan:
-    """How to read a split of the log.
+    """Plans how to read a split of the log.
 
     Args:
-      manifest: of a conversion of the log.
-      name: of the split.
-      shuffle: a seed to permute row groups by, or None to keep the order of the log.
-      reader: (index, count): one part of ``count``. Whole row groups where there are at least ``count`` of them, dealt
-        out in the order of reading, else every ``count``-th row.
+      manifest: manifest of the conversion of the log.
+      name: name of the split.
+      shuffle: seed that permutes row groups, or None to keep the order of the log.
+      reader: (index, count): read part ``index`` of ``count``: whole row groups, dealt out in the order of reading, if
+        there are at least ``count`` of them, else every ``count``-th row.
 
     Raises:
-      UserError: a CSV log, or a file of it is missing or has changed.
+      UserError: the log is CSV, or a file of it is missing or has changed.
     """
     files = [file.path for file in manifest.sources]
     sources = tuple(check_source(file, manifest.watch) for file in manifest.sources)
@@ -223,7 +223,7 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
     by_unit = len(units) >= count
     if by_unit:
         units = units[index::count]
-    # A window has fewer than two times so many rows: chunks of the log do not end where windows do.
+    # A window has fewer than twice as many rows, because chunks of the log do not end where windows do.
     widest = max(width for _, (_, width) in records.shapes(manifest.schema))
     window_rows = max(1, min(WINDOW_ROWS, records.MOST_VALUES // (2 * max(1, widest))))
     parts = _parts(units, window_rows)
@@ -242,7 +242,7 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
 
 @functools.lru_cache(maxsize=4)
 def _open_log(files: tuple[Source, ...]) -> Log:
-    """The log with a unit for each row group. The cache saves a second look at files that have not changed."""
+    """The log with one unit per row group. The cache avoids opening files again that have not changed."""
     log = source.open_log([file.path for file in files], unit_rows=0)
     rows = [0] * len(files)
     for unit in log.units:
@@ -257,7 +257,7 @@ def _open_log(files: tuple[Source, ...]) -> Log:
 
 
 def _parts(units: Sequence[Unit], window_rows: int) -> tuple[Part, ...]:
-    """Consecutive small row groups together, as long as they fit in a window."""
+    """Joins consecutive small row groups, as long as they fit in a window."""
     parts: list[Part] = []
     for unit in units:
         before = sum(u.rows for u in parts[-1].units) if parts else window_rows
@@ -269,7 +269,7 @@ def _parts(units: Sequence[Unit], window_rows: int) -> tuple[Part, ...]:
 
 
 def _order(parts: Sequence[Part], side_by_side: int) -> Iterator[int]:
-    """The part of each window: a window of each of some parts in turn, then the next of each."""
+    """Yields the part of each window: ``side_by_side`` parts take turns, one window each."""
     for start in range(0, len(parts), side_by_side):
         together = range(start, min(start + side_by_side, len(parts)))
         for window in range(max(parts[i].windows for i in together)):
@@ -277,14 +277,14 @@ def _order(parts: Sequence[Part], side_by_side: int) -> Iterator[int]:
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 all written, or nobody reads on; otherwise 2 a UserError, 1 anything else: stderr says why.
+    """Writes a stream. Exit codes: 0 if all is written or the output was closed, 2 on a UserError, 1 on other errors.
 
-    The sentence is the first line, the traceback what follows.
+    On an error, the first line of stderr is its message; the traceback follows.
     """
-    # The reader of the stream decides when this process ends: it has work to finish after Ctrl-C or SIGTERM.
+    # The job that reads the stream decides when this process ends: it has work to finish after Ctrl-C or SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    pa.set_cpu_count(1)  # the processes are the parallelism
+    pa.set_cpu_count(1)  # one thread each: there are several processes
     code, why = 0, ""
     try:
         reading, stream, streams = pickle.load(sys.stdin.buffer)
@@ -296,7 +296,7 @@ def main() -> NoReturn:
         code = 2 if isinstance(error, UserError) else 1
         why = f"{message(error)}\n{traceback.format_exc()}"
     print(why, file=sys.stderr, flush=True)
-    os._exit(code)  # a writer that is finalised would end the stream as if it were whole
+    os._exit(code)  # skips finalisers: that of the writer would end the stream as if it were whole
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Gives the windows of a :class:`~pipelines.batches.log_reader.Plan` to whoever connects to a socket.
+"""Serves the windows of a :class:`~pipelines.batches.log_reader.Plan` over Unix sockets.
 
-Each connection gets a process of its own that writes into it, and that ends when the other side closes it, as the
-kernel does for a process that was killed.
+Each connection gets its own process, which writes into it and ends when the other side closes it. The kernel closes it
+if the other side is killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from pipelines.batches.log_reader import Plan
 from stem_util.errors import JobError, UserError
 
-_PATH_BYTES = 100  # a socket's path holds 107
+_PATH_BYTES = 100  # the system allows 107
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 
 
@@ -29,12 +29,12 @@ class Streams:
     """Unix sockets, one for each of ``count`` processes that share a plan's parts.
 
     Args:
-      plan: what they read.
-      count: how many.
+      plan: what the processes read.
+      count: the number of processes.
 
     Attributes:
-      endpoints: of the sockets, as tensorflow-io names them.
-      failure: what ended a stream early, if one did. It is set before the connection is closed.
+      endpoints: addresses of the sockets in tensorflow-io's notation.
+      failure: the error that ended a stream early, or None. It is set before the connection is closed.
     """
 
     def __init__(self, plan: Plan, count: int) -> None:
@@ -56,7 +56,7 @@ class Streams:
             threading.Thread(target=self._accept, args=(listener, job), daemon=True).start()
 
     def close(self) -> None:
-        """Takes no more connections; those that are open go on."""
+        """Accepts no more connections; open ones go on."""
         for listener in self._listeners:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
@@ -70,7 +70,7 @@ class Streams:
                 threading.Thread(target=self._serve, args=(connection, job), daemon=True).start()
 
     def _serve(self, connection: socket.socket, job: bytes) -> None:
-        """Has a process write to the connection, and notes how it failed before the other side sees the end."""
+        """Lets a process write to the connection, and sets `failure` before the other side sees the end."""
         with connection:
             try:
                 failure: Exception | None = _read(connection, job)
@@ -82,7 +82,7 @@ class Streams:
 
 
 def _read(connection: socket.socket, job: bytes) -> UserError | JobError | None:
-    """Runs the process; what it failed with."""
+    """Runs the process; returns its error, or None."""
     packages = os.pathsep.join(filter(None, [_PACKAGES, os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "pipelines.batches.log_reader"],
@@ -90,7 +90,7 @@ def _read(connection: socket.socket, job: bytes) -> UserError | JobError | None:
         stdout=connection.fileno(),
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": packages},
-        process_group=0,  # Ctrl-C is for the job
+        process_group=0,  # Ctrl-C reaches the job only
     )
     _, output = process.communicate(job)
     if process.returncode == 0:

@@ -1,9 +1,9 @@
-"""Which records training reads together: runs of them, dealt out to pools anew every epoch.
+"""Decides which records training reads together: runs of records, dealt out to pools differently in every epoch.
 
-A run is one block, or some records of the ``rows`` layout. All runs of a split are permuted by seed and epoch and
-dealt out to the readers, each reader's to pools, whose rows are held in memory and permuted as a whole
-(:mod:`pipelines.batches.pools`). A split that fits in one pool is thereby shuffled as a whole; the rows of a run of a
-larger one share a pool, another one every epoch. Inside a pool, records are read in the order of the files.
+A run is one block, or some records of the ``rows`` layout. All runs of a split are permuted by seed and epoch, and
+dealt out to the readers and then to their pools. The rows of a pool are held in memory and permuted
+(:mod:`pipelines.batches.pools`), so a split that fits in one pool is shuffled as a whole. In a larger split, the rows
+of a run share a pool, and in every epoch another one. Inside a pool, records are read in the order of the files.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from pipelines.manifest import Shard
 from pipelines.tfrecord import CorruptRecord, Example, offsets, scan
 
 _ROWS_A_RUN = 128
-"""Records of a run of the ``rows`` layout."""
+"""Records per run of the ``rows`` layout."""
 _LEAST_RUNS = 64
-"""Of a reader, where there are that many records."""
+"""Runs that each reader gets at least, if there are enough records."""
 
 
 class Runs(NamedTuple):
-    """Records that lie one after another: int64 [n] each.
+    """Runs of records, each int64 [n]. The records of a run lie one after another.
 
     Attributes:
       shard: number of the shard.
-      offset: of the first record, in bytes.
-      records: how many.
-      rows: in them.
+      offset: where the first record starts, in bytes.
+      records: number of records.
+      rows: number of rows in them.
     """
 
     shard: np.ndarray
@@ -40,7 +40,7 @@ class Runs(NamedTuple):
     rows: np.ndarray
 
     def part(self, numbers: np.ndarray) -> Runs:
-        """Some of them in their order, those that follow each other joined."""
+        """The runs ``numbers`` in their order in the files; adjacent ones are joined."""
         numbers = np.sort(numbers)
         follows = (np.diff(numbers) == 1) & (np.diff(self.shard[numbers]) == 0)
         starts = np.flatnonzero(np.append(True, ~follows)[: len(numbers)])
@@ -58,18 +58,18 @@ def pools(
     seed: tuple[int, int],
     reader: tuple[int, int],
 ) -> list[Runs]:
-    """What a reader reads in an epoch, pool by pool.
+    """The runs that a reader reads in an epoch, pool by pool.
 
     Args:
-      shards: with rows.
-      layout: of them.
-      pool_rows: about how many rows a pool may hold.
-      run_bytes: read at least so many in one go, where a split does not fit in a pool.
-      seed: of the permutation, another one every epoch.
-      reader: (index, count): its part. The parts differ by a run.
+      shards: shards that hold rows.
+      layout: layout of the shards.
+      pool_rows: number of rows that a pool may hold, roughly.
+      run_bytes: smallest size of a run if the split does not fit in a pool.
+      seed: seed of the permutation; another one in every epoch.
+      reader: (index, count): the reader's part. The sizes of parts differ by at most one run.
 
     Raises:
-      CorruptRecord: a damaged header.
+      CorruptRecord: a record has a damaged header.
     """
     index, count = reader
     records, size = (sum(getattr(shard, name) for shard in shards) for name in ("records", "bytes"))
@@ -88,9 +88,9 @@ def pools(
 
 @functools.cache
 def _runs(shard: Shard, mtime_ns: int, layout: str, unit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Offset, records and rows of each ``unit`` records of a shard.
+    """Offset, records and rows of every ``unit`` records of a shard.
 
-    The cache saves a second look at a file that has not changed.
+    ``mtime_ns`` is part of the cache key, so that only a file that has changed is read again.
     """
     del mtime_ns
     places = np.array(offsets(shard.path, unit), np.int64)
@@ -104,7 +104,7 @@ def _runs(shard: Shard, mtime_ns: int, layout: str, unit: int) -> tuple[np.ndarr
 
 
 def _block_rows(shard: Shard) -> np.ndarray:
-    """Rows of each block: int64 [records]. All but the last have as many as the first, unless some were lost."""
+    """Rows of each block, int64 [records]: all but the last have as many as the first, unless records were lost."""
 
     def rows(payload: bytes) -> int:
         return len(Example.FromString(payload).features.feature["key:row_id"].bytes_list.value[0]) // 8

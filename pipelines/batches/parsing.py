@@ -1,6 +1,7 @@
-"""Records as columns of rows: parsed in both layouts, in the order of the shards.
+"""Reads records of either layout, in the order of the shards, and parses them into columns.
 
-Columns are tensors of some rows by record key; :func:`pipelines.records.shapes` has the keys, types and widths.
+Columns are a dict from record key to a tensor with some rows; :func:`pipelines.records.shapes` has the keys, types and
+widths.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from pipelines.manifest import Shard
 from pipelines.schema import Feature, Schema
 
 Columns = dict[str, tf.Tensor]
-"""Tensors of some rows by record key: int32 / float32 features and labels, int64 keys."""
+"""From record key to a tensor: int32 or float32 features, float32 labels and weights, int64 keys."""
 _BYTES_AT_A_TIME = 2 << 20
-"""Rows that are parsed or permuted in one go: small enough for the processor's caches."""
+"""Bytes of the rows that are parsed or permuted in one go: small enough for the processor's caches."""
 BLOCK_ROWS = 128
-"""Records of the rows layout that are handled as a block, one element of a data set."""
+"""Records of the rows layout that are handled like one block, as one element of a data set."""
 
 
 def row_bytes(schema: Schema) -> int:
-    """Bytes of a row in memory."""
+    """The size of a row in memory, in bytes."""
     return sum(np.dtype(kind).itemsize * max(width, 1) for _, (kind, width) in records.shapes(schema))
 
 
 def rows_at_a_time(schema: Schema) -> int:
-    """How many rows are parsed or permuted in one go."""
+    """The number of rows that are parsed or permuted in one go."""
     return max(1, _BYTES_AT_A_TIME // row_bytes(schema))
 
 
 def read_records(schema: Schema, shards: list[Shard], layout: str, reader: tuple[int, int]) -> tf.data.Dataset:
-    """The columns of some rows at a time, in the order of the shards."""
+    """A data set of columns with some rows each, in the order of the shards."""
     index, count = reader
     if len(shards) >= count:
         found = tf.data.TFRecordDataset([shard.path for shard in shards[index::count]])
@@ -45,7 +46,7 @@ def read_records(schema: Schema, shards: list[Shard], layout: str, reader: tuple
 
 
 def parsed(schema: Schema, blocks: tf.data.Dataset, shards: list[Shard], layout: str) -> tf.data.Dataset:
-    """Blocks, each serialised in one record or (``rows``) in a vector of records -> columns of some rows at a time."""
+    """Parses a data set of blocks (one record, or a vector of records of ``rows``) into columns with some rows each."""
     rows = rows_at_a_time(schema)
     if layout == "blocks":
         block_rows = sum(shard.rows for shard in shards) / sum(shard.records for shard in shards)
@@ -86,7 +87,7 @@ def parse_rows(schema: Schema, rows: tf.Tensor) -> Columns:
     """Serialised rows [B] -> columns [B, ...]."""
     spec: dict[str, Any] = {}
     for key, column in columns_of(schema).items():
-        dtype = tf.float32 if column.dtype == tf.float32 else tf.int64  # tf.Example knows no int32
+        dtype = tf.float32 if column.dtype == tf.float32 else tf.int64  # tf.Example has no int32
         if column.feature and column.feature.kind == "multivalent":
             spec[key] = tf.io.RaggedFeature(dtype)
         elif column.feature and column.feature.kind == "dense":

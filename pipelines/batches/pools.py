@@ -1,7 +1,7 @@
-"""Pools: rows that lie in memory together and are permuted as a whole.
+"""Pools: rows that are held in memory together and permuted.
 
-An element of a data set of pools is (number of the pool, rows before it, its packed rows). Packed, all single values of
-a row lie side by side in one matrix of int32 words, so that permuting rows is one gather.
+An element of a data set of pools is (number of the pool, number of rows before it, its packed rows). Packed rows hold
+all single values of a row side by side in one int32 matrix, so that permuting rows is one gather.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.schema import Schema
 from pipelines.tfrecord import scan
 
 _OPEN_RUNS = 16
-"""How many runs of records are read side by side."""
+"""The number of runs of records that are read side by side."""
 _READ_BYTES = 256 << 10
 _ALL = 2**62
 _SINGLE = "single"
@@ -32,7 +32,7 @@ _SINGLE = "single"
 def pools_of_records(
     schema: Schema, shards: list[Shard], reads: list[order.Runs], layout: str, skipped: int
 ) -> tf.data.Dataset:
-    """Elements (number of a pool, rows before it, its packed rows), without pools that lie in the first ``skipped``."""
+    """A data set of pools, without those that lie entirely in the first ``skipped`` rows."""
     ends = np.cumsum([runs.rows.sum() for runs in reads], dtype=np.int64)
     first = int(np.searchsorted(ends, skipped, "right"))
     numbers = np.arange(first, len(reads))
@@ -56,9 +56,9 @@ def pools_of_records(
 
 
 def _filled(schema: Schema, paths: list[str], runs: order.Runs) -> dict[str, np.ndarray]:
-    """The packed rows of blocks, as :func:`_packed` makes them of columns.
+    """Reads blocks into packed rows, the same that :func:`_packed` makes of columns.
 
-    TensorFlow's parser takes twice the work, and its rows are held twice.
+    TensorFlow's parser would take twice the work and hold the rows twice.
     """
     rows, words = int(runs.rows.sum()), 0
     packed = {}
@@ -73,7 +73,7 @@ def _filled(schema: Schema, paths: list[str], runs: order.Runs) -> dict[str, np.
         for shard, offset, count, _ in zip(*runs, strict=True)
         for _, payload in itertools.islice(scan(paths[shard], offset), count)
     )
-    # A quarter of what TensorFlow does in one go, to stay in the caches while columns become rows.
+    # A quarter of what TensorFlow parses in one go, to stay in the caches while columns become rows.
     blocks = max(1, rows_at_a_time(schema) // 4 * int(runs.records.sum()) // max(rows, 1))
     start = 0
     while messages := list(itertools.islice(payloads, blocks)):
@@ -98,7 +98,7 @@ def _filled(schema: Schema, paths: list[str], runs: order.Runs) -> dict[str, np.
 
 
 def _aligned(rows: int, width: int, kind: type) -> np.ndarray:
-    """[rows, width], not initialised, where TensorFlow takes it without a copy."""
+    """An uninitialised array [rows, width], aligned so that TensorFlow takes it without a copy."""
     size = rows * width * np.dtype(kind).itemsize
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -108,14 +108,14 @@ def _aligned(rows: int, width: int, kind: type) -> np.ndarray:
 def _rows_of_pool(
     schema: Schema, shards: list[Shard], reads: list[order.Runs]
 ) -> Callable[[tf.Tensor], tf.data.Dataset]:
-    """A function from the number of a pool of the ``rows`` layout to a data set of one element, its packed rows."""
+    """Returns a function from the number of a pool (``rows`` layout) to a data set of one element, its packed rows."""
     paths = tf.constant([shard.path for shard in shards])
     record_bytes = -(-sum(shard.bytes for shard in shards) // sum(shard.records for shard in shards))
     splits = tf.constant(np.cumsum([0, *(len(runs.shard) for runs in reads)]), tf.int64)
     shard, offset, count, _ = (tf.constant(np.concatenate(values), tf.int64) for values in zip(*reads, strict=True))
 
     def blocks(shard: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
-        # TFRecordDataset has no offsets. A buffer much larger than a run would be filled in vain.
+        # TFRecordDataset cannot start at an offset. A buffer much larger than a run would be filled for nothing.
         size = tf.minimum(count * record_bytes, _READ_BYTES)
         variant = tf.raw_ops.TFRecordDatasetV2(
             filenames=[paths[shard]], compression_type="", buffer_size=size, byte_offsets=[offset]
@@ -137,9 +137,9 @@ def _rows_of_pool(
 def pools_of_log(
     manifest: Manifest, split: str, pool_rows: int, seed: tuple[int, int], reader: tuple[int, int]
 ) -> tf.data.Dataset:
-    """Elements (number of a pool, rows before it, its packed rows)."""
+    """A data set of pools, read from the log."""
     plan = log_reader.plan(manifest, split, shuffle=seed, reader=reader)
-    # Pools of equal size, as far as is known before the log is read.
+    # Pools of equal size, as far as the rows are known before the log is read.
     rows = min(manifest.rows(split), sum(unit.rows for part in plan.parts for unit in part.units))
     pool_rows = math.ceil(rows / math.ceil(rows / pool_rows))
     packed = log_dataset.read(plan, manifest, split, True).map(_packed, tf.data.AUTOTUNE, deterministic=True)
@@ -149,7 +149,7 @@ def pools_of_log(
 def permuted(
     schema: Schema, pools: tf.data.Dataset, skipped: int, batch_size: int, seed: tuple[int, ...]
 ) -> tf.data.Dataset:
-    """The rows of pools in their final order, as the dict of a batch, without the first ``skipped``."""
+    """The rows of pools in their final order, as the dict of a batch, without the first ``skipped`` rows."""
     slice_rows = batch_size * max(1, rows_at_a_time(schema) // batch_size)
 
     def permutation(number: np.int64, rows: np.int64) -> np.ndarray:
@@ -173,7 +173,7 @@ def permuted(
 
 
 def _packed(columns: Columns) -> dict[str, tf.Tensor]:
-    """Columns by record key -> those of single values as one matrix int32 [rows, words]: a row lies together."""
+    """Packs all columns with single values into one int32 matrix [rows, words]; other columns stay as they are."""
     packed, words = {}, []
     for key, values in columns.items():
         if values.shape.rank > 1:
