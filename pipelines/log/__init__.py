@@ -1,1 +1,1 @@
-"""Raw logs: finding files, reading CSV and Parquet, casting columns."""
+"""Raw logs: finds files, reads CSV and Parquet, casts columns."""

@@ -1,7 +1,7 @@
-"""Columns of the log as the types the design knows: int64, UTF-8 strings, float64, and lists of the first two.
+"""Casts columns of the log to int64, UTF-8 strings, float64, bools, and lists of int64 or strings.
 
-Whole columns are cast at once; only when that fails are the offending values looked for. Every function returns the
-cast array, in which missing values are null, and a mask of the values that could not be cast (null in the array too).
+Whole columns are cast at once; bad values are looked for only when that fails. Each ``to_`` function returns the cast
+array, in which missing values are null, and a mask of the values that could not be cast, which are null too.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 EMPTY: dict[str, Any] = {"int64": -(2**63), "string": b"", "float32": float("nan")}
-"""By dtype the value that means a missing one, in requests as in logs."""
+"""The value of each dtype that means a missing value, in requests as in logs."""
 
 
 @dataclass(frozen=True)
 class Lists:
-    """A column of lists: the values of all rows, one after another, and how many each row has.
+    """A column of lists: the values of all rows, one after another, and the number of values per row.
 
     Attributes:
-      values: int64 or string [sum of lengths], missing ones null.
+      values: int64 or string [sum of lengths]; missing values are null.
       lengths: int64 [n].
-      missing: bool [n], rows that are null or hold a missing value.
+      missing: bool [n]: whether the row is null or holds a missing value.
     """
 
     values: pa.Array
@@ -39,7 +39,7 @@ def to_numpy(array: pa.Array) -> np.ndarray:
 
 
 def try_cast(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
-    """Casts, and halves the array on failure until the values that cannot be cast stand alone."""
+    """Casts the array; on failure casts each half, down to the single values that cannot be cast."""
     try:
         return array.cast(kind), np.zeros(len(array), bool)
     except pa.ArrowInvalid:
@@ -75,7 +75,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
 
 def common_type(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both for the casts of this module, or None where they do not agree."""
+    """The type that holds the values of both for the casts of this module, or None if there is none."""
     if left == right:
         return left
     left, right = plain_type(left), plain_type(right)
@@ -104,7 +104,7 @@ def _common_text(left: pa.DataType, right: pa.DataType) -> pa.DataType:
 
 
 def _common_number(left: pa.DataType, right: pa.DataType) -> pa.DataType:
-    """Bools are integers, and an integer beside floats is one. Only what is unsigned may pass int64."""
+    """Bools count as integers, integers beside floats as floats. Only unsigned types may exceed int64."""
     types = pa.types
     if types.is_floating(left) or types.is_floating(right):
         return pa.float64()
@@ -113,7 +113,7 @@ def _common_number(left: pa.DataType, right: pa.DataType) -> pa.DataType:
 
 
 def _common_time(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    """Dates are midnights beside timestamps without a zone; zones only say how a time is shown."""
+    """Beside timestamps without a zone, dates are midnights. Zones only decide how a time is shown."""
     types = pa.types
     zones = {kind.tz for kind in (left, right) if types.is_timestamp(kind)}
     left, right = (pa.timestamp("ms") if zones == {None} and types.is_date(kind) else kind for kind in (left, right))
@@ -123,7 +123,7 @@ def _common_time(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
 
 
 def _permissive(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
-    """The common type by Arrow's own rules, where it can then cast to it."""
+    """The common type by Arrow's own rules, or None if Arrow cannot cast both to it."""
     schemas = [pa.schema([("", kind)]) for kind in (left, right)]
     try:
         common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
@@ -135,7 +135,7 @@ def _permissive(left: pa.DataType, right: pa.DataType) -> pa.DataType | None:
 
 
 def to_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Casts to a `common_type`; what does not fit, as unsigned integers beyond int64, is null."""
+    """Casts to a `common_type`; values that do not fit, such as unsigned integers beyond int64, become null."""
     if array.type == kind:
         return array
     array = plain(array)
@@ -147,7 +147,7 @@ def to_type(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def is_int(kind: pa.DataType) -> bool:
-    """Integers and bools: both are int64 from here on."""
+    """Whether values of this type are integers or bools, which become int64."""
     return pa.types.is_integer(kind) or pa.types.is_boolean(kind)
 
 
@@ -157,7 +157,7 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """The values, without a dictionary."""
+    """The values, dictionary-decoded."""
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
 
@@ -166,20 +166,20 @@ def _null_where(array: pa.Array, mask: pa.Array) -> pa.Array:
 
 
 def to_text(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Strings [n]; bad are bytes that are not UTF-8. The empty string is null."""
+    """Casts to strings [n]; bytes that are not UTF-8 are bad. The empty string becomes null."""
     array = plain(array)
     if not is_text(array.type):
         array = array.cast(pa.string())
-    # By way of bytes: Parquet readers take a string column's UTF-8 on trust, this cast checks it.
+    # By way of bytes: Parquet readers do not check that a string column is UTF-8, this cast does.
     text, bad = try_cast(array.cast(pa.binary()), pa.string())
     empty = pc.equal(pc.binary_length(text), 0)
     return (_null_where(text, empty) if pc.any(empty).as_py() else text), bad
 
 
 def to_int64(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """int64 [n]; bad are texts that are not integers and integers beyond int64. -2^63 is null.
+    """Casts to int64 [n]; texts that are not integers and integers beyond int64 are bad. -2^63 becomes null.
 
-    Text may be a whole number written as a float, as pandas writes integers beside missing values: 18.0 is 18. Beyond
+    A text may be a whole number written as a float, as pandas writes integers beside missing values: 18.0 is 18. Beyond
     2^53, where floats are rounded, it is bad.
     """
     array = plain(array)
@@ -206,9 +206,9 @@ def _integers(text: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def to_float64(array: pa.Array, *, bools: bool = False) -> tuple[pa.Array, np.ndarray]:
-    """float64 [n]; bad are texts that are not numbers. NaN is null; infinities are left to the caller.
+    """Casts to float64 [n]; texts that are not numbers are bad. NaN becomes null; infinities are left to the caller.
 
-    With ``bools``, true and false in any case are 1 and 0 as text too.
+    With ``bools``, the texts true and false, in any case, are 1 and 0.
     """
     array = plain(array)
     if is_text(array.type):
@@ -219,7 +219,7 @@ def to_float64(array: pa.Array, *, bools: bool = False) -> tuple[pa.Array, np.nd
     else:
         if pa.types.is_boolean(array.type):
             array = array.cast(pa.int8())
-        # safe=False: integers beyond 2^53 are rounded, as they are to be float32 anyway.
+        # safe=False: integers beyond 2^53 are rounded; they become float32 later anyway.
         floats, bad = array.cast(pa.float64(), safe=False), np.zeros(len(array), bool)
     empty = pc.is_nan(floats)
     return (_null_where(floats, empty) if pc.any(empty).as_py() else floats), bad
@@ -236,7 +236,7 @@ def _floats(text: pa.Array, bools: bool) -> tuple[pa.Array, np.ndarray]:
 
 
 def to_bools(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """bool [n] of bools or the numbers 0 and 1, as text also true and false in any case; bad are all other values."""
+    """Casts bools, 0 and 1, and the texts true and false (in any case) to bool [n]; all other values are bad."""
     numbers, bad = to_float64(array, bools=True)
     known = to_numpy(pc.is_in(numbers, pa.array([0.0, 1.0, None], pa.float64())))
     bad |= ~known
@@ -244,7 +244,7 @@ def to_bools(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _without_ends(text: pa.Array, separator: str) -> pa.Array:
-    """Text without what is left of a separator at its ends when spaces around it are gone: "a, b," is "a, b"."""
+    """Removes a separator at the ends of the text that lost its spaces: with ", ", the text "a, b," becomes "a, b"."""
     if separator != separator.lstrip(" "):
         text = pc.replace_substring_regex(text, pattern="^" + re.escape(separator.lstrip(" ")), replacement="")
     if separator != separator.rstrip(" "):
@@ -253,7 +253,7 @@ def _without_ends(text: pa.Array, separator: str) -> pa.Array:
 
 
 def to_lists(array: pa.Array, dtype: str, separator: str | None) -> tuple[Lists, np.ndarray]:
-    """Lists [n] of a list column, or of text whose values ``separator`` parts; bad are rows with a bad value."""
+    """Casts a list column, or text that ``separator`` splits, to lists [n]; rows with a bad value are bad."""
     array = plain(array)
     if is_list(array.type):
         if pa.types.is_fixed_size_list(array.type):
@@ -266,7 +266,7 @@ def to_lists(array: pa.Array, dtype: str, separator: str | None) -> tuple[Lists,
         array = pc.split_pattern(_without_ends(text, str(separator)), separator)
     lengths = to_numpy(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
     rows = np.repeat(np.arange(len(array)), lengths)
-    flat = array.flatten()  # skips what hides behind null lists
+    flat = array.flatten()  # skips values behind null lists
     values, bad_values = {"int64": to_int64, "string": to_text, "float32": to_float64}[dtype](flat)
     missing = to_numpy(array.is_null()).copy()
     missing[rows[to_numpy(values.is_null())]] = True

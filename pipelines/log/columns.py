@@ -1,4 +1,4 @@
-"""Whether a log's columns fit a schema: are they there, and do their types allow what the schema does with them?"""
+"""Checks that a log's columns fit a schema: they exist, and their types allow what the schema does with them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def validate(
         if why is not None and served:
             why = f"{holds}; the model takes {_taken(feature)}"
         _refuse(why, schema, f"features.{feature.name}", feature.column, source)
-    # Text is judged value by value; a column of nothing but nulls may have Arrow's type null, which says nothing.
+    # Text is judged value by value. A column of nulls only may have Arrow's type null, which fits everything.
     typed = {n: kind for n, kind in kinds.items() if not (text or n in directories or pat.is_null(kind))}
     for task in schema.tasks:
         for key, column in task.label.uses.items():
@@ -66,7 +66,7 @@ def validate(
 
 
 def _uses(schema: Schema) -> Iterator[tuple[str, str]]:
-    """(key path, column) for every mention of a column."""
+    """Yields (key path, column) for every mention of a column in the schema."""
     for feature in schema.features:
         yield f"features.{feature.name}.column", feature.column
     for task in schema.tasks:
@@ -86,14 +86,14 @@ def _refuse(why: str | None, schema: Schema, path: str, column: str, source: str
 
 
 def _taken(feature: Feature) -> str:
-    """What a model takes of a feature, and how the log comes to it."""
+    """What the model takes for a feature, and how to write the log so; for errors."""
     if feature.kind == "dense":
         return f"lists of {feature.length} numbers: write the log as Parquet with such a column"
     if feature.kind == "multivalent":
         if feature.separator is not None:
-            return f"text whose values {feature.separator!r} parts"
+            return f"text with values separated by {feature.separator!r}"
         return f"lists of {feature.dtype}: write the log as Parquet with such a column"
-    return f"one {feature.dtype} a row{_cast(feature.column, feature.dtype)}"
+    return f"one {feature.dtype} per row{_cast(feature.column, feature.dtype)}"
 
 
 def _cast(column: str, dtype: str) -> str:
@@ -117,10 +117,10 @@ def _feature_problem(feature: Feature, kind: pa.DataType) -> str | None:
         return _dense_problem(feature, kind)
     if feature.kind == "numeric":
         if casts.is_list(kind):
-            return f"{holds}; a numeric feature is one number a row. Use kind: dense for vectors"
+            return f"{holds}; a numeric feature has one number per row. Use kind: dense for vectors"
         return None if casts.is_number(kind) else f"{holds}; a numeric feature needs numbers{_cast(column, 'float32')}"
     if feature.kind == "categorical" and casts.is_list(kind):
-        return f"{holds}; a categorical feature has one value a row. Use kind: multivalent with max_length"
+        return f"{holds}; a categorical feature has one value per row. Use kind: multivalent with max_length"
     if feature.kind == "multivalent" and feature.separator is not None:
         if casts.is_list(kind):
             return f"{holds}, which needs no separator; remove it"
@@ -135,10 +135,10 @@ def _feature_problem(feature: Feature, kind: pa.DataType) -> str | None:
 def _id_problem(feature: Feature, kind: pa.DataType, holds: str) -> str | None:
     """What is wrong with values of type ``kind`` as ids of the declared dtype, or None."""
     if pat.is_null(kind):
-        return None  # of lists that are all empty
+        return None  # all lists are empty
     if pat.is_floating(kind):
         return (
-            f"{holds}; equal floats are no reliable ids. Use kind: numeric, or write whole numbers"
+            f"{holds}; floats are not reliable as ids. Use kind: numeric, or write whole numbers"
             f"{_cast(feature.column, 'int64')}"
         )
     if feature.dtype == "int64" and casts.is_text(kind):
@@ -187,6 +187,6 @@ def _label_problem(task: Task, key: str, kind: pa.DataType) -> str | None:
 
 
 def _written(key: str, label: Label, kind: type[int] | type[str]) -> str:
-    """The key with its values as numbers, or as texts."""
+    """The key with its values written as numbers, or as texts."""
     values = [str(value) if kind is int else f'"{value}"' for value in label.values]
     return f"{key}: {values[0]}" if key == "equals" else f"{key}: [{', '.join(values)}]"

@@ -1,4 +1,4 @@
-"""Reads CSV files of a log, without types: values are bytes, which the schema gives their meaning."""
+"""Reads CSV files of a log without types: values are bytes, and the schema says what they mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEADER_BYTES = 1 << 20
 
 
 def column_names(path: str, csv: CsvOptions) -> list[str]:
-    """The names that the first line holds, or that were given.
+    """The column names from the first line, or those of the options.
 
     Raises:
       UserError: the file is no text, or its header is not UTF-8.
@@ -35,15 +35,15 @@ def column_names(path: str, csv: CsvOptions) -> list[str]:
 
 
 def read(log: Log, unit: Unit, names: list[str], skip_malformed: bool, chunk_rows: int) -> Iterator[Chunk]:
-    """Reads columns of a unit as a stream; places of rows count malformed ones."""
+    """Reads columns of a unit as a stream; malformed rows count in the places of rows."""
     malformed = _Malformed(header_lines=0 if log.csv.columns else 1)
-    good = reported = 0  # rows parsed, malformed rows handed on
+    good = reported = 0  # rows parsed, malformed rows reported
     for batch in _batches(log, unit, names, malformed):
         if malformed.places and not skip_malformed:
             _check_quotes(unit.path, log.csv)
             where = f"{unit.path}, row {malformed.places[0]:,}"
             raise UserError(f"{where}: {malformed.first} (--on_bad_rows=drop counts and skips such rows)")
-        # Row i of the good ones lies behind every malformed row that has at most i good rows before it.
+        # Good row i comes after every malformed row that has at most i good rows before it.
         before = np.asarray(malformed.places, np.int64) - np.arange(len(malformed.places))
         for start in range(0, max(batch.num_rows, 1), chunk_rows):
             part = batch.slice(start, chunk_rows)
@@ -54,12 +54,12 @@ def read(log: Log, unit: Unit, names: list[str], skip_malformed: bool, chunk_row
 
 
 def _batches(log: Log, unit: Unit, names: list[str], malformed: _Malformed) -> Iterator[pa.RecordBatch]:
-    """The file's columns, and an empty batch at the end, for malformed rows there.
+    """Yields the file's columns, and at the end an empty batch, so that malformed rows there are reported.
 
     Raises:
-      UserError: the file cannot be read, or a quote swallows lines of it.
+      UserError: the file cannot be read, or an unclosed quote swallows lines.
     """
-    # With no column to read there would be no rows to count.
+    # Without any column there would be no rows to count.
     wanted = names or [name for name in log.types if name not in log.directories[unit.file]][:1]
     text, rows = csv_text.Text(unit.path), 0 if log.csv.columns else 1
     try:
@@ -80,7 +80,7 @@ def _batches(log: Log, unit: Unit, names: list[str], malformed: _Malformed) -> I
 
 
 class _Malformed:
-    """Collects the places of rows with a wrong number of columns; pyarrow calls it while it parses."""
+    """Collects the places of rows with a wrong number of columns; pyarrow calls it while parsing."""
 
     def __init__(self, header_lines: int) -> None:
         self.places: list[int] = []  # 0-based, the header not counted
@@ -96,9 +96,9 @@ class _Malformed:
 def _open(
     path: str, csv: CsvOptions, read: csv_text.Text, names: Sequence[str], malformed: _Malformed, header: bool
 ) -> pyarrow.csv.CSVStreamingReader:
-    """Opens a CSV file to read ``names`` as bytes, or, for the first line alone, without names.
+    """Opens a CSV file to read the columns ``names`` as bytes; without names, to read the first line.
 
-    Types are ours to check, so that a bad value can be traced to its row; without threads pyarrow knows the numbers of
+    Values stay bytes, so that a bad one can be traced to its row. Without threads, pyarrow knows the numbers of
     malformed rows.
     """
     columns = None if header else column_names(path, csv)
@@ -127,7 +127,7 @@ def _open(
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The names, but for those that were there before: nobody asks for such columns."""
+    """The names, where repeated ones are replaced by names that nobody asks for."""
     return [name if name not in names[:i] else f"{name}\0{i}" for i, name in enumerate(names)]
 
 

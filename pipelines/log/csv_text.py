@@ -1,7 +1,7 @@
-"""The bytes of CSV files as Arrow's reader can be trusted with them, and what it does not notice about them.
+"""Feeds CSV files to Arrow's reader in a form that it reads correctly, and checks what it does not notice.
 
-Arrow loses the LF of a CR LF that its blocks part, fails over malformed rows that are not UTF-8, and takes all that
-follows an unclosed quote for one value.
+By itself, Arrow loses the LF of a CR LF at the border of two blocks, fails on malformed rows that are not UTF-8, and
+reads everything after an unclosed quote as one value.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _NO_TEXT = {
 }
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HEAD_BYTES = 1 << 16
-_LINES = 1000  # more are no value
-_WINDOW = 4096  # quotes that are judged at a time
+_LINES = 1000  # a quoted value with more lines is taken for an unclosed quote
+_WINDOW = 4096  # quotes that are examined at a time
 _NEWLINE, _SPACE, _QUOTE = b'\n "'
 
 
 def _open_bytes(path: str) -> pa.NativeFile:
-    """A file to read, unpacked where it is packed and named so.
+    """Opens a file, and decompresses it if its name says that it is compressed.
 
     Raises:
-      UserError: it is packed, and not named so.
+      UserError: the file is compressed, but its name does not say so.
     """
     with open(path, "rb") as file:
         head = file.read(8)
@@ -62,7 +62,7 @@ def check(path: str, header: bool) -> None:
     """Refuses a file that is no text, or whose header is not UTF-8.
 
     Raises:
-      UserError: what it is instead, and what to do.
+      UserError: says what the file is instead, and what to do.
     """
     with _open_bytes(path) as file:
         head = file.read(_HEAD_BYTES)
@@ -104,9 +104,9 @@ class Text:
     """The bytes of a CSV file, for `pyarrow.csv` to read; blocks end where lines do.
 
     Attributes:
-      marked: whether something was read that is not UTF-8. Its bytes come as characters of private use: see `unmarked`.
+      marked: whether bytes were read that are not UTF-8. They appear as characters of private use (see `unmarked`).
       quoted: whether a quote was read.
-      lines: that were read since the first quote came, or -1 where that was not in the first block.
+      lines: number of lines read if the first block has a quote; -1 if the first quote came later, 0 if none came.
     """
 
     closed = False
@@ -144,9 +144,9 @@ class Text:
 
 
 def unclosed(path: str, delimiter: str) -> UserError | None:
-    """What is wrong with the first quote of a file that swallows lines, if there is one.
+    """The error for the first quote of a file that swallows lines, or None.
 
-    It never closes, or it closes in the middle of a value, or too far away to be meant.
+    Such a quote never closes, closes in the middle of a value, or closes implausibly far away.
     """
     text, quotes = Text(path), _Quotes(delimiter)
     found: tuple[int, int | None] | None = None
@@ -167,7 +167,7 @@ def unclosed(path: str, delimiter: str) -> UserError | None:
 
 
 def _line(path: str, place: int) -> int:
-    """The number, from 1, of the line that holds a byte."""
+    """The number of the line, from 1, that holds the byte at ``place``."""
     lines = 1
     with _open_bytes(path) as file:
         while place > 0 and (block := file.read(min(place, 1 << 20))):
@@ -177,7 +177,7 @@ def _line(path: str, place: int) -> int:
 
 
 def _end(block: pa.Buffer) -> int:
-    """Where the last line of a block ends; without one, a place not behind a CR or a quote, nor inside a character."""
+    """Where the last line of a block ends; if none does, a place not after a CR or a quote, nor inside a character."""
     for size in (1 << 16, block.size):
         tail = block.slice(max(block.size - size, 0)).to_pybytes()
         if b"\n" in tail:
@@ -200,7 +200,7 @@ def _is_utf8(block: pa.Buffer) -> bool:
 
 
 _MARK = "stem-mark"
-_MARKS = 0x10FF00  # U+10FF80 ... U+10FFFF: characters that no text has
+_MARKS = 0x10FF00  # U+10FF80 ... U+10FFFF: private characters, which texts do not have
 _MARKED = re.compile(b"\xf4\x8f([\xbe\xbf])([\x80-\xbf])")
 
 
@@ -213,7 +213,7 @@ codecs.register_error(_MARK, _marked)
 
 
 def unmarked(array: pa.Array) -> pa.Array:
-    """Values, binary, with the bytes that the file has."""
+    """Binary values with the bytes of the file in place of the private characters."""
     wrong = pc.fill_null(pc.match_substring(array, b"\xf4\x8f"), False)
     if not pc.any(wrong).as_py():
         return array
@@ -226,17 +226,17 @@ def unmarked(array: pa.Array) -> pa.Array:
 
 
 def trimmed(array: pa.Array, nulls: tuple[str, ...]) -> pa.Array:
-    """Values, binary, without the spaces around them, and without quotes behind such; one of ``nulls`` then is null."""
+    """Strips spaces and the quotes inside them from binary values; a value that is then one of ``nulls`` is null."""
     data = array.buffers()[2]
     if data is None or b" " not in data.to_pybytes():
         return array
-    # The first and the last byte of every value; an empty one has those of its neighbours.
+    # The first and the last byte of each value; an empty value gets bytes of its neighbours.
     codes, ends = np.frombuffer(data, np.uint8), np.frombuffer(array.buffers()[1], np.int32)
     ends = ends[array.offset : array.offset + len(array) + 1]
     if not ((codes.take(ends[:-1], mode="clip") == _SPACE) | (codes.take(ends[1:] - 1, mode="clip") == _SPACE)).any():
         return array
     values = pc.ascii_trim(array.view(pa.string()), characters=" ").view(pa.binary())
-    # Arrow knows a quote right behind the delimiter only.
+    # Arrow recognises a quote only right after the delimiter.
     quoted = pc.and_(pc.starts_with(array, b" "), pc.match_substring_regex(values, b'^".*"$'))
     if pc.any(quoted).as_py():
         plain = [value[1:-1].replace(b'""', b'"') for value in values.filter(quoted).to_pylist()]
@@ -246,24 +246,24 @@ def trimmed(array: pa.Array, nulls: tuple[str, ...]) -> pa.Array:
 
 
 class _Quotes:
-    """Follows the quotes of a file as Arrow reads them: one at a value's beginning opens, the next single one closes.
+    """Follows the quotes of a file as Arrow reads them: one at the start of a value opens, the next single one closes.
 
-    Other quotes are characters like any. All are looked at together as if they opened and closed in turn; where that
-    is not so, reading goes on behind.
+    Other quotes are ordinary characters. Quotes are examined together, as if they opened and closed in turn; where that
+    fails, the examination starts again after that quote.
 
     Attributes:
-      opened: the place in the file of the quote that is open, or -1.
+      opened: the place in the file of the open quote, or -1.
     """
 
     def __init__(self, delimiter: str) -> None:
         self.opened = -1
         self._edges = np.zeros(256, bool)
         self._edges[[ord(delimiter), *b"\r\n"]] = True
-        self._start = 0  # of the block
-        self._held = 0  # lines that ended inside the open quote before the block
+        self._start = 0  # place of the block in the file
+        self._held = 0  # lines before the block that ended inside the open quote
 
     def read(self, block: bytes) -> tuple[int, int] | None:
-        """Reads on; where a quote opens that swallows lines, and where it closes."""
+        """Reads the next block; returns where a quote that swallows lines opens and closes, or None."""
         found = self._scan(block) if b'"' in block else None
         if self.opened >= self._start:
             self._held = 0
@@ -310,7 +310,7 @@ class _Quotes:
 
 
 def _beside(codes: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes before and after those at ascending places; a line end where there are none."""
+    """The bytes before and after those at ascending ``places``; line ends at the ends of the block."""
     before = codes[places - 1]
     after = codes[np.minimum(places + 1, len(codes) - 1)]
     if len(places) and places[0] == 0:

@@ -17,12 +17,12 @@ def find_files(patterns: str) -> list[str]:
     """The log's files, sorted, each once.
 
     Args:
-      patterns: comma-separated files, globs and directories (searched through, links too, hidden names and those that
-        begin with an underscore left out, for files ending in .parquet, .pq, .csv, .tsv, .txt, or the text ones with
-        .gz, and for Parquet files of any name).
+      patterns: comma-separated files, globs and directories. Directories are searched, through links too, for files
+        that end in .parquet, .pq, .csv, .tsv or .txt (the text ones also with .gz), and for Parquet files of any name.
+        Names that begin with a dot or an underscore are left out.
 
     Raises:
-      UserError: a pattern without files.
+      UserError: a pattern matches no file.
     """
     found: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
@@ -47,9 +47,9 @@ def find_files(patterns: str) -> list[str]:
 
 
 def _walk(directory: str) -> Iterator[str]:
-    """Files below a directory, each once: what links lead to is left out where it was found without them."""
+    """Yields the files below a directory, each once, by a path without links if there is one."""
     seen: set[str] = set()
-    waiting = [directory]  # and links, for when the rest was found
+    waiting = [directory]  # links are searched last
     while waiting:
         place = waiting.pop(0)
         if os.path.realpath(place) in seen:
@@ -77,7 +77,7 @@ def _is_log(path: str) -> bool:
 
 
 def is_parquet(path: str) -> bool:
-    """Whether a file is read as Parquet: it begins as such files do, or is named so; everything else is CSV."""
+    """Whether a file is read as Parquet: it begins like one or has such a name. Every other file is CSV."""
     if os.path.isfile(path):
         with open(path, "rb") as file:
             if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC:

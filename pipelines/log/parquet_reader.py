@@ -30,7 +30,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 def _is_hint(kind: pa.DataType) -> bool:
-    """Whether a type holds one that only Arrow knows, and that its reader cannot make of every column that has it."""
+    """Whether the type contains one that only Arrow has, and that Arrow's reader cannot always restore."""
     if pa.types.is_fixed_size_list(kind) or pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
         return True
     inner = (kind.field(i).type for i in range(kind.num_fields))
@@ -38,9 +38,9 @@ def _is_hint(kind: pa.DataType) -> bool:
 
 
 def _without_hints(metadata: pq.FileMetaData) -> pq.FileMetaData:
-    """The footer without the Arrow types of the writer: columns have those that Parquet itself knows.
+    """The footer without the writer's Arrow types, so that columns get the types of Parquet itself.
 
-    A fixed-size list becomes a list: Arrow's reader refuses one with nulls in it.
+    A fixed-size list becomes a list: Arrow's reader refuses fixed-size lists with nulls.
     """
     footer = io.BytesIO()
     metadata.write_metadata_file(footer)
@@ -48,7 +48,7 @@ def _without_hints(metadata: pq.FileMetaData) -> pq.FileMetaData:
 
 
 def units_of(path: str, file: int, metadata: pq.FileMetaData, index: int, unit_rows: int) -> list[Unit]:
-    """Consecutive row groups of about ``unit_rows`` rows together."""
+    """Units of consecutive row groups with about ``unit_rows`` rows each."""
     units: list[Unit] = []
     groups: list[int] = []
     first = rows = 0

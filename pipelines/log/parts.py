@@ -1,4 +1,4 @@
-"""A log and its parts: units that workers read, chunks that they read at a time, and how CSV files are written."""
+"""A log and its parts (units that workers read, chunks that they read at a time), and how CSV files are written."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class CsvOptions:
 
     Attributes:
       delimiter: one character, or None for a tab in .tsv files and a comma elsewhere.
-      columns: names of the columns of files without a header line; () when they have one.
+      columns: column names, for files without a header line; () if there is one.
       nulls: texts that mean null.
-      quotes: whether a value may stand in quotes; else a quote is a character like any.
+      quotes: whether values may be quoted; otherwise a quote is an ordinary character.
     """
 
     delimiter: str | None = None
@@ -39,12 +39,12 @@ class Unit:
     """A piece of the log that one worker reads at a time.
 
     Attributes:
-      index: its place among the log's units.
-      file: its file's place among the log's files.
+      index: its number among the log's units.
+      file: the number of its file among the log's files.
       path: its file.
-      row_groups: of a Parquet file; () for CSV.
-      first_row: place within the file of the unit's first row.
-      rows: bad rows included; -1 until a CSV file was read through once.
+      row_groups: numbers of its row groups in a Parquet file; () for CSV.
+      first_row: place of the unit's first row within the file.
+      rows: number of rows, bad rows included; -1 for CSV, whose rows have not been counted.
     """
 
     index: int
@@ -57,13 +57,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive rows of a unit, up to `CHUNK_ROWS` unless asked otherwise.
+    """Consecutive rows of a unit, by default up to `pipelines.log.source.CHUNK_ROWS`.
 
     Attributes:
       path: the file.
       rows: int64 [n], each row's place within the file, from 0. Malformed CSV rows leave gaps.
-      columns: by name; arrays of n, of the types of the file. Columns of CSV files and directories' names are binary.
-      malformed: CSV rows with a wrong number of columns that were skipped since the last chunk.
+      columns: arrays [n] by name, in the types of the file. Columns of CSV files and of directory names are binary.
+      malformed: number of CSV rows with a wrong number of columns that were skipped since the last chunk.
     """
 
     path: str
@@ -72,7 +72,7 @@ class Chunk:
     malformed: int
 
     def take(self, places: np.ndarray) -> Chunk:
-        """Some of the rows, by ascending place."""
+        """The rows at ascending ``places``."""
         index = pa.array(places)
         columns = {name: array.take(index) for name, array in self.columns.items()}
         return Chunk(self.path, self.rows[places], columns, self.malformed)
@@ -83,15 +83,15 @@ class Log:
     """The files of a log.
 
     Attributes:
-      files: in row_id order.
-      types: the columns that can be read, and the type that holds the values of all files (binary for text).
+      files: the files in row_id order.
+      types: the columns that can be read, each with the type that holds the values of all files (binary for text).
       units: see `Unit`.
       text: whether the files are CSV.
       csv: how CSV files are written.
-      problems: the columns that cannot be read, and why: they are missing in a file, there twice, or of types that do
-        not agree. It matters only when such a column is used.
-      directories: of each file, the columns that are names of its directories, and their values. Those of `types` hold
-        text.
+      problems: the columns that cannot be read, and why: a file lacks them or has them twice, or their types do not
+        agree. An error only if such a column is used.
+      directories: for each file, the columns whose values are in the names of its directories, and these values; they
+        are text in `types`.
     """
 
     files: tuple[str, ...]
@@ -104,14 +104,18 @@ class Log:
 
     @property
     def directory_columns(self) -> list[str]:
-        """The columns of `types` that are names of directories."""
+        """The columns of `types` whose values are in the names of directories."""
         return [name for name in self.types if any(name in names for names in self.directories)]
 
     def require(self, column: str, where: str) -> None:
-        """Refuses a column that cannot be read; ``where`` is what asks for it.
+        """Refuses a column that cannot be read.
+
+        Args:
+          column: its name.
+          where: what asks for the column, for the error.
 
         Raises:
-          UserError: why not.
+          UserError: says why it cannot be read.
         """
         if column in self.problems:
             raise UserError(f"{where}: {self.problems[column]}")
@@ -120,22 +124,22 @@ class Log:
             raise UserError(f"{where}: not in the log{hint} Columns: {', '.join(self.types)}")
 
     def unit_name(self, unit: Unit) -> str:
-        """The unit for people."""
+        """The unit's name in messages."""
         return f"{unit.path} (from row {unit.first_row:,})" if unit.first_row else unit.path
 
     def file_rows(self, unit_rows: Sequence[int]) -> list[int]:
-        """Rows of each file, of those of each unit."""
+        """The number of rows in each file, summed from the number in each unit."""
         rows = [0] * len(self.files)
         for unit, count in zip(self.units, unit_rows, strict=True):
             rows[unit.file] += count
         return rows
 
     def alike(self, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
-        """Columns of a chunk, whose types are those of its file, as `types`."""
+        """Casts columns of a chunk from the types of its file to `types`."""
         return {name: casts.to_type(array, self.types[name]) for name, array in columns.items()}
 
 
 def unreadable(path: str, kind: str, error: Exception) -> UserError:
-    """What is said of a file that Arrow cannot read as ``kind``."""
+    """The error for a file that Arrow cannot read as ``kind``."""
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"{path}: cannot be read as {kind} ({why})")

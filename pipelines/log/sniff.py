@@ -1,4 +1,4 @@
-"""A look at the first lines of a CSV file: what parts its values, and whether its first line holds names."""
+"""Looks at the first lines of a CSV file: which character separates values, and does the first line hold names?"""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _BYTES = 1 << 16
 _DELIMITERS = (",", "\t", ";", "|", " ")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 _NAME = re.compile(r"[^\W\d_]")
-_NO_NAMES = {"na", "n/a", "nan", "null", "none", "inf", "-inf"}  # but values that are missing
+_NO_NAMES = {"na", "n/a", "nan", "null", "none", "inf", "-inf"}  # texts that mean a missing value
 _SHOWN = 4
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the first lines say.
+    """What the first lines show.
 
     Attributes:
       csv: the options, with the delimiter that was found.
-      advice: what to do about the first line, or None where it holds names.
+      advice: what to do about the first line, or None if it holds names.
     """
 
     csv: CsvOptions
@@ -34,10 +34,10 @@ class Look:
 
 
 def look(path: str, options: CsvOptions) -> Look:
-    """Looks for the delimiter where none is given, and at the first line.
+    """Finds the delimiter, if none is given, and examines the first line.
 
     Raises:
-      UserError: values parted by two colons.
+      UserError: values are separated by two colons.
     """
     lines = _lines(path)
     if not lines:
@@ -46,8 +46,8 @@ def look(path: str, options: CsvOptions) -> Look:
         if all(line.count("::") == lines[0].count("::") > 0 for line in lines):
             tsv = f"{path.rsplit('.', 1)[0]}.tsv"
             raise UserError(
-                f"{path}: its values are parted by '::', which is no CSV. Write tabs, as in: "
-                f"sed 's/::/\\t/g' {path} > {tsv}; and where its first line holds no names, give them: "
+                f"{path}: its values are separated by '::', which is not CSV. Write tabs, as in: "
+                f"sed 's/::/\\t/g' {path} > {tsv}; if the first line holds no names, give them: "
                 f"--csv_columns={','.join('abcdefgh'[: lines[0].count('::') + 1])}"
             )
         found = [delimiter for delimiter in _DELIMITERS if _parts(lines, delimiter)]
@@ -59,10 +59,10 @@ def look(path: str, options: CsvOptions) -> Look:
 
 
 def explain(log: Log, columns: Iterable[str]) -> None:
-    """Where a CSV log lacks columns that are used: does its first line say why?
+    """If a CSV log lacks columns that are used, explains that by its first line, if it can.
 
     Raises:
-      UserError: its values are parted by something else, or it has no names.
+      UserError: values are separated by another character, or the first line holds no names.
     """
     if not log.text or all(column in log.types or column in log.problems for column in columns):
         return
@@ -70,7 +70,7 @@ def explain(log: Log, columns: Iterable[str]) -> None:
     seen = look(path, log.csv)
     if (found := seen.csv.delimiter_of(path)) != given:
         raise UserError(
-            f"{path}: its values seem to be parted by {found!r}, not by {given!r}: "
+            f"{path}: its values seem to be separated by {found!r}, not by {given!r}: "
             f"--csv_delimiter={'tab' if found == chr(9) else repr(found)}"
         )
     if seen.advice is not None:
@@ -96,7 +96,7 @@ def _rows(lines: list[str], delimiter: str) -> list[list[str]]:
 
 
 def _parts(lines: list[str], delimiter: str) -> bool:
-    """Whether a delimiter parts nearly all lines into as many values as the first, two or more; spaces all of them."""
+    """Whether a delimiter splits nearly all lines (a space: all) into as many values as the first, at least two."""
     sizes = [len(row) for row in _rows(lines, delimiter)]
     share = sizes.count(sizes[0]) / len(sizes)
     return share == 1 and sizes[0] > 2 if delimiter == " " else share >= 0.9 and sizes[0] > 1
@@ -119,9 +119,9 @@ def _advice(path: str, rows: list[list[str]], options: CsvOptions) -> str | None
 
 
 def _is_data(first: list[str], others: list[list[str]]) -> bool:
-    """Whether the first line holds numbers above numbers, or texts that come again below, and no name above numbers."""
+    """Whether the first line is data: numbers above numbers, or texts that occur again below; no name above numbers."""
     if first == [str(i) for i in range(len(first))] or not others:
-        return False  # as pandas names columns that have no names
+        return False  # pandas numbers columns that have no names
     like = 0
     for i, value in enumerate(first):
         below = [row[i].strip() for row in others]

@@ -1,9 +1,9 @@
-"""The log as one source of rows: checks that its files agree, and reads them as streams of record batches.
+"""Opens a log as one source of rows: checks that its files agree, and reads them as streams of chunks.
 
-A log is a list of CSV or Parquet files. It is cut into units (a CSV file; consecutive row groups of a Parquet file)
-that depend on the files alone, so that work on units gives the same result whatever the number of processes.
+A log is a list of CSV or Parquet files. It is cut into units (one CSV file, or consecutive row groups of a Parquet
+file) that depend on the files alone, so that work on units gives the same result whatever the number of processes.
 
-Only columns that are used have to agree: see `Log.problems`. Directories named ``column=value`` are columns too.
+Only columns that are used have to agree (see `Log.problems`). Directories named ``column=value`` are columns, too.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _NO_VALUE = ("", "__HIVE_DEFAULT_PARTITION__")
 
 
 def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int | None = None) -> Log:
-    """Checks that the files can be read, finds out their columns, and cuts them into units. Reads headers and footers.
+    """Checks that the files can be read, finds their columns, and cuts them into units. Reads headers and footers only.
 
     Args:
-      files: of the log, in row_id order.
+      files: the log's files, in row_id order.
       csv: how CSV files are written.
-      unit_rows: about how many rows the consecutive row groups of a unit have together, `_UNIT_ROWS` if not given; 0
-        gives a unit to each.
+      unit_rows: number of rows per unit of a Parquet file, roughly; `_UNIT_ROWS` if not given; with 0 each row group is
+        a unit.
 
     Raises:
-      UserError: an empty or unreadable file, or a mixture of CSV and Parquet.
+      UserError: a file is empty or unreadable, or CSV and Parquet are mixed.
     """
     csv = csv or CsvOptions()
     text = not is_parquet(files[0])
@@ -61,7 +61,7 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int
     ]
     for schema, names in zip(schemas, directories, strict=True):
         schema += [(name, pa.binary()) for name in names]
-    # What a file without rows says of columns is of no interest, where others have some.
+    # Files without rows do not decide the columns, if others have rows.
     full = {unit.file for unit in units} or set(range(len(files)))
     types, problems = _agreement([files[i] for i in sorted(full)], [schemas[i] for i in sorted(full)])
     directories = [{n: value for n, value in names.items() if n in types} for names in directories]
@@ -69,7 +69,7 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int
 
 
 def _directory_columns(path: str) -> dict[str, bytes | None]:
-    """What the names of a file's directories say, as in date=2024-01-01/hour=7/part-0.parquet."""
+    """Columns and values in the names of a file's directories, as in date=2024-01-01/hour=7/part-0.parquet."""
     found: dict[str, bytes | None] = {}
     for part in path.split(os.sep)[:-1]:
         name, equals, value = part.partition("=")
@@ -82,9 +82,9 @@ def _directory_columns(path: str) -> dict[str, bytes | None]:
 def _agreement(
     files: Sequence[str], schemas: Sequence[list[tuple[str, pa.DataType]]]
 ) -> tuple[dict[str, pa.DataType], dict[str, str]]:
-    """The columns that all files have with types that agree; the others, and what is wrong with them."""
+    """The columns that all files have with types that agree, and the problem of each other column."""
     types: dict[str, pa.DataType] = {}
-    first: dict[str, str] = {}  # the file in which a column was met
+    first: dict[str, str] = {}  # the first file that has the column
     problems: dict[str, str] = {}
     for path, schema in zip(files, schemas, strict=True):
         for name, kind in schema:
@@ -111,14 +111,14 @@ def read(
     """Reads a unit as a stream.
 
     Args:
-      log: the log the unit belongs to.
+      log: the log that the unit belongs to.
       unit: what to read.
-      columns: names to read, or None for all.
+      columns: names of the columns to read, or None for all.
       skip_malformed: skip CSV rows with a wrong number of columns, rather than raise.
-      chunk_rows: rows of a chunk, at most; `CHUNK_ROWS` if not given.
+      chunk_rows: largest number of rows per chunk; `CHUNK_ROWS` if not given.
 
     Raises:
-      UserError: the file is damaged, or a malformed row (with its place).
+      UserError: the file is damaged, or a row is malformed; the message names its place.
     """
     names = list(log.types) if columns is None else list(columns)
     given = log.directories[unit.file]
@@ -140,7 +140,7 @@ def _with_directories(
 
 
 def count_rows(log: Log, unit: Unit, *, skip_malformed: bool) -> int:
-    """Rows of a unit, malformed ones included; reads a CSV file through."""
+    """The number of rows in a unit, malformed ones included; reads a whole CSV file."""
     if unit.rows >= 0:
         return unit.rows
     return sum(len(chunk.rows) + chunk.malformed for chunk in read(log, unit, (), skip_malformed=skip_malformed))

@@ -677,7 +677,7 @@ def test_csv_labels_of_pandas(tmp_path: Path) -> None:
 def test_csv_headers_that_say_why_a_column_is_missing(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"split": "random", "split_column": None}
     for lines, why in [
-        (["user;video;click", "1;a;0", "2;b;1"], "seem to be parted by ';', not by ',': --csv_delimiter=';'"),
+        (["user;video;click", "1;a;0", "2;b;1"], "seem to be separated by ';', not by ',': --csv_delimiter=';'"),
         (["user\tvideo\tclick", "1\ta\t0", "2\tb\t1"], "--csv_delimiter=tab"),
         (["1,a,0", "2,b,1", "2,a,1"], "the first line looks like data, not like names"),
     ]:

@@ -183,7 +183,7 @@ def test_movielens_with_two_colons_says_how_to_rewrite_it(tmp_path: Path) -> Non
     lines = ["::".join(map(str, row)) for row in _movielens(50).itertuples(index=False)]
     (tmp_path / "ratings.dat").write_text("\n".join(lines))
     with pytest.raises(
-        UserError, match=r"parted by '::', .*: sed 's/::/\\t/g' .*ratings.dat > .*ratings.tsv; .*=a,b,c,d"
+        UserError, match=r"separated by '::', .*: sed 's/::/\\t/g' .*ratings.dat > .*ratings.tsv; .*=a,b,c,d"
     ):
         description.describe([str(tmp_path / "ratings.dat")], CsvOptions(), (), 1000)
     (tmp_path / "ratings.tsv").write_text("\n".join(line.replace("::", "\t") for line in lines))
