@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +47,7 @@ def run_job() -> Callable[..., subprocess.CompletedProcess[str]]:
 def job_in_process(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """As ``run_job``, in this process: for mistakes that a job notices at once, before it imports TensorFlow."""
+    """As ``run_job``, in this process: for mistakes that a job notices at once, before TensorFlow has work to do."""
 
     def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         job = importlib.import_module(module)
@@ -54,7 +55,7 @@ def job_in_process(
         handler = signal.getsignal(signal.SIGTERM)
         capfd.readouterr()
         try:
-            with pytest.raises(SystemExit) as exited:
+            with mock.patch.dict(os.environ), pytest.raises(SystemExit) as exited:  # jobs set some of it
                 job.run()
         finally:
             signal.signal(signal.SIGTERM, handler)

@@ -344,10 +344,10 @@ def test_every_flag_reaches_the_files(nasty_export: Path, run_job: Job, tmp_path
     assert " --nobatching " in runbook and runbook.count("--image=registry.local/x:1") >= 2  # and with --capacity
 
 
-def test_mistakes_are_said(nasty_export: Path, deployed: Path, run_job: Job, tmp_path: Path) -> None:
+def test_mistakes_are_said(nasty_export: Path, deployed: Path, job_in_process: Job, tmp_path: Path) -> None:
     def error(**flags: Any) -> str:
         given = {"model": nasty_export, "output": tmp_path / "out"} | flags
-        done = run_job("export.jobs.deploy", *(f"--{name}={value}" for name, value in given.items()))
+        done = job_in_process("export.jobs.deploy", *(f"--{name}={value}" for name, value in given.items()))
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
         return done.stderr
 

@@ -279,14 +279,14 @@ def test_a_killed_export_leaves_nothing_numbered(reserved: Any, tmp_path: Path) 
 )
 def test_mistakes(
     reserved: Any,
-    run_job: Callable[..., subprocess.CompletedProcess[str]],
+    job_in_process: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
     workdir: str,
     flags: list[str],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.chdir(tmp_path)
     data = reserved.manifest.data_dir if flags else "gone"
     (tmp_path / "run").mkdir()
     for name in ("config.json", "manifest.json", "schema.yaml"):
@@ -294,7 +294,7 @@ def test_mistakes(
         (tmp_path / "run" / name).write_text(text.replace(reserved.manifest.data_dir, data))
     shutil.copytree(reserved.workdir.path / "vocabulary", tmp_path / "run" / "vocabulary")
     arguments = [f"--workdir={workdir}", *([] if flags[:1] == ["--output=run"] else ["--output=models"]), *flags]
-    job = run_job("export.jobs.export", *arguments, cwd=tmp_path)
+    job = job_in_process("export.jobs.export", *arguments)
     assert job.returncode == 2 and message in job.stderr and job.stderr.count("\n") == 1
     assert not (tmp_path / "models").exists()
 

@@ -342,9 +342,9 @@ def test_ctrl_c_shows_what_was_measured(server: Server, log: Path, tmp_path: Pat
     assert json.loads(figures.read_text())["measurements"][0]["calls"] >= 12
 
 
-def test_mistakes_are_said(server: Server, log: Path, run_job: Job, tmp_path: Path) -> None:
+def test_mistakes_are_said(server: Server, log: Path, job_in_process: Job, tmp_path: Path) -> None:
     def error(code: int, *flags: str) -> str:
-        done = load(run_job, server.target, *flags)
+        done = load(job_in_process, server.target, *flags)
         assert done.returncode == code and len(done.stderr.splitlines()) == 1, done.stderr
         return done.stderr
 

@@ -296,7 +296,7 @@ def test_the_table_is_ranked() -> None:
         ({"length": 1}, ITEMS, "'length' is a feature of items"),
         ({"hour": "late"}, ITEMS, r"user feature 'hour' is 'late' \(str\); the model takes int64"),
         ({}, "[1, 2]", "--items is a JSON list; expected is an object of lists"),
-        ({}, ITEMS | {"item": 5}, "--items: 'item' is a JSON number; a list is expected"),
+        ({}, ITEMS | {"item": 5}, "--items: 'item' is a JSON number; a list with one value per item is expected"),
         ({}, ITEMS | {"item": [5]}, "item feature 'image' has 3 items and 'item' has 1"),
         ({}, ITEMS | {"image": [[1, 2]] * 3}, "item feature 'image', item 0 has 2 elements; the model takes 3"),
         ({}, dict.fromkeys(ITEMS, []), "--items: there are no items"),
@@ -378,7 +378,7 @@ def test_the_job_ranks_candidates(run_job: Job, target: str) -> None:
         (["--user={}", "--items={}", "--server=127.0.0.1:1"], 1, "is a server running there? stem-serve starts one"),
     ],
 )
-def test_the_job_says_what_is_wrong(run_job: Job, arguments: list[str], code: int, why: str) -> None:
-    done = run_job("export.jobs.predict", *arguments)
+def test_the_job_says_what_is_wrong(job_in_process: Job, arguments: list[str], code: int, why: str) -> None:
+    done = job_in_process("export.jobs.predict", *arguments)
     assert done.returncode == code and why in done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")

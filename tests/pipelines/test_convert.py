@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ tasks:
   click: {label: {column: click}}
 """
 _MANY = 1_200_000  # rows: three units of work
+Job = Callable[..., subprocess.CompletedProcess[str]]
 _PYTHON = [sys.executable, "-m", "pipelines.jobs.convert"]
 
 
@@ -145,8 +147,11 @@ def test_no_process_imports_tensorflow() -> None:
         (["LOG", "--split=day"], "split"),
     ],
 )
-def test_wrong_flags_are_one_line(log: Path, arguments: list[str], why: str) -> None:
-    done = _run(log, *(argument.replace("LOG", str(log)) for argument in arguments))
+def test_wrong_flags_are_one_line(log: Path, job_in_process: Job, arguments: list[str], why: str) -> None:
+    given = [argument.replace("LOG", str(log)) for argument in arguments]
+    done = job_in_process(
+        "pipelines.jobs.convert", *given, f"--schema={log.parent}/schema.yaml", f"--output={log.parent}/out"
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
     assert why in done.stderr

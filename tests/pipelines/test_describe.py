@@ -308,7 +308,7 @@ def test_the_job_prints_yaml_to_stdout(run_job: Job) -> None:
         ([str(KUAIRAND), "--csv_delimiter=::"], "error: --csv_delimiter=::: should be one ASCII character"),
     ],
 )
-def test_mistakes_of_the_command_line(run_job: Job, arguments: list[str], message: str) -> None:
-    job = run_job("pipelines.jobs.describe", *arguments)
+def test_mistakes_of_the_command_line(job_in_process: Job, arguments: list[str], message: str) -> None:
+    job = job_in_process("pipelines.jobs.describe", *arguments)
     assert job.returncode == 2
     assert job.stderr.startswith(message)

@@ -94,14 +94,14 @@ def test_trained_from_the_log_and_evaluated_from_either(
     assert rows[0].equals(rows[1])
 
 
-def test_what_makes_no_sense_is_refused(run_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_what_makes_no_sense_is_refused(job_in_process: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     command = ["stem_tf.jobs.train", "--config=kuairand_sample", "--config.data.dir=x"]
-    job = run_job(*command, "--input_format=parket")
+    job = job_in_process(*command, "--input_format=parket")
     assert (job.returncode, job.stderr) == (
         2,
         "error: config.data.input_format should be one of blocks, rows, parquet, but is 'parket'; did you mean "
         "'parquet'?\n",
     )
-    job = run_job(*command, "--input_format=parquet", "--config.data.on_corrupt=skip")
+    job = job_in_process(*command, "--input_format=parquet", "--config.data.on_corrupt=skip")
     assert job.returncode == 2
     assert "config.data.on_corrupt=skip would do nothing with config.data.input_format=parquet" in job.stderr

@@ -136,27 +136,30 @@ def test_evaluation_of_the_best_weights(undisturbed: Path, tiny_data: Path, tmp_
 
 
 def test_mistakes_get_one_line(
-    undisturbed: Path, arguments: list[str], tmp_path: Path, run_job: Job, convert_tiny: Callable[[int], Path]
+    undisturbed: Path,
+    arguments: list[str],
+    tmp_path: Path,
+    run_job: Job,
+    job_in_process: Job,
+    convert_tiny: Callable[[int], Path],
 ) -> None:
+    train, evaluate, of_run = "stem_tf.jobs.train", "stem_tf.jobs.evaluate", f"--workdir={undisturbed}"
     cases = [
-        ("stem_tf.jobs.train", [*arguments, "--config.model.dim=5", f"--workdir={undisturbed}"], "(model.dim: 4 -> 5)"),
+        (job_in_process, train, [*arguments, "--config.model.dim=5", of_run], "(model.dim: 4 -> 5)"),
         (
-            "stem_tf.jobs.train",
+            job_in_process,
+            train,
             ["--config=census_income", "--config.data.dir=nowhere"],
             "nowhere holds no converted data",
         ),
-        ("stem_tf.jobs.evaluate", [f"--workdir={tmp_path}"], "holds no run"),
-        (
-            "stem_tf.jobs.evaluate",
-            [f"--workdir={undisturbed}", f"--output={convert_tiny(1)}"],
-            "holds converted data, not",
-        ),
-        ("stem_tf.jobs.evaluate", [f"--workdir={undisturbed}", "--split=tets"], "no such split; did you mean 'test'?"),
-        ("stem_tf.jobs.evaluate", [f"--workdir={undisturbed}", f"--data={convert_tiny(1)}"], "is other data than"),
-        ("stem_tf.jobs.evaluate", [f"--workdir={undisturbed}", "--checkpoint=ckpt-9"], "there is no such checkpoint"),
+        (job_in_process, evaluate, [f"--workdir={tmp_path}"], "holds no run"),
+        (job_in_process, evaluate, [of_run, f"--output={convert_tiny(1)}"], "holds converted data, not"),
+        (job_in_process, evaluate, [of_run, "--split=tets"], "no such split; did you mean 'test'?"),
+        (job_in_process, evaluate, [of_run, f"--data={convert_tiny(1)}"], "is other data than"),
+        (run_job, evaluate, [of_run, "--checkpoint=ckpt-9"], "there is no such checkpoint"),
     ]
-    for module, flags, words in cases:
-        job = run_job(module, *flags)
+    for run, module, flags, words in cases:
+        job = run(module, *flags)
         assert job.returncode == 2, (job.stdout, job.stderr)
         assert job.stderr.startswith("error: ") and job.stderr.count("\n") == 1, job.stderr
         assert words in job.stderr

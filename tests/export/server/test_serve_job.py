@@ -176,8 +176,6 @@ def test_models_of_a_file_and_a_list_that_replaces_it(publish: Any, tmp_path: Pa
         (["--model_base_path=nowhere"], 2, "--model_base_path=nowhere: no such directory; --wait waits"),
         (["--model_base_path=EMPTY"], 2, "EMPTY holds no version (a directory with a number for a name, "),
         (["--model_base_path=VERSION"], 2, "VERSION is a version itself; give the directory above it"),
-        (["--model_base_path=GOOD", "--port=TAKEN"], 2, "cannot listen on 127.0.0.1:TAKEN, --port: Address already in"),
-        (["--model_base_path=GOOD", "--port=0", "--host=no.invalid"], 2, "cannot listen on no.invalid:0, --port: "),
         (["--model_base_path=GOOD", "--metrics_port=8500"], 2, "--port and --metrics_port are both 8500: each needs"),
         (["--model_base_path=GOOD", "--metrics_sample=1"], 2, "--metrics_sample is for --metrics_port"),
         (["--model_base_path=GOOD", "--rest_api_max_bytes=9"], 2, "--rest_api_max_bytes is for --rest_api_port"),
@@ -187,18 +185,29 @@ def test_models_of_a_file_and_a_list_that_replaces_it(publish: Any, tmp_path: Pa
     ],
 )
 def test_mistakes_are_one_line(
-    run_job: Any, publish: Any, tmp_path: Path, flags: list[str], code: int, message: str
+    job_in_process: Any, publish: Any, tmp_path: Path, flags: list[str], code: int, message: str
 ) -> None:
     publish(tmp_path, 1)
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "CONFIG").write_text("model")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        words = {"EMPTY": tmp_path / "EMPTY", "CONFIG": tmp_path / "CONFIG", "VERSION": tmp_path / "1"}
-        words |= {"GOOD": tmp_path, "TAKEN": taken.getsockname()[1]}
+    words = {"EMPTY": tmp_path / "EMPTY", "CONFIG": tmp_path / "CONFIG", "VERSION": tmp_path / "1", "GOOD": tmp_path}
 
-        def fill(text: str) -> str:
-            return re.sub("|".join(words), lambda found: str(words[found[0]]), text)
+    def fill(text: str) -> str:
+        return re.sub("|".join(words), lambda found: str(words[found[0]]), text)
 
-        done = run_job("export.jobs.serve", *map(fill, flags))
+    done = job_in_process("export.jobs.serve", *map(fill, flags))
     assert done.returncode == code and done.stdout == ""
     assert fill(message) in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_an_address_that_is_taken_or_unknown(run_job: Any, publish: Any, tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for flags, message in (
+            ([f"--port={port}"], f"cannot listen on 127.0.0.1:{port}, --port: Address already in"),
+            (["--port=0", "--host=no.invalid"], "cannot listen on no.invalid:0, --port: "),
+        ):
+            done = run_job("export.jobs.serve", f"--model_base_path={tmp_path}", *flags)
+            assert done.returncode == 2 and done.stdout == ""
+            assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
