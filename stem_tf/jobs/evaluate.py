@@ -25,9 +25,9 @@ _CHECKPOINT = flags.DEFINE(cli.PATH, "checkpoint", "best", "best, latest, or the
 _OUTPUT = flags.DEFINE(
     cli.PATH, "output", None, "Where to write <split>.json and <split>.parquet; RUN/evaluation by default."
 )
-_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, where it has moved since.")
+_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it has moved since.")
 _INPUT_FORMAT = flags.DEFINE_string(
-    "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: what to read the rows from, if not as the run did."
+    "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: what to read the rows from; as in the run by default."
 )
 
 

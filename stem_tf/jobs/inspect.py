@@ -22,7 +22,7 @@ flags = cli.Flags()
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows the gates see: {', '.join(manifests.SPLITS)}.")
 _CHECKPOINT = flags.DEFINE(cli.PATH, "checkpoint", "best", "best, latest, or the path of one without its suffix.")
-_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, where it has moved since.")
+_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it has moved since.")
 
 
 def main(argv: Sequence[str]) -> None:

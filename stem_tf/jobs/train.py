@@ -1,4 +1,4 @@
-"""Trains a model on converted data; started again with the same command it goes on where it was.
+"""Trains a model on converted data; the same command continues a run that was stopped.
 
 stem-train --config=kuairand_sample --config.data.dir=DATA --config.model.shared_experts=8 --workdir=RUN
 """
@@ -33,7 +33,7 @@ _CONFIG = flags.DEFINE(
     f"Experiment: {', '.join(configs.shipped())}, or the path of a Python file with get_config().",
     required=True,
 )
-_OVERRIDES = flags.DEFINE_multi_string(configs.OVERRIDE, [], "KEY=VALUE, what --config.KEY=VALUE is short for.")
+_OVERRIDES = flags.DEFINE_multi_string(configs.OVERRIDE, [], "KEY=VALUE; --config.KEY=VALUE is short for it.")
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run; runs/<config.experiment> by default.")
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: short for --config.data.input_format."
@@ -41,8 +41,8 @@ _INPUT_FORMAT = flags.DEFINE_string(
 _SKIP_UNUSED = flags.DEFINE_bool(
     "skip_unused_keys",
     False,
-    "Leave out --config keys that do nothing for the chosen model, with a line each, instead of refusing them: for one "
-    "command line over several models.",
+    "Leave out --config keys that do nothing for the chosen model, and print a line about each, instead of refusing "
+    "them: one command line then serves several models.",
 )
 
 
@@ -99,7 +99,8 @@ def _say_start(trainer: Trainer) -> None:
     )
     print(
         f"data: {manifest.data_dir}, {manifest.rows('train'):,} train and {manifest.rows('validation'):,} validation "
-        f"rows\n{trainer.steps:,} steps of {config.data.batch_size:,} rows an epoch, up to {config.train.epochs} epochs"
+        f"rows\n{trainer.steps:,} steps per epoch, {config.data.batch_size:,} rows each, up to {config.train.epochs} "
+        "epochs"
     )
     if state.best_epoch >= 0 and not any(trainer.workdir.best.glob("*.index")):
         print(
@@ -108,7 +109,7 @@ def _say_start(trainer: Trainer) -> None:
             file=sys.stderr,
         )
     for path in trainer.checkpoints.damaged:
-        print(f"warning: {path} is damaged; the one before it is taken", file=sys.stderr)
+        print(f"warning: {path} is damaged; the one before it is used", file=sys.stderr)
     if trainer.resumed_from and (state.stopped or state.epoch >= config.train.epochs):
         hint = "" if state.stopped else "; raise --config.train.epochs to train on"
         print(f"{trainer.workdir.path} is finished: {trainer.why_ended()}{hint}")
@@ -153,18 +154,18 @@ def _best_weights(trainer: Trainer, kind: str, kept: Mapping[str, Any]) -> str:
     epochs = ", ".join(f"{task} {epoch}" for task, (epoch, _) in own.items())
     if choice.assembled:
         return (
-            f"best weights: of each task its own of its best epoch ({epochs}), the rest of epoch {kept['rest_epoch']}: "
-            f"validation {kind} {score} ({by_task}); epoch {state.best_epoch + 1} as it was has "
+            f"best weights: each task's own from its best epoch ({epochs}), the rest from epoch {kept['rest_epoch']}: "
+            f"validation {kind} {score} ({by_task}); epoch {state.best_epoch + 1} alone reaches "
             f"{report.number(choice.whole)}"
         )
     at_a_cost = (
-        ", and a task that this does not count loses" if trainer.monitor.better(choice.tried, choice.whole) else ""
+        ", and a task that this does not count gets worse" if trainer.monitor.better(choice.tried, choice.whole) else ""
     )
     alone = ", ".join(f"{task} {value}" for task, (_, value) in own.items())
     return (
-        f"best weights: epoch {kept['epoch']} as it was: validation {kind} {score} ({by_task}). The tasks' own weights "
-        f"of their best epochs ({epochs}) are not taken: together they reach {report.number(choice.tried)}{at_a_cost}. "
-        f"--config.train.best=by_task, in a new --workdir, serves each task from its best epoch ({alone})"
+        f"best weights: epoch {kept['epoch']} alone: validation {kind} {score} ({by_task}). The tasks' own weights "
+        f"from their best epochs ({epochs}) are not used: together they reach {report.number(choice.tried)}{at_a_cost}."
+        f" --config.train.best=by_task, in a new --workdir, serves each task from its best epoch ({alone})"
     )
 
 

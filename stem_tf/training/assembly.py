@@ -1,8 +1,8 @@
-"""One set of weights of several epochs: each task's own of its best one, the rest of another; chosen on validation.
+"""Assembles weights from several epochs: each task's own from its best epoch, the rest from one, chosen on validation.
 
-A task's tower was trained with the experts of its own epoch, and hears others here: what the parts reach together is
-known when they have been evaluated together. So every epoch that is kept is tried for the rest, and what does not beat
-the best epoch as a whole is not taken.
+A task's tower was trained with the experts of its own epoch and reads those of another one here, so the parts have to
+be evaluated together. Every epoch that is kept is tried for the rest, and an assembly is used only if it beats the best
+epoch alone.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from stem_tf.training.checkpoints import Held, hold, restore_weights
 from stem_tf.training.monitor import Monitor, Results
 
 _TOLERATED = 0.01
-"""Of a task's loss: tasks hear each other, and change a little with whatever changes."""
+"""Share by which a task's loss may grow: tasks read shared weights, so that any change moves all of them a little."""
 
 
 class Parts:
-    """The tasks' own weights, each of an epoch of its own, to be put into ``model``.
+    """The tasks' own weights, each task's from an epoch of its own, to be put into ``model``.
 
     Args:
       model: overwritten; it loses its optimizers.
-      tasks: a checkpoint by task.
+      tasks: the checkpoint of each task.
 
     Attributes:
-      epochs: by task, counted from 1.
+      epochs: the epoch of each task's checkpoint, counted from 1.
     """
 
     def __init__(self, model: RankingModel, tasks: Mapping[str, Held]) -> None:
@@ -49,7 +49,7 @@ class Parts:
                 self.epochs[task], self._own[task] = epoch, snapshots.take(model, task)
 
     def put(self, rest: Held) -> int:
-        """Gives the model the rest of a checkpoint and each task's own weights; the rest's epoch."""
+        """Gives the model the weights of ``rest``, then each task's own; returns the epoch of ``rest``."""
         epoch = restore_weights(self._model, rest).epoch
         for task, values in self._own.items():
             snapshots.put(self._model, task, values)
@@ -58,16 +58,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a run serves.
+    """The weights that a run serves.
 
     Attributes:
-      tasks: by task the name of the checkpoint whose own weights it has.
-      rest: name of the one that has the rest; the same for all tasks where an epoch is served as it was.
-      score: on validation, of the monitor.
-      results: on validation, by task.
+      tasks: name of the checkpoint that each task's own weights come from.
+      rest: name of the checkpoint that all other weights come from; where one epoch is served alone, it is also that of
+        every task.
+      score: the monitor's score on validation.
+      results: metrics on validation, by task.
       by_task: each task's score by its own monitor.
-      whole: of the best epoch as it was, the same score.
-      tried: the best score that parts of several epochs reached; None where all are of one.
+      whole: the monitor's score of the best epoch alone.
+      tried: the best score of an assembly; None where all tasks have the same best epoch, so that none was tried.
     """
 
     tasks: dict[str, str]
@@ -80,16 +81,16 @@ class Choice:
 
     @property
     def assembled(self) -> bool:
-        """Whether the parts are of several epochs."""
+        """Whether the weights come from several epochs."""
         return {*self.tasks.values()} != {self.rest}
 
     def as_json(self, after: int) -> dict[str, Any]:
-        """``after`` so many epochs; see :func:`read`."""
+        """The choice as JSON, with the number of epochs that were finished as ``after``; see :func:`read`."""
         return report.finite({"after": after, **dataclasses.asdict(self)})
 
 
 def read(path: Path, after: int) -> Choice | None:
-    """What was chosen after so many epochs; None where nothing was."""
+    """The choice that was made after ``after`` epochs; None where none was made then."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return Choice(**found) if found.pop("after") == after else None
@@ -106,18 +107,18 @@ def choose(
     monitor: Monitor,
     of_task: Mapping[str, Monitor],
 ) -> Choice:
-    """The best of: the epoch ``whole`` as it was, and the tasks' own weights with the rest of each epoch that is kept.
+    """Chooses the best of: the epoch ``whole`` alone, and the tasks' own weights with the rest of each kept epoch.
 
-    A task that the monitor does not count, whose own measure is its loss, may not lose by it.
+    An assembly is refused where the loss of a task that the monitor does not count grows by more than a hundredth.
 
     Args:
       model: overwritten.
-      directory: of the checkpoints.
-      tasks: by task the name of its best epoch's checkpoint.
-      whole: name of the checkpoint of the epoch that is best for all.
-      evaluate: the model on validation.
-      monitor: of all tasks.
-      of_task: of each.
+      directory: directory of the checkpoints.
+      tasks: name of the checkpoint of each task's best epoch.
+      whole: name of the checkpoint of the epoch that is best for all tasks together.
+      evaluate: evaluates the model on validation.
+      monitor: scores all tasks together.
+      of_task: the monitor of each task alone.
     """
 
     def choice(own: Mapping[str, str], rest: str, results: Results) -> Choice:
@@ -136,7 +137,7 @@ def choose(
         found, tried = choice(dict.fromkeys(tasks, whole), whole, before), None
         if len(held) > 1:
             parts = Parts(model, {task: held[name] for task, name in tasks.items()})
-            # Where nothing is shared, the rest is nothing.
+            # Where nothing is shared, there is no rest to choose.
             for rest in [whole] if snapshots.own_alone(model) else dict.fromkeys([whole, *tasks.values()]):
                 parts.put(held[rest])
                 results = evaluate()

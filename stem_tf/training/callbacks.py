@@ -1,4 +1,4 @@
-"""What happens around the steps of an epoch: display, checkpoints, and a clean end when asked for.
+"""What happens around the steps of an epoch: display, checkpoints, and a clean end on a signal.
 
 None of these reads a tensor at every step: the host would wait for the device each time.
 """
@@ -22,7 +22,7 @@ Logs = Mapping[str, tf.Tensor]
 
 
 class Interrupted(Exception):
-    """The job was asked to end; ``signal`` says how."""
+    """A signal asked the job to end; ``signal`` is its number."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -37,7 +37,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
+        if threading.current_thread() is threading.main_thread():  # no other thread can handle signals
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -71,7 +71,7 @@ class Callback(tf.keras.callbacks.Callback):
 
 
 class RestoredMeans(Callback):
-    """Puts the running means of the losses back that Keras resets at the start of an epoch resumed inside it."""
+    """Restores the running means of the losses, which Keras resets at the start of the epoch that is resumed."""
 
     def __init__(self, model: RankingModel) -> None:
         super().__init__()
@@ -84,17 +84,17 @@ class RestoredMeans(Callback):
 
 
 class Steps(Callback):
-    """Keeps ``state`` in step with the model, and calls ``every`` so many steps what is to be done then.
+    """Keeps ``state`` in step with the model, and calls the actions that are due after a step.
 
-    First in the list of callbacks.
+    It has to be the first of the callbacks.
 
     Args:
-      state: of the run; ``state.step`` counts on from where it is.
-      batch_size: rows a step.
+      state: state of the run; ``state.step`` counts on from its value.
+      batch_size: rows per step.
       actions: (every, action) pairs; ``action`` is called in this order with the last step's losses whenever
-        ``state.step`` reaches or passes a multiple of ``every`` (with several steps an execution it may pass it).
-      signals: looked at after every step, when the actions are done.
-      compiling: the first execution also compiles the step; it does not count for the run's speed.
+        ``state.step`` reaches or passes a multiple of ``every`` (with several steps per execution it may pass it).
+      signals: checked after every step, after the actions.
+      compiling: whether the first execution also compiles the step; it then does not count for the run's speed.
 
     Attributes:
       logs: the last step's losses.
@@ -140,7 +140,7 @@ class Steps(Callback):
 
 
 class Display(Callback):
-    """One live line on a terminal, a plain line a minute elsewhere: the epoch, samples/s, time left, loss per task."""
+    """One live line on a terminal, a plain line per minute elsewhere: epoch, samples/s, time left, loss per task."""
 
     def __init__(self, desc: str, state: RunState, steps: int, batch_size: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Display(Callback):
         self._shown = self._state.step
 
     def close(self) -> None:
-        """Takes the live line away."""
+        """Removes the live line."""
         self._progress.__exit__(None, None, None)
 
     def _note(self) -> str:

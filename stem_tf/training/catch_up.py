@@ -1,7 +1,7 @@
-"""What exact dense Adam does to rows that no batch reads, in few operations: deferred decay.
+"""Does in few operations what exact dense Adam does to rows that no batch reads: deferred decay.
 
-Dense Adam moves every row at every step. A row without a gradient of its own goes on by its momentum, and L2 of the
-whole table, clipped by a factor c_k, pulls at it; with G = c_k l2 w at every missed step k after the row's last, a::
+Dense Adam moves every row at every step. A row without a gradient of its own still moves by its momentum and by L2,
+whose gradient G = c_k l2 w is clipped by a factor c_k. For every missed step k after the row's last step a::
 
     m_k = b1 m + (1 - b1) G,   v_k = b2 v + (1 - b2) G^2
     w_k = w - lr_k (m_k / (1 - b1^k)) / (sqrt(v_k / (1 - b2^k)) + eps)
@@ -23,7 +23,7 @@ _GROWTH = 2.0
 
 Function = Callable[[tf.Tensor], tf.Tensor]
 Means = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-"""Of c and of c^2 over the steps a + 1 to a + L, of a and L ``[U, 1, 1]``."""
+"""Returns the means of c and of c^2 over the steps a + 1 to a + L, for a and L ``[U, 1, 1]``."""
 
 
 class AdamRows(NamedTuple):
@@ -50,29 +50,29 @@ def catch_up(
     scales: Means | None = None,
     betas: Betas = BETAS,
 ) -> AdamRows:
-    """The rows after the steps ``last + 1`` to ``now``, none of which had a gradient of their own.
+    """The rows after the steps ``last + 1`` to ``now``, in which they had no gradient of their own.
 
-    A chunk of L steps takes c for its mean, lr and the denominator D for what they are in its middle, and G in m's sum
-    for what it is at the start::
+    A chunk of L steps uses the mean of c, the values of lr and of the denominator D in the middle of the chunk, and in
+    the sum over m the value of G at its start::
 
         r   = c lr l2 / D
         w_L = exp(-L r (1 + r / 2)) (w - (1 + k r) lr / D sum_{j<=L} b1^j (m - (1 - b1^a) G) / (1 - b1^(a+k)))
         m_L = b1^L m + (1 - b1^L) c l2 w_L
         v_L = b2^L v + (1 - b2^L) mean(c^2) l2^2 (w^2 + w w_L + w_L^2) / 3
 
-    (1 - r)^L is what L2 leaves of w. The sum is what momentum moves, at step k on average; L2 has less time to pull
-    that back. A gap of n steps costs log2(n) chunks. How near single steps that is: tests/stem_tf/test_catch_up.py for
-    one gap, benchmarks/quality.py --replay for a life of many.
+    (1 - r)^L is the share of w that L2 leaves. The sum is what momentum moves, at step k on average, so that L2 has
+    less time to pull it back. A gap of n steps takes log2(n) chunks. tests/stem_tf/test_catch_up.py measures how close
+    this is to single steps over one gap, benchmarks/quality.py --replay over many gaps in a row.
 
     Args:
-      rows: as the steps ``last`` left them.
-      last: int32 or int64 ``[U]``, steps counted from 1; 0 for rows that no step has written.
+      rows: the rows as of their steps ``last``.
+      last: the last step of each row, int32 or int64 ``[U]``, counted from 1; 0 for rows that no step has written.
       now: scalar of the same type.
-      l2: one number, or one a column ``[N, D]``.
+      l2: one number, or one per column ``[N, D]``.
       rate: learning rate by step, float32; counts steps from 0, as :class:`~stem_tf.training.optimizers.Schedule` does.
-      square: of a gradient ``[U, N, D]``, in the shape of ``rows.v``.
-      scales: what clipping made of the gradients of the missed steps; nothing where it is None.
-      betas: of the two moments.
+      square: squares a gradient ``[U, N, D]``; returns the shape of ``rows.v``.
+      scales: means of the factors by which gradients of the missed steps were clipped; None where none were.
+      betas: decay rates of the two moments.
     """
     done = tf.cast(last, tf.float32)[:, tf.newaxis, tf.newaxis]
     missed = tf.cast(now - last, tf.float32)[:, tf.newaxis, tf.newaxis]
@@ -95,7 +95,7 @@ def _chunk(
     scales: Means | None,
     betas: Betas,
 ) -> AdamRows:
-    """``steps`` L ``[U, 1, 1]`` after the steps ``a`` ``[U, 1, 1]``; L = 0 leaves a row as it is."""
+    """The rows L = ``steps`` ``[U, 1, 1]`` steps after the step ``a`` ``[U, 1, 1]``; L = 0 leaves a row as it is."""
     w, m, v = rows
     b1, (log_1, log_2) = betas.first, (math.log(beta) for beta in betas)
     kept_1, kept_2 = tf.exp(steps * log_1), tf.exp(steps * log_2)
@@ -120,6 +120,6 @@ def _chunk(
     new_w = tf.exp(-steps * r * (1.0 + 0.5 * r)) * (w - moved * (1.0 + tail * r))
     new_g = l2 * new_w
     new_m = kept_1 * m + (1.0 - kept_1) * new_g
-    # Simpson's mean of the square of what goes from g to new_g in a straight line.
+    # The mean of the square on the straight line from g to new_g, by Simpson's rule.
     new_v = kept_2 * v + ((1.0 - kept_2) / 6.0) * (g2 + spread * (square(new_g) + square(g + new_g)))
     return AdamRows(new_w, new_m, new_v)

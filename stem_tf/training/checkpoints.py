@@ -1,8 +1,8 @@
 """Checkpoints of a run: the whole training state, and the weights of the best epoch.
 
 Both have the layout ``{"model": ..., "state": ...}``, so that predictions can be made from either. A checkpoint is
-written beside the others, flushed to the disk, and counts once its index is renamed, the last of its files: a kill or a
-power cut at any moment leaves the one before it whole. Nothing else names the newest one, so nothing else can be lost.
+written beside the others and flushed to the disk, then its files are renamed, the index last: it counts once it has its
+index. A kill or a power cut at any moment leaves the one before it whole. No other file names the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from stem_util.errors import JobError, message
 _FILE = re.compile(r"((?:ckpt|epoch)-\d+(?:-\d+)?)\..+")
 _BESIDE = ".stem-tf-writing"
 _LEFTOVER = re.compile(r"(ckpt|epoch)-\d+_temp")
-"""Directories of checkpoints whose writing was killed, in earlier versions."""
+"""Directories that earlier versions left when a job was killed while it wrote a checkpoint."""
 
 
 class Best(TypedDict):
-    """Of one task: its best epoch, that epoch's score, and how many epochs since then were not better."""
+    """One task's best epoch, that epoch's score, and how many epochs since then were not better."""
 
     best_epoch: int
     best_score: float | None
@@ -48,14 +48,14 @@ class RunState:
 
     Attributes:
       epoch: epochs finished, evaluation included.
-      step: steps done of the epoch ``epoch`` (counted from 0); all of them when only its evaluation is missing.
+      step: steps done in the epoch ``epoch`` (counted from 0); all of them when only its evaluation is missing.
       best_epoch: the best one so far (counted from 0), or -1.
       best_score: its score.
       without_gain: epochs in a row that were not better.
-      by_task: the same three by task, where each task has best weights of its own.
+      by_task: the same three values by task, where each task has best weights of its own.
       stopped: why training has ended, or "".
       losses: the epoch's mean losses so far, as the last step reported them.
-      samples, seconds: rows trained on and the time that took, without each process's first execution.
+      samples, seconds: rows trained on, and the time for them, without the first execution of each process.
     """
 
     epoch: int = 0
@@ -88,9 +88,9 @@ class Checkpoints:
     """Saves and restores a model and the state of its run.
 
     Args:
-      directory: of the checkpoints; holds the last ``keep``. One job at a time writes there.
+      directory: directory of the checkpoints; one job at a time writes there.
       model: a built model.
-      state: saved beside it, and overwritten by :meth:`restore`.
+      state: state of the run, saved beside the model and overwritten by :meth:`restore`.
       weights_only: leave out optimizer state, counters and running metrics.
       keep: how many to keep.
 
@@ -132,7 +132,7 @@ class Checkpoints:
         return name
 
     def newest(self, name: str) -> str:
-        """The last one that :meth:`save_as` wrote as ``name``; ``name`` where it is gone."""
+        """Name of the last checkpoint that :meth:`save_as` wrote for ``name``; ``name`` where none is left."""
         written = [n for n in self._names() if n == name or n.startswith(f"{name}-")]
         return max(written, key=lambda n: (len(n), n), default=name)
 
@@ -162,13 +162,13 @@ class Checkpoints:
         return None
 
     def _names(self) -> set[str]:
-        """Of checkpoints that are there, be it in parts."""
+        """Names of the checkpoints in the directory, incomplete ones included."""
         if not self._directory.is_dir():
             return set()
         return {found[1] for entry in os.listdir(self._directory) if (found := _FILE.fullmatch(entry))}
 
     def _write(self, name: str) -> None:
-        """Adds a checkpoint under a new name. It counts once its index has its place, the last of its files."""
+        """Adds a checkpoint under a new name. It counts once its index, the last of its files, is in its place."""
         check_finite(self._model)
         if self._weights_only:
             self._model.catch_up()
@@ -211,8 +211,8 @@ class Held:
     """A checkpoint whose files are open: it can be read whatever its name, and even once a job has deleted it.
 
     Attributes:
-      path: as people know it.
-      readable: as TensorFlow reads it, while it is held.
+      path: the path that users know.
+      readable: a path that TensorFlow can read while the checkpoint is held.
     """
 
     path: str
@@ -253,10 +253,10 @@ def _indices(directory: Path) -> list[Path]:
 
 
 def is_behind(held: Held) -> bool:
-    """Whether a checkpoint holds tables with their slots: their rows may have steps to make up for."""
+    """Whether a checkpoint holds tables with their slots: rows may then have missed steps to make up for."""
     try:
         return any("/table_optimizers/" in name for name, _ in tf.train.list_variables(held.readable))
-    except (tf.errors.OpError, ValueError):  # damaged: reading it says so
+    except (tf.errors.OpError, ValueError):  # damaged; reading it will raise
         return False
 
 

@@ -1,4 +1,4 @@
-"""The rule of early stopping: which epoch was the best, of all tasks and of each, and whether patience has ended."""
+"""The rule of early stopping: which epoch is best for all tasks and for each, and whether patience has ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stem_tf.training.monitor import Monitor, Results
 
 
 def note_epoch(state: RunState, epoch: int, score: float, monitor: Monitor) -> bool:
-    """Keeps the best epoch (counted from 0) in ``state``, or counts one that was not better; whether it is the best."""
+    """Notes in ``state`` whether an epoch (counted from 0) is the best so far, and returns it."""
     better = monitor.better(score, state.best_score)
     if better:
         state.best_epoch, state.best_score, state.without_gain = epoch, score, 0
@@ -21,7 +21,7 @@ def note_epoch(state: RunState, epoch: int, score: float, monitor: Monitor) -> b
 def note_tasks(
     state: RunState, epoch: int, results: Results, monitors: Mapping[str, Monitor], patience: int
 ) -> list[str]:
-    """The same for each task by its own monitor; returns the tasks for which the epoch is the best so far.
+    """Like :func:`note_epoch` for each task by its own monitor; returns the tasks whose best epoch this is so far.
 
     A task whose patience has ended keeps the best epoch that it has: it would have stopped if it had trained alone.
     """
@@ -42,7 +42,7 @@ def note_tasks(
 def why_stop(state: RunState, patience: int) -> str:
     """Why no epoch should follow, in words; "" where one should, or where ``patience`` is 0.
 
-    Of a run that keeps best weights of each task, the patience of every task has to end.
+    In a run that keeps best weights for each task, the patience of every task has to end.
     """
     without_gain = min((best["without_gain"] for best in state.by_task.values()), default=state.without_gain)
     if not patience or without_gain < patience:

@@ -1,4 +1,4 @@
-"""How much of the gradient on what the tasks share is each task's: whether one of them drowns the others."""
+"""Each task's share of the gradient on what the tasks share, which shows whether one task drowns the others."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ if TYPE_CHECKING:
     from stem_tf.models.ranking_model import RankingModel
 
 _DROWNED = 0.95
-"""Share of the gradient on shared parts from which on one task leaves nothing for the others; measured on real logs,
-one of two tasks has up to .75."""
+"""A task with more than this share leaves too little for the others. On real logs, one of two tasks has up to .75."""
 
 
 def shared_gradients(step: TrainStep, batch: Batch) -> dict[str, float]:
-    """Norms by task of the gradient that its weighted loss has on what several tasks train, tables and layers.
+    """Norm of the gradient of each task's weighted loss on the tables and layers that several tasks train.
 
-    Of one batch, without dropout and L2; ``{}`` where tasks share nothing. Called outside of any step: it costs a
+    Taken on one batch, without dropout and L2; ``{}`` where tasks share nothing. Called outside of any step: it makes a
     backward pass per task, and writes nothing.
     """
 
@@ -31,7 +30,7 @@ def shared_gradients(step: TrainStep, batch: Batch) -> dict[str, float]:
         return _squared_gradients(step, batch)
 
     strategy = step.model.distribute_strategy
-    if strategy.num_replicas_in_sync > 1:  # each of which is given the whole batch
+    if strategy.num_replicas_in_sync > 1:  # each replica is given the whole batch
         compute = tf.function(compute, autograph=False)
     squares = strategy.experimental_local_results(strategy.run(compute, [batch]))[0].numpy()
     shared = squares[:, np.count_nonzero(squares, axis=0) > 1]
@@ -41,7 +40,7 @@ def shared_gradients(step: TrainStep, batch: Batch) -> dict[str, float]:
 
 
 def _squared_gradients(step: TrainStep, batch: Batch) -> tf.Tensor:
-    """Of the tasks' weighted losses, summed over each table and each of the network's variables, ``[T, parts]``."""
+    """Squared gradients of the weighted losses, summed over each table and network variable: ``[T, parts]``."""
     model, groups = step.model, step.model.embeddings.groups
     inputs, spaces = model.inputs(batch["features"]), sizes(batch["weights"])
     looked_up = step.looked_up(step.read(inputs, model.global_step))
@@ -62,11 +61,11 @@ def _squared_gradients(step: TrainStep, batch: Batch) -> tf.Tensor:
 
 
 def drowning(shares: Mapping[str, float], untrained: Collection[str]) -> str | None:
-    """The task that leaves the others nothing of what they share; None where there is none.
+    """The task that drowns the others; None where there is none.
 
     Args:
-      shares: by task, of the gradient; they sum to 1.
-      untrained: tasks that have no share whatever the others do.
+      shares: each task's share of the gradient; they sum to 1.
+      untrained: tasks that are not trained and have no share.
     """
     task = max(shares, key=lambda name: shares[name])
     return task if shares[task] > _DROWNED and len(shares) > len(untrained) + 1 else None

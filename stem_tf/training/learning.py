@@ -1,4 +1,4 @@
-"""What a run can learn, known before it starts: which tasks, and up to which step."""
+"""What is known of a run before it starts: which tasks it trains, and up to which step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stem_util.errors import UserError
 
 
 def task_weights(config: Any, schema: Schema) -> dict[str, float]:
-    """What each task's loss is multiplied by, weights that change at their start: ``loss.weights`` times the schema's.
+    """The factor on each task's loss, at the start where factors change: ``loss.weights`` times the schema's weight.
 
     Raises:
       UserError: all are 0.
@@ -27,10 +27,10 @@ def task_weights(config: Any, schema: Schema) -> dict[str, float]:
 
 
 def untrained(config: Any, manifest: Manifest) -> dict[str, str]:
-    """The tasks that training does not reach, each with the reason: their scores mean nothing.
+    """The tasks that are not trained, each with the reason: their scores mean nothing.
 
     Raises:
-      UserError: these are all tasks.
+      UserError: no task is trained.
     """
     reasons = {}
     for task, weight in task_weights(config, manifest.schema).items():
@@ -62,7 +62,7 @@ def last_step(config: Any) -> int | None:
 
 
 def warnings(config: Any, manifest: Manifest, steps: int) -> list[str]:
-    """Sentences for the user, of a run with ``steps`` steps an epoch."""
+    """Warnings for the user about a run with ``steps`` steps per epoch."""
     found = [
         f"the task '{task}' is not trained: {why}. It does not count for stopping or for the best weights, and its "
         "scores mean nothing"

@@ -30,7 +30,7 @@ class Schedule:
         self.decay_steps, self.decay_rate, self.final_fraction = decay_steps, decay_rate, final_fraction
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """``step`` counts from 0; float32 scalar."""
+        """The learning rate of ``step``, which counts from 0; a float32 scalar."""
         done = tf.cast(step, tf.float32)
         after = tf.maximum(done - self.warmup_steps, 0.0)
         factor = tf.constant(1.0)

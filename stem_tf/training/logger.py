@@ -30,9 +30,9 @@ class Logger:
     """Writes training losses and validation metrics to metrics.jsonl and TensorBoard, and the config to TensorBoard.
 
     Args:
-      workdir: of the run.
-      model: that is trained.
-      config: of the run, shown in TensorBoard's HParams tab beside ``best_score``.
+      workdir: the run's directory.
+      model: the model that is trained.
+      config: the run's config, shown in TensorBoard's HParams tab beside ``best_score``.
     """
 
     def __init__(self, workdir: Workdir, model: RankingModel, config: Any) -> None:
@@ -45,7 +45,7 @@ class Logger:
             }
 
     def train(self, epoch: int, step: int, losses: dict[str, float]) -> None:
-        """Mean losses over the epoch so far. ``epoch`` counts from 0, ``step`` is the number of steps done in all.
+        """Writes mean losses over the epoch so far. ``epoch`` counts from 0, ``step`` is the steps done in all epochs.
 
         Raises:
           JobError: a loss is not finite.
@@ -58,12 +58,12 @@ class Logger:
         self._show("train", step, values)
 
     def validation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:
-        """Metrics of a finished epoch by ``<metric>/<task>``."""
+        """Writes the metrics of a finished epoch, named ``<metric>/<task>``."""
         self._append("validation", epoch, step, metrics)
         self._show("validation", step, _as_losses(self._model, metrics))
 
     def best(self, step: int, score: float | None) -> None:
-        """The best validation score so far, for TensorBoard's HParams tab."""
+        """Writes the best validation score so far, for TensorBoard's HParams tab."""
         if score is not None:
             self._show("validation", step, {"best_score": score})
 
@@ -91,11 +91,11 @@ def show_evaluation(
     A run that may only be read is left as it is.
 
     Args:
-      workdir: of the run.
-      model: that was evaluated.
-      split: that it was evaluated on.
+      workdir: the run's directory.
+      model: the model that was evaluated.
+      split: the split that it was evaluated on.
       epoch: how many epochs its weights were trained for; by task where tasks have best epochs of their own.
-      step: how many steps of the next epoch they were trained for.
+      step: how many steps of the next epoch its weights were trained for.
       results: metrics by task.
     """
     if not os.access(workdir.path, os.W_OK):
@@ -112,7 +112,7 @@ def show_evaluation(
 
 
 def by_metric(results: Results) -> dict[str, float]:
-    """``{"auc/click": ...}`` of metrics by task, without what only describes the data."""
+    """``{"auc/click": ...}`` from metrics by task, without those that only describe the data."""
     return {
         f"{name}/{task}": value
         for task, metrics in results.items()
@@ -124,7 +124,7 @@ def by_metric(results: Results) -> dict[str, float]:
 def _as_losses(model: Predictor, metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics with each task's loss as ``loss/<task>``, the tag and the units that it has in training.
 
-    That is the logloss, which it replaces, or the mean squared error; of a standardised label, divided by its variance.
+    The loss is the logloss, which it replaces, or the mean squared error, over the variance of a standardised label.
     """
     shown = {}
     for name, value in metrics.items():
@@ -139,10 +139,10 @@ def _as_losses(model: Predictor, metrics: Mapping[str, float]) -> dict[str, floa
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Has what TensorFlow raises while it writes name the directory.
+    """Turns TensorFlow's errors while it writes into one that names the directory.
 
     Raises:
-      JobError: it could not write: no room, or no permission.
+      JobError: the directory could not be written, for lack of space or of permission.
     """
     try:
         yield

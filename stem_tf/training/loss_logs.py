@@ -1,4 +1,4 @@
-"""What Keras logs of a step: means over the epoch so far."""
+"""The losses that Keras logs at each step: means over the epoch so far."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def updated(model: RankingModel, weighting: Weighting, losses: tf.Tensor, loss: tf.Tensor) -> dict[str, tf.Tensor]:
-    """``loss``, ``loss/<task>``: means over the epoch, this step's included; ``weight/<task>`` of weights that change.
+    """Updates and returns ``loss`` and ``loss/<task>``, means over the epoch; ``weight/<task>`` where weights change.
 
     A squared error is logged in the units of its label, standardised or not.
 
     Args:
       model: holds the means.
       weighting: its weights are logged as they are for the next step.
-      losses: of the step, by task ``[T]``.
-      loss: of the step, a scalar.
+      losses: the step's losses by task ``[T]``.
+      loss: the step's loss, a scalar.
     """
     model.loss_mean.update_state(loss)
     for (name, mean), task_loss in zip(model.loss_means.items(), tf.unstack(losses), strict=True):

@@ -19,10 +19,10 @@ class Weighting(tf.Module):
       cross-entropies and 1/2 for squared errors (Kendall et al., CVPR 2018, Eq. 10 and 7).
 
     Args:
-      tasks: of the schema.
-      weights: w, by task in the schema's order.
+      tasks: the schema's tasks.
+      weights: w of each task, in the schema's order.
       kind: one of the above.
-      gamma: by task.
+      gamma: gamma of each task, in the schema's order.
       gamma_per: whether t counts ``step`` or ``epoch``.
     """
 
@@ -44,7 +44,7 @@ class Weighting(tf.Module):
         )
 
     def weights(self, step: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
-        """What each task's loss is multiplied by, ``[T]``."""
+        """The factor on each task's loss, ``[T]``."""
         if self.kind == "decaying":
             done = tf.cast(step if self.gamma_per == "step" else epoch, tf.float32)
             return self.initial * tf.pow(self.gamma, done)
@@ -53,8 +53,10 @@ class Weighting(tf.Module):
         return self.initial
 
     def __call__(self, losses: tf.Tensor, step: tf.Tensor, epoch: tf.Tensor, share: float) -> tf.Tensor:
-        """The loss, a scalar, of the tasks' ``[T]``; ``share``: 1 / replicas, the weight of terms that are
-        not sums over rows."""
+        """The loss, a scalar, from the tasks' losses ``[T]``.
+
+        ``share`` is 1 / replicas, the weight of terms that are not sums over rows.
+        """
         total = tf.reduce_sum(self.weights(step, epoch) * losses)
         if self.kind == "uncertainty":
             total += share * tf.reduce_sum(self.initial * self.log_variances[0] / 2.0)

@@ -16,10 +16,10 @@ class TaskLoss(tfrs.tasks.Ranking):
     divides by the sum of the weights over all replicas, which a mean taken here could not know.
 
     Args:
-      task: of the schema.
+      task: the schema's task.
       label_smoothing: e, binary labels become ``y (1 - e) + e / 2``.
       positive_weight: factor on a binary task's rows of label 1; they still count once in the denominator.
-      scale: of a standardised label, which the output then stands for.
+      scale: mean and standard deviation of a standardised label; the output then predicts that label.
     """
 
     def __init__(

@@ -20,7 +20,8 @@ class Monitor:
 
     Attributes:
       kind: ``auc`` (higher is better) or ``loss`` (lower is better).
-      weights: by task that counts. AUC: their mean. Loss: their weighted sum.
+      weights: the weight of each task that counts. The score is the mean of their AUCs, or the weighted sum of their
+        losses.
       warning: one sentence for the user, or "".
     """
 
@@ -29,7 +30,7 @@ class Monitor:
     warning: str = ""
 
     def value(self, results: Results) -> float:
-        """The score itself, of what :func:`stem_tf.evaluation.metrics.evaluate` returns."""
+        """The score of the metrics that :func:`stem_tf.evaluation.metrics.evaluate` returns."""
         if self.kind == "auc":
             return mean_auc({task: results[task] for task in self.weights})
         return float(sum(weight * task_loss(results[task]) for task, weight in self.weights.items()))
@@ -39,18 +40,18 @@ class Monitor:
 
 
 def of_tasks(config: Any, manifest: Manifest) -> dict[str, Monitor]:
-    """What "better" means for each task by itself: its AUC (``train.monitor`` auc) where it has one, else its loss.
+    """The monitor of each task by itself: its AUC (``train.monitor`` auc) where it has one, else its loss.
 
-    A task without validation rows, or one that is not trained, follows the monitor of all.
+    A task without validation rows, or one that is not trained, follows the monitor of all tasks.
 
     Raises:
-      UserError: ``train.monitor`` is of one task.
+      UserError: ``train.monitor`` names one task.
     """
     name = config.train.monitor
     kind, _, only = name.partition(":")
     if only:
         raise UserError(
-            f"config.train.monitor={name} is of one task, but best weights are kept for each: set it to {kind}"
+            f"config.train.monitor={name} names one task, but best weights are kept for each: set it to {kind}"
         )
     together, untrained = monitor(config, manifest), learning.untrained(config, manifest)
     result = {}
@@ -64,7 +65,7 @@ def of_tasks(config: Any, manifest: Manifest) -> dict[str, Monitor]:
 
 
 def _per_error(task: str, manifest: Manifest) -> float:
-    """What a task's loss is of :func:`task_loss`: training sees a standardised label, whose MSE is in its own units."""
+    """The training loss over :func:`task_loss`: training measures the error of a standardised label."""
     scale = manifest.label_scales.get(task)
     return 1.0 if scale is None else scale.std**-2
 
@@ -75,10 +76,10 @@ def task_loss(metrics: Mapping[str, float]) -> float:
 
 
 def monitor(config: Any, manifest: Manifest) -> Monitor:
-    """The monitor ``config.train.monitor`` names, for what the validation split holds and what is trained.
+    """The monitor that ``config.train.monitor`` names, for the tasks that are trained and have validation rows.
 
-    ``auc`` is the mean over binary tasks that have both classes there, and the loss where there is none. ``loss`` is
-    the sum that training minimises, weights that change at their start. Tasks that are not trained have no part in it.
+    ``auc`` is the mean over the binary tasks that have both classes in validation, or the loss where there is none.
+    ``loss`` is the sum that training minimises; weights that change count as they are at the start.
 
     Raises:
       UserError: an unknown task, or one that has no such score.

@@ -1,4 +1,4 @@
-"""The first step whose loss or gradient is not finite: noted in the step, told to the user outside of it."""
+"""The first step whose loss or gradient is not finite: noted in the step, reported to the user outside of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def note(model: RankingModel, step: tf.Tensor, losses: tf.Tensor, norm: tf.Tenso
       model: its two counters are -1 until then.
       step: steps done before this one.
       losses: by task ``[T]``. Where all of them are finite, and only the gradient is not, the task is -1.
-      norm: of the gradient, a scalar.
+      norm: norm of the gradient, a scalar.
     """
     bad = tf.logical_not(tf.math.is_finite(losses))
     first = (model.first_bad_step < 0) & (tf.reduce_any(bad) | tf.logical_not(tf.math.is_finite(norm)))

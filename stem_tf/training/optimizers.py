@@ -1,4 +1,4 @@
-"""Adam for the network. The tables' own: :mod:`stem_tf.training.table_optimizers`.
+"""Adam for the network. :mod:`stem_tf.training.table_optimizers` has the optimizers of the tables.
 
 Adam is torch's form of it, as in the authors' release, epsilon outside the bias correction:
 
@@ -20,7 +20,7 @@ EPSILON = 1e-8
 
 
 class Betas(NamedTuple):
-    """What a step leaves of Adam's moments, above 0 and below 1."""
+    """Decay rates of Adam's moments per step, above 0 and below 1."""
 
     first: float = 0.9
     second: float = 0.999
@@ -42,7 +42,7 @@ class Rate(NamedTuple):
 
     @staticmethod
     def at(learning_rate: tf.Tensor, step: tf.Tensor, betas: Betas = BETAS) -> Rate:
-        """``step`` t counts from 1."""
+        """The rate of step t = ``step``, which counts from 1."""
         t = tf.cast(step, tf.float32)
         # Not 1 - b^t: in float32 1 - b2 alone would be off by 2e-5 of itself.
         corrections = [-tf.math.expm1(t * math.log(beta)) for beta in betas]
@@ -52,23 +52,24 @@ class Rate(NamedTuple):
 def moments(
     m: tf.Tensor, v: tf.Tensor, gradient: tf.Tensor, square: tf.Tensor, betas: Betas = BETAS
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Adam's moments after a step with ``gradient`` and its ``square``, or what stands for that in v."""
+    """Adam's moments after a step with ``gradient`` and ``square``: its square, or what v averages in its place."""
     b1, b2 = betas
     return b1 * m + (1.0 - b1) * gradient, b2 * v + (1.0 - b2) * square
 
 
 def move(m: tf.Tensor, v: tf.Tensor, rate: Rate) -> tf.Tensor:
-    """What Adam takes from the weights."""
+    """What Adam subtracts from the weights."""
     return rate.step_size * m / (tf.sqrt(v / rate.correction) + EPSILON)
 
 
 class Adam(tf.Module):
-    """Dense Adam over the network's variables, taken together as one vector ``[N]``: few large operations, not many
-    small ones, for what a GPU spends most of the time to launch.
+    """Dense Adam over the network's variables as one vector ``[N]``.
+
+    A few large operations replace many small ones, which would take a GPU most of the time to launch.
 
     Args:
       variables: in the order of the gradients.
-      l2: of each, ``l2 / 2 * ||w||^2``.
+      l2: L2 of each variable, ``l2 / 2 * ||w||^2``.
       schedule: learning rate by step.
     """
 
@@ -79,17 +80,17 @@ class Adam(tf.Module):
         self.m, self.v = (tf.Variable(tf.zeros([size]), trainable=False, name=f"adam/{name}") for name in "mv")
 
     def flatten(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-        """``[N]`` of gradients in the variables' order."""
+        """Gradients in the variables' order as one vector ``[N]``."""
         return tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
 
     def regularised(self, gradient: tf.Tensor) -> tf.Tensor:
-        """``[N]`` with what L2 adds."""
+        """The gradient ``[N]`` plus that of L2."""
         if not any(isinstance(l2, tf.Tensor) or l2 for l2 in self.l2):
             return gradient
         return gradient + self.flatten([l2 * w for l2, w in zip(self.l2, self.variables_, strict=True)])
 
     def apply(self, gradient: tf.Tensor, step: tf.Tensor) -> None:
-        """Writes step ``step``, which counts from 1, with a gradient ``[N]`` that is summed over replicas."""
+        """Makes step ``step``, which counts from 1, with a gradient ``[N]`` that is summed over replicas."""
         rate = Rate.at(self.schedule(step - 1), step)
         update_mirrors(self.m, _update, self.v, self.variables_, gradient, rate)
 

@@ -18,8 +18,8 @@ class Outcome:
     Attributes:
       report: what report.json holds: the best epoch and its metrics, the best of each task, why the run ended, samples
         per second and all validation metrics.
-      complete: metrics.jsonl has the evaluation of every epoch.
-      picture: learning_curves.png was drawn; it is not where matplotlib is not installed.
+      complete: whether metrics.jsonl has the evaluation of every epoch.
+      picture: whether learning_curves.png was drawn; it is not where matplotlib is not installed.
     """
 
     report: dict[str, Any]
@@ -61,7 +61,7 @@ def write(trainer: Trainer) -> Outcome:
 
 
 def _best_by_task(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """By task the epoch of the weights that are kept for it, and what they score by the task's own measure."""
+    """For each task the epoch of the weights that are kept for it, and their score by the task's own monitor."""
     choice = trainer.choice
     if choice is None:
         of_task = trainer.state.by_task.items()
@@ -70,5 +70,5 @@ def _best_by_task(trainer: Trainer) -> dict[str, dict[str, Any]]:
 
 
 def _epoch_of(checkpoint: str) -> int:
-    """Of ``epoch-3``, or ``epoch-3-2``: 3."""
+    """The epoch in a checkpoint's name: 3 for ``epoch-3`` and for ``epoch-3-2``."""
     return int(checkpoint.split("-")[1])

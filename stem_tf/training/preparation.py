@@ -1,4 +1,4 @@
-"""Readies a model for training: from a config to losses, optimizers and the step that uses them."""
+"""Prepares a model for training: from a config to losses, optimizers and the step that uses them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Training:
     Attributes:
       schedule: learning rate by step.
       tables: a key of :data:`stem_tf.training.table_optimizers.TABLE_OPTIMIZERS`.
-      l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``; one number, or by table: its
-        name, or what stands before the colon in it (``task``, ``expert``).
+      l2: pulls tables (and the vectors of numeric features) to 0 by ``l2 / 2 * ||.||^2``; one number, or one per table,
+        by the table's name or the part of it before the colon (``task``, ``expert``).
       network_l2: the same for the network's weights.
       clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
-      seed: keys the dropout masks, with the step.
+      seed: determines the dropout masks, together with the step.
       slots: how the tables' moments are kept, one of :data:`stem_tf.training.table_optimizers.SLOTS`.
-      tables_schedule: the tables' own; ``schedule`` where it is None.
-      tables_betas: of the moments of the tables' Adam.
+      tables_schedule: learning rate of the tables by step; ``schedule`` where it is None.
+      tables_betas: decay rates of the moments of the tables' Adam.
       xla: what is compiled: ``off`` nothing; ``network`` the network, forward and backward; ``step`` the whole step, in
         static shapes, for a single replica.
       weighting: adds up the tasks' losses; by the schema's weights when None.
@@ -61,17 +61,17 @@ class Training:
     positive_weight: Mapping[str, float] = field(default_factory=dict)
 
     def l2_of(self, table: str) -> float:
-        """Of one table."""
+        """The L2 of one table."""
         if not isinstance(self.l2, Mapping):
             return self.l2
         return self.l2.get(table, self.l2.get(table.partition(":")[0], 0.0))
 
 
 def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
-    """How ``config.optimizer``, ``config.loss`` and ``config.train.xla`` say to train a model with these ``tables``.
+    """Reads how to train a model with these ``tables`` from ``config.optimizer``, ``loss`` and ``train.xla``.
 
     Raises:
-      UserError: a table or a task that there is not, or options that do nothing for a task.
+      UserError: a table that does not exist, or options that do nothing for a task.
     """
     optimizer, loss = config.optimizer, config.loss
     l2 = configs.plain(optimizer.l2)
@@ -127,10 +127,10 @@ def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
 
 
 def _xla(config: Any) -> str:
-    """What of a step is compiled; ``auto`` is what measurements say."""
+    """What XLA compiles; ``auto`` takes what was measured to be fastest."""
     chosen, replicas = str(config.train.xla), tf.distribute.get_strategy().num_replicas_in_sync
     if chosen == "step" and replicas > 1:
-        raise UserError(f"config.train.xla=step compiles the step of one replica, not of {replicas}; network does")
+        raise UserError(f"config.train.xla=step compiles the step of one replica, not of {replicas}; set it to network")
     if chosen != "auto":
         return chosen
     if not tf.config.list_logical_devices("GPU"):
@@ -139,9 +139,10 @@ def _xla(config: Any) -> str:
 
 
 def prepare(model: RankingModel, training: Training) -> None:
-    """Gives a model its ``training_step``, and the optimizers' slots; in the strategy's scope, after its weights exist.
+    """Gives a model its ``training_step`` and its optimizers' slots.
 
-    What holds variables becomes an attribute of the model: that is where checkpoints have it.
+    Call it in the strategy's scope, after the model's weights exist. Objects that hold variables become attributes of
+    the model, under whose names checkpoints hold them.
     """
     embeddings, network = model.embeddings, model.network
     model.weighting = training.weighting or Weighting(model.tasks, [task.weight for task in model.tasks])

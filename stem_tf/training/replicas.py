@@ -14,7 +14,7 @@ class Replicas:
     """The replicas that share a batch; each of them calls the methods, in replica context.
 
     Args:
-      strategy: under which they run.
+      strategy: the strategy that they run under.
 
     Attributes:
       count: how many there are.
@@ -30,7 +30,7 @@ class Replicas:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
     def own_seed(self, seed: tf.Tensor) -> tf.Tensor:
-        """A seed ``[2]`` that is another one on each replica; ``seed`` itself where there is one."""
+        """A seed ``[2]`` that differs between replicas; ``seed`` itself where there is one replica."""
         if self.count == 1:
             return seed
         context = tf.distribute.get_replica_context()
@@ -61,7 +61,7 @@ def update_mirrors(variable: tf.Variable, update: Callable[..., None], *args: ob
     """Runs ``update(variable, *args)`` on every replica's copy of ``variable``; called in replica context.
 
     Variables among ``args`` (nested ones too) and per-replica tensors arrive as the copy that belongs to the replica.
-    Writing from a replica directly raises under MirroredStrategy; this is the way that it allows.
+    Under MirroredStrategy a replica may not write to a variable directly.
     """
 
     def merge(strategy: tf.distribute.Strategy, variable: tf.Variable, *args: object) -> None:

@@ -1,4 +1,4 @@
-"""How packed tables are trained: each optimizer reads the rows of a batch, and writes them once a step.
+"""How packed tables are trained: each optimizer reads the rows of a batch, and writes them once per step.
 
 | key | a step | rows that the batch does not read |
 |---|---|---|
@@ -29,8 +29,8 @@ SLOTS = ("float32", "bfloat16", "rowwise")
 """How moments are kept: in full; in half the memory, rounded up or down at random so that small changes count on
 average; or one second moment per embedding (FBGEMM's partial row-wise Adam)."""
 
-_COMPILED = 1 << 18  # elements of a batch's rows from which compiling catch_up (a second a shape) pays
-_KEPT_SCALES = 1 << 16  # steps whose clipping is remembered; rows that were away for longer get the mean of fewer
+_COMPILED = 1 << 18  # elements of a batch's rows from which compiling catch_up (a second per shape) pays
+_KEPT_SCALES = 1 << 16  # steps whose clipping is remembered; rows not read for longer get the mean of these
 _SLICE_ROWS = 1 << 16  # of a table, brought up to date at a time
 
 
@@ -38,9 +38,9 @@ class RowState(NamedTuple):
     """Rows of a table and their optimizer state as of a step.
 
     Attributes:
-      ids: ``[U]`` distinct; those from ``rows`` of the table on are padding.
-      w: ``[U, N, D]``.
-      slots: of the same rows; () where a step does not go by rows.
+      ids: distinct rows ``[U]``; ids at or above the table's number of rows are padding.
+      w: weights ``[U, N, D]``.
+      slots: slots of the same rows; () for an optimizer that updates all rows at once.
     """
 
     ids: tf.Tensor
@@ -52,8 +52,8 @@ class BatchRows(NamedTuple):
     """The distinct rows of a table that a batch reads.
 
     Attributes:
-      state: of the distinct rows.
-      place: of each of the batch's positions, the place of its row among them, int32 ``[B * P]``.
+      state: the distinct rows and their state.
+      place: for each of the batch's positions the place of its row among them, int32 ``[B * P]``.
     """
 
     state: RowState
@@ -64,31 +64,31 @@ class BatchRows(NamedTuple):
         return tf.gather(tf.reshape(self.state.w, [-1, self.state.w.shape[1:].num_elements()]), self.place)
 
     def summed(self, by_position: tf.Tensor) -> tf.Tensor:
-        """The gradient of each distinct row ``[U, W]``, of those at the batch's positions ``[B * P, W]``."""
+        """The gradient of each distinct row ``[U, W]``, from those at the batch's positions ``[B * P, W]``."""
         return tf.math.unsorted_segment_sum(by_position, self.place, tf.shape(self.state.ids)[0])
 
 
 class TableGradient(NamedTuple):
-    """Gradient of a packed table: ``values`` ``[U, N, D]`` of the rows of ``state``; of all rows where that is None."""
+    """Gradient of a packed table: ``values`` ``[U, N, D]`` of the rows of ``state``, or of all rows if that is None."""
 
     state: RowState | None
     values: tf.Tensor
 
 
 class TableOptimizer(tf.Module):
-    """Base of the optimizers of one packed table. A step reads rows, has their gradient, and writes.
+    """Base of the optimizers of one packed table. A step reads rows, is given their gradient, and writes them.
 
     Args:
       packed: the table.
       l2: ``l2 / 2 * ||.||^2``, one number, or one per column ``[W]``.
       schedule: learning rate by step.
       slots: one of :data:`SLOTS`.
-      seed: of the rounding of bfloat16 slots, with the step.
-      clips: gradients may be scaled down to a norm.
-      betas: of Adam's moments.
+      seed: determines the rounding of bfloat16 slots, together with the step.
+      clips: whether gradients may be scaled down to a norm.
+      betas: decay rates of Adam's moments.
 
     Attributes:
-      defers: rows of the table may be behind; :meth:`read` knows where they would be.
+      defers: whether rows of the table may be behind; :meth:`read` brings what it reads up to date.
       kinds_of_slots: those of :data:`SLOTS` that it knows.
 
     Raises:
@@ -120,13 +120,13 @@ class TableOptimizer(tf.Module):
         self._slot_dtype = tf.bfloat16 if slots == "bfloat16" else tf.float32
 
     def add_slot(self, name: str, width: int | None = None, dtype: tf.DType | None = None) -> None:
-        """``[rows, width]`` zeros, W wide where nothing is said; ``[rows]`` for a width of 0."""
+        """Adds a slot of zeros, ``[rows, width]``, by default W wide; ``[rows]`` for a width of 0."""
         shape = [self.rows, self.table.shape[1] if width is None else width]
         zeros = tf.zeros(shape if width != 0 else shape[:1], dtype or self._slot_dtype)
         self.slots.append(tf.Variable(zeros, trainable=False, name=f"{self.table.name.split(':')[0]}/{name}"))
 
     def read(self, ids: tf.Tensor, step: tf.Tensor, most: int | None = None) -> RowState:
-        """The rows ``ids`` ``[U]`` as ``step`` steps leave them; ``most`` is the largest U. Writes nothing."""
+        """The rows ``ids`` ``[U]`` after ``step`` steps; ``most`` is the largest U. Writes nothing."""
         # Padding reads zeros, so that L2 finds nothing in it.
         known = tf.cast(ids < self.rows, tf.float32)[:, tf.newaxis, tf.newaxis]
         return RowState(ids, known * self._unpacked(tf.nn.embedding_lookup(self.table, self._inside(ids))), ())
@@ -137,21 +137,21 @@ class TableOptimizer(tf.Module):
         return BatchRows(self.read(distinct, step, place.shape[0]), place)
 
     def gradient(self, state: RowState, values: tf.Tensor) -> TableGradient:
-        """What the global norm is taken of: the loss's gradient ``values`` ``[U, W]``, 0 for padding, and L2's."""
+        """The gradient that counts for the global norm: the loss's, ``values`` ``[U, W]`` (0 for padding), and L2's."""
         raise NotImplementedError
 
     def apply(self, gradient: TableGradient, step: tf.Tensor, scale: float | tf.Tensor = 1.0) -> None:
-        """Writes step ``step``, which counts from 1.
+        """Makes step ``step``, which counts from 1.
 
-        ``scale`` is what clipping has multiplied ``gradient`` by, for the L2 of rows that it says nothing of.
+        ``scale`` is the factor by which ``gradient`` was clipped; it also clips the L2 of rows outside ``gradient``.
         """
         raise NotImplementedError
 
     def catch_up(self, step: tf.Tensor) -> None:
-        """Brings the whole table up to date, in the strategy's scope; nothing to do unless steps are deferred."""
+        """Brings the whole table up to date, in the strategy's scope; does nothing unless steps are deferred."""
 
     def _inside(self, ids: tf.Tensor) -> tf.Tensor:
-        """Ids that can be looked up: those of padding are the last row's."""
+        """Ids that can be looked up: padding becomes the last row's id."""
         return tf.minimum(ids, self.rows - 1)
 
     def _unpacked(self, values: tf.Tensor) -> tf.Tensor:
@@ -160,7 +160,7 @@ class TableOptimizer(tf.Module):
 
 
 class RowOptimizer(TableOptimizer):
-    """Base of the optimizers whose work is that of the batch's rows."""
+    """Base of the optimizers that read and write only the batch's rows."""
 
     def read(self, ids: tf.Tensor, step: tf.Tensor, most: int | None = None) -> RowState:
         there = self._inside(ids)
@@ -168,7 +168,7 @@ class RowOptimizer(TableOptimizer):
         return self._current(super().read(ids, step)._replace(slots=slots), step, most)
 
     def _current(self, state: RowState, step: tf.Tensor, most: int | None) -> RowState:
-        """The rows as ``step`` steps leave them."""
+        """The rows after ``step`` steps."""
         return state
 
     def gradient(self, state: RowState, values: tf.Tensor) -> TableGradient:
@@ -207,7 +207,7 @@ class RowOptimizer(TableOptimizer):
         return values
 
     def _square(self, gradient: tf.Tensor) -> tf.Tensor:
-        """What the second moment is the mean of: ``[U, N, D]``, or of an embedding together ``[U, N, 1]``."""
+        """The square that the second moment averages: ``[U, N, D]``, or its mean over an embedding ``[U, N, 1]``."""
         square = tf.square(gradient)
         return tf.reduce_mean(square, axis=-1, keepdims=True) if self.rowwise else square
 
@@ -218,9 +218,9 @@ def _scatter(table: tf.Variable, slots: list[tf.Variable], ids: tf.Tensor, value
 
 
 def stochastic_bfloat16(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """float32 to bfloat16, up or down at random so that the mean is the value; one ``seed`` ``[2]``, one result.
+    """Rounds float32 to bfloat16, up or down at random so that the mean is the value; ``seed`` ``[2]`` determines it.
 
-    A second moment that decays by .001 a step would never change if it were rounded to the nearest of 8 bits.
+    A second moment that decays by .001 per step would never change if it were rounded to the nearest of 8 bits.
     """
     noise = tf.random.stateless_uniform(tf.shape(values), seed, minval=0, maxval=1 << 16, dtype=tf.int32)
     bits = tf.bitwise.bitwise_and(tf.bitcast(values, tf.int32) + noise, -(1 << 16))
@@ -228,7 +228,7 @@ def stochastic_bfloat16(values: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 class LazyAdam(RowOptimizer):
-    """Adam whose work is the batch's: other rows do not move, and L2 pulls on the batch's rows only."""
+    """Adam on the batch's rows: other rows do not move, and L2 pulls on the batch's rows only."""
 
     kinds_of_slots = SLOTS
 
@@ -246,11 +246,11 @@ class LazyAdam(RowOptimizer):
 
 
 class DeferredAdam(LazyAdam):
-    """Dense Adam's rows with lazy Adam's work: a row makes up for the steps that it missed when it is next read.
+    """Dense Adam's result for lazy Adam's work: a row makes up for the steps that it missed when it is next read.
 
     See :func:`stem_tf.training.catch_up.catch_up`. A third slot, int32 ``[rows]``, holds the last step that each row
-    has made. Where gradients are clipped, so is the L2 of missed steps: ``sums``, float64 ``[S, 2]``, holds the sums of
-    the factors of all steps so far, and of their squares, as of each of the last S steps.
+    has made. Where gradients are clipped, so is the L2 of missed steps: ``sums``, float64 ``[S, 2]``, holds, for each
+    of the last S steps, the sum of the clipping factors of all steps up to it, and the sum of their squares.
     """
 
     defers = True
@@ -268,8 +268,8 @@ class DeferredAdam(LazyAdam):
         if most is None or most * self.table.shape[1] < _COMPILED:
             return RowState(state.ids, *_split(self._catch_up(rows, last, now), last))
         start_xla()
-        # XLA compiles every number of rows anew (a second each): fill up to one of 16. Fused, the chunks take a fifth
-        # of the processor time that they take one operation after another.
+        # XLA compiles every number of rows anew (a second each), so pad to one of 16 numbers. Fused, the chunks take a
+        # fifth of the processor time that they take one operation after another.
         size, grain = tf.shape(last)[0], max(most // 16, 1)
         fill = (-size) % grain
         padded = [tf.pad(x, [[0, fill], [0, 0], [0, 0]]) for x in rows]
@@ -333,8 +333,9 @@ def _split(rows: AdamRows, last: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor,
 
 
 class RowwiseAdagrad(RowOptimizer):
-    """Row-wise Adagrad, one sum s per embedding: ``s = s + mean(g^2), w = w - lr g / (sqrt(s) + eps)``; L2 on the rows
-    of the batch. Its learning rates are larger than Adam's.
+    """Row-wise Adagrad, one sum s per embedding: ``s = s + mean(g^2), w = w - lr g / (sqrt(s) + eps)``.
+
+    L2 pulls on the batch's rows only. It needs larger learning rates than Adam.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 class Gradients(NamedTuple):
-    """What one forward and one backward pass give.
+    """The results of one forward and one backward pass.
 
     Attributes:
-      network: of the network's variables ``[N]``, see :class:`~stem_tf.training.optimizers.Adam`.
-      looked_up: of what the batch looked up ``[B * P, W]``, one per table.
-      losses: by task ``[T]``.
-      loss: what was differentiated, a scalar.
+      network: gradient of the network's variables ``[N]``, see :class:`~stem_tf.training.optimizers.Adam`.
+      looked_up: gradients of the rows that the batch looked up ``[B * P, W]``, one per table.
+      losses: losses by task ``[T]``.
+      loss: the loss that was differentiated, a scalar.
     """
 
     network: tf.Tensor
@@ -48,12 +48,12 @@ class Gradients(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What a step reports, of the global batch.
+    """What a step reports about the global batch.
 
     Attributes:
-      losses: by task ``[T]``.
-      loss: a scalar, L2 apart.
-      norm: of the whole gradient, L2 included, before it is clipped.
+      losses: losses by task ``[T]``.
+      loss: the loss without L2, a scalar.
+      norm: norm of the whole gradient, L2 included, before it is clipped.
     """
 
     losses: tf.Tensor
@@ -66,13 +66,13 @@ class TrainStep:
 
     Args:
       model: its weights are built; holds the counters and the running means.
-      losses: by task.
+      losses: the loss of each task.
       weighting: adds the tasks' losses up.
-      network_optimizer: of all variables but the packed tables.
+      network_optimizer: trains all variables but the packed tables.
       table_optimizers: one per packed table that has rows.
-      replicas: those that share a batch.
+      replicas: the replicas that share a batch.
       clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
-      seed: keys the dropout masks, with the step.
+      seed: determines the dropout masks, together with the step.
       xla: what is compiled: ``off`` nothing; ``network`` :meth:`differentiate`; ``step`` :meth:`update`, in static
         shapes, for a single replica.
     """
@@ -99,7 +99,7 @@ class TrainStep:
     # Python control flow only: AutoGraph would find nothing to convert, and take three quarters of the tracing time.
     @tf.autograph.experimental.do_not_convert
     def __call__(self, data: Batch) -> dict[str, tf.Tensor]:
-        """One step with a batch; what Keras logs of it."""
+        """Makes one step with a batch; returns the losses that Keras logs."""
         model, step = self.model, tf.identity(self.model.global_step)
         seed = self.replicas.own_seed(tf.stack([tf.cast(step, tf.int32), self.seed]))
         spaces = self.replicas.sum(sizes(data["weights"]))
@@ -116,7 +116,7 @@ class TrainStep:
           batch: with transformed ``inputs`` in place of features.
           spaces: sums of the tasks' weights over all replicas.
           step: steps done before this one.
-          seed: of dropout, ``[2]``, this replica's.
+          seed: this replica's seed of dropout, ``[2]``.
         """
         rows = self.read(batch["inputs"], step, self.static)
         found = self._differentiate(batch, self.looked_up(rows), spaces, seed)
@@ -151,11 +151,11 @@ class TrainStep:
         spaces: Mapping[str, tf.Tensor],
         seed: tf.Tensor,
     ) -> Gradients:
-        """Forward and backward, L2 apart.
+        """Forward and backward pass, without L2.
 
         Args:
           batch, spaces, seed: as in :meth:`update`.
-          looked_up: by group ``[B * P, W]``, None where there is no table.
+          looked_up: looked-up rows by group ``[B * P, W]``, None where there is no table.
         """
         variables, read = self.network_optimizer.variables_, [rows for rows in looked_up if rows is not None]
         with tf.GradientTape() as tape:
@@ -169,7 +169,7 @@ class TrainStep:
         return Gradients(self.network_optimizer.flatten(gradients), by_position, losses, loss)
 
     def losses(self, batch: Batch, outputs: Mapping[str, tf.Tensor], spaces: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """By task ``[T]``: this replica's part of L_t."""
+        """This replica's part of each L_t, ``[T]``."""
         return tf.stack(
             [
                 tf.math.divide_no_nan(loss(batch["labels"][name], outputs[name], batch["weights"][name]), spaces[name])
@@ -180,13 +180,13 @@ class TrainStep:
     def loss(
         self, batch: Batch, outputs: dict[str, tf.Tensor], losses: tf.Tensor, spaces: Mapping[str, tf.Tensor]
     ) -> tf.Tensor:
-        """What is differentiated, a scalar: this replica's part of it."""
+        """This replica's part of the loss that is differentiated, a scalar."""
         model, share = self.model, 1.0 / self.replicas.count
         total = self.weighting(losses, model.global_step, model.epoch, share)
         return total + model.network.penalty(outputs, batch["weights"], spaces, share)
 
     def read(self, inputs: Mapping[str, tf.Tensor], step: tf.Tensor, static: bool = False) -> list[BatchRows]:
-        """The distinct rows of every table that transformed inputs need, as ``step`` steps leave them."""
+        """The distinct rows of every table that transformed inputs need, after ``step`` steps."""
         ids = [ids for ids in self.model.embeddings.ids(inputs) if ids is not None]
         return [
             optimizer.read_batch(of_table, step, static)
@@ -194,14 +194,14 @@ class TrainStep:
         ]
 
     def looked_up(self, rows: Sequence[BatchRows]) -> list[tf.Tensor | None]:
-        """By group ``[B * P, W]``, None where there is no table."""
+        """Looked-up rows by group ``[B * P, W]``, None where there is no table."""
         read = iter(rows)
         return [next(read).at_positions() if group.rows else None for group in self.model.embeddings.groups]
 
     def _on_all_replicas(
         self, optimizer: TableOptimizer, step: tf.Tensor, rows: BatchRows, by_position: tf.Tensor
     ) -> tuple[RowState, tf.Tensor]:
-        """The rows of a table that any replica reads, and the loss's gradient of them ``[U, W]``."""
+        """The rows of a table that any replica reads, and the gradient of the loss on them ``[U, W]``."""
         by_row = rows.summed(by_position)
         if self.replicas.count == 1:
             return rows.state, by_row
@@ -210,7 +210,7 @@ class TrainStep:
         return optimizer.read(ids, step, self.replicas.count * positions), by_row
 
     def loss_of(self, data: Batch, training: bool = False) -> tf.Tensor:
-        """The loss of a whole batch, a scalar, L2 apart; trains nothing."""
+        """The loss of a whole batch without L2, a scalar; trains nothing."""
         outputs, spaces = self.model(data["features"], training=training), sizes(data["weights"])
         return self.loss(data, outputs, self.losses(data, outputs, spaces), spaces)
 

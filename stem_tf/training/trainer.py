@@ -24,26 +24,26 @@ from stem_tf.workdir import Workdir
 from stem_util.files import write_json
 
 _FIRST_STEPS = 20
-"""Steps after which tasks' gradients on what they share are compared."""
+"""Steps after which the tasks' gradients on what they share are compared."""
 
 
 def warn(sentence: str) -> None:
-    """Says what the user should know, and could mend."""
+    """Prints a warning to the user."""
     print(f"warning: {sentence}", file=sys.stderr)
 
 
 class Trainer:
-    """One run, from wherever its work directory stands to its end.
+    """Trains a run to its end, from its newest checkpoint where it has one.
 
     Args:
-      config: complete and checked.
-      manifest: of the data.
-      workdir: prepared and locked.
+      config: a complete, checked config.
+      manifest: manifest of the data.
+      workdir: the run's directory, prepared and locked.
       say: prints a line.
       warn: prints a warning.
 
     Attributes:
-      choice: what a finished run with ``train.best=own`` serves; None before, and for others.
+      choice: the weights that a finished run with ``train.best=own`` serves; None until then, and for other runs.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir.checkpoints, self.model, self.state)
         self._best = Checkpoints(workdir.best, self.model, self.state, weights_only=True, keep=1)
         self.resumed_from = self.checkpoints.restore()
-        # Patience may have changed since, and epochs may have been added that a schedule leaves nothing for.
+        # Patience may have changed since, and epochs may have been added whose learning rate would be 0.
         self.state.stopped = "" if self.state.step else self._why_stopped()
         workdir.rewind_metrics(self.state.epoch, self.global_step)
         self._logger = Logger(workdir, self.model, config)
@@ -85,7 +85,7 @@ class Trainer:
         return self.state.epoch * self.steps + self.state.step
 
     def parameters(self) -> tuple[int, int]:
-        """How many there are in tables, and in the network."""
+        """Number of parameters in tables and in the network."""
         embeddings, network = (
             sum(int(tf.size(weight)) for weight in part.weights) for part in (self.model.embeddings, self.model.network)
         )
@@ -121,7 +121,7 @@ class Trainer:
             self._logger.close()
 
     def _train_epoch(self, signals: callbacks.Signals) -> None:
-        """The steps that are left of the epoch; none when only its evaluation was missing."""
+        """Makes the steps that are left in the epoch; none when only its evaluation was missing."""
         state, config = self.state, self.config
         if state.step >= self.steps:
             return
@@ -143,7 +143,7 @@ class Trainer:
             actions.append((config.train.checkpoint_every, self._checkpoint))
         first = min(_FIRST_STEPS, self.steps)
         if state.epoch == 0 and state.step < first:
-            # Not the batch of that step: reading it would take it from training.
+            # The epoch's next batch, not that of step `first`, which could not be read without taking it from training.
             with naming_corrupt_records(self.manifest, "train", config.data.input_format):
                 batch = next(iter(dataset.take(1)))
             actions.insert(0, (first, functools.partial(self._compare_tasks, batch)))
@@ -177,12 +177,12 @@ class Trainer:
         self._logger.train(self.state.epoch, self.global_step, callbacks.numbers(logs))
 
     def _save(self) -> None:
-        """A checkpoint, after the metrics up to it."""
+        """Writes a checkpoint, after the metrics up to it are on the disk."""
         self.workdir.sync_metrics()
         self.checkpoints.save()
 
     def _compare_tasks(self, batch: Any, logs: callbacks.Logs) -> None:
-        """Says, once, each task's share of the gradient on what tasks share."""
+        """Prints, once, each task's share of the gradient on what the tasks share."""
         if self.state.step - self.config.train.steps_per_execution >= _FIRST_STEPS:
             return
         norms = gradient_shares.shared_gradients(self.model.training_step, batch)
@@ -200,7 +200,7 @@ class Trainer:
         self._save()
 
     def _evaluate_epoch(self, signals: callbacks.Signals) -> None:
-        """Validation metrics, the best weights, and the checkpoint that ends the epoch."""
+        """Evaluates on validation, keeps the best weights, and writes the checkpoint that ends the epoch."""
         state, config = self.state, self.config.train
         epoch = state.epoch
         desc = f"epoch {epoch + 1}/{config.epochs}, validation"
@@ -223,13 +223,13 @@ class Trainer:
             self._best.save()
         state.stopped = self._why_stopped()
         self._save()
-        if self.monitors:  # not before: the checkpoint before this one may name what is no longer the best
+        if self.monitors:  # only now: the last checkpoint but one names the best weights before these
             whole = [self._kept_as(state.best_epoch)] if self._own else []
             self._best.keep_only({*self._candidates().values(), *whole})
         self._say_epoch(epoch, results, score, "best" if better else "", improved)
 
     def why_ended(self) -> str:
-        """Of a run that is finished, in words."""
+        """Why a finished run has ended, in words."""
         return self.state.stopped or f"all {self.config.train.epochs} epochs done"
 
     def _why_stopped(self) -> str:
@@ -242,36 +242,36 @@ class Trainer:
         return ""
 
     def _warn_of_collapse(self, epoch: int, predicted: predictions.Predictions) -> None:
-        """Warns, once a task, of a model that gives every row the same score."""
+        """Warns, once per task, of a model that gives every row the same score."""
         found = [t for t in predicted.constant() if t not in self._untrained and t not in self._collapsed]
         if found:
             self._collapsed.update(found)
             self.warn(
                 f"after epoch {epoch + 1} all validation rows have the same score for {', '.join(found)}: the model "
-                "tells no rows apart. Start its tables from larger values (config.model.init_std), pull less on them "
-                "(config.optimizer.l2) or lower config.optimizer.learning_rate, in a new --workdir"
+                "does not tell rows apart. Start its tables from larger values (config.model.init_std), pull less on "
+                "them (config.optimizer.l2) or lower config.optimizer.learning_rate, in a new --workdir"
             )
 
     def _keep_best_of_tasks(self, epoch: int) -> None:
-        """Saves the weights of an epoch that is some task's best, and which checkpoint each task has now."""
+        """Saves the weights of an epoch that is best for some task, and which checkpoint each task has now."""
         self._best.save_as(f"epoch-{epoch + 1}")
-        if self._own:  # until the end, when it is known what parts of several epochs reach together
+        if self._own:  # until the end, when the parts of several epochs are evaluated together
             whole = self._kept_as(self.state.best_epoch)
             write_json(self.workdir.best_epochs, {"tasks": dict.fromkeys(self.state.by_task, whole), "rest": whole})
         else:
             write_json(self.workdir.best_epochs, {"tasks": self._candidates(), "rest": None})
 
     def _candidates(self) -> dict[str, str]:
-        """By task the checkpoint of its best epoch."""
+        """Name of the checkpoint of each task's best epoch."""
         return {task: self._kept_as(best["best_epoch"]) for task, best in self.state.by_task.items()}
 
     def _kept_as(self, epoch: int) -> str:
         return self._best.newest(f"epoch-{epoch + 1}")
 
     def _choose(self, signals: callbacks.Signals) -> None:
-        """What a finished run serves: each task's own weights of its best epoch, where that is better than one epoch.
+        """Chooses what a finished run serves: each task's own weights from its best epoch, or the best epoch alone.
 
-        The model's weights are others afterwards. Checkpoints of the tasks' best epochs stay: the run may go on.
+        Overwrites the model's weights. Checkpoints of the tasks' best epochs stay: the run may be continued.
         """
         self.choice = assembly.read(self.workdir.best_epochs, self.state.epoch)
         if self.choice is None:
@@ -286,7 +286,7 @@ class Trainer:
             there = {path.stem for path in self.workdir.best.glob("*.index")}
             whole = self._kept_as(self.state.best_epoch)
             if whole not in there:
-                return  # somebody deleted it, which was said at the start
+                return  # somebody deleted it; a warning said so at the start
             self.choice = assembly.choose(
                 self.model,
                 self.workdir.best,

@@ -104,7 +104,7 @@ def test_adagrad_has_no_betas(tiny_settings: dict[str, Any], key: str) -> None:
 def test_a_compiled_step_is_that_of_one_replica(tiny_settings: dict[str, Any]) -> None:
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope(), pytest.raises(UserError) as error:
         build(tiny_settings | {"train.xla": "step"})
-    assert "config.train.xla=step compiles the step of one replica, not of 2; network does" in str(error.value)
+    assert "config.train.xla=step compiles the step of one replica, not of 2; set it to network" in str(error.value)
 
 
 def test_l2_by_table(tiny_settings: dict[str, Any]) -> None:

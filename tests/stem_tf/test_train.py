@@ -48,7 +48,7 @@ def undisturbed(arguments: list[str], tmp_path_factory: pytest.TempPathFactory, 
     assert job.returncode == 0, job.stderr
     assert job.stderr == ""  # nothing of TensorFlow's own log
     assert "tiny: stem_net, 2 tasks, " in job.stdout
-    assert "18 steps of 64 rows an epoch, up to 3 epochs" in job.stdout
+    assert "18 steps per epoch, 64 rows each, up to 3 epochs" in job.stdout
     assert "Stopped: all 3 epochs done" in job.stdout
     assert f"next: stem-evaluate --workdir={workdir} --split=test" in job.stdout
     return workdir

@@ -224,7 +224,7 @@ def test_the_rest_that_is_best_is_taken_or_none(
 
 
 def test_one_task_cannot_watch_over_all(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="config.train.monitor=auc:click is of one task, .*: set it to auc"):
+    with pytest.raises(UserError, match="config.train.monitor=auc:click names one task, .*: set it to auc"):
         run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.monitor": "auc:click"})
 
 
