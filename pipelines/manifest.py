@@ -176,6 +176,10 @@ class Manifest:
     created_by: str = f"stem-tf {__version__}"
     loaded: integrity.File | None = dataclasses.field(default=None, compare=False)
 
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{self.rows(split):,} {split}" for split in SPLITS)
+        return f"Manifest({self.data_dir!r}): {self.name}, {rows} rows"
+
     @functools.cached_property
     def watch(self) -> integrity.Watch:
         """Remembers how each file in use looked at its last check."""

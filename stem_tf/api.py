@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ Paths = str | os.PathLike[str]
 
 
 def describe(
-    log: Log, *, labels: Sequence[str] = (), sample_rows: int = 200_000, csv: CsvOptions | None = None
+    log: Log, *, labels: str | Sequence[str] = (), sample_rows: int = 200_000, csv: CsvOptions | None = None
 ) -> Description:
     """Drafts a schema from a log, as the job stem-describe does.
 
@@ -55,6 +56,7 @@ def describe(
     Raises:
       UserError: a mistake in the arguments or the log, or nothing to predict or to learn from.
     """
+    labels = [labels] if isinstance(labels, str) else labels
     with files_of(log) as paths:
         found = description.describe(paths.split(","), csv or CsvOptions(), labels, sample_rows)
     if not isinstance(log, pd.DataFrame | pa.Table):
@@ -72,8 +74,8 @@ def convert(
     split_column: str | None = None,
     split_group: str | None = None,
     fractions: tuple[float, float, float] | None = None,
-    validation_from: str | None = None,
-    test_from: str | None = None,
+    validation_from: str | float | date | None = None,
+    test_from: str | float | date | None = None,
     validation_share: float | None = None,
     validation_by: Literal["random", "hash", "time"] | None = None,
     layouts: Sequence[str] = LAYOUTS,
@@ -96,7 +98,7 @@ def convert(
       split_column: the column of a split by time, hash or leave_last.
       split_group: whose last rows leave_last takes; the schema's group if not given.
       fractions: shares of train, validation and test; .8, .1 and .1 if not given.
-      validation_from: first time of validation, instead of ``fractions``.
+      validation_from: first time of validation, instead of ``fractions``: a date or time, or a number as in the column.
       test_from: first time of test, likewise.
       validation_share: the share of given train rows that becomes validation.
       validation_by: how these rows are chosen: at random, by a hash of ``split_column``, or the newest by it.
@@ -118,6 +120,9 @@ def convert(
         schema = schema_yaml.loads(schema.text, "the draft")
     elif not isinstance(schema, Schema):
         schema = schema_yaml.load(os.path.expanduser(schema))
+    logs = log.values() if isinstance(log, Mapping) else [log]
+    if not layouts and any(isinstance(part, pd.DataFrame | pa.Table) for part in logs):
+        raise UserError("without records, training reads the files of the log: write the table as Parquet first")
     with contextlib.ExitStack() as stack:
         by_split, whole = {}, ""
         if isinstance(log, Mapping):
@@ -135,8 +140,8 @@ def convert(
             validation_share=validation_share,
             validation_by=validation_by,
             fractions=fractions,
-            validation_from=validation_from,
-            test_from=test_from,
+            validation_from=None if validation_from is None else str(validation_from),
+            test_from=None if test_from is None else str(test_from),
             layouts=tuple(layouts),
             seed=seed,
             processes=processes,

@@ -45,7 +45,7 @@ class Inspection:
     summary: str
     gates: dict[str, dict[str, Any]]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         if not self.gates:
             return self.summary
         heading = f"gates on {self.split}, {self.rows:,} rows: mean weight of each expert ± standard deviation"

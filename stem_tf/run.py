@@ -6,7 +6,7 @@ import functools
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -19,12 +19,15 @@ from stem_tf.in_memory import Log, files_of
 from stem_tf.runtime import quieten_tensorflow, use_memory_as_needed
 from stem_tf.workdir import Workdir
 from stem_util import owned
+from stem_util.errors import UserError
 
 if TYPE_CHECKING:
     import tf_keras
 
     from stem_tf.inspection import Inspection
     from stem_tf.trained import Trained
+
+Tables = Literal["float32", "bfloat16", "int8"]
 
 
 class Run:
@@ -96,7 +99,7 @@ class Run:
           UserError: other data, no such split, no rows in it, or no such checkpoint.
         """
         manifest = self.workdir.data(self.config, self._data, split)
-        directory = Path(output or self.workdir.evaluation)
+        directory = Path(os.path.expanduser(output or self.workdir.evaluation))
         owned.check_for_evaluation(directory, split)
         with manifests.in_use(manifest.data_dir):
             if manifest.schema.group is not None:
@@ -162,7 +165,7 @@ class Run:
         output: str | os.PathLike[str],
         *,
         name: str = "ranker",
-        tables: Literal["float32", "bfloat16", "int8"] = "float32",
+        tables: Tables = "float32",
     ) -> Path:
         """Publishes the run as the next version under ``output``, as the job stem-export does.
 
@@ -180,6 +183,8 @@ class Run:
         """
         from export import preconditions  # see `predict`
 
+        if tables not in get_args(Tables):
+            raise UserError(f"--tables={tables}: should be one of {', '.join(get_args(Tables))}")
         directory = Path(os.path.expanduser(output))
         manifest = preconditions.check(self.workdir, self.config, self._data, directory, name)
         _prepare_tensorflow()

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipelines.log.parts import CsvOptions
-from pipelines.manifest import LAYOUTS
+from pipelines.manifest import LAYOUTS, SPLITS
 from pipelines.schema import Schema
 from stem_util.errors import UserError, did_you_mean
 
+POLICIES = ("time", "hash", "random", "leave_last")
+"""Values of ``split``."""
 FRACTIONS = (0.8, 0.1, 0.1)
 """Shares of train, validation and test, when nothing else is said."""
 
@@ -59,6 +61,12 @@ class Options:
           UserError: names the flags.
         """
         given, log, split = self.given, self.log, self.split
+        for name in given:
+            if name not in SPLITS:
+                hint = did_you_mean(name, SPLITS)
+                raise UserError(f"'{name}' is no split of the log: they are {', '.join(SPLITS)}{hint}")
+        if split is not None and split not in POLICIES:
+            raise UserError(f"--split={split} should be one of {', '.join(POLICIES)}{did_you_mean(split, POLICIES)}")
         if given and (log or split):
             raise UserError(f"--{next(iter(given))} gives a split's files; leave out {'the log' if log else '--split'}")
         if given and "train" not in given:
@@ -85,10 +93,10 @@ class Options:
             raise UserError("--validation_from and --test_from belong to --split=time")
         if (self.validation_from or self.test_from) and self.fractions:
             raise UserError("--fractions and --validation_from / --test_from exclude each other")
-        train, validation, test = self.fractions or FRACTIONS
-        if not (train > 0 and validation >= 0 and test >= 0 and abs(train + validation + test - 1) < 1e-9):
-            text = f"{train:g},{validation:g},{test:g}"
-            raise UserError(f"--fractions={text}: should be shares that add up to 1, train above 0")
+        shares = self.fractions or FRACTIONS
+        if len(shares) != len(SPLITS) or min(shares) < 0 or shares[0] <= 0 or abs(sum(shares) - 1) >= 1e-9:
+            text = ",".join(f"{share:g}" for share in shares)
+            raise UserError(f"--fractions={text}: should be three shares that add up to 1, train above 0")
         for layout in self.layouts:
             if layout not in LAYOUTS:
                 hint = did_you_mean(layout, LAYOUTS)

@@ -33,6 +33,9 @@ class Description:
     summary: tuple[str, ...]
     arguments: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return "\n".join(self.summary)
+
     def command(self, schema_path: str, output: str) -> str:
         """The command line that converts the log with the draft."""
         log, *others = self.arguments

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+import numpy as np
+
 from stem_tf.configs.base import Key, plain
 from stem_util.errors import UserError
 
@@ -65,7 +67,8 @@ def _kind(key: Key) -> str:
 
 
 def typed(path: str, key: Key, value: Any) -> Any:
-    """``value`` as the default's type: a whole number may stand for a number, a list for a tuple.
+    """``value`` as the default's type: a whole number may stand for a number, a list for a tuple, a
+    scalar of numpy for the same in Python.
 
     Raises:
       UserError: it has another type.
@@ -88,6 +91,8 @@ def _typed_level(key: Key, value: Any) -> Any:
 
 
 def _typed_one(default: Any, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(default, tuple):
         if not isinstance(value, list | tuple) or any(type(v) is not int for v in value):
             raise TypeError

@@ -148,3 +148,49 @@ def test_importing_imports_little(tmp_path: Path) -> None:
     assert python(code, tmp_path).stdout == f"{stem_tf.__version__} set()\n"
     done = python("import stem_tf; stem_tf.train, stem_tf.Run; print('tensorflow' in sys.modules)", tmp_path)
     assert done.stdout == "False\n", done.stderr
+
+
+FRAME = pd.DataFrame({"user": [1, 2], "click": [0, 1]})
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (pd.DataFrame(), "the table has no columns"),
+        (pd.concat([FRAME, FRAME["user"]], axis=1), "the table has more than one column 'user': drop or rename"),
+        (
+            FRAME.assign(user=pd.arrays.SparseArray(np.array([1, 2]))),
+            "as Parquet: Sparse pandas data .column user",
+        ),
+        (FRAME.assign(user=[1, "2"]), "cannot be written as Parquet: .*; Conversion failed for column user"),
+        ([FRAME, FRAME], "or paths, not a list; join several tables with pandas.concat"),
+        (FRAME["user"], "or paths, not a pandas.Series"),
+    ],
+)
+def test_what_is_no_log(log: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        stem_tf.describe(log)
+
+
+def test_arguments_of_python(tiny_data: Path, tmp_path: Path, run: stem_tf.Run) -> None:
+    log, schema = raw_log(tiny_data), tiny_data.parent / "tiny.yaml"
+    first = [log["time"].iloc[1200], log["time"].iloc[1350]]
+    assert "tasks     clicked\n" in repr(stem_tf.describe(log, labels="clicked"))
+    numbers: dict[str, Any] = {"validation_from": first[0], "test_from": first[1]}
+    data = stem_tf.convert(log, schema, tmp_path / "data", split="time", split_column="time", **numbers)
+    assert repr(data).endswith("tiny, 1,200 train, 150 validation, 150 test rows")
+    dates: dict[str, Any] = {name: pd.Timestamp(value, unit="s") for name, value in numbers.items()}
+    log["time"] = pd.to_datetime(log["time"], unit="s")
+    data = stem_tf.convert(log, schema, tmp_path / "dates", split="time", split_column="time", **dates)
+    assert data.rows("train") == 1200
+    with pytest.raises(UserError, match="training reads the files of the log: write the table as Parquet"):
+        stem_tf.convert(log, schema, tmp_path / "none", split="random", layouts=())
+    with pytest.raises(UserError, match="--tables=int4: should be one of float32, bfloat16, int8"):
+        run.export(tmp_path / "export", tables="int4")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--split=tim should be one of .*; did you mean 'time'"):
+        stem_tf.convert(log, schema, tmp_path / "none", split="tim")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--fractions=0.5,0.5: should be three shares"):
+        stem_tf.convert(log, schema, tmp_path / "none", split="random", fractions=(0.5, 0.5))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="'tset' is no split of the log: .*; did you mean 'test'"):
+        stem_tf.convert({"train": log, "validation": log, "tset": log}, schema, tmp_path / "none")
+    assert configs.load("small", {"model.dim": np.int64(4), "loss.weights": {"a": np.float64(2)}}).model.dim == 4
