@@ -1,1 +1,1 @@
-"""From a raw log to records, vocabularies and fitted transforms."""
+"""Converts a raw log to records, vocabularies and fitted transforms."""

@@ -1,4 +1,4 @@
-"""What helps with a value that conversion refuses, besides dropping its row."""
+"""Advice for a value that conversion refuses, other than dropping its row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LARGE = (
 
 
 def way_out(value: Any, wanted: Wanted, path: str, *, csv: bool, served: bool) -> str:
-    """A clause for the end of a sentence about a value, or "".
+    """The advice, as a clause for the end of an error, or "".
 
     Args:
-      value: as it is in the log; bytes where it is no text.
+      value: the value in the log; bytes if it is not UTF-8.
       wanted: what it should have been.
-      path: the file it is in.
-      csv: it stood in a CSV file.
-      served: the schema came with an exported model and cannot be changed.
+      path: the file that holds it.
+      csv: whether that is a CSV file.
+      served: whether the schema came with an exported model, and so cannot be changed.
     """
     text = value.strip() if isinstance(value, str) else None
     if wanted == "text" or isinstance(value, bytes):

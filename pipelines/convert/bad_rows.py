@@ -1,4 +1,4 @@
-"""Bad rows: what is wrong with which, in the words of the error or in the counts of rows that are dropped."""
+"""Collects bad rows: for the error about the first one, or for the counts of rows that are dropped."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MALFORMED = ("", "wrong number of columns")
 
 
 class BadRows:
-    """Gathers what is wrong with the rows of one chunk; a row counts once, for what was found first.
+    """The bad rows of one chunk. A row counts once, for the first problem that was found.
 
     Attributes:
-      counts: bad rows by (column, reason), with the malformed ones, which are not in the chunk.
+      counts: number of bad rows by (column, reason), with the malformed ones, which are not in the chunk.
     """
 
     def __init__(self, chunk: Chunk, drop: bool, served: bool = False) -> None:
@@ -46,12 +46,12 @@ class BadRows:
         """Marks rows bad.
 
         Args:
-          bad: bool [n].
-          column: of the log.
-          reason: under which they are counted.
-          detail: the message, ``{}`` standing for the value.
-          values: those that are bad, if not the column's own.
-          wanted: what the column's own should be, for advice.
+          bad: bool [n], the rows.
+          column: the log's column.
+          reason: the reason under which they are counted.
+          detail: the message, with ``{}`` in place of the value.
+          values: [n], the values to show; those of the column if not given.
+          wanted: what values of the column should be, for advice.
         """
         new = bad & ~self._mask
         if not new.any():
@@ -75,7 +75,7 @@ class BadRows:
 
 
 def _raw(value: pa.Scalar) -> Any:
-    """A value; text that is not UTF-8 as bytes."""
+    """The value; bytes if it is text that is not UTF-8."""
     raw = (value.cast(pa.binary()) if casts.is_text(value.type) else value).as_py()
     if isinstance(raw, bytes):
         try:

@@ -1,4 +1,4 @@
-"""From a chunk of the log to rows that can be counted and encoded."""
+"""Turns a chunk of the log into rows that can be counted and encoded."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pipelines.schema import Schema
 
 @dataclass(frozen=True)
 class Cleaner:
-    """Turns chunks into rows under one schema, split policy and policy for bad rows.
+    """Turns chunks into rows by a schema, a split policy and a policy for bad rows.
 
     Attributes:
       schema: what the columns mean.
       split: how rows are divided.
       drop: whether bad rows are skipped and counted; otherwise the first one is an error.
-      served: the schema came with an exported model, so that it is no advice to change it.
+      served: whether the schema came with an exported model, so that errors do not suggest to change it.
     """
 
     schema: Schema
@@ -40,22 +40,22 @@ class Cleaner:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the log that are read."""
+        """The columns of the log that are needed."""
         names = dict.fromkeys(feature.column for feature in self.schema.features)
         names |= dict.fromkeys(column for task in self.schema.tasks for column in task.columns)
         names |= dict.fromkeys(filter(None, (self.schema.group, self.schema.item)))
         return list(names | dict.fromkeys(self.split.columns))
 
     def clean(self, chunk: Chunk, row_ids: np.ndarray, file: int) -> tuple[Rows, Counter[tuple[str, str]]]:
-        """Rows of a chunk, and how many were bad by (column, reason).
+        """The good rows of a chunk, and the number of bad ones by (column, reason).
 
         Args:
-          chunk: with all of `columns`.
-          row_ids: int64 [n] of the chunk's rows.
-          file: the file's place in the log, for given splits.
+          chunk: a chunk with all of `columns`.
+          row_ids: int64 [n], ids of its rows.
+          file: the file's number in the log, for given splits.
 
         Raises:
-          UserError: a bad row, unless they are dropped: its file, place, column, value and the rule it breaks.
+          UserError: a row is bad, and bad rows are not dropped; names file, place, column, value and the broken rule.
         """
         bad = BadRows(chunk, self.drop, self.served)
         ids: dict[str, pa.Array] = {}
@@ -87,7 +87,7 @@ class Cleaner:
         return rows.take(bad.good), bad.counts
 
     def key(self, chunk: Chunk, column: str, bad: BadRows) -> pa.Array:
-        """Raw values of a key column; integers are int64, text is text unless a feature says that it holds int64."""
+        """Raw values of a key column: int64, or text, which is read as int64 if a feature of the column says so."""
         array = chunk.columns[column]
         if casts.is_text(casts.plain_type(array.type)) and column not in integer_columns(self.schema):
             values, wrong = casts.to_text(array)
@@ -104,18 +104,18 @@ class Cleaner:
         return values.fill_null("" if pa.types.is_string(values.type) else 0) if values.null_count else values
 
     def splits(self, chunk: Chunk, row_ids: np.ndarray, file: int) -> np.ndarray:
-        """uint8 [n], the split of every row; of a row that is bad, any. Arguments as of `clean`, which checks them."""
+        """The split of every row, uint8 [n]; any for bad rows, which `clean` reports. Arguments as in `clean`."""
         return self.split.divide(_Divided(self, chunk, row_ids, file, BadRows(chunk, drop=True)))
 
     def times(self, chunk: Chunk, column: str, kind: pa.DataType) -> np.ndarray:
-        """Times of a chunk's rows that have one, uint64 keys that sort as they do."""
+        """The times of a chunk's rows that have one, as uint64 keys in the same order."""
         bad = BadRows(chunk, self.drop)
         keys = time_keys(chunk, column, kind, bad)
         bad.raise_first()
         return keys[bad.good]
 
     def group_times(self, chunk: Chunk, policy: LastSplit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Groups and times of a chunk's rows that have both, and the places of these rows in the chunk."""
+        """Group keys and times of a chunk's rows that have both, and the places of these rows in the chunk."""
         bad = BadRows(chunk, self.drop)
         groups = hashing.key64(self.key(chunk, policy.group, bad))
         times = time_keys(chunk, policy.column, policy.kind, bad)
@@ -125,7 +125,7 @@ class Cleaner:
 
 @dataclass(frozen=True)
 class _Divided:
-    """A chunk's rows as a split policy sees them; see `pipelines.convert.split.Divided`."""
+    """A chunk's rows in the form that a split policy takes: a `pipelines.convert.split.Divided`."""
 
     cleaner: Cleaner
     chunk: Chunk
@@ -141,7 +141,7 @@ class _Divided:
 
 
 def time_keys(chunk: Chunk, column: str, kind: pa.DataType, bad: BadRows) -> np.ndarray:
-    """uint64 [n] that sort as a time column does; rows without a time are bad."""
+    """Keys of a time column, uint64 [n], that sort as the times do; rows without a time are bad."""
     values, wrong = time_values(chunk.columns[column], kind)
     detail = f"column '{column}' is {{}}, which is not of the column's type {kind}"
     bad.add(wrong, column, "not a time", detail, wanted="time")

@@ -1,4 +1,4 @@
-"""Labels that are all 0 or all 1 after a conversion, and the value of the log that was perhaps meant."""
+"""Warns of labels that are all 0 or all 1 after a conversion, and suggests the value that was perhaps meant."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pipelines.log.parts import CsvOptions, Log
 from pipelines.manifest import SPLITS, Manifest
 from pipelines.schema import Label, Threshold
 
-_ROWS = 1_000_000  # to look through
-_VALUES = 10_000  # different ones to compare
+_ROWS = 1_000_000  # rows to search for values
+_VALUES = 10_000  # distinct values to compare
 _SHOWN = 3
 
 
@@ -40,7 +40,7 @@ def warnings(done: Manifest, csv: CsvOptions) -> list[str]:
 
 
 def _why(label: Label, rate: float, done: Manifest, csv: CsvOptions) -> str:
-    """What a condition says, and what the column holds."""
+    """The end of the warning: the label's condition, and what its column holds."""
     limits = {key: limit for key, limit in label.thresholds.items() if not isinstance(limit, Threshold)}
     if not label.values and not limits:
         return ""
@@ -76,7 +76,7 @@ def _range(log: Log, column: str) -> tuple[float, float]:
 
 
 def _values(log: Log, column: str) -> list[str]:
-    """Different values, as text."""
+    """Distinct values of a column, as text."""
     found: dict[Any, None] = {}
     for array in _read(log, column):
         found |= dict.fromkeys(pc.unique(casts.to_text(array)[0]).drop_null().to_pylist())

@@ -1,12 +1,12 @@
 """A conversion: the order of its steps.
 
-1. `scan` settles the split and counts rows.
+1. `scan` decides the split and counts rows.
 2. `fit` reads and cleans all rows, counts vocabularies and fits numeric transforms.
 3. `encode` turns values into ids, and keeps raw rows of validation and test.
 4. `shards` writes the records.
 
-Worker processes run the steps by units of the log, features and shards, without TensorFlow. What they hold is bounded
-by segments and shards, except vocabularies.
+Worker processes run the steps, one unit of the log, feature or shard at a time, without TensorFlow. Their memory is
+bounded by the sizes of segments and shards, and grows with vocabularies only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def convert(options: Options) -> Manifest:
     """Converts a log; returns the manifest of the finished data.
 
     Raises:
-      UserError: a mistake in the options, the schema or the log.
+      UserError: the options, the schema or the log have a mistake.
       JobError: the disk is full, or a worker process died.
     """
     options.check()
@@ -57,7 +57,7 @@ def convert(options: Options) -> Manifest:
     )
     if "row_id" in used:
         raise UserError(
-            f"{log.files[0]}: the column name 'row_id' is taken by the place of a row in the log; rename it"
+            f"{log.files[0]}: the column name 'row_id' is reserved for the place of a row in the log; rename the column"
         )
     if log.text and not options.layouts:
         raise UserError(f"{log.files[0]}: training cannot read CSV; a conversion without records needs a Parquet log")
@@ -81,7 +81,7 @@ def convert(options: Options) -> Manifest:
 
 
 def _open(options: Options) -> tuple[Log, tuple[int, ...]]:
-    """The log, and the split of each of its files when splits are given."""
+    """The log, and the split of each file if splits are given."""
     if not options.given:
         return source.open_log(find_files(options.log), options.csv), ()
     split_of: dict[str, int] = {}
@@ -106,7 +106,7 @@ class _Conversion:
         self._stamps = [integrity.stamp(path) for path in log.files]
         self._schema = options.schema
         self._scratch = os.path.join(directory, "scratch")
-        # One unit cannot occupy two processes, and starting one takes a second.
+        # There is no use for more processes than units, and starting one takes a second.
         self._processes = min(options.processes, max(len(log.units), 1))
 
     def run(self) -> None:
@@ -143,7 +143,7 @@ class _Conversion:
         )
 
     def _sources(self, pool: Pool, unit_rows: list[int]) -> tuple[manifest.Source, ...]:
-        """The files of the log, which should be what they were when the conversion began to read them."""
+        """The files of the log, after checking that they have not changed since the conversion began."""
         tasks = [] if self._log.text else [(path, (path,)) for path in self._log.files]
         checksums = list(pool.run(integrity.crc32c, tasks)) or [""] * len(self._log.files)
         sources = []
@@ -179,7 +179,7 @@ class _Conversion:
                         numerics[name].merge(numeric)
                     else:
                         numerics[name] = numeric
-                found.numerics = {}  # samples are large
+                found.numerics = {}  # frees the samples, which are large
                 fits.append(found)
                 progress.update(int(found.rows.sum()) + found.bad.total())
         train = sum(int(fit.rows[0]) for fit in fits)
@@ -227,7 +227,7 @@ class _Conversion:
         return shards
 
     def _number_raw_parts(self, job: Job) -> None:
-        """Units without rows of a split left no part: numbers the others without gaps."""
+        """Renames the raw parts that units left to consecutive numbers; units without rows of the split left none."""
         for split in SPLITS[1:]:
             paths = [job.raw_path(split, f"unit-{unit.index}") for unit in self._log.units]
             for number, path in enumerate(filter(os.path.exists, paths)):

@@ -1,8 +1,8 @@
-"""Pass 2 over the log: values become ids, and rows are divided by split.
+"""Pass 2 over the log: turns values into ids, and separates rows by split.
 
-:func:`encode` turns the dictionaries that pass 1 left, not the rows, into ids, and leaves encoded rows in scratch
-files, those of train sorted by a hash of seed and row_id. It reads the log again only for the raw rows of validation
-and test. Worker processes run it.
+:func:`encode` looks up the dictionaries that pass 1 left rather than the values of each row, and leaves encoded rows in
+scratch files, those of train sorted by a hash of seed and row_id. It reads the log again only for the raw rows of
+validation and test. Worker processes run it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _Writers = dict[str, pa.ipc.RecordBatchFileWriter | pq.ParquetWriter]
 
 @dataclass
 class Encoded:
-    """Counts of one unit's encoded rows, by split: int64 [3].
+    """Counts in one unit's encoded rows, by split, int64 [3] each.
 
     Attributes:
-      values: by feature with a vocabulary, its values.
-      rare: likewise, its values that have the rare id.
+      values: number of values, by feature with a vocabulary.
+      rare: number of values with the rare id, by feature with a vocabulary.
     """
 
     values: dict[str, np.ndarray]
@@ -44,13 +44,13 @@ class Encoded:
 
 
 def encode(job: Job, unit: Unit, segments: int, keep_raw: bool) -> Encoded:
-    """Pass 2 over a unit.
+    """Encodes a unit.
 
     Args:
-      job: of the conversion.
+      job: the conversion.
       unit: a piece of the log.
-      segments: how many `fit` left.
-      keep_raw: the unit has rows of validation or test, whose raw columns are kept.
+      segments: number of segments that `fit` left.
+      keep_raw: whether the unit has rows of validation or test, whose raw columns are kept.
     """
     features = job.counted_features()
     counts = Encoded(*({name: np.zeros(3, np.int64) for name in features} for _ in range(2)))
@@ -72,7 +72,7 @@ def encode(job: Job, unit: Unit, segments: int, keep_raw: bool) -> Encoded:
 
 
 def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writers) -> tuple[np.ndarray, np.ndarray]:
-    """Writes the rows of a segment, encoded, by split; returns row_id, int64 [n], and split, uint8 [n], of all."""
+    """Writes the encoded rows of a segment, by split; returns row_id, int64 [n], and split, uint8 [n], of each row."""
     path = job.segment_path(unit.index, number)
     with pa.memory_map(path) as file:
         batch = _with_ids(job, pa.ipc.open_file(file).get_batch(0))
@@ -96,10 +96,10 @@ def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writer
 
 
 def _keep_raw(job: Job, unit: Unit, encoded: Iterator[tuple[np.ndarray, np.ndarray]], writers: _Writers) -> None:
-    """Writes the raw rows of validation and test; ``encoded`` gives row_id and split of a unit's good rows in turn."""
+    """Writes the raw rows of validation and test; ``encoded`` yields row_id and split of the good rows in order."""
     row_ids, splits = np.zeros(0, np.int64), np.zeros(0, np.uint8)
     kinds = kept_types(job.log, job.cleaner.schema)
-    names = [name for name in kinds if name != "row_id"]  # ours takes its place
+    names = [name for name in kinds if name != "row_id"]  # the conversion writes its own
     for chunk in source.read(job.log, unit, names, skip_malformed=job.cleaner.drop):
         if not len(chunk.rows):
             continue
@@ -127,7 +127,7 @@ def _write(writers: _Writers, path: str, batch: pa.RecordBatch) -> None:
 
 
 def _with_ids(job: Job, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """A segment with ids in the place of dictionaries."""
+    """A segment with its values replaced by ids."""
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     for name in job.counted_features():
         key, lookup = f"feature:{name}", lookup_of(vocabulary_path(job.directory, name))
@@ -148,7 +148,7 @@ def _count_ids(counts: Encoded, split: int, batch: pa.RecordBatch) -> None:
 
 
 def record_columns(schema: Schema, rows: Rows, ids: Callable[[str, pa.Array], pa.Array]) -> dict[str, pa.Array]:
-    """The columns of `records` for some rows; ``ids`` makes those of a feature's raw values."""
+    """Columns of `pipelines.records` for some rows; ``ids(feature, raw values)`` makes those of ids."""
     columns: dict[str, pa.Array] = {}
     for feature in schema.features:
         name, key = feature.name, f"feature:{feature.name}"
@@ -169,7 +169,7 @@ def record_columns(schema: Schema, rows: Rows, ids: Callable[[str, pa.Array], pa
 
 
 def encoded_rows(data_dir: str, schema: Schema, rows: Rows) -> pa.RecordBatch:
-    """The columns of `records` for some rows, by the vocabularies under ``data_dir``."""
+    """Columns of `pipelines.records` for some rows, with the vocabularies under ``data_dir``."""
 
     def ids(name: str, values: pa.Array) -> pa.Array:
         return pa.array(lookup_of(vocabulary_path(data_dir, name)).plain(values))
@@ -179,10 +179,10 @@ def encoded_rows(data_dir: str, schema: Schema, rows: Rows) -> pa.RecordBatch:
 
 @functools.cache
 def lookup_of(path: str) -> Lookup:
-    """A process reads each vocabulary once."""
+    """The lookup of a vocabulary file; cached, so that a process reads each file once."""
     return Lookup(vocabulary.load(path)["value"])
 
 
 def forget_vocabularies() -> None:
-    """Frees what `encode` keeps between units; the next conversion in this process may use the same paths again."""
+    """Frees the lookups that `encode` caches; the next conversion in this process may reuse the same paths."""
     lookup_of.cache_clear()

@@ -1,4 +1,4 @@
-"""The values of features: a column of the log cast as the schema says, with the rows noted whose values do not fit."""
+"""Casts columns of the log to the values of features as the schema says, and notes rows whose values do not fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TYPE_NAMES: dict[str, tuple[str, Wanted]] = {
 
 
 def categorical(array: pa.Array, feature: Feature, bad: BadRows) -> pa.Array:
-    """int64 or string [n]; missing values are null."""
+    """Values as int64 or string [n]; missing values are null."""
     values, wrong = casts.to_int64(array) if feature.dtype == "int64" else casts.to_text(array)
     _check_type(wrong, feature, bad)
     if feature.missing == "error":
@@ -28,7 +28,7 @@ def categorical(array: pa.Array, feature: Feature, bad: BadRows) -> pa.Array:
 
 
 def multivalent(array: pa.Array, feature: Feature, bad: BadRows) -> Lists:
-    """Missing values are left out, then the first max_length of the others kept."""
+    """Lists without missing values, of which the first max_length are kept."""
     lists, wrong = casts.to_lists(array, feature.dtype, feature.separator)
     _check_type(wrong, feature, bad)
     _check_missing(lists.missing, feature, bad)
@@ -43,7 +43,7 @@ def multivalent(array: pa.Array, feature: Feature, bad: BadRows) -> Lists:
 
 
 def numeric(array: pa.Array, feature: Feature, bad: BadRows) -> np.ndarray:
-    """float32 [n]; missing values are NaN."""
+    """Values as float32 [n]; missing values are NaN."""
     values, wrong = casts.to_float64(array)
     _check_type(wrong, feature, bad)
     _check_missing(casts.to_numpy(values.is_null()) & ~wrong, feature, bad)
@@ -58,13 +58,13 @@ def numeric(array: pa.Array, feature: Feature, bad: BadRows) -> np.ndarray:
 
 
 def dense(array: pa.Array, feature: Feature, bad: BadRows) -> np.ndarray:
-    """float32 [n, length]; a null vector is all 0, and so is a null or NaN element."""
+    """Vectors as float32 [n, length]; a null vector is all 0, and a null or NaN element is 0."""
     lists, wrong = casts.to_lists(array, "float32", feature.separator)
     _check_type(wrong, feature, bad)
     _check_missing(lists.missing, feature, bad)
     empty = casts.to_numpy(array.is_null())
     unequal = (lists.lengths != feature.length) & ~empty
-    detail = f"feature '{feature.name}' is {{}}, which has not the {feature.length} elements of its schema"
+    detail = f"feature '{feature.name}' is {{}}, which does not have {feature.length} elements as the schema says"
     bad.add(unequal, feature.column, "vector of another length", detail)
     with np.errstate(over="ignore"):
         flat = casts.to_numpy(lists.values.fill_null(0.0)).astype(np.float32)
@@ -86,5 +86,5 @@ def _check_type(wrong: np.ndarray, feature: Feature, bad: BadRows) -> None:
 
 def _check_missing(missing: np.ndarray, feature: Feature, bad: BadRows) -> None:
     if feature.missing == "error":
-        detail = f"feature '{feature.name}' is {{}}, and its schema says missing: error"
+        detail = f"feature '{feature.name}' is {{}}, and the schema says missing: error"
         bad.add(missing, feature.column, "missing value", detail)

@@ -1,7 +1,7 @@
-"""Pass 1 over the log: rows are checked, vocabularies counted and numeric transforms fitted on those of train.
+"""Pass 1 over the log: checks all rows, and on train rows counts vocabularies and fits numeric transforms.
 
-:func:`fit` reads and cleans the rows of a unit, and leaves them in scratch files with each feature's values as a
-dictionary; :func:`build_vocabulary` merges a feature's counts. Worker processes run both.
+:func:`fit` reads and cleans the rows of a unit, and leaves them in scratch files, where each feature's values are
+dictionary-encoded. :func:`build_vocabulary` merges a feature's counts. Worker processes run both.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _SEGMENT_BYTES = 1 << 30
 
 @dataclass
 class Fit:
-    """What `fit` found in one unit. Arrays "by split" are int64 or float64 [3]: train, validation, test.
+    """What `fit` found in one unit. Counts by split are int64 or float64 [3]: train, validation, test.
 
     Attributes:
-      segments: how many scratch files hold the unit's rows, each some chunks together.
-      rows: good rows by split.
-      inside: by task, rows inside its sample space by split.
-      weights: by task, the sum of their row weights by split, or their number where the task has none.
-      label_sums: by task, the sum of their labels, times the weights, by split.
-      scales: by task whose label is standardised, the moments of its labels in train, weighted alike.
-      bad: bad rows by (column, reason).
-      numerics: by numeric feature.
+      segments: number of scratch files (segments) that hold the unit's rows, each with the rows of several chunks.
+      rows: number of good rows, by split.
+      inside: by task, the number of rows inside its sample space, by split.
+      weights: by task, the sum of these rows' weights, by split; without row weights, their number.
+      label_sums: by task, the sum of these rows' labels times their weights, by split.
+      scales: by task with a standardised label, the moments of its labels in train, with the same weights.
+      bad: number of bad rows by (column, reason).
+      numerics: what was gathered for each numeric feature.
     """
 
     segments: int
@@ -56,7 +56,7 @@ class Fit:
 
 
 def fit(job: Job, unit: Unit) -> Fit:
-    """Pass 1 over a unit: checks every row, counts and fits on those of train, leaves rows and counts in scratch."""
+    """Checks the rows of a unit, counts and fits on its train rows, and leaves rows and counts in scratch files."""
     schema = job.cleaner.schema
     result = Fit(
         segments=0,
@@ -112,7 +112,7 @@ def _count_labels(result: Fit, schema: Schema, rows: Rows) -> None:
 
 
 def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], segment: list[Rows]) -> None:
-    """Writes the rows of a segment to scratch, and counts the values of its train rows."""
+    """Writes the rows of a segment to a scratch file, and counts the values of its train rows."""
     rows = Rows.join(segment)
     train = rows.split == 0
 

@@ -1,4 +1,4 @@
-"""One conversion as its workers see it: the log, how its rows are cleaned, and where scratch and output lie."""
+"""What workers know of a conversion: the log, how its rows are cleaned, and where scratch files and output are."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pipelines.convert.cleaner import Cleaner
 from pipelines.log.parts import Log
 
 HASH = "hash"
-"""Column of scratch files: what the rows of train are shuffled by."""
+"""Column of scratch files: the hash by which train rows are shuffled."""
 SPLIT = "split"
-"""Column of scratch files: 0, 1 or 2."""
+"""Column of scratch files: 0 train, 1 validation, 2 test."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One conversion, as its workers see it.
+    """What workers know of a conversion.
 
     Attributes:
       log: the input.
-      cleaner: schema, split policy, policy for bad rows.
+      cleaner: schema, split policy and policy for bad rows.
       file_starts: row_id of each file's first row.
-      seed: of the shuffle.
+      seed: seed of the shuffle.
       layouts: which of blocks and rows to write, if any.
-      block_rows: rows of a block.
+      block_rows: rows per block.
       directory: where the output is built.
-      scratch: directory of intermediate files.
+      scratch: directory of the scratch files.
     """
 
     log: Log

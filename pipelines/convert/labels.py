@@ -1,4 +1,4 @@
-"""Labels: made 0 or 1, or numbers, of the log's columns, and NaN outside their tasks' sample spaces; rows' weights."""
+"""Makes labels (0 or 1, or numbers; NaN outside their task's sample space) and row weights of the log's columns."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pipelines.log.parts import Chunk
 from pipelines.schema import Task, Threshold
 
 _EXACT = 2**53
-"""Whole numbers up to here are float64 as they are."""
+"""float64 holds whole numbers up to here exactly."""
 
 
 def make_labels(chunk: Chunk, tasks: tuple[Task, ...], bad: BadRows) -> dict[str, np.ndarray]:
     """The label of each row by task, float32 [n]; NaN outside the task's space.
 
     Args:
-      chunk: of the log.
-      tasks: of the schema.
+      chunk: a chunk of the log.
+      tasks: the schema's tasks.
       bad: where bad rows are noted.
     """
     by_name = {task.name: task for task in tasks}
@@ -52,7 +52,7 @@ def make_labels(chunk: Chunk, tasks: tuple[Task, ...], bad: BadRows) -> dict[str
 def make_weights(
     chunk: Chunk, column: str, tasks: tuple[Task, ...], labels: dict[str, np.ndarray], bad: BadRows
 ) -> np.ndarray:
-    """A column of row weights, float32 [n]; where it is 0, the labels of its tasks in ``labels`` become NaN."""
+    """A column of row weights, float32 [n]. Where it is 0, sets the labels of its tasks in ``labels`` to NaN."""
     weighted = [task.name for task in tasks if task.row_weight == column]
     inside = ~np.isnan([labels[name] for name in weighted]).all(axis=0)
     shown = f"weight '{column}' is {{}}"
@@ -70,7 +70,7 @@ def make_weights(
 
 
 def _label(chunk: Chunk, task: Task, space: np.ndarray, bad: BadRows) -> np.ndarray:
-    """A task's label, float32 [n]: 0 or 1, or a regression's number; NaN outside ``space``, where no row is bad."""
+    """A task's label, float32 [n]: 0 or 1, or a regression's number. NaN outside ``space``, where no row is bad."""
     label, column = task.label, task.label.column
     shown = f"label '{column}' is {{}}"
     if label.values:
@@ -121,12 +121,12 @@ def _check_label(missing: np.ndarray, task: Task, column: str, detail: str, bad:
 def _holds(
     array: pa.Array, wanted: tuple[str | float, ...], column: str, space: np.ndarray, bad: BadRows
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the column holds one of some values: (float64 [n] of 0 and 1, bool [n] missing)."""
+    """Whether the column holds one of the label's values: float64 [n] of 0 and 1, and bool [n], the missing ones."""
     if isinstance(wanted[0], str):
         texts, wrong = casts.to_text(array)
         detail = f"label '{column}' is {{}}, which is not UTF-8 text"
         bad.add(wrong & space, column, "not UTF-8", detail, wanted="text")
-        missing = casts.to_numpy(array.is_null()).copy()  # "" is a value like others here
+        missing = casts.to_numpy(array.is_null()).copy()  # "" is an ordinary value here
         return casts.to_numpy(pc.is_in(texts.fill_null(""), pa.array(wanted))).astype(np.float64), missing
     kind = casts.plain_type(array.type)
     large = casts.is_text(kind) and any(isinstance(value, int) and abs(value) > _EXACT for value in wanted)
@@ -142,7 +142,7 @@ def _holds(
 
 
 def _stored(values: Sequence[Any], kind: pa.DataType) -> np.ndarray:
-    """float64 [n] of numbers of the schema as a column of type ``kind`` would hold them: 0.7 is not 0.7 in float32."""
+    """Numbers of the schema, float64 [n], rounded as a column of type ``kind`` would hold them (0.7 in float32)."""
     narrow = {pa.float16(): np.float16, pa.float32(): np.float32}.get(kind, np.float64)
     with np.errstate(over="ignore"):
         return np.asarray(values, np.float64).astype(narrow).astype(np.float64)
@@ -151,17 +151,17 @@ def _stored(values: Sequence[Any], kind: pa.DataType) -> np.ndarray:
 def _meets(
     chunk: Chunk, task: Task, values: np.ndarray, present: np.ndarray, bad: BadRows
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the values, float64 [n], are within the label's thresholds.
+    """Whether values are within the label's thresholds.
 
     Args:
-      chunk: of the log.
-      task: whose label it is.
-      values: of the label's column.
-      present: bool [n], rows that have one and are inside the task's space.
-      bad: where to note what is wrong.
+      chunk: a chunk of the log.
+      task: the task of the label.
+      values: float64 [n], values of the label's column.
+      present: bool [n], whether a row has a value and is inside the task's space.
+      bad: where bad rows are noted.
 
     Returns:
-      (float64 [n] of 0 and 1, bool [n]: there is no threshold).
+      float64 [n] of 0 and 1, and bool [n], true where a threshold is missing.
     """
     column = task.label.column
     bad.add(
@@ -187,7 +187,7 @@ def _meets(
 def _number(
     array: pa.Array, column: str, shown: str, space: np.ndarray, bad: BadRows, wanted: Wanted = "number"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [n] with 0 for missing, bool [n] missing); true and false are 1 and 0, as text too."""
+    """Values as float64 [n] with 0 for missing ones, and bool [n], the missing ones; true and false are 1 and 0."""
     values, wrong = casts.to_float64(array, bools=True)
     bad.add(wrong & space, column, "not a number", f"{shown}, which is not a number", wanted=wanted)
     missing = casts.to_numpy(values.is_null()) & ~wrong

@@ -1,4 +1,4 @@
-"""The last rows of every group, which a leave-last split holds out."""
+"""Finds the last rows of every group, which a leave-last split holds out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class LastRows:
-    """Finds the last three rows of every group, holding about as many rows as it keeps: at most three a group."""
+    """Finds the last three rows of every group. Memory holds about three rows per group."""
 
     _KIND = np.dtype([("group", np.int64), ("time", np.uint64), ("row", np.int64)])
     _LAST = 3
@@ -16,20 +16,20 @@ class LastRows:
         self._more: list[np.ndarray] = []
 
     def add(self, groups: np.ndarray, times: np.ndarray, rows: np.ndarray) -> None:
-        """Takes in rows: int64 [n] keys of groups, uint64 [n] of `order_keys`, int64 [n] distinct places."""
+        """Adds rows: group keys int64 [n], times as `order_keys` uint64 [n], and distinct places int64 [n]."""
         more = np.empty(len(rows), self._KIND)
         more["group"], more["time"], more["row"] = groups, times, rows
         self.merge(more)
 
     def merge(self, more: np.ndarray) -> None:
-        """Takes in what another one kept."""
+        """Adds the rows that another instance kept (see `kept`)."""
         self._more.append(more)
-        # Sorting whenever rows have doubled costs no more than a sort of all of them.
+        # Sorting only when the number of rows has doubled costs about as much as sorting all of them once.
         if sum(map(len, self._more)) > max(len(self._kept), 1 << 20):
             self.kept()
 
     def kept(self) -> np.ndarray:
-        """The last rows of each group, by group, then time, then place: structured, ``group``, ``time`` and ``row``."""
+        """The last rows of each group: a structured array (``group``, ``time``, ``row``), sorted by these fields."""
         rows = np.concatenate([self._kept, *self._more])
         rows = rows[np.lexsort((rows["row"], rows["time"], rows["group"]))]
         self._kept, self._more = rows[self._from_end(rows) < self._LAST], []
@@ -37,14 +37,14 @@ class LastRows:
 
     @staticmethod
     def _from_end(rows: np.ndarray) -> np.ndarray:
-        """How many rows of its group stand behind each."""
+        """For each row, the number of rows of its group that come after it."""
         ends = np.append(np.flatnonzero(np.diff(rows["group"])), len(rows) - 1)
         lengths = np.diff(ends, prepend=-1)
         return np.repeat(ends, lengths[: len(ends)]) - np.arange(len(rows)) if len(rows) else np.zeros(0, np.int64)
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        """The places of the last row but one, and of the last one, of the groups that have three or more."""
+        """The places of the last but one and of the last row of each group with at least three rows."""
         rows = self.kept()
         from_end = self._from_end(rows)
-        first = np.flatnonzero(from_end == self._LAST - 1)  # of a group of three, whose rows stand side by side
+        first = np.flatnonzero(from_end == self._LAST - 1)  # the first of three adjacent rows
         return rows["row"][first + 1], rows["row"][first + 2]

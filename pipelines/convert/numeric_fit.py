@@ -20,7 +20,7 @@ _STD_FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class Moments:
-    """Count (or sum of weights), mean and sum of squared deviations of float64 values."""
+    """Count (or sum of weights), mean, and sum of squared deviations from the mean, of float64 values."""
 
     count: float = 0
     mean: float = 0.0
@@ -28,7 +28,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, weights: np.ndarray | None = None) -> Moments:
-        """Moments of finite values [n], each of weight 1, or with positive weights [n]."""
+        """The moments of finite values [n] with positive weights [n] (1 if not given)."""
         if not len(values):
             return cls()
         if weights is not None:
@@ -38,7 +38,7 @@ class Moments:
         return cls(len(values), mean, float(np.square(values - mean).sum()))
 
     def __add__(self, other: Moments) -> Moments:
-        """Moments of both sets of values together, by Chan's update, which does not cancel as sums of squares do."""
+        """The moments of both sets together, by the update of Chan et al. (1979): sums of squares would lose digits."""
         count = self.count + other.count
         if not count:
             return self
@@ -49,16 +49,16 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """Population standard deviation; 1 where it is too small to divide by."""
+        """The population standard deviation; 1 if it is too small to divide by."""
         std = math.sqrt(self.squares / self.count) if self.count else 0.0
         return std if std > _STD_FLOOR else 1.0
 
 
 class ValueSample:
-    """A uniform sample that depends on the values' hashes alone: those with the smallest hashes.
+    """A uniform sample of values: those with the smallest hashes.
 
     Args:
-      size: how many values it keeps.
+      size: number of values to keep.
     """
 
     def __init__(self, size: int = SAMPLE_SIZE) -> None:
@@ -68,7 +68,7 @@ class ValueSample:
         self._bound: np.uint64 | None = None
 
     def add(self, values: np.ndarray, hashes: np.ndarray) -> None:
-        """Offers float32 [n] with their uint64 [n] hashes, which should be distinct."""
+        """Adds values, float32 [n], with their hashes, uint64 [n], which should be distinct."""
         if self._bound is not None:
             near = hashes < self._bound
             values, hashes = values[near], hashes[near]
@@ -82,7 +82,7 @@ class ValueSample:
 
 @dataclass
 class NumericFit:
-    """What pass 1 gathers about one numeric feature on train rows."""
+    """What pass 1 gathers for one numeric feature on train rows."""
 
     feature: Feature
     moments: Moments
@@ -93,7 +93,7 @@ class NumericFit:
         return cls(feature, Moments(), ValueSample())
 
     def add(self, values: np.ndarray, hashes: np.ndarray) -> None:
-        """Takes in float32 [n], NaN for missing, with the rows' uint64 [n] hashes."""
+        """Adds values, float32 [n] with NaN for missing ones, and the hashes of their rows, uint64 [n]."""
         present = ~np.isnan(values)
         values = values[present]
         wide = values.astype(np.float64)
@@ -102,12 +102,12 @@ class NumericFit:
             self.sample.add(values, hashes[present])
 
     def merge(self, other: NumericFit) -> None:
-        """Takes in what was gathered on later rows."""
+        """Adds what was gathered on later rows."""
         self.moments += other.moments
         self.sample.add(other.sample.values, other.sample.hashes)
 
     def constants(self) -> Constants:
-        """The feature's constants; with no value in train mean 0, std 1, no fitted boundary."""
+        """The feature's constants; if train has no value: mean 0, std 1, no fitted boundaries."""
         mean = self.moments.mean
         after = 0.0 if "standardise" in self.feature.transform else mean
         boundaries = self.feature.boundaries
@@ -117,7 +117,7 @@ class NumericFit:
 
 
 def quantile_boundaries(values: np.ndarray, buckets: int) -> tuple[float, ...]:
-    """Boundaries of about equally filled buckets: at most ``buckets - 1``, fewer where values repeat.
+    """Boundaries of about equally filled buckets: at most ``buckets - 1``, fewer if values repeat.
 
     A value that equals a boundary belongs to the bucket above it, so the smallest value is never a boundary.
     """

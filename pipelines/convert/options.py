@@ -1,4 +1,4 @@
-"""What a conversion is asked to do, and what does not go together."""
+"""The options of a conversion, and the check that they go together."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from stem_util.errors import UserError, did_you_mean
 POLICIES = ("time", "hash", "random", "leave_last")
 """Values of ``split``."""
 FRACTIONS = (0.8, 0.1, 0.1)
-"""Shares of train, validation and test, when nothing else is said."""
+"""The default shares of train, validation and test."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """A conversion to do; see the flags of the same names.
+    """The options of a conversion. Those without a line here are the flags of the same names.
 
     Attributes:
-      schema: of the log.
+      schema: the log's schema.
       output: directory to create.
       log: patterns of the log's files; "" with ``given``.
       given: patterns by split, instead of ``log`` and ``split``.
       split: time, hash, random or leave_last.
-      split_group: column of the groups of leave_last; the schema's group when not given.
-      validation_share: of the rows of given train files, or None; validation has no files then.
-      validation_by: how they are chosen: time, hash or random, which is the default.
-      fractions: shares of train, validation and test; `FRACTIONS` when not given.
-      layouts: of the records to write; none where the log itself will be read.
+      split_group: the column whose values are the groups of leave_last; the schema's group if not given.
+      validation_share: share of the given train files' rows that becomes validation, or None if validation has files.
+      validation_by: how these rows are chosen: time, hash or random (default).
+      fractions: shares of train, validation and test; `FRACTIONS` if not given.
+      layouts: layouts of the records to write; none if the log itself will be read.
     """
 
     schema: Schema
@@ -103,7 +103,7 @@ class Options:
                 raise UserError(f"--layouts: '{layout}' should be one of {', '.join(LAYOUTS)}, or none alone{hint}")
 
     def _check_validation(self) -> None:
-        """Whether validation has files, or a share of train, or is left out on purpose."""
+        """Refuses options by which validation has neither files nor a share of train, unless that share is 0."""
         share, by, given = self.validation_share, self.validation_by, self.given
         if share is None and by is not None:
             raise UserError("--validation_by needs --validation_share")

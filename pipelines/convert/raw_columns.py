@@ -1,4 +1,4 @@
-"""The log's own columns, kept beside the records: the raw rows of validation and test, and of logs that are scored."""
+"""Keeps the log's own columns: those of validation and test beside the records, and those of a scored log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.schema import Schema
 
 
 def integer_columns(schema: Schema) -> set[str]:
-    """Columns whose text is read as integers, because a categorical feature says so."""
+    """The columns whose text is read as integers, because they are categorical features of dtype int64."""
     return {f.column for f in schema.features if f.kind == "categorical" and f.dtype == "int64"}
 
 
 def kept_types(log: Log, schema: Schema) -> dict[str, pa.DataType]:
     """The types in which columns of a log are kept.
 
-    They are those of the log; text, which has none, is int64 or float64 where the schema says so, else strings.
+    Columns keep the types of the log. Text becomes int64 or float64 if the schema reads it so, else strings.
     """
     ids = {f.column for f in schema.features if f.kind != "numeric"}
     typed = {f.column: pa.float64() for f in schema.features if f.kind == "numeric" and f.column not in ids}
@@ -29,7 +29,7 @@ def kept_types(log: Log, schema: Schema) -> dict[str, pa.DataType]:
 
 
 def kept_columns(columns: Mapping[str, pa.Array], kinds: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
-    """Columns of good rows as `kept_types` says."""
+    """Casts columns of good rows to `kept_types`."""
     return {name: _kept(array, kinds[name]) for name, array in columns.items()}
 
 
@@ -42,7 +42,7 @@ def _kept(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _decoded(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Text; what is not UTF-8, which can only be in columns that the schema does not use, becomes U+FFFD."""
+    """Decodes text. Bytes that are not UTF-8, which only columns outside the schema can have, become U+FFFD."""
     try:
         return array.cast(kind)
     except pa.ArrowInvalid:

@@ -1,4 +1,4 @@
-"""The good rows of a chunk of the log: values cast, labels made, splits assigned; not yet encoded."""
+"""The good rows of a chunk of the log: values are cast, labels made and splits assigned, but nothing is encoded."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Rows:
     """The good rows of a chunk, n of them.
 
     Attributes:
-      places: int64 [n], which rows of the chunk these are.
+      places: int64 [n], their places in the chunk.
       row_ids: int64 [n].
-      split: uint8 [n], 0 train, 1 validation, 2 test.
-      ids: by categorical feature, raw values: int64 or string [n], missing ones null.
-      lists: by multivalent feature.
-      numerics: by numeric feature, float32 [n], missing ones NaN.
-      vectors: by dense feature, float32 [n, length]; missing elements are 0.
-      labels: by task, float32 [n]; NaN outside its sample space.
-      weights: by column of row weights, float32 [n] of 0 or more; what no task's label counts with is 0.
-      keys: by role (group, item), raw values: int64 or string [n] without nulls.
+      split: uint8 [n]: 0 train, 1 validation, 2 test.
+      ids: raw values by categorical feature: int64 or string [n]; missing ones are null.
+      lists: raw values by multivalent feature.
+      numerics: by numeric feature: float32 [n]; missing values are NaN.
+      vectors: by dense feature: float32 [n, length]; missing elements are 0.
+      labels: by task: float32 [n]; NaN outside its sample space.
+      weights: by column of row weights: float32 [n], 0 or more; 0 where no task uses the weight.
+      keys: raw values by role (group, item): int64 or string [n] without nulls.
     """
 
     places: np.ndarray
@@ -43,7 +43,7 @@ class Rows:
 
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
-        """The rows of all parts, one part after another; there is at least one."""
+        """The rows of all parts (at least one), one part after another."""
         if len(parts) == 1:
             return parts[0]
         joined: dict[str, Any] = {}
@@ -57,12 +57,12 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values of features."""
+        """The size of the features' values in bytes."""
         lists = [lists.values for lists in self.lists.values()]
         return sum(values.nbytes for values in (*self.ids.values(), *lists, *self.vectors.values()))
 
     def take(self, places: np.ndarray) -> Rows:
-        """Some of the rows, by ascending place among these."""
+        """The rows at ascending ``places`` of this object's rows."""
         if len(places) == len(self.row_ids):
             return self
         index = pa.array(places)

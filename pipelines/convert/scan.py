@@ -1,6 +1,6 @@
-"""The first look at the log: settles the split and counts rows, reading only what that needs.
+"""The first pass over the log: decides how rows are split and counts them, reading only the columns that this needs.
 
-A split by time is settled by order statistics of all times, one by last rows by the last rows of every group; worker
+A split by time depends on order statistics of all times, a leave-last split on the last rows of every group. Worker
 processes gather both.
 """
 
@@ -35,14 +35,14 @@ from stem_util.workers import Pool
 
 
 class Scan:
-    """Settles how the rows of a log are divided.
+    """Decides how the rows of a log are divided.
 
     Args:
-      options: of the conversion.
+      options: options of the conversion.
       log: its input.
-      given: the split of each of its files, when splits are given.
+      given: the split of each file, if splits are given.
       directory: where the output is built.
-      scratch: directory of intermediate files.
+      scratch: directory of the scratch files.
     """
 
     def __init__(self, options: Options, log: Log, given: tuple[int, ...], directory: str, scratch: str) -> None:
@@ -50,7 +50,7 @@ class Scan:
         self._directory, self._scratch = directory, scratch
 
     def run(self, pool: Pool) -> tuple[SplitPolicy, list[int]]:
-        """The policy, and the rows of each unit."""
+        """The split policy, and the number of rows in each unit."""
         options = self._options
         if self._given and not options.validation_share:
             policy: SplitPolicy = GivenSplit(self._given)
@@ -70,7 +70,7 @@ class Scan:
     def _divide(
         self, pool: Pool, by: str, fractions: tuple[float, float, float]
     ) -> tuple[HashSplit | RandomSplit | TimeSplit, list[int]]:
-        """The policy that divides rows, of train files where splits are given, and each unit's rows."""
+        """The policy that divides all rows (if splits are given: those of train files), and each unit's rows."""
         if by == "time":
             return self._scan_times(pool, self._split_column(), fractions)
         seed = self._options.seed
@@ -80,9 +80,9 @@ class Scan:
     def _scan_times(
         self, pool: Pool, column: str, fractions: tuple[float, float, float]
     ) -> tuple[TimeSplit, list[int]]:
-        """Reads all times, and finds those that divide them by the fractions."""
+        """Reads all times, and finds the limits that divide them by the fractions."""
         kind, _ = self._time_kind(column)
-        # The limits are not known yet, and not needed to read times.
+        # Times can be read before the limits are known.
         unit_rows = self._gather(pool, gather_times, TimeSplit(column, kind, 0, 0), set(self._train_units()))
         paths = [path for path in map(self._scan_path, self._train_units()) if os.path.getsize(path)]
 
@@ -106,7 +106,7 @@ class Scan:
         return TimeSplit(column, kind, limits[0], limits[1], fractions), unit_rows
 
     def _scan_last(self, pool: Pool) -> tuple[LastSplit, list[int]]:
-        """Finds the last rows of every group: holds 72 bytes per group, about 500 while they are sorted."""
+        """Finds the last rows of every group. Takes 72 bytes of memory per group, about 500 while sorting."""
         column = self._split_column()
         group = self._options.schema.group if self._options.split_group is None else self._split_column("split_group")
         if group is None:
@@ -135,7 +135,7 @@ class Scan:
         return column
 
     def _time_kind(self, column: str) -> tuple[pa.DataType, Any]:
-        """The type in which a column's values are ordered, and one of them."""
+        """The type by which a time column is ordered, and one of its values."""
         for unit in self._log.units:
             for chunk in source.read(self._log, unit, [column], skip_malformed=self._options.drop_bad_rows):
                 values = self._log.alike(chunk.columns)[column].drop_null()
@@ -144,21 +144,25 @@ class Scan:
         raise UserError(f"--split_column={column}: the column holds no value")
 
     def _train_units(self) -> list[int]:
-        """Units that a split by time is settled from: all, or those of given train files."""
+        """The units that decide a split by time: all of them, or those of given train files."""
         return [unit.index for unit in self._log.units if not self._given or self._given[unit.file] == 0]
 
     def _scan_path(self, unit: int) -> str:
         return os.path.join(self._scratch, f"scan-{unit}")
 
     def _count(self, pool: Pool) -> list[int]:
-        """Rows of each unit."""
+        """The number of rows in each unit."""
         if not self._log.text:
-            return [unit.rows for unit in self._log.units]  # Parquet files know
+            return [unit.rows for unit in self._log.units]  # known from the footers of Parquet files
         drop = self._options.drop_bad_rows
         return self._run(pool, count_rows, lambda unit: (self._log, unit, drop))
 
     def _gather(self, pool: Pool, function: Callable[..., int], policy: SplitPolicy, settling: set[int]) -> list[int]:
-        """Rows of each unit, after ``function`` has left what ``policy`` is settled from by the units ``settling``."""
+        """Runs ``function`` on each unit, and lets the units ``settling`` leave files that decide ``policy``.
+
+        Returns:
+          The number of rows in each unit.
+        """
         cleaner = Cleaner(self._options.schema, policy, self._options.drop_bad_rows)
 
         def arguments(unit: Unit) -> tuple[Any, ...]:
@@ -168,7 +172,7 @@ class Scan:
         return self._run(pool, function, arguments)
 
     def _run(self, pool: Pool, function: Callable[..., int], arguments: Callable[[Unit], tuple[Any, ...]]) -> list[int]:
-        """What ``function`` returns for each unit: its rows."""
+        """Runs ``function``, which returns a number of rows, on each unit."""
         tasks = [(self._log.unit_name(unit), arguments(unit)) for unit in self._log.units]
         counts = []
         with Progress(None, unit="rows", desc="scan") as progress:
@@ -179,19 +183,19 @@ class Scan:
 
 
 def count_rows(log: Log, unit: Unit, drop: bool) -> int:
-    """Rows of a unit, malformed ones included, which are an error unless they are to be dropped. Runs in a worker."""
+    """The number of rows in a unit, malformed ones included; without ``drop`` they are an error. Runs in a worker."""
     return source.count_rows(log, unit, skip_malformed=drop)
 
 
 def gather_times(log: Log, unit: Unit, cleaner: Cleaner, policy: TimeSplit, path: str | None) -> int:
-    """Counts a unit's rows, and leaves the times of those that have one. Runs in a worker.
+    """Counts a unit's rows, and writes the times of those that have one to a file. Runs in a worker.
 
     Args:
       log: the input.
-      unit: a piece of it.
-      cleaner: says what happens to bad rows.
-      policy: its column and kind; its limits are not known yet.
-      path: of the file of uint64 keys that sort as the times do; None to count only.
+      unit: a piece of the log.
+      cleaner: decides what happens to bad rows.
+      policy: gives column and type of the times; its limits are not known yet.
+      path: file to write, of uint64 keys in the order of the times; None to count rows only.
     """
     if path is None:
         return count_rows(log, unit, cleaner.drop)
@@ -204,12 +208,12 @@ def gather_times(log: Log, unit: Unit, cleaner: Cleaner, policy: TimeSplit, path
 
 
 def gather_last_rows(log: Log, unit: Unit, cleaner: Cleaner, policy: LastSplit, path: str) -> int:
-    """Counts a unit's rows, and leaves the last rows of each group, by place in the file. Runs in a worker.
+    """Counts a unit's rows, and writes the last rows of each group, by place in the log, to a file. Runs in a worker.
 
-    Arguments as of :func:`gather_times`; the file holds what :meth:`LastRows.kept` returns.
+    Arguments are those of :func:`gather_times`; the file holds what :meth:`LastRows.kept` returns.
     """
     rows, last = 0, LastRows()
-    # Whether a last row is a good one depends on all of its columns.
+    # Only good rows count, and whether a row is good depends on all of its columns.
     columns = cleaner.columns if cleaner.drop else list(policy.columns)
     for chunk in source.read(log, unit, columns, skip_malformed=cleaner.drop):
         rows += len(chunk.rows) + chunk.malformed
@@ -227,7 +231,7 @@ def gather_last_rows(log: Log, unit: Unit, cleaner: Cleaner, policy: LastSplit, 
 def _given_times(
     column: str, kind: pa.DataType, example: Any, validation_from: str | None, test_from: str | None
 ) -> TimeSplit:
-    """The split at given times; without one of them the split that it would begin has no rows."""
+    """A split at given times. If one is not given, the split that begins with it has no rows."""
 
     def last_before(text: str, flag: str) -> int:
         return max(parse_time(text, kind, flag, example) - 1, 0)
@@ -240,17 +244,17 @@ def _given_times(
 
 
 def kth_smallest(pieces: Callable[[], Iterable[np.ndarray]], ranks: Sequence[int], bins: int = 1 << 16) -> list[int]:
-    """Exact order statistics of more numbers than fit in memory, by histograms that close in on them.
+    """Exact order statistics of more numbers than fit in memory, by histograms of ever smaller ranges.
 
-    A sample (`pipelines.sampling`) would give estimates: a split by shares of rows is exact.
+    A sample (`pipelines.sampling`) would only estimate them, and a split by shares of rows is exact.
 
     Args:
-      pieces: gives the numbers, uint64 arrays, anew at every call.
-      ranks: 1-based; each from 1 to the count of the numbers.
-      bins: of a histogram; a pass narrows the range of candidates by this factor.
+      pieces: returns the numbers, as uint64 arrays; called once per pass.
+      ranks: ranks from 1 to the count of the numbers.
+      bins: bins of a histogram; each pass narrows the range of candidates by this factor.
 
     Returns:
-      For each rank the number that stands there in ascending order.
+      The number of each rank in ascending order.
     """
     low, high = 2**64 - 1, 0
     for piece in pieces():

@@ -1,4 +1,4 @@
-"""Shards: which rows each holds, gathered from the scratch files of all units and written as records."""
+"""Plans which rows each shard holds, gathers them from the scratch files of all units and writes them as records."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ShardPlan:
     """Which rows a shard holds.
 
     Attributes:
-      split: its split.
+      split: the shard's split.
       index: its number.
-      shards: of how many.
-      pieces: (unit, first row, end) among the rows of the split in the units' scratch files. Rows of train are taken by
-        hash from whole units.
+      shards: the number of shards of the split.
+      pieces: (unit, first row, end): ranges of rows in the units' scratch files of the split. For train, these are
+        whole units, of which the shard takes rows by hash.
     """
 
     split: str
@@ -33,7 +33,7 @@ class ShardPlan:
 
 
 def plan_shards(split: str, unit_rows: list[int], shard_rows: int) -> list[ShardPlan]:
-    """Divides the rows of a split, ``unit_rows`` in each unit, into shards of about ``shard_rows``."""
+    """Divides the rows of a split, ``unit_rows`` in each unit, into shards of about ``shard_rows`` rows."""
     ends = np.cumsum(unit_rows).tolist()
     total = ends[-1] if ends else 0
     shards = -(-total // shard_rows)
@@ -69,7 +69,7 @@ def write_shard(job: Job, plan: ShardPlan) -> dict[str, Shard]:
 
 
 def _gather(job: Job, plan: ShardPlan) -> pa.RecordBatch:
-    """A shard's rows in their order: train by hash (hashes of different rows differ), others by row_id."""
+    """A shard's rows in their final order: train by hash (different for all rows), other splits by row_id."""
     parts = []
     for unit, first, end in plan.pieces:
         with pa.memory_map(job.rows_path(plan.split, unit)) as file:
@@ -89,13 +89,13 @@ def _gather(job: Job, plan: ShardPlan) -> pa.RecordBatch:
             records.check_values(values, field.name, f"a shard of {plan.split}; convert with a smaller --shard_rows")
     table = pa.Table.from_batches(parts, schema)
     if plan.split == "train":
-        order = np.argsort(table[HASH].to_numpy(), kind="stable")  # merges the parts, which are sorted
+        order = np.argsort(table[HASH].to_numpy(), kind="stable")  # timsort merges the parts, which are sorted
         table = table.drop_columns([HASH]).take(pa.array(order))
     return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], names=table.column_names)
 
 
 def _hash_range(hashes: np.ndarray, index: int, shards: int) -> tuple[int, int]:
-    """Where in sorted hashes those of shard ``index`` lie: all 64-bit hashes cut into ``shards`` equal parts."""
+    """The range of sorted ``hashes`` for shard ``index``: the space of 64-bit hashes is cut into equal parts."""
     first, end = (np.uint64(min((place << 64) // shards, 2**64 - 1)) for place in (index, index + 1))
     low, high = np.searchsorted(hashes, [first, end])
     return int(low), int(high) if index + 1 < shards else len(hashes)

@@ -1,4 +1,4 @@
-"""Which of train, validation and test a row goes to: 0, 1, 2; by its file, place, time, a hash, or its group's last."""
+"""Split policies: a row goes to train (0), validation (1) or test (2) by its file, place, time, hash or group."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from stem_util.errors import UserError
 
 
 class Divided(Protocol):
-    """Rows that a policy divides. What it asks for and a row does not have makes that row a bad one.
+    """Rows that a policy divides. A row that lacks a value that the policy asks for is bad.
 
     Attributes:
       row_ids: int64 [n], ascending.
-      file: place of their file among the log's.
+      file: number of their file in the log.
     """
 
     @property
@@ -33,18 +33,18 @@ class Divided(Protocol):
     def file(self) -> int: ...
 
     def keys(self, column: str) -> np.ndarray:
-        """int64 [n], keys of `hashing.key64` of a column's values."""
+        """`hashing.key64` of a column's values, int64 [n]."""
 
     def times(self, column: str, kind: pa.DataType) -> np.ndarray:
-        """uint64 [n], keys of `times.order_keys` of a column's values."""
+        """`times.order_keys` of a column's values, uint64 [n]."""
 
 
 class SplitPolicy(abc.ABC):
-    """Says for every row whether it is of train (0), validation (1) or test (2)."""
+    """Decides for every row whether it belongs to train (0), validation (1) or test (2)."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of the log that it goes by."""
+        """The columns of the log that decide."""
         return ()
 
     def may_hold(self, file: int, split: int) -> bool:
@@ -58,7 +58,7 @@ class SplitPolicy(abc.ABC):
 
     @abc.abstractmethod
     def describe(self, files: Sequence[str]) -> dict[str, Any]:
-        """What the manifest keeps of it, for :func:`restore`; ``files`` are those of the log."""
+        """The policy's entry in the manifest, from which :func:`restore` makes it again; ``files`` are the log's."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,15 @@ class RandomSplit(SplitPolicy):
     """Rows are divided by a hash of seed and row_id.
 
     Attributes:
-      fractions: of train, validation and test.
-      seed: of the hash.
+      fractions: shares of train, validation and test.
+      seed: seed of the hash.
     """
 
     fractions: tuple[float, float, float]
     seed: int
 
     def assign(self, row_ids: np.ndarray) -> np.ndarray:
-        """uint8 [n] of int64 [n]."""
+        """The splits, uint8 [n], of rows by their ids, int64 [n]."""
         return _by_fractions(hashing.seeded64(row_ids, self.seed, "split"), self.fractions)
 
     def divide(self, rows: Divided) -> np.ndarray:
@@ -89,9 +89,9 @@ class HashSplit(SplitPolicy):
     """Rows are divided by a hash of seed and a column's value, so that equal values stay together.
 
     Attributes:
-      column: of the log.
-      fractions: of train, validation and test, as shares of the values.
-      seed: of the hash.
+      column: the log's column.
+      fractions: shares of train, validation and test in the distinct values.
+      seed: seed of the hash.
     """
 
     column: str
@@ -103,7 +103,7 @@ class HashSplit(SplitPolicy):
         return (self.column,)
 
     def assign(self, keys: np.ndarray) -> np.ndarray:
-        """uint8 [n] of int64 [n], keys of `hashing.key64`."""
+        """The splits, uint8 [n], of rows by their `hashing.key64`, int64 [n]."""
         return _by_fractions(hashing.seeded64(keys, self.seed, "split"), self.fractions)
 
     def divide(self, rows: Divided) -> np.ndarray:
@@ -117,7 +117,7 @@ def _by_fractions(hashes: np.ndarray, fractions: tuple[float, float, float]) -> 
     uniform = (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
     ends = np.array([fractions[0], fractions[0] + fractions[1]])
     if fractions[2] == 0:
-        ends[1] = 1.0  # .9 + .1 may round to less
+        ends[1] = 1.0  # 0.9 + 0.1 may round to less
     return np.searchsorted(ends, uniform, "right").astype(np.uint8)
 
 
@@ -126,11 +126,11 @@ class TimeSplit(SplitPolicy):
     """Train up to one time, validation up to a second, test after it; equal times stay together.
 
     Attributes:
-      column: of the log.
+      column: the log's column.
       kind: type of its values.
       train_until: the last time of train, as a key of `order_keys`.
-      validation_until: the last time of validation, likewise.
-      fractions: that the limits were found by, or None where they were given.
+      validation_until: the last time of validation, as such a key.
+      fractions: the shares by which the limits were found, or None if the limits were given.
     """
 
     column: str
@@ -144,7 +144,7 @@ class TimeSplit(SplitPolicy):
         return (self.column,)
 
     def assign(self, keys: np.ndarray) -> np.ndarray:
-        """uint8 [n] of uint64 [n], keys of `order_keys`."""
+        """The splits, uint8 [n], of rows by their `order_keys`, uint64 [n]."""
         ends = np.array([self.train_until, self.validation_until], np.uint64)
         return np.searchsorted(ends, keys, "left").astype(np.uint8)
 
@@ -152,7 +152,7 @@ class TimeSplit(SplitPolicy):
         return self.assign(rows.times(self.column, self.kind))
 
     def describe(self, files: Sequence[str]) -> dict[str, Any]:
-        """With the limits for people (None: no end), and exactly: the type and the keys of `order_keys`."""
+        """The entry has the limits in readable form (None: no end), and exactly, as type and keys of `order_keys`."""
         ends = {"train_until": self.train_until, "validation_until": self.validation_until}
         values = {name: None if key == LAST_KEY else key_value(key, self.kind) for name, key in ends.items()}
         fractions = None if self.fractions is None else list(self.fractions)
@@ -165,10 +165,10 @@ class LastSplit(SplitPolicy):
     """The last row of each group is test, the one before it validation, in groups of at least three rows.
 
     Attributes:
-      column: of the times that order a group's rows; equal times by place in the log.
+      column: the column of times, which order a group's rows; rows of equal time are ordered by place in the log.
       kind: type of its values.
-      group: column whose values make the groups.
-      directory: holds the row_ids of both splits (`save`).
+      group: the column whose values are the groups.
+      directory: where `save` keeps the row_ids of both splits.
     """
 
     column: str
@@ -183,7 +183,7 @@ class LastSplit(SplitPolicy):
         return self.column, self.group
 
     def save(self, validation: np.ndarray, test: np.ndarray) -> None:
-        """Keeps the row_ids, int64, of the two splits, flushed to the disk."""
+        """Writes the row_ids, int64, of the two splits, flushed to the disk."""
         os.makedirs(self.directory)
         for name, row_ids in zip(self.FILES, (validation, test), strict=True):
             path = os.path.join(self.directory, name)
@@ -191,7 +191,7 @@ class LastSplit(SplitPolicy):
             files.sync(path)
 
     def assign(self, row_ids: np.ndarray) -> np.ndarray:
-        """uint8 [n] of ascending int64 [n]; holds no more of the files in memory than their part for these rows."""
+        """The splits, uint8 [n], of ascending row_ids, int64 [n]; reads only the part of the files for these rows."""
         splits = np.zeros(len(row_ids), np.uint8)
         if not len(row_ids):
             return splits
@@ -211,11 +211,11 @@ class LastSplit(SplitPolicy):
 
 @dataclass(frozen=True)
 class GivenSplit(SplitPolicy):
-    """Rows go where their file goes: ``file_splits[i]`` is 0, 1 or 2.
+    """Each file of the log belongs to one split.
 
     Attributes:
-      file_splits: by file of the log.
-      rest: divides the rows of train files between train and validation, where validation has no files.
+      file_splits: for each file of the log, its split: 0, 1 or 2.
+      rest: divides the rows of train files between train and validation, if validation has no files.
     """
 
     file_splits: tuple[int, ...]
@@ -244,7 +244,7 @@ class GivenSplit(SplitPolicy):
 
 
 def last_directory(data_dir: str) -> str:
-    """Where a `LastSplit` keeps its files in converted data."""
+    """The directory in converted data where a `LastSplit` keeps its files."""
     return os.path.join(data_dir, "split")
 
 
@@ -253,12 +253,12 @@ def restore(description: Mapping[str, Any], data_dir: str, files: Sequence[str],
 
     Args:
       description: the manifest's ``split``.
-      data_dir: of the manifest.
-      files: of the log.
-      seed: of the conversion.
+      data_dir: the manifest's directory.
+      files: the log's files.
+      seed: seed of the conversion.
 
     Raises:
-      UserError: a description without the exact limits, as earlier versions wrote it.
+      UserError: the description was written by an earlier version and lacks the exact limits.
     """
     by = description["by"]
     if by == "given files":

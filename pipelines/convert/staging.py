@@ -1,7 +1,7 @@
 """Output directories that appear whole or not at all.
 
-Work is done in a hidden directory beside the output, flushed to the disk and renamed. A lock keeps two jobs from the
-same output; what dead jobs left behind is removed by the next one.
+An output is built in a hidden directory beside its place, flushed to the disk and renamed. A lock keeps two jobs from
+writing the same output. The next job removes what a killed one left behind.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from stem_util.owned import Kind
 
 @contextlib.contextmanager
 def staged(output: str, *, kind: Kind, overwrite: bool) -> Iterator[str]:
-    """Gives a directory to fill, and puts it in the place of ``output`` when the block ends without an error.
+    """Yields a directory to fill, and moves it to ``output`` when the block ends without an error.
 
     Args:
-      output: the directory to create; missing parents are created. Where it is a link, what it points to is meant.
-      kind: what it will hold. An existing directory of another kind is never replaced.
+      output: the directory to create; missing parents are created. If it is a link, its target is created.
+      kind: what the directory holds. An existing directory of another kind is never replaced.
       overwrite: replace a finished output.
 
     Raises:
-      UserError: the output exists and is not to be replaced, or another job is writing it.
+      UserError: the output exists and must not be replaced, or another job is writing it.
     """
     real = Path(os.path.realpath(output))
     files.make_directory(real.parent)
@@ -46,7 +46,7 @@ def staged(output: str, *, kind: Kind, overwrite: bool) -> Iterator[str]:
             if real.exists():
                 real.rename(replaced)
             partial.rename(real)
-            kept = f"{output} is written and whole"
+            kept = f"{output} is complete"
             files.sync(real.parent)
             shutil.rmtree(replaced, ignore_errors=True)
         except (KeyboardInterrupt, Stopped) as stop:
@@ -57,7 +57,7 @@ def staged(output: str, *, kind: Kind, overwrite: bool) -> Iterator[str]:
 
 
 def _tidy_up(output: Path, kind: Kind) -> None:
-    """Removes what killed jobs left beside ``output``, and brings back an output that was about to be replaced."""
+    """Removes what killed jobs left beside ``output``, and restores an output that one was about to replace."""
     replaced, partial = (files.hidden(output, f"{what}-").name for what in ("replaced", "partial"))
     for name in sorted(os.listdir(output.parent)):
         path = output.with_name(name)
@@ -80,5 +80,6 @@ def _check_output(output: str, kind: Kind, overwrite: bool) -> None:
     if added:
         more = f" and {len(added) - 1:,} more" if len(added) > 1 else ""
         raise UserError(
-            f"{output} also holds what is no part of it ({added[0]}{more}): move that away, or choose another output"
+            f"{output} also holds files that do not belong to it ({added[0]}{more}): move them away, or choose another "
+            "output"
         )

@@ -1,4 +1,4 @@
-"""Times that a split goes by: their type, keys that sort as they do, and those given on the command line."""
+"""Times for splits: their type, integer keys in the same order, and times given on the command line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pipelines.log import casts
 from stem_util.errors import UserError
 
 LAST_KEY = 2**64 - 1
-"""The last key of `order_keys`: a split until then has no end."""
+"""The largest key of `order_keys`: a split until then has no end."""
 
 
 def time_kind(array: pa.Array, column: str) -> pa.DataType:
-    """The type in which a column's values are ordered; that of text is guessed from the values given.
+    """The type by which a time column is ordered; for text, it is guessed from the values.
 
     Raises:
-      UserError: values that are neither numbers nor times.
+      UserError: the values are neither numbers nor times.
     """
     kind = casts.plain_type(array.type)
     if pa.types.is_integer(kind):
@@ -39,13 +39,13 @@ def time_kind(array: pa.Array, column: str) -> pa.DataType:
 
 
 def kind_of_name(name: str) -> pa.DataType:
-    """The type of that name."""
+    """The Arrow type with this name."""
     timestamp = re.fullmatch(r"timestamp\[(\w+)(?:, tz=(.+))?\]", name)
     return pa.timestamp(*timestamp.groups()) if timestamp else pa.type_for_alias(name)
 
 
 def time_values(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarray]:
-    """A time column as int64, float64 or a timestamp (missing values null), and which values cannot be cast."""
+    """Casts a time column to int64, float64 or timestamps (missing ones null), and marks values that cannot be cast."""
     if pa.types.is_timestamp(kind):
         array = casts.plain(array)
         if casts.is_text(array.type):
@@ -57,9 +57,9 @@ def time_values(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, np.ndarra
 
 
 def order_keys(values: pa.Array) -> np.ndarray:
-    """uint64 [n] that sort as the values do (int64, float64 or timestamp without nulls)."""
+    """Keys, uint64 [n], in the order of the values (int64, float64 or timestamps, without nulls)."""
     if pa.types.is_floating(values.type):
-        floats = casts.to_numpy(values) + 0.0  # -0.0 and 0.0 are one time
+        floats = casts.to_numpy(values) + 0.0  # makes -0.0 equal to 0.0
         bits = floats.view(np.uint64)
         negative = bits >> np.uint64(63) == 1
         return np.where(negative, ~bits, bits | np.uint64(1 << 63))
@@ -67,7 +67,7 @@ def order_keys(values: pa.Array) -> np.ndarray:
 
 
 def key_value(key: int, kind: pa.DataType) -> Any:
-    """The value of a key of `order_keys`, as a Python int, float or ISO text."""
+    """The value behind a key of `order_keys`, as a Python int, float or ISO text."""
     if pa.types.is_floating(kind):
         bits = key ^ (1 << 63) if key >> 63 else ~key & (2**64 - 1)
         return float(np.uint64(bits).view(np.float64))
@@ -80,19 +80,19 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def parse_time(text: str, kind: pa.DataType, flag: str, example: Any) -> int:
-    """The key of `order_keys` of a time given on the command line, as the first one of a split.
+    """The key of `order_keys` for a time that is given on the command line as the first one of a split.
 
-    A date is its midnight, and a time finer than the column's unit the next that the column can hold. Without an offset
-    a time is one of the column's time zone.
+    A date means its midnight. A time that is finer than the column's unit is rounded up. A time without an offset is in
+    the column's time zone.
 
     Args:
-      text: of the flag.
-      kind: of `time_kind`.
-      flag: its name.
+      text: the flag's value.
+      kind: the column's `time_kind`.
+      flag: the flag's name.
       example: a value of the column, for the error.
 
     Raises:
-      UserError: text that is no value of the column's type, with the forms that are.
+      UserError: the text is no value of the column's type; the message shows valid forms.
     """
     given = f"--{flag}={text}"
     if pa.types.is_timestamp(kind):
@@ -100,12 +100,12 @@ def parse_time(text: str, kind: pa.DataType, flag: str, example: Any) -> int:
     values, bad = time_values(pa.array([text.encode()], pa.binary()), kind)
     shown = example.decode() if isinstance(example, bytes) else example
     if bad[0] or values.null_count:
-        raise UserError(f"{given}: the split column holds numbers ({kind}); write one as it stands there, as {shown}")
+        raise UserError(f"{given}: the split column holds numbers ({kind}); write one in the same form, as {shown}")
     return int(order_keys(values)[0])
 
 
 def _moment(text: str, kind: pa.TimestampType, given: str) -> int:
-    """A time in units of the column's type since 1970."""
+    """A time as a number of units of the column's type since 1970."""
     parts = _TIME.fullmatch(text)
     forms = "2024-01-31, 2024-01-31T10:00 or 2024-01-31T10:00:00.5"
     forms += f" (as in {kind.tz}), or with an offset: 2024-01-31T10:00Z, 2024-01-31T10:00+01:00" if kind.tz else ""
@@ -124,7 +124,8 @@ def _moment(text: str, kind: pa.TimestampType, given: str) -> int:
             moment = pc.assume_timezone(moment, kind.tz)
         except pa.ArrowInvalid as error:
             raise UserError(
-                f"{given}: clocks change in {kind.tz}: it is no time or two; write it with an offset, as in +01:00"
+                f"{given}: clocks change in {kind.tz}, so this time does not exist or occurs twice; write it with an "
+                "offset, as in +01:00"
             ) from error
     units = _PER_SECOND[kind.unit]
     seconds = moment.cast(pa.timestamp("s")).cast(pa.int64()).as_py()

@@ -53,7 +53,7 @@ def test_what_others_put_into_an_output_is_not_replaced_with_it(tmp_path: Path) 
     (output / "runs").mkdir()
     (output / "runs" / "weights").write_text("a week of training")
     (output / "notes").symlink_to(tmp_path)
-    with pytest.raises(UserError, match=r"out also holds what is no part of it \(notes and 1 more\)"):
+    with pytest.raises(UserError, match=r"out also holds files that do not belong to it \(notes and 1 more\)"):
         _fill(output, "three", overwrite=True)
     assert (output / "done").read_text() == "two" and (output / "runs" / "weights").exists()
 
