@@ -100,7 +100,7 @@ def test_strings_of_any_type(array: pa.Array) -> None:
         (
             _feature("dense", "float32", length=2),
             pa.array([[1.0, 2.0], [1.0]]),
-            r"is \[1.0\], .* not the 2 elem",
+            r"is \[1.0\], .* not have 2 elem",
         ),
         (_feature("dense", "float32", length=1), pa.array([[1.0], [np.inf]]), "not finite"),
     ],
