@@ -1,1 +1,1 @@
-"""From a raw log to a draft of its schema."""
+"""Drafts a schema from a raw log."""

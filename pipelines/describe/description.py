@@ -1,4 +1,4 @@
-"""From a log to a draft of its schema, what to say about it, and the command that converts the log with it."""
+"""Describes a log: a draft of its schema, a summary, and the command that converts the log with the draft."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipelines.log.parts import CsvOptions
 from stem_util.errors import UserError
 
 HEAD = "Drafted by stem-describe"
-"""How the first comment of a draft begins."""
+"""The beginning of a draft's first comment."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What was found out about a log.
+    """What was found about a log.
 
     Attributes:
       text: the drafted schema, YAML with comments.
-      summary: lines for people.
-      arguments: of the conversion that takes the draft, beside --schema and --output.
+      summary: lines to print.
+      arguments: command-line arguments of the conversion, without --schema and --output.
     """
 
     text: str
@@ -47,12 +47,12 @@ def describe(patterns: Sequence[str], csv: CsvOptions, labels: Sequence[str], li
 
     Args:
       patterns: files, globs and directories of the log.
-      csv: how CSV files are written; a delimiter that is not given is looked for.
+      csv: how CSV files are written; if the delimiter is not given, it is guessed.
       labels: see `draft.draft`.
-      limit: rows to draw from the log.
+      limit: number of rows to sample from the log.
 
     Raises:
-      UserError: a mistake in the arguments or the log, or nothing to predict or to learn from.
+      UserError: the arguments or the log have a mistake, or no column can be a label or a feature.
     """
     files = find_files(",".join(patterns))
     seen = sniff.Look(csv) if is_parquet(files[0]) else sniff.look(files[0], csv)
@@ -83,7 +83,7 @@ def describe(patterns: Sequence[str], csv: CsvOptions, labels: Sequence[str], li
 
 
 def _name(pattern: str) -> str:
-    """A name for the data set from where it lies: data/shop/*.parquet is shop, data/log.csv is log."""
+    """A name for the data set, from its path: shop for data/shop/*.parquet, log for data/log.csv."""
     parts = [part for part in os.path.abspath(pattern).split(os.sep) if part and "*" not in part and "?" not in part]
     return (parts or ["log"])[-1].split(".")[0]
 

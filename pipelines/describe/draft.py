@@ -1,7 +1,7 @@
-"""Drafts a schema from a log: what each column seems to be, and why, as YAML with comments.
+"""Drafts a schema from a sample of a log: YAML, with comments that say what each column seems to be, and why.
 
-Guesses lean to the safe side: what looks like an outcome, or predicts a label too well by itself, is commented out. The
-rest is tried on the sample by the code that converts, so that conversion takes the draft as it stands.
+Guesses are cautious: columns that look like outcomes, or predict a label too well by themselves, are commented out. The
+others are tried on the sample with the code that converts, so that conversion accepts the draft unchanged.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from stem_util.errors import UserError, did_you_mean
 
 SUSPECT_AUC = 0.95
 _POSITIVE = ("yes", "y", "true", "t")
-_FRACTIONS = (0.8, 0.9)  # where the default split by time ends train and validation
-_LIKE = 0.8  # of the best mark
-_SAME = 0.99  # share of rows in which an attribute of users or items is the same for one of them
+_FRACTIONS = (0.8, 0.9)  # the default split by time ends train and validation here
+_LIKE = 0.8  # share of the best mark from which a rating is a like
+_SAME = 0.99  # share of rows in which a user's or item's attribute must have its most frequent value
 _SHOWN_CANDIDATES = 5
-_LONGEST = 100  # characters of a name
+_LONGEST = 100  # characters in a name
 
 
 @dataclass
@@ -40,18 +40,18 @@ class Draft:
     """The parts of the schema, with a comment for each.
 
     Attributes:
-      name: of the data set.
-      keys: ``group`` and ``item`` columns.
-      no_keys: why a column that looks like one is not, by ``group`` and ``item``: (column, why).
-      features: fields, by column.
-      tasks: fields, by column, or ``column=value`` and ``column>=4`` where the label is one of several of the column.
-      notes: why, by column or task.
+      name: the name of the data set.
+      keys: the columns of ``group`` and ``item``.
+      no_keys: (column, reason) for ``group`` and ``item``, if the column with such a name cannot be the key.
+      features: the fields of each feature, by column.
+      tasks: the fields of each task, by column; by ``column=value`` or ``column>=4`` if the column has several labels.
+      notes: the comment on each feature or task.
       doubts: why a feature or task is commented out, by column or task.
-      left_out: why a column is nothing, by column.
-      suspects: (AUC, task) of features that predict a label too well, by column.
-      times: columns that tell the time, the likeliest time of the event first.
-      split: the one of them that conversion can split the log by, or None.
-      no_split: why not by the others, by column.
+      left_out: why a column is neither feature nor task, by column.
+      suspects: (AUC, task) of each feature that predicts a label too well, by column.
+      times: columns that hold times; the one that is most likely the time of the event comes first.
+      split: the column of `times` that conversion can split the log by, or None.
+      no_split: why columns before it in `times` cannot split the log, by column.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Draft:
 
     @property
     def sure_features(self) -> list[str]:
-        """Those that are not commented out."""
+        """The entries that are not commented out."""
         return [column for column in self.features if column not in self.doubts]
 
     @property
     def sure_tasks(self) -> list[str]:
-        """Those that are not commented out."""
+        """The entries that are not commented out."""
         return [task for task in self.tasks if task not in self.doubts]
 
 
@@ -82,14 +82,14 @@ def draft(name: str, table: pa.Table, types: Mapping[str, str], labels: Sequence
     """Guesses what each column of a sample is.
 
     Args:
-      name: of the data set.
+      name: the name of the data set.
       table: the sample's rows.
-      types: the type of each column in the log, for people.
-      labels: ``column``, ``column=value`` or ``column>=number`` of the tasks, or none to guess them.
+      types: the type of each column in the log, for comments.
+      labels: the tasks' labels, each ``column``, ``column=value`` or ``column>=number``; empty to guess them.
 
     Raises:
-      UserError: an empty sample, a label that is not a column or cannot be one, no column that looks like a label, or
-        no column left for a feature.
+      UserError: the sample is empty, a given label is no column or cannot be a label, no column looks like a label, or
+        no column can be a feature.
     """
     if not len(table):
         raise UserError("the log holds no rows: there is nothing to describe")
@@ -111,7 +111,7 @@ def draft(name: str, table: pa.Table, types: Mapping[str, str], labels: Sequence
 
 
 def _sort_columns(result: Draft, columns: Mapping[str, Column], asked: Mapping[str, dict[str, Any]]) -> None:
-    """Makes each column tasks, a feature or neither."""
+    """Makes each column one or more tasks, a feature, or neither."""
     for task, fields in asked.items():
         _add_task(result, columns, task, fields)
     labels = {fields["label"]["column"] for fields in asked.values()}
@@ -131,7 +131,7 @@ def _sort_columns(result: Draft, columns: Mapping[str, Column], asked: Mapping[s
 
 
 def _add_outcomes(result: Draft, columns: Mapping[str, Column], column: Column, asked: bool) -> None:
-    """The tasks that a column which looks like an outcome can be, those that it hardly is with a doubt."""
+    """Adds the tasks that a column which looks like an outcome can be; unlikely ones get a doubt."""
     if guess.is_event(column):
         values = sorted(_counts(column).items(), key=lambda item: (-item[1], str(item[0])))
         tasks = {f"{column.name}={value}": _task(column, value) for value, _ in values[1:]}
@@ -151,7 +151,7 @@ def _add_outcomes(result: Draft, columns: Mapping[str, Column], column: Column, 
 
 
 def _liked(column: Column) -> float:
-    """From which mark on a rating is a good one: four fifths of the best, or else the median."""
+    """The mark from which a rating is a like: four fifths of the best mark, or the median if that divides nothing."""
     limit = _LIKE * pc.max(column.present).as_py()
     limit = round(limit) if column.kind == "int" or limit > 1 else limit
     if not 0 < pc.mean(pc.greater_equal(column.present, limit).cast(pa.int8())).as_py() < 1:
@@ -168,7 +168,7 @@ def _add_task(result: Draft, columns: Mapping[str, Column], task: str, fields: d
 
 
 def _no_label(result: Draft, columns: Mapping[str, Column]) -> str:
-    """What to say where nothing is to be predicted."""
+    """The error if no column looks like a label."""
     two = [name for name in result.features if columns[name].kind != "list" and columns[name].distinct == 2]
     some = [columns[name] for name in reversed(two)][:_SHOWN_CANDIDATES]
     ways = [column.name if guess.is_binary(column) and column.kind == "int" else _asking(column) for column in some]
@@ -189,7 +189,7 @@ def _asking(column: Column) -> str:
 
 
 def render(result: Draft, head: Sequence[str]) -> str:
-    """The schema as YAML, with comments; ``head`` are lines of its first comment."""
+    """The schema as YAML with comments, the first of which has the lines ``head``."""
     lines = [line for text in head for line in _comment(text)]
     lines += [f"name: {result.name}"]
     lines += [f"{key}: {yaml_reader.inline(column)}  # {_KEY_NOTES[key]}" for key, column in result.keys.items()]
@@ -217,7 +217,7 @@ def render(result: Draft, head: Sequence[str]) -> str:
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
-    """Lines of a comment, without what YAML refuses even there."""
+    """Lines of a comment; characters that YAML does not allow are escaped."""
     shown = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in text.splitlines())
     return [f"{indent}# {line}" for line in shown]
 
@@ -229,7 +229,7 @@ _KEY_NOTES = {
 
 
 def _entry(title: str, key: str, fields: dict[str, Any], taken: set[str]) -> str:
-    """One feature or task on one line, under a name that is allowed and not yet taken."""
+    """One feature or task on one line, under a name that is allowed and not taken."""
     name = _identifier(re.sub("^(is|has|did)_(?=.)", "", key.replace(">=", "_at_least_")) if title == "tasks" else key)
     while name in taken:
         name += "_2"
@@ -245,7 +245,7 @@ def _identifier(text: str) -> str:
 
 
 def _find_keys(result: Draft, columns: Mapping[str, Column]) -> None:
-    """``group`` and ``item``: of the columns so named that have a value in every row the one with the most values."""
+    """Chooses ``group`` and ``item``: among columns with such names and no missing value, that with the most values."""
     for key, sides in (("group", ("user", "session")), ("item", ("item",))):
         named = [name for side in sides for name in result.features if guess.is_side_key(columns[name], side)]
         for side in sides:
@@ -261,7 +261,7 @@ def _find_keys(result: Draft, columns: Mapping[str, Column]) -> None:
 
 
 def _find_sides(result: Draft, columns: Mapping[str, Column]) -> None:
-    """Whose each feature is: by its name, or of those whose key decides its value."""
+    """Decides the side of each feature: by its name, or by the key that determines its value."""
     keys = {
         side: columns[result.keys[key]] for key, side in (("group", "user"), ("item", "item")) if key in result.keys
     }
@@ -276,7 +276,7 @@ def _find_sides(result: Draft, columns: Mapping[str, Column]) -> None:
 
 
 def _decides(key: Column, column: Column) -> bool:
-    """Whether rows of one key have one value: nearly all of them, and enough to tell."""
+    """Whether the key determines the column: nearly all rows of a key have one value, and enough rows can show it."""
     if key.name == column.name or column.kind == "list":
         return False
     known = casts.to_numpy(pc.is_valid(column.values))
@@ -291,7 +291,7 @@ def _decides(key: Column, column: Column) -> bool:
 
 
 def _asked(labels: Sequence[str], columns: Mapping[str, Column]) -> dict[str, dict[str, Any]]:
-    """The fields of the tasks asked for, by column, or as they were asked for where a column is asked for again."""
+    """The fields of the tasks asked for, by column; by the text of the flag if a column is asked for again."""
     asked: dict[str, dict[str, Any]] = {}
     for label in labels:
         name, sign, value = next(_parts(label, columns), (label, "", ""))
@@ -321,7 +321,7 @@ def _asked(labels: Sequence[str], columns: Mapping[str, Column]) -> dict[str, di
 
 
 def _parts(label: str, columns: Mapping[str, Column]) -> Iterator[tuple[str, str, str]]:
-    """Ways to read ``column``, ``column=value`` or ``column>=number``: first those that name a column."""
+    """Yields the ways to read ``column``, ``column=value`` or ``column>=number``; those that name a column first."""
     ways = [(label, "", "")]
     ways += [label.partition(sign) for sign in (">=", "=") if sign in label]
     yield from (way for way in ways if way[0] in columns)
@@ -358,7 +358,7 @@ def _value(label: str, text: str, column: Column) -> Any:
 
 
 def _task(column: Column, equals: Any = None, at_least: float | None = None) -> dict[str, Any]:
-    """The fields of a task: that the column equals a value or reaches one, or by what it holds."""
+    """The fields of a task whose column equals a value or reaches a number; if neither is given, by what it holds."""
     label: dict[str, Any] = {"column": column.name}
     if equals is not None:
         label["equals"] = equals
@@ -381,7 +381,7 @@ def _counts(column: Column) -> dict[Any, int]:
 
 
 def _positive(column: Column) -> Any:
-    """Which of two values means 1: the larger number, a yes, or the rarer text."""
+    """The value of two that means 1: the larger number, a yes, or the rarer text."""
     counts = _counts(column)
     if column.kind != "text":
         return max(counts)
@@ -389,7 +389,7 @@ def _positive(column: Column) -> Any:
 
 
 def _label(column: Column, task: Mapping[str, Any]) -> np.ndarray:
-    """The label's values, float64 [n], NaN where there is none."""
+    """The task's labels, float64 [n]; NaN where there is none."""
     values, label = column.values, task["label"]
     if "equals" in label:
         values = pc.equal(values, pa.scalar(label["equals"], values.type)).cast(pa.int8())
@@ -409,7 +409,7 @@ def _binary(result: Draft, columns: Mapping[str, Column]) -> dict[str, np.ndarra
 
 
 def _find_relations(result: Draft, columns: Mapping[str, Column]) -> None:
-    """Comments out features that happen only where a label is 1, or always there: they are stages of one event."""
+    """Comments out features that are nonzero only, or always, where a label is 1: they are stages of the same event."""
     labels = _binary(result, columns)
     for name in result.sure_features:
         happens = _happens(columns[name])
@@ -431,7 +431,7 @@ def _find_relations(result: Draft, columns: Mapping[str, Column]) -> None:
 
 
 def _happens(column: Column) -> np.ndarray | None:
-    """Rows in which a number is there and not 0, [n]; None of what holds no numbers."""
+    """The rows, bool [n], in which a number is present and not 0; None if the column does not hold numbers."""
     if column.kind == "text" and guess.is_binary(column):
         return np.asarray(_label(column, _task(column)))
     return _known_or_0(column) != 0 if column.kind in ("int", "float") else None
@@ -442,7 +442,7 @@ def _known_or_0(column: Column) -> np.ndarray:
 
 
 def _find_suspects(result: Draft, columns: Mapping[str, Column]) -> None:
-    """Comments out features that alone predict a label of the draft too well; keys are only remarked on."""
+    """Comments out features that predict a label too well by themselves; a key only gets a note."""
     labels = _binary(result, columns)
     for name in result.sure_features:
         if columns[name].kind == "list" or not labels:
@@ -459,7 +459,7 @@ def _find_suspects(result: Draft, columns: Mapping[str, Column]) -> None:
 
 
 def _find_split(result: Draft, columns: Mapping[str, Column]) -> None:
-    """The times, those of users and items (of birth, of release) last, and the first that can split the log."""
+    """Finds columns of times, those of users and items (birth, release) last, and the first that can split the log."""
     used = {fields["label"]["column"] for fields in result.tasks.values()}
     keys = [columns[name] for name in result.keys.values()]
     times = [column for name, column in columns.items() if name and name not in used and guess.time_of(column)]
@@ -474,7 +474,7 @@ def _find_split(result: Draft, columns: Mapping[str, Column]) -> None:
 
 
 def _no_split(column: Column) -> str | None:
-    """Why conversion cannot split a log by a time, or None."""
+    """Why conversion cannot split the log by this column, or None."""
     if column.values.null_count:
         return f"{column.missing_share} missing, and a split by time needs one in every row"
     try:
@@ -489,10 +489,10 @@ def _no_split(column: Column) -> str | None:
 
 
 def _rehearse(result: Draft, table: pa.Table) -> None:
-    """Tries the draft on the sample as conversion would, and comments out what it would stop at.
+    """Tries the draft on the sample as conversion would, and comments out columns that would stop the conversion.
 
     Raises:
-      UserError: nothing is left.
+      UserError: no feature or no task is left.
     """
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     chunk, row_ids = Chunk("the sample", np.arange(len(table)), columns, 0), np.arange(len(table))
@@ -511,7 +511,7 @@ def _rehearse(result: Draft, table: pa.Table) -> None:
 
 
 def _doubt(result: Draft, bad: Counter[tuple[str, str]]) -> None:
-    """Comments out every use of columns in which conversion finds bad rows."""
+    """Comments out all uses of columns in which conversion finds bad rows."""
     for (column, reason), rows in bad.items():
         why = f"conversion would stop at {rows:,} rows of the sample: {reason}"
         for key in [key for key, name in result.keys.items() if name == column]:

@@ -1,4 +1,4 @@
-"""What a column seems to be, judged by its type, its values and its name."""
+"""Guesses what a column is, from its type, its values and its name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from pipelines import yaml_reader
 from pipelines.log import casts
 
-# Words of names, in the singular where both are there. Users and items can be keys, the first of a list before others.
+# Words in column names, in the singular if both forms occur. Users and items can be keys; earlier words are preferred.
 _USERS = (
     "user usr uid member customer buyer viewer reader visitor listener client account subscriber player shopper "
     "consumer guest passenger student patient person reviewer"
 ).split()
-_STAND_INS = "session cookie device household search srch".split()  # for a user
+_STAND_INS = "session cookie device household search srch".split()  # groups in place of users
 _ITEMS = (
     "item iid video vid movie film photo product goods sku asin isbn article news post ad adgroup creative song track "
     "album book game recipe hotel listing property prop course restaurant business content story"
@@ -29,7 +29,7 @@ _ITEM_TRAITS = (
     "campaign author artist brand category cate genre genres tag tags price duration title upload publisher seller "
     "shop store merchant director music app"
 ).split()
-_ENTITIES = {  # whole numbers under such a name are ids
+_ENTITIES = {  # whole numbers with such a name are ids
     *_USERS,
     *_STAND_INS,
     *_ITEMS,
@@ -55,7 +55,9 @@ _OUTCOMES = set(
     "skip rating ratings rated star stars grade enter label target outcome reply retweet save saved signup complete "
     "completed completion booking booked apply applied reserved revenue gmv response responded engaged".split()
 )
-_LAST_OUTCOMES = set("income salary class churn churned default survived y".split())  # where nothing else is one
+_LAST_OUTCOMES = set(
+    "income salary class churn churned default survived y".split()
+)  # outcomes only if the log has no other
 _EVENTS = set("event action behavior behaviour interaction feedback outcome label target response reaction".split())
 _RATINGS = {"rating", "ratings", "rated", "star", "stars", "grade", "score", "overall"}
 _TIMES = "time timestamp ts date datetime day dt created updated at unixtime".split()
@@ -63,15 +65,15 @@ _WEIGHT = re.compile(r"^(instance|sample|row|case|importance)_?weights?$", re.IG
 _INDEX = re.compile(r"Unnamed: ?\d+|__index_level_\d+__")
 _SPLIT_NAMES = {"train", "training", "valid", "validation", "val", "dev", "eval", "test", "testing"}
 _SEPARATORS = ("|", ";", ", ", ",", " ")
-_FEW, _FEW_AMOUNTS = 256, 100  # integers with no more distinct values are categories, under the name of an amount too
-_EVENT_VALUES = 8  # of a column that says what happened
+_FEW, _FEW_AMOUNTS = 256, 100  # integers with no more distinct values are categories; the second for names of amounts
+_EVENT_VALUES = 8  # the most values of a column that says what happened
 _CODE = r"^[-+]?0[0-9]+$"
 DATE = r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}"
-"""How a text that is a date begins."""
+"""The beginning of a text that is a date."""
 # Plausible times from 1990 to 2100, as text or numbers.
 _EPOCHS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 _FROM, _TO = 631_152_000, 4_102_444_800
-_RECENT, _SOON = 978_307_200, 2_051_222_400  # 2001 to 2035, for names that say nothing
+_RECENT, _SOON = 978_307_200, 2_051_222_400  # 2001 to 2035, for columns whose name does not mean a time
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,10 @@ class Column:
     """A column of the sample.
 
     Attributes:
-      name: in the log.
-      values: of the sampled rows: int64, double, string, lists or times; missing ones null.
-      kind: what ``values`` holds; ``other`` is nothing a feature can be made of.
-      stored: the type in the log, for people.
+      name: its name in the log.
+      values: values of the sampled rows: int64, double, string, lists or times; missing ones are null.
+      kind: what ``values`` holds; ``other`` cannot be a feature.
+      stored: the type in the log, for comments.
     """
 
     name: str
@@ -100,18 +102,18 @@ class Column:
 
     @functools.cached_property
     def tally(self) -> tuple[pa.Array, np.ndarray]:
-        """The distinct values that are not missing, and how many rows hold each; not of lists."""
+        """The distinct values, without missing ones, and the number of rows of each; not for lists."""
         tally = pc.value_counts(self.present)
         return tally.field(0), casts.to_numpy(tally.field(1))
 
     @property
     def distinct(self) -> int:
-        """Number of distinct values; lists are not compared."""
+        """The number of distinct values; lists are not compared."""
         return len(self.present) if pa.types.is_nested(self.values.type) else len(self.tally[0])
 
     @functools.cached_property
     def words(self) -> list[str]:
-        """The parts of the name, in lower case: ``videoID_2`` and ``videoid`` are video, id."""
+        """The words of the name, in lower case: video and id for ``videoID_2`` and ``videoid``."""
         words: list[str] = []
         for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", self.name):
             word = word.lower()
@@ -121,9 +123,10 @@ class Column:
 
     @functools.cached_property
     def separator(self) -> str | None:
-        """What parts a text column's values: in a tenth of the rows, and the parts repeat more than the wholes.
+        """The separator of lists written as text, or None.
 
-        Nothing but lists is written with a bar.
+        It must occur in a tenth of the rows, and the parts must repeat more than the whole texts. For a bar the latter
+        is not needed, because only lists are written with bars.
         """
         values, counts = self.tally
         for separator in _SEPARATORS:
@@ -132,13 +135,13 @@ class Column:
                 continue
             parts = pc.split_pattern(values, separator).flatten()
             if separator == " " and pc.mean(pc.match_substring_regex(parts, "[0-9]").cast(pa.int8())).as_py() < 0.9:
-                continue  # words, not ids
+                continue  # sentences, not lists of ids
             if separator == "|" or pc.count_distinct(parts).as_py() < len(values):
                 return separator
         return None
 
     def about(self) -> str:
-        """Type, number of values and nulls, for a comment."""
+        """Type, number of values and share of nulls, for a comment."""
         parts = [self.stored if len(self.stored) <= 60 else f"{self.stored[:57]}..."]
         if self.kind in ("int", "float", "text"):
             parts.append(f"{self.distinct:,} {'value' if self.distinct == 1 else 'values'}")
@@ -148,12 +151,12 @@ class Column:
 
     @property
     def missing_share(self) -> str:
-        """As in ``2.50%``, and never 0 of some."""
+        """The share of missing values as in ``2.50%``; their number if the share would be shown as 0."""
         return f"{self.null_share:.2%}" if self.null_share >= 0.00005 else f"{self.values.null_count:,} values"
 
 
 def is_read(kind: pa.DataType) -> bool:
-    """Whether anything can be made of a column of this type, so that its values are worth reading."""
+    """Whether a column of this type can be used at all, so that its values are worth reading."""
     if pa.types.is_dictionary(kind):
         return is_read(kind.value_type)
     if casts.is_list(kind):
@@ -163,7 +166,7 @@ def is_read(kind: pa.DataType) -> bool:
 
 
 def read(name: str, values: pa.Array, stored: str) -> Column:
-    """A column from its values: of a type that `is_read`, or null when it is not read."""
+    """Makes a column of its values, which are null if the type is one that is not read (`is_read`)."""
     kind = values.type
     if pa.types.is_null(kind):
         return Column(name, values, "int" if stored == "null" else "other", stored)
@@ -183,9 +186,9 @@ def read(name: str, values: pa.Array, stored: str) -> Column:
 
 
 def can_cast(values: pa.Array, kind: pa.DataType) -> bool:
-    """Whether every value can; at once, without a search for those that cannot."""
+    """Whether all values can be cast; faster than `casts.try_cast`, which finds those that cannot."""
     try:
-        # By way of bytes, for the check of UTF-8.
+        # By way of bytes, so that UTF-8 is checked.
         (values.cast(pa.binary()) if kind == pa.string() else values).cast(kind)
     except pa.ArrowInvalid:
         return False
@@ -193,7 +196,7 @@ def can_cast(values: pa.Array, kind: pa.DataType) -> bool:
 
 
 def has_codes(text: pa.Array) -> bool:
-    """Whether there is a 007, which is a code and no number."""
+    """Whether a value has leading zeros, as 007: then it is a code rather than a number."""
     zeros = text.filter(pc.and_(pc.starts_with(text, "0"), pc.greater(pc.binary_length(text), 1)))
     return bool(len(zeros)) and bool(pc.any(pc.match_substring_regex(zeros, _CODE)).as_py())
 
@@ -206,7 +209,7 @@ def no_use(column: Column) -> str | None:
     if _INDEX.fullmatch(column.name):
         return "the index of a pandas table, by its name"
     if column.name == "row_id":
-        return "its name is taken by the place of a row in the log; rename it to use it"
+        return "its name is reserved for the place of a row in the log; rename it to use it"
     if column.kind == "other":
         return f"{column.stored} cannot be read as a feature; cast it when the log is written"
     if not len(present):
@@ -262,7 +265,7 @@ def _no_number(column: Column) -> str | None:
 
 
 def _rises(values: pa.Array) -> bool:
-    """Whether no value is smaller than the one before it."""
+    """Whether values never fall from row to row."""
     numbers = casts.to_numpy(values)
     return bool((numbers[1:] >= numbers[:-1]).all())
 
@@ -277,12 +280,12 @@ def _no_list(column: Column) -> str | None:
     if not (
         pa.types.is_integer(inner) or pa.types.is_boolean(inner) or pa.types.is_floating(inner) or casts.is_text(inner)
     ):
-        return f"lists of {inner} are no type of a feature"
+        return f"lists of {inner} cannot be a feature"
     return None
 
 
 def time_of(column: Column) -> str | None:
-    """How a column tells the time, or None."""
+    """The form in which a column holds times, or None if it does not."""
     present = column.present
     if not len(present):
         return None
@@ -309,7 +312,7 @@ def time_of(column: Column) -> str | None:
 
 
 def is_outcome(column: Column) -> bool:
-    """Numbers, one of two texts, or a few values, under the name of an outcome; 0 and 1 under is_*."""
+    """Whether a column is an outcome: by its name, if it holds numbers, two texts or few values; 0 and 1 with is_*."""
     if column.kind not in ("int", "float", "text"):
         return False
     if is_event(column):
@@ -324,20 +327,20 @@ def is_outcome(column: Column) -> bool:
 
 
 def is_last_outcome(column: Column) -> bool:
-    """Two values under a name that is that of an outcome where nothing else in the log is one: income, class."""
+    """Whether a column of two values is an outcome by its name, if the log has no other: income, class."""
     two = column.kind in ("int", "text") and column.distinct == 2
     return (two or is_binary(column)) and bool(set(column.words) & _LAST_OUTCOMES)
 
 
 def is_event(column: Column) -> bool:
-    """Whether a column says which of several things happened: event, behavior_type."""
+    """Whether a column says which of several events happened: event, behavior_type."""
     words = set(column.words)
     named = words & _EVENTS and not words & {"id", *_QUANTITIES, *_TIMES}
     return bool(named) and column.kind in ("int", "text") and 2 < column.distinct <= _EVENT_VALUES
 
 
 def is_rating(column: Column) -> bool:
-    """Whether a column holds marks, as from 1 to 5."""
+    """Whether a column holds marks, for instance from 1 to 5."""
     words = set(column.words)
     if column.kind not in ("int", "float") or not words & _RATINGS or words & _QUANTITIES or not len(column.present):
         return False
@@ -357,7 +360,7 @@ def _says_id(column: Column) -> bool:
 
 
 def _is_id(column: Column) -> bool:
-    """Whether the name is that of an id, or ends with that of a thing that ids name: artist, home_city."""
+    """Whether the name means an id, or ends with a thing that ids stand for: artist, home_city."""
     words = column.words
     return _says_id(column) or (bool(words) and words[-1] in _ENTITIES and not set(words) & _QUANTITIES)
 
@@ -371,7 +374,7 @@ def shown(value: Any) -> str:
 
 
 def side_of(column: Column) -> tuple[str, str] | None:
-    """Side and why, by the words of the name; None when they say nothing."""
+    """The side and the reason, by the words of the name; None if they do not decide it."""
     for word in column.words:
         for side, words in (("user", (*_USERS, *_USER_TRAITS)), ("item", (*_ITEMS, *_ITEM_TRAITS))):
             if word in words:
@@ -380,11 +383,11 @@ def side_of(column: Column) -> tuple[str, str] | None:
 
 
 def is_side_key(column: Column, side: str = "") -> bool:
-    """Whether the name is that of a user or an item: user_id, uid, video, itemId.
+    """Whether the name means a user or an item: user_id, uid, video, itemId.
 
     Args:
-      column: of the log.
-      side: of one ``user`` or ``item`` only, or of what can stand in for a user, as a ``session``.
+      column: a column of the log.
+      side: ask for ``user`` or ``item`` only, or for ``session``: what can stand in for a user.
     """
     nouns = {"user": _USERS, "item": _ITEMS, "session": _STAND_INS}.get(side, [*_USERS, *_ITEMS])
     words = [word for word in column.words if word not in _DECORATIONS]
@@ -392,7 +395,7 @@ def is_side_key(column: Column, side: str = "") -> bool:
 
 
 def feature(column: Column) -> tuple[dict[str, Any], str]:
-    """The fields of a feature but for its side, and why."""
+    """The fields of a feature without its side, and the reason."""
     about = column.about()
     if column.kind == "list":
         return _list_feature(column, about)
@@ -403,7 +406,7 @@ def feature(column: Column) -> tuple[dict[str, Any], str]:
             dtype = "int64" if can_cast(parts, pa.int64()) and not has_codes(parts) else "string"
             length = _length(lists)
             fields = {"kind": "multivalent", "dtype": dtype, "max_length": length, "separator": separator}
-            return fields, f"{about}; {separator!r} parts its values, {length} hold 99 % of rows"
+            return fields, f"{about}; values separated by {separator!r}, 99 % of rows have {length} or fewer"
         return {"kind": "categorical", "dtype": "string"}, about
     if column.kind == "int" and (category := _category(column)):
         hint = "; 0 and 1: if it is an outcome, make it a task" if is_binary(column) else ""
@@ -415,7 +418,7 @@ def feature(column: Column) -> tuple[dict[str, Any], str]:
 
 
 def _category(column: Column) -> str | None:
-    """Why integers are categories rather than amounts, or None."""
+    """The reason why integers are categories rather than amounts, or None."""
     if column.distinct <= (_FEW_AMOUNTS if set(column.words) & _QUANTITIES else _FEW):
         return "few values: categories"
     if _is_id(column) or is_side_key(column):
@@ -434,11 +437,11 @@ def _list_feature(column: Column, about: str) -> tuple[dict[str, Any], str]:
         return {"kind": "dense", "length": length}, f"{about}; every list has {length} floats: a vector"
     dtype = "string" if casts.is_text(inner) else "int64"
     fields = {"kind": "multivalent", "dtype": dtype, "max_length": length}
-    return fields, f"{about}; {length} values hold 99 % of rows"
+    return fields, f"{about}; 99 % of rows have {length} values or fewer"
 
 
 def _length(lists: pa.Array) -> int:
-    """The length that 99 % of the lists do not pass."""
+    """The length that 99 % of the lists do not exceed."""
     return max(1, int(np.quantile(pc.list_value_length(lists).to_numpy(zero_copy_only=False), 0.99, method="lower")))
 
 

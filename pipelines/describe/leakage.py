@@ -1,4 +1,4 @@
-"""How well one column alone predicts a label: what is too good is an outcome in disguise."""
+"""Measures how well one column alone predicts a label: a column that predicts it too well is itself an outcome."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import pyarrow as pa
 
 _BINS = 64
 _PRIOR_ROWS = 5.0
-_MIN_EACH = 10  # positives and negatives in each half, below which an AUC says nothing
-_BY_CHANCE = 20  # exceptions that unrelated columns would have, below which none says nothing
+_MIN_EACH = 10  # an AUC needs at least so many positives and negatives in each half
+_BY_CHANCE = 20  # columns are implied only where so many exceptions would be expected by chance
 
 
 def codes(values: pa.Array) -> np.ndarray:
-    """A column as categories, int64 [N]: 0 for a missing value, and from 1 each value."""
+    """Codes a column as categories, int64 [N]: 0 for missing values, each distinct value from 1 on."""
     indices = values.dictionary_encode().indices
     return indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
 
 
 def codings(values: pa.Array) -> list[np.ndarray]:
-    """Ways to see a column as categories, int64 [N] from 0 each; a missing value is a category of its own.
+    """Codes a column as categories in one or two ways, int64 [N] from 0 each; missing values are a category.
 
     Args:
-      values: [N], numbers or texts; missing ones null.
+      values: [N], numbers or texts; missing ones are null.
 
     Returns:
-      Each value a category; for numbers also 64 bins of equal frequency.
+      A coding with one category per value; for numbers also one with 64 bins of equal frequency.
     """
     exact = codes(values)
     if pa.types.is_string(values.type) or not exact.any():
@@ -37,7 +37,7 @@ def codings(values: pa.Array) -> list[np.ndarray]:
 
 
 def implies(part: np.ndarray, whole: np.ndarray) -> bool:
-    """Whether bool [N] ``part`` holds only where ``whole`` does, in more rows than chance would have it."""
+    """Whether ``part``, bool [N], is true only where ``whole`` is, in more rows than by chance."""
     by_chance = np.count_nonzero(part) * (1 - np.count_nonzero(whole) / max(len(whole), 1))
     return by_chance >= _BY_CHANCE and np.count_nonzero(part & ~whole) == 0
 
@@ -45,15 +45,15 @@ def implies(part: np.ndarray, whole: np.ndarray) -> bool:
 def alone_auc(codings: Sequence[np.ndarray], labels: np.ndarray, seed: int = 0) -> float:
     """AUC of the mean label per category, fitted on one half of the rows and scored on the other.
 
-    The mean is smoothed by 5 rows at the half's own mean, so that values seen once do not shine. Both halves are scored
-    and their AUCs averaged; the best coding counts.
+    The mean is smoothed with 5 rows at the mean of the half, so that values seen once do not get extreme scores. Both
+    halves are scored, and their AUCs averaged. The result is that of the best coding.
 
     Args:
       codings: from :func:`codings`, [N] each.
-      labels: [N], 0 or 1, NaN for rows to leave out.
+      labels: [N], 0 or 1; NaN for rows to leave out.
 
     Returns:
-      The AUC, or -1 when a half has fewer than 10 rows of a class.
+      The AUC, or -1 if a half has fewer than 10 rows of a class.
     """
     inside = np.isfinite(labels)
     positive = labels[inside] > 0.5
@@ -70,9 +70,9 @@ def alone_auc(codings: Sequence[np.ndarray], labels: np.ndarray, seed: int = 0) 
 
 
 def _score(fit: np.ndarray, other: np.ndarray) -> float:
-    """AUC on the other half of the smoothed mean label per category; both are counts, [categories, label 0 or 1]."""
+    """AUC on the half ``other`` of the smoothed mean label per category in ``fit``; both are counts [categories, 2]."""
     means = (fit[:, 1] + _PRIOR_ROWS * fit[:, 1].sum() / fit.sum()) / (fit.sum(1) + _PRIOR_ROWS)
-    # Rows of one mean are tied: one step of the ROC curve, whose area is a sum over steps.
+    # Rows with equal means are tied, and are one step of the ROC curve, whose area is a sum over steps.
     step = np.unique(means, return_inverse=True)[1]
     misses, hits = np.bincount(step, other[:, 0]), np.bincount(step, other[:, 1])
     below = np.cumsum(misses) - misses

@@ -1,4 +1,4 @@
-"""A uniform sample of a log's rows, in bounded memory, with the types that CSV lacks."""
+"""Draws a uniform sample of a log's rows in bounded memory, and finds the types of CSV columns."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pipelines.log.parts import Log
 from stem_util.errors import UserError
 from stem_util.progress import Progress
 
-_MIN_UNITS, _ROWS = 64, 64 << 19  # read of a longer log: at least so many units, and as many as have so many rows
-_ROW_BYTES = 100  # of CSV, about
+_MIN_UNITS, _ROWS = 64, 64 << 19  # of a long log, at least so many units and so many rows are read
+_ROW_BYTES = 100  # size of a CSV row, roughly
 _INTEGER = r"^[-+]?[0-9]+$"
 _NO_NUMBERS = r"[^-+0-9|;,\s]"
 _HEAD = 256
@@ -27,14 +27,14 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class LogSample:
-    """Rows of a log.
+    """Sampled rows of a log.
 
     Attributes:
-      table: the rows, in the log's order; columns of CSV logs are int64, double, string or, where bytes are not UTF-8,
-        binary, as all rows that were read allow; dictionaries are decoded; what no feature can be made of is null.
-      seen: rows that were read to draw them.
-      malformed: CSV rows with a wrong number of columns, not among them.
-      complete: whether every row of the log is in the table.
+      table: the rows, in the log's order. A column of a CSV log is int64, double, string or (if not UTF-8) binary: the
+        narrowest type that holds all rows read. Dictionaries are decoded. Columns that cannot be features are null.
+      seen: number of rows that were read.
+      malformed: number of CSV rows with a wrong number of columns, which are not counted in ``seen``.
+      complete: whether the table holds every row of the log.
     """
 
     table: pa.Table
@@ -46,12 +46,12 @@ class LogSample:
 def draw(log: Log, limit: int, seed: int = 0) -> LogSample:
     """Draws up to ``limit`` rows, each with the same probability.
 
-    A long log is read in part: units (a CSV file; some half a million rows of Parquet) that are evenly spread, of about
-    30 million rows, at least 64. A row of every kind of those read is in the sample, however rare, where it decides
-    what a column can be: with a missing value, a negative one, one that is not finite, ...
+    Of a long log, evenly spread units (one CSV file, or about half a million rows of Parquet) are read: at least 64,
+    with about 30 million rows. Rare values that decide what a column can be (missing, negative, not finite, ...) are
+    always in the sample: one row of each kind that was read.
 
     Raises:
-      UserError: a file is damaged, or without columns.
+      UserError: a file is damaged or has no columns.
     """
     rows = sum(os.path.getsize(unit.path) // _ROW_BYTES if log.text else unit.rows for unit in log.units)
     count = min(max(len(log.units) * _ROWS // max(rows, 1), _MIN_UNITS), len(log.units))
@@ -68,7 +68,7 @@ def draw(log: Log, limit: int, seed: int = 0) -> LogSample:
     with Progress(total, unit="rows", desc="sample") as progress:
         for unit in units:
             for chunk in source.read(log, unit, names, skip_malformed=True):
-                # Every row has a random key; the rows with the smallest keys are the sample.
+                # Each row gets a random key; the rows with the smallest keys are the sample.
                 drawn = rng.random(len(chunk.rows))
                 arrays = {name: _plain(array) for name, array in log.alike(chunk.columns).items()}
                 for name, column in columns.items():
@@ -94,26 +94,28 @@ def draw(log: Log, limit: int, seed: int = 0) -> LogSample:
 
 
 class _Column:
-    """What the rows of one column that were read so far say about it.
+    """What the rows read so far show about one column.
 
     Args:
-      text: the column is of a CSV log: bytes whose type has to be found.
+      text: the column is text, so its type has to be found.
     """
 
     def __init__(self, text: bool) -> None:
-        self._types = [pa.int64(), pa.float64(), pa.string(), pa.binary()] if text else []  # that may hold every value
+        self._types = (
+            [pa.int64(), pa.float64(), pa.string(), pa.binary()] if text else []
+        )  # types that may hold every value
         self._seen: set[str] = set()
-        self._length: int | None = None  # of the first list
+        self._length: int | None = None  # length of the first list
 
     def first_of_a_kind(self, array: pa.Array) -> list[int]:
-        """Places of rows whose value is of a kind that was not seen before."""
+        """Places of the first rows with each kind of value that was not seen before."""
         if self._types:
             array = self._narrowed(array)
         places = []
         for kind, find in self._kinds_of(array):
             if kind in self._seen:
                 continue
-            # Most kinds are there from the start.
+            # Most kinds occur in the first chunk.
             place = pc.index(find(array.slice(0, _HEAD)), True).as_py()
             place = place if place >= 0 else pc.index(find(array), True).as_py()
             if place >= 0:
@@ -122,7 +124,7 @@ class _Column:
         return places
 
     def _kinds_of(self, array: pa.Array) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
-        """Kinds that values of the array's type may be of, and what finds them: bool [n] of [n]."""
+        """The kinds that values of the array's type can have, each with a function from values [n] to bool [n]."""
         kind = array.type
         yield "missing", lambda part: pc.is_null(part, nan_is_null=True)
         if pa.types.is_signed_integer(kind) or pa.types.is_floating(kind):
@@ -149,7 +151,7 @@ class _Column:
             yield "of another length", lambda part: pc.not_equal(pc.list_value_length(part), self._length)
 
     def _narrowed(self, array: pa.Array) -> pa.Array:
-        """The narrowest type that holds every value so far; others are given up."""
+        """Casts to the narrowest type that holds every value so far; gives up the others."""
         while True:
             try:
                 return self.typed(array)
@@ -157,10 +159,10 @@ class _Column:
                 self._types.pop(0)
 
     def typed(self, array: pa.Array) -> pa.Array:
-        """A column of CSV in the type that holds all of it; others as they are.
+        """Casts a text column to the type that holds all its values; returns other columns unchanged.
 
         Raises:
-          ArrowInvalid: a value that the type cannot hold.
+          ArrowInvalid: the type cannot hold a value.
         """
         if not self._types or self._types[0] == pa.binary():
             return array
@@ -174,13 +176,13 @@ class _Column:
             return text.cast(self._types[0])
         except pa.ArrowInvalid:
             if self._types[0] == pa.int64() and pc.all(pc.match_substring_regex(text, _INTEGER)).as_py():
-                self._types.pop(0)  # ids beyond int64, which floats would round
+                self._types.pop(0)  # the caller drops float64 then, which would round ids beyond int64
             raise
 
 
 def _first_without(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Where the first text is that cannot be cast, bool [n]."""
-    low, high = 0, len(array)  # of the first `high` values one cannot, none of the first `low`
+    """Marks the first text that cannot be cast: bool [n]."""
+    low, high = 0, len(array)  # the first `low` values can be cast, one of the first `high` cannot
     if guess.can_cast(array, kind):
         return pa.array(np.zeros(len(array), bool))
     while high - low > 1:
@@ -192,7 +194,7 @@ def _first_without(array: pa.Array, kind: pa.DataType) -> pa.Array:
 def _smallest(
     held: list[pa.Table], keys: list[np.ndarray], limit: int
 ) -> tuple[list[pa.Table], list[np.ndarray], float]:
-    """The rows with the ``limit`` smallest keys, in their order, and the key that new rows have to beat."""
+    """The rows with the ``limit`` smallest keys, in their order, and the key that new rows must be below."""
     table, key = pa.concat_tables(held), np.concatenate(keys)
     bound = sampling.bound(key, limit)
     if bound is None:
@@ -202,7 +204,7 @@ def _smallest(
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """Dictionaries decoded, and types that few functions know made ones that all do."""
+    """Decodes dictionaries, and casts types that few functions support to ones that all support."""
     kind = _plain_type(array.type)
     return array if kind == array.type else array.cast(kind)
 
