@@ -1,6 +1,6 @@
-"""From a trained run to a service: SavedModel, its check and publication, server and batch scoring.
+"""From a trained run to a service: makes, checks and publishes a SavedModel, serves it, and scores logs with it.
 
-Imports ``pipelines`` and ``stem_tf``; neither imports this.
+This package imports ``pipelines`` and ``stem_tf``; neither imports it.
 """
 
-import stem_tf  # noqa: F401  sees to Keras 2
+import stem_tf  # noqa: F401  chooses Keras 2

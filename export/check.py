@@ -2,11 +2,10 @@
 
     python -P check.py TASK.json
 
-A program of its own, which imports nothing of this project: what it proves is that the directory alone gives the
-trainer's scores. It loads the SavedModel through the TF1 session loader (tag ``serve``), feeds it the raw rows that
-conversion kept, through every signature, and joins the scores with the trainer's by ``row_id``. TASK.json holds the
-arguments of :func:`check`; its result is written to the path in ``result``. Every chunk of rows done is a line on
-stdout with their number.
+This program imports nothing of this project, so it proves that the directory alone gives the trainer's scores. It loads
+the SavedModel with the TF1 session loader (tag ``serve``), sends the raw rows that conversion kept through every
+signature, and joins the scores with the trainer's by ``row_id``. TASK.json holds the arguments of :func:`check`, and in
+``result`` the path to write the result to. For every chunk of rows, the number of rows is printed on a line.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ Call = Callable[[Arrays], dict[str, np.ndarray]]
 
 
 class Mismatch(Exception):
-    """A score that is not the trainer's; the message says which."""
+    """A score differs from the trainer's; the message names it."""
 
 
 def request(features: Sequence[Mapping[str, Any]], rows: pa.RecordBatch) -> dict[str, np.ndarray]:
     """The tensors of ``serving_default`` for raw rows.
 
     Args:
-      features: of the schema: name, kind, column, dtype, separator, length and max_length of each.
+      features: name, kind, column, dtype, separator, length and max_length of each feature of the schema.
       rows: columns of the log, as conversion kept them.
     """
     raw = whole(features, rows)
@@ -49,12 +48,12 @@ def request(features: Sequence[Mapping[str, Any]], rows: pa.RecordBatch) -> dict
 
 
 def whole(features: Sequence[Mapping[str, Any]], rows: pa.RecordBatch) -> dict[str, np.ndarray]:
-    """The tensors of :func:`request`, but lists ``[n, longest]`` hold all values, empty ones in their places."""
+    """The tensors of :func:`request`, but with all values of lists, ``[n, longest]``, empty ones in their places."""
     return {feature["name"]: _tensor(feature, rows.column(feature["column"])) for feature in features}
 
 
 def _first(lists: np.ndarray, length: int) -> np.ndarray:
-    """The first values ``[n, length]`` that are not empty, the empty value behind them."""
+    """The first values ``[n, length]`` that are not empty, padded with the empty value."""
     empty = EMPTY["string" if lists.dtype == object else "int64"]
     result = np.full((len(lists), length), empty, lists.dtype)
     for row, row_values in enumerate(lists):
@@ -79,7 +78,7 @@ def _tensor(feature: Mapping[str, Any], column: pa.Array) -> np.ndarray:
 
 
 def _without_ends(text: pa.Array, separator: str) -> pa.Array:
-    """Text without what is left of a separator with spaces at its ends, where CSV values lose spaces."""
+    """Removes separators at the ends of the text that lost their spaces, as values of CSV files do."""
     begin, end = re.escape(separator.lstrip(" ")), re.escape(separator.rstrip(" "))
     patterns = (f"^{begin}" if separator[0] == " " else "", f"{end}$" if separator[-1] == " " else "")
     for pattern in filter(None, patterns):
@@ -91,13 +90,15 @@ _NUMPY: dict[str, Any] = {"int64": np.int64, "string": object, "float32": np.flo
 
 
 def _values(column: pa.Array, dtype: str) -> np.ndarray:
-    """int64, object (bytes) or float32 ``[n]``, empty values for nulls."""
+    """Values as int64, object (bytes) or float32 ``[n]``, with the empty value for nulls."""
     if dtype == "string":
         return np.array(_text(column).cast(pa.binary()).fill_null(b"").to_pylist(), object)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         text = _text(column)
         column = pc.if_else(pc.equal(pc.binary_length(text), 0), None, pc.utf8_trim_whitespace(text))
-        column = pc.replace_substring_regex(column, pattern=r"^([-+]?[0-9]+)\.0*$", replacement=r"\1")  # 18.0 is 18
+        column = pc.replace_substring_regex(
+            column, pattern=r"^([-+]?[0-9]+)\.0*$", replacement=r"\1"
+        )  # reads 18.0 as 18
     if dtype == "int64":
         return column.cast(pa.int64()).fill_null(EMPTY["int64"]).to_numpy()
     if pa.types.is_boolean(column.type):
@@ -114,7 +115,7 @@ def _text(column: pa.Array) -> pa.Array:
 
 
 def load(directory: str) -> dict[str, Call]:
-    """The signatures of a SavedModel as functions of arrays, by name."""
+    """Loads the signatures of a SavedModel as functions of arrays, by name."""
     import tensorflow as tf
 
     v1 = tf.compat.v1
@@ -134,7 +135,7 @@ def load(directory: str) -> dict[str, Call]:
 
 
 def examples(arrays: Arrays) -> np.ndarray:
-    """Serialised tf.Examples ``[n]`` of the rows of ``serving_default``; empty values are left out."""
+    """Serialises rows of ``serving_default`` as tf.Examples ``[n]``; empty values are left out."""
     import tensorflow as tf
 
     def message(row: int) -> bytes:
@@ -161,12 +162,12 @@ def _rows(arrays: Arrays) -> int:
 
 
 class Comparison:
-    """Compares scores and keeps the worst differences.
+    """Compares scores, and keeps the worst difference of each signature and task.
 
     A difference is ``|served - trained| / max(1, |trained|)``: absolute for probabilities, relative for large values.
 
     Args:
-      tolerance: the largest difference that is allowed.
+      tolerance: the largest allowed difference.
     """
 
     def __init__(self, tolerance: float) -> None:
@@ -174,10 +175,10 @@ class Comparison:
         self.worst: dict[str, dict[str, float]] = {}
 
     def __call__(self, signature: str, arrays: Arrays, row_ids: np.ndarray, served: Arrays, trained: Arrays) -> None:
-        """Compares the scores of rows; all arrays are ``[n]``, ``arrays`` those of ``serving_default``.
+        """Compares the scores of n rows, whose features are ``arrays`` in the form of ``serving_default``.
 
         Raises:
-          Mismatch: a difference that is not allowed.
+          Mismatch: a difference is larger than the tolerance.
         """
         worst = self.worst.setdefault(signature, {})
         if served.keys() != trained.keys():
@@ -187,7 +188,7 @@ class Comparison:
             if score.dtype != np.float32 or score.shape != expected.shape:
                 raise Mismatch(f"signature {signature}: scores of '{task}' are {score.dtype} {list(score.shape)}")
             difference = np.abs(score.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
-            bad = np.flatnonzero(~(difference <= self._tolerance))  # NaN is bad
+            bad = np.flatnonzero(~(difference <= self._tolerance))  # true for NaN, too
             if len(bad):
                 row = bad[0]
                 values = ", ".join(f"{name}={_shown(values[row])}" for name, values in arrays.items())
@@ -205,7 +206,7 @@ def _shown(value: Any) -> str:
 
 
 def _requests(arrays: Arrays, once: Sequence[str]) -> Iterator[np.ndarray]:
-    """Places ``[B, N]`` of rows to be asked together: B requests, whose N rows share all features of ``once``."""
+    """Yields places ``[B, N]`` of rows for one call: B requests, whose N rows each share all features of ``once``."""
     groups: dict[tuple[Hashable, ...], list[int]] = {}
     columns = [arrays[name] for name in once]
     for row in range(_rows(arrays)):
@@ -217,21 +218,21 @@ def _requests(arrays: Arrays, once: Sequence[str]) -> Iterator[np.ndarray]:
 
 
 def _key(value: Any) -> Hashable:
-    """Equal for equal values of a row: bytes, a number, or an array of either."""
+    """A hashable form of a row's value, which is bytes, a number, or an array of either."""
     if isinstance(value, bytes):
         return value
     return tuple(value) if value.dtype == object else bytes(value.tobytes())
 
 
 def _rank(call: Call, arrays: Arrays, once: Sequence[str], places: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores ``[B, N]`` of rows at ``places`` ``[B, N]``, whose features of ``once`` are those of the first."""
+    """Scores ``[B, N]`` of the rows at ``places`` ``[B, N]``; features of ``once`` are taken from the first row."""
     return call({name: values[places[:, 0]] if name in once else values[places] for name, values in arrays.items()})
 
 
 def _compare_ranked(
     call: Call, arrays: Arrays, row_ids: np.ndarray, trained: Arrays, once: Sequence[str], compare: Comparison
 ) -> None:
-    """Every row once, in requests as large as rows share user and context."""
+    """Compares ``rank`` on every row once; rows that share user and context go into one request."""
     for places in _requests(arrays, once):
         served, flat = _rank(call, arrays, once, places), places.reshape(-1)
         _compare_shape(served, places.shape)
@@ -253,7 +254,7 @@ def _compare_shape(served: Arrays, shape: tuple[int, ...]) -> None:
 def _compare_crossed(
     calls: Mapping[str, Call], arrays: Arrays, row_ids: np.ndarray, once: Sequence[str], compare: Comparison
 ) -> None:
-    """Users of some rows with the items of many, as a service asks: ``rank`` beside ``serving_default``."""
+    """Compares ``rank`` with ``serving_default`` for users of some rows and items of many, as in a service."""
     users = np.arange(min(_CROSSED_REQUESTS, len(row_ids)))
     items = np.arange(min(_CROSSED_CANDIDATES, len(row_ids)))
     left, right = np.repeat(users, len(items)), np.tile(items, len(users))
@@ -275,7 +276,7 @@ def _compare_crossed(
 
 
 def _raw_rows(directory: str, columns: list[str], wanted: int) -> Iterator[pa.RecordBatch]:
-    """The rows with a row_id up to ``wanted``, in chunks."""
+    """Yields the rows with a row_id up to ``wanted``, in chunks."""
     for path in sorted(Path(directory).glob("*.parquet")):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_CHUNK_ROWS, columns=columns):
@@ -293,20 +294,20 @@ def check(
     tasks: Sequence[str],
     tolerance: float,
 ) -> dict[str, Any]:
-    """Compares every signature with the trainer.
+    """Compares the scores of every signature with the trainer's.
 
     Args:
-      directory: of the SavedModel.
-      raw: of the raw rows' Parquet files.
-      predictions: Parquet file of the trainer's: row_id, ascending, and ``score_<task>``.
-      features, tasks: of the schema.
+      directory: the SavedModel.
+      raw: directory of Parquet files with the raw rows.
+      predictions: Parquet file of the trainer's scores: row_id, ascending, and ``score_<task>``.
+      features, tasks: the schema's.
       tolerance: see :class:`Comparison`.
 
     Returns:
-      ``rows``, and ``worst``: the worst difference by signature and task.
+      ``rows``, the number of rows, and ``worst``, the worst difference by signature and task.
 
     Raises:
-      Mismatch: a score differs, or a row is not there.
+      Mismatch: a score differs, or a row is missing.
     """
     calls = load(directory)
     table = pq.read_table(predictions)
@@ -340,7 +341,7 @@ def check(
 def main(path: str) -> None:
     arguments = json.loads(Path(path).read_text(encoding="utf-8"))
     result = Path(arguments.pop("result"))
-    os.chdir(arguments["directory"])  # whose name may hold what TensorFlow takes for a pattern
+    os.chdir(arguments["directory"])  # TensorFlow would take some characters of its path for a pattern
     try:
         outcome = check(**arguments | {"directory": "."})
     except Mismatch as mismatch:

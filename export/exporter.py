@@ -46,11 +46,11 @@ from stem_util.version import __version__
 
 FORMAT = 1
 CHECKED_ROWS = 100_000
-"""Rows of the validation split that the check scores, at most: the first ones."""
+"""The check scores the first rows of the validation split, at most so many."""
 TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 3e-2}
-"""Largest difference from the trainer's scores by precision. ``rank`` rounds the request's and the candidates' share of
-a first layer before it adds them. Measured on the bundled sample: up to 4e-7 in float32, up to 8e-3 in bfloat16, whose
-numbers have 8 bits; the other signatures stay within 1e-7 in both."""
+"""The largest allowed difference from the trainer's scores, by precision. ``rank`` rounds the request's and the
+candidates' share of a first layer before it adds them: on the bundled sample its scores differ by up to 4e-7 in
+float32, and by up to 8e-3 in bfloat16, which has 8 significant bits. Other signatures stay within 1e-7 in both."""
 
 
 def export(
@@ -65,16 +65,16 @@ def export(
     """Publishes a checkpoint as the next version under ``output``; returns the version's directory and manifest.
 
     Args:
-      workdir: of the run.
-      config: its config.
-      manifest: of its data, as `export.preconditions.check` returns it.
+      workdir: the run.
+      config: the run's config.
+      manifest: manifest of its data, from `export.preconditions.check`.
       checkpoint: ``best``, ``latest`` or a path.
       output: directory of the versions.
-      name: of the model.
+      name: the model's name.
       tables: how its tables are stored.
 
     Raises:
-      UserError: no such checkpoint, ``output`` is no directory or in use.
+      UserError: there is no such checkpoint, or ``output`` is no directory or is in use.
       JobError: the exported model does not reproduce the trainer's scores, or could not be written.
     """
     with manifests.in_use(manifest.data_dir), exact_products():
@@ -89,16 +89,16 @@ def export(
 
 
 class _Export:
-    """One version in the making.
+    """Builds one version.
 
     Args:
-      workdir: of the run.
-      config: its config.
-      manifest: of its data.
-      name: of the model.
+      workdir: the run.
+      config: the run's config.
+      manifest: manifest of its data.
+      name: the model's name.
       version: the version's number.
-      trained: what is exported. Its tables are given the values that are stored.
-      tables: how they are stored.
+      trained: the model to export. Its tables are set to the values that are stored.
+      tables: how the tables are stored.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class _Export:
         return self.manifest.schema
 
     def build(self, directory: Path, scratch: Path) -> dict[str, Any]:
-        """Fills ``directory`` with everything a version holds; returns its manifest.
+        """Fills ``directory`` with all files of a version; returns its manifest.
 
         Raises:
           JobError: the exported model does not reproduce the trainer's scores.
@@ -141,14 +141,14 @@ class _Export:
         outcome = self._check(directory, scratch)
         tree = self._manifest(vocabularies, told, signatures, graph.why_no_rank(self.schema), outcome)
         (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
-        # Without the marker: a version copied as DIR/* is whole.
+        # The marker is hidden and not listed, so that a version copied as DIR/* is whole.
         written = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != owned.MARKER)
         tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in written}
         files.write_json(directory / manifests.FILENAME, tree)
         return files.read_json(directory / manifests.FILENAME, "export the model again")
 
     def _store(self) -> tuple[list[StoredTable], dict[str, Any]]:
-        """The tables as they are saved, and what the manifest says of them: size, and what rounding costs."""
+        """The tables in stored form, and their entry in the manifest: size, and the cost of rounding."""
         told: dict[str, Any] = {"stored": self.tables, "float32_bytes": stored_tables.exact_size(self.trained.model)}
         rounded = self.tables != "float32"
         split = "test" if self.manifest.rows("test") else "validation"
@@ -162,7 +162,7 @@ class _Export:
         return stored, told
 
     def _quality(self, split: str, kind: str) -> dict[str, dict[str, Any]]:
-        """The trainer's AUC or MSE on a split by task, under the name ``kind``; None where there is none."""
+        """The trainer's AUC or MSE on a split by task, under the key ``kind``; None where it is not defined."""
         scored = predictions.predict(
             self.trained.model, self.manifest, split, self.config.data, desc=f"{split}, {kind} tables"
         )
@@ -178,16 +178,16 @@ class _Export:
         return {name: values[:rows] for name, values in raw.tensors(schema, found).items()}
 
     def _check(self, directory: Path, scratch: Path) -> dict[str, Any]:
-        """Compares the saved model with the trainer in a fresh process: rows, worst differences, tolerance."""
+        """Compares the saved model with the trainer in a fresh process; returns rows, worst differences, tolerance."""
         trained = predictions.predict(
             self.trained.model, self.manifest, "validation", self.config.data, desc="predict", limit=CHECKED_ROWS
         )
-        predictions.evaluate(trained, self.manifest)  # refuses scores that are not numbers
+        predictions.evaluate(trained, self.manifest)  # refuses NaN scores
         columns = {f"score_{task}": pa.array(scores) for task, scores in trained.scores.items()}
         pq.write_table(pa.table({"row_id": pa.array(trained.row_id)} | columns), scratch / "predictions.parquet")
         tolerance = TOLERANCES[self.config.train.precision]
         task = {
-            "directory": str(directory.resolve()),  # the check runs elsewhere
+            "directory": str(directory.resolve()),  # the check runs in another directory
             "raw": str(validation_rows(self.manifest)),
             "predictions": str(scratch / "predictions.parquet"),
             "features": features(self.schema),
@@ -258,12 +258,12 @@ class _Export:
 
 
 def write_vocabularies(workdir: Workdir, manifest: Manifest, directory: Path) -> dict[str, Path]:
-    """Writes the assets of a run's vocabularies into ``directory``; returns their paths by the feature's name.
+    """Writes the assets of a run's vocabularies into ``directory``; returns their paths by feature.
 
-    SavedModel copies them, so they are written outside of it first.
+    The directory is outside the SavedModel, which gets copies.
 
     Raises:
-      JobError: a vocabulary has another size than the manifest says.
+      JobError: the size of a vocabulary differs from the manifest.
     """
     paths = {}
     for name, sizes in manifest.vocabularies.items():
@@ -276,12 +276,12 @@ def write_vocabularies(workdir: Workdir, manifest: Manifest, directory: Path) ->
 
 
 def test_metrics(workdir: Workdir, schema: Schema, weights: str) -> dict[str, Any] | None:
-    """What stem-evaluate found on the test split for these weights; None where it has not been run on them.
+    """The metrics of stem-evaluate on the test split for these weights; None if it has not been run on them.
 
     Args:
-      workdir: of the run.
-      schema: of its data.
-      weights: their fingerprint.
+      workdir: the run.
+      schema: the schema of its data.
+      weights: the fingerprint of the weights.
 
     Raises:
       UserError: the file is damaged.
@@ -301,13 +301,13 @@ def test_metrics(workdir: Workdir, schema: Schema, weights: str) -> dict[str, An
 
 
 def features(schema: Schema) -> list[dict[str, Any]]:
-    """What `export.check` knows of the features: it imports no other module of this project."""
+    """The features in the form that `export.check` reads, which imports no other module of this project."""
     keys = ("name", "kind", "side", "column", "dtype", "separator", "length", "max_length")
     return [{key: getattr(feature, key) for key in keys} for feature in schema.features]
 
 
 def _run_check(scratch: Path, rows: int) -> None:
-    """Runs check.py, by its path and away from this project's packages."""
+    """Runs check.py by its path, so that it cannot import this project's packages."""
     command = [sys.executable, "-P", str(Path(__file__).resolve().with_name("check.py")), str(scratch / "check.json")]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     with (

@@ -1,4 +1,4 @@
-"""The serving graph: raw values in, one float32 score a task out.
+"""The serving graph: takes raw values, and returns one float32 score per task.
 
 ::
 
@@ -6,15 +6,15 @@
     rank              user_id [B]  hour [B]  |  video_id [B, N]  tags [B, N, L]    -> click [B, N]
     examples          examples [B], serialised tf.Example                          -> click [B]
 
-In ``rank`` user and context features come once a request, item features once a candidate. Empty values are
--2^63, ``""`` and NaN (``pipelines.log.casts.EMPTY``).
+``rank`` takes user and context features once per request, and item features once per candidate. Empty values are -2^63,
+``""`` and NaN (``pipelines.log.casts.EMPTY``).
 
-L is the schema's ``max_length``: a list is filled up with the empty value to that length. Requests that a server joins
-are filled up by the server with a value of the request, so no axis but the candidates', whose scores are cut off, may
-differ between requests. In ``examples`` a list has any length.
+L is the schema's ``max_length``: lists are padded with the empty value to that length. A server that joins requests of
+different shapes pads them with a value of the request. This is harmless only on the axis of candidates, where the
+padding's scores are cut off; so no other axis may differ between requests. In ``examples`` a list has any length.
 
-A vocabulary is looked up once, whatever the number of features that share it, and a packed table is gathered from once
-(in ``rank`` once for the requests and once for the candidates).
+There is one lookup per vocabulary, even if several features share it, and one gather per packed table (in ``rank`` one
+for the requests and one for the candidates).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Tensors = Mapping[str, tf.Tensor]
 
 
 def shape(feature: Feature, lead: int) -> list[int | None]:
-    """What a request holds of a feature: ``lead`` axes (1: ``[B]``, 2: ``[B, N]``), then a bag's or a vector's own."""
+    """The shape of a feature in a request: ``lead`` axes (1: ``[B]``, 2: ``[B, N]``), then that of a list or vector."""
     own: dict[str, list[int | None]] = {"multivalent": [feature.max_length], "dense": [feature.length]}
     return [*[None] * lead, *own.get(feature.kind, [])]
 
 
 def example_spec(schema: Schema) -> dict[str, tf.io.FixedLenFeature | tf.io.FixedLenSequenceFeature]:
-    """How a tf.Example of raw values is parsed; a missing key is the empty value."""
+    """The specification by which a tf.Example of raw values is parsed; a missing key means the empty value."""
     result = {}
     for feature in schema.features:
         dtype, empty = tf.as_dtype(feature.dtype), EMPTY[feature.dtype]
@@ -62,7 +62,7 @@ def example_spec(schema: Schema) -> dict[str, tf.io.FixedLenFeature | tf.io.Fixe
 
 
 def why_no_rank(schema: Schema) -> str:
-    """Why a model of this schema has no signature ``rank``; "" where it has one."""
+    """The reason why a model of this schema has no signature ``rank``; "" if it has one."""
     if all(feature.side == "item" for feature in schema.features):
         return "the schema has no user or context features: there is nothing that candidates share"
     if all(feature.side != "item" for feature in schema.features):
@@ -71,13 +71,13 @@ def why_no_rank(schema: Schema) -> str:
 
 
 class ServingModule(tf.Module):
-    """The signatures of one trained model. Tracks the weights that scores depend on and the vocabularies, nothing else.
+    """The signatures of one trained model. Tracks only the vocabularies and the weights that scores depend on.
 
     Args:
-      schema: of the model's data.
-      model: trained.
-      vocabularies: path of the asset of every categorical and multivalent feature, by name.
-      stored: the model's packed tables as they are saved; the model's own variables when not given.
+      schema: the schema of the model's data.
+      model: the trained model.
+      vocabularies: path of the asset of each categorical and multivalent feature, by name.
+      stored: the model's packed tables in stored form; the model's own variables if not given.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ServingModule(tf.Module):
         weights = [weight for part in model.weight_parts.values() for weight in part.weights]
         self.weights = [weight for weight in weights if id(weight) not in replaced]
         self.shares: dict[str, tf.Variable] = {}
-        # A table for features that have the same vocabulary; which one is a feature's, by name.
+        # One lookup table per distinct vocabulary, and the key of each feature's table.
         self.tables: dict[str, tf.lookup.StaticHashTable] = {}
         self._table_of: dict[str, str] = {}
         for name, path in vocabularies.items():
@@ -120,9 +120,9 @@ class ServingModule(tf.Module):
 
     @property
     def _aliases(self) -> dict[str, str]:
-        """Under which names the inputs are saved.
+        """The names under which inputs are saved, by feature.
 
-        On their way TensorFlow makes keyword arguments of them, and takes names that differ in case for the same.
+        TensorFlow turns names into keyword arguments while saving, and confuses names that differ in case only.
         """
         aliases: dict[str, str] = {}
         taken = {"self"}
@@ -137,9 +137,9 @@ class ServingModule(tf.Module):
     def _signatures(self) -> dict[str, Any]:
         """Concrete functions by signature name."""
         schema, aliases = self._schema(), self._aliases
-        # Of no known shape: TensorFlow Serving does not hold requests to the shape of a placeholder, yet TensorFlow
-        # takes it for true, and the checks of the sizes that it tells would be folded away. `_describe_inputs`
-        # publishes the shapes.
+        # Shapes are left unknown: TensorFlow Serving does not check requests against the shapes of placeholders, but
+        # TensorFlow would trust them, and fold away the checks of sizes in the graph. `_describe_inputs` publishes the
+        # shapes.
         specs = {f.name: tf.TensorSpec(None, tf.as_dtype(f.dtype), aliases[f.name]) for f in schema.features}
         result = {
             "serving_default": _concrete(self.score, specs),
@@ -150,23 +150,26 @@ class ServingModule(tf.Module):
         return result
 
     def _leads(self, signature: str) -> dict[str, int]:
-        """The number of axes before a feature's own, by feature."""
+        """The number of leading axes (requests or rows, candidates), by feature."""
         ranks = signature == "rank"
         return {f.name: 2 if ranks and f.side == "item" else 1 for f in self._schema().features}
 
     def score(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        """Scores by task ``[B]`` of raw features ``[B]``, ``[B, L]``, ``[B, n]``."""
+        """Scores raw features ``[B]``, ``[B, L]``, ``[B, n]``; returns ``[B]`` by task."""
         return self._score(self._checked(raw, "serving_default")[0])
 
     def score_examples(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        """Scores by task ``[B]`` of serialised tf.Examples ``[B]``, whose lists have any length."""
+        """Scores serialised tf.Examples ``[B]``, whose lists have any length; returns ``[B]`` by task."""
         return self._score(tf.io.parse_example(raw["examples"], example_spec(self._schema())))
 
     def _score(self, raw: Tensors) -> dict[str, tf.Tensor]:
         return self._scores(self._model()(self._numbers(raw), read=self._read))
 
     def rank(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        """Scores by task ``[B, N]``: user and context features are looked up, and multiplied by weights, B times."""
+        """Scores N candidates of B requests; returns ``[B, N]`` by task.
+
+        User and context features are looked up, and multiplied by first-layer weights, once per request.
+        """
         model, features = self._model(), self._schema().features
         once = [feature.name for feature in features if feature.side != "item"]
         each = [feature.name for feature in features if feature.side == "item"]
@@ -176,13 +179,15 @@ class ServingModule(tf.Module):
         return {name: tf.reshape(s, sizes) for name, s in self._scores(outputs).items()}
 
     def _checked(self, raw: Tensors, signature: str) -> tuple[Tensors, tf.Tensor]:
-        """The tensors, to be read once they are found to have their shapes; requests or rows, and candidates.
+        """Checks the shapes of the tensors.
 
-        What comes once a candidate is flat: ``[B * N]``, ``[B * N, L]``, ``[B * N, n]``.
+        Returns:
+          The tensors, with features of candidates flat (``[B * N]``, ``[B * N, L]``, ``[B * N, n]``), and the sizes
+          ``[B]`` or ``[B, N]`` of the scores.
 
         Raises (the graph, when it runs):
-          tf.errors.InvalidArgumentError: a number of axes, the length of a list or a vector, or that features differ in
-            their number of rows, requests or candidates; it names the features.
+          tf.errors.InvalidArgumentError: a feature has a wrong number of axes or a list or vector of a wrong length, or
+            features differ in their number of rows, requests or candidates; the message names the features.
         """
         features, leads = self._schema().features, self._leads(signature)
         shapes = {feature.name: shape(feature, leads[feature.name]) for feature in features}
@@ -190,10 +195,10 @@ class ServingModule(tf.Module):
         starts = np.cumsum([0, *lengths])[:-1].tolist()
         each = [start for start, lead in zip(starts, leads.values(), strict=True) if lead == 2]
         axes = tf.stack([tf.rank(raw[name]) for name in shapes])
-        # The sizes of all features one after the other, [B, B, L, B, N, ...], and as many where axes are missing.
+        # The sizes of all features one after another, [B, B, L, B, N, ...]; zeros keep the length if axes are missing.
         found = tf.concat([*(tf.shape(raw[name]) for name in shapes), tf.zeros([sum(lengths)], tf.int32)], axis=0)
         found = found[: sum(lengths)]
-        # What each should be: that of the first feature, or L or n.
+        # The size that each should have: that of the first feature with this axis, or L or n.
         own = [size for sizes in shapes.values() for size in sizes if size is not None]
         places, fixed = [], iter(range(sum(lengths), sum(lengths) + len(own)))
         for sizes in shapes.values():
@@ -215,11 +220,11 @@ class ServingModule(tf.Module):
                 _same_size("candidates", items, tf.gather(found, [start + 1 for start in each]))
             return tf.constant(False)
 
-        # All at once, and only where that fails one after the other: a request pays for few small operations.
+        # All checks in one operation; the separate ones that explain a failure run only then.
         right = tf.reduce_all(tf.concat([axes == tf.constant(lengths), fits], axis=0))
         checked = tf.cond(right, lambda: tf.constant(True), explain)
-        # A reshape, because it tells TensorFlow's optimiser nothing of its input: what later operations need to be true
-        # of shapes, it would take for true of the request, and fold the checks away.
+        # A reshape hides the input's shape from TensorFlow's optimiser: otherwise it would infer the shape of the
+        # request from what later operations need, and fold the checks away.
         targets = {name: tf.constant([-1, *sizes[leads[name] :]]) for name, sizes in shapes.items()}
         with tf.control_dependencies([checked]):
             flat = {name: tf.reshape(raw[name], target) for name, target in targets.items()}
@@ -229,11 +234,11 @@ class ServingModule(tf.Module):
         return self._model().scores(outputs)
 
     def _read(self, group: PackedTable, ids: tf.Tensor) -> tf.Tensor:
-        """Rows ``[N, W]`` of the table that is stored in place of the model's own."""
+        """Reads rows ``ids`` ``[N]`` of a packed table in its stored form, ``[N, W]``."""
         return next(table for table in self.stored if table.group is group).read(ids)
 
     def _share(self, kernel: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-        """A side's rows of a first layer's weights, as a variable of their own: no request has to gather them."""
+        """A first layer's weights for one side, as a separate variable, so that requests need not gather them."""
         places = tf.get_static_value(columns)
         weight = next(i for i, weight in enumerate(self.weights) if weight is kernel)
         key = f"{weight}_from_{places[0]}"  # the two sides have no column in common
@@ -243,12 +248,12 @@ class ServingModule(tf.Module):
         return self.shares[key]
 
     def _numbers(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        """What the model reads: ids int32 ``[R]`` and ``[R, max_length]``, floats as they are."""
+        """The model's inputs: ids, int32 ``[R]`` and ``[R, max_length]``, and floats."""
         ids = self._ids({name: raw[name] for name in self._table_of})
         return {f.name: self._number(f, raw[f.name], ids.get(f.name)) for f in self._schema().features}
 
     def _ids(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        """Ids int32 of raw values of any shape, by one lookup a vocabulary."""
+        """The ids, int32, of raw values of any shape, with one lookup per vocabulary."""
         ids: dict[str, tf.Tensor] = {}
         for key, table in self.tables.items():
             names = [name for name in raw if self._table_of[name] == key]
@@ -264,11 +269,11 @@ class ServingModule(tf.Module):
         if feature.kind == "categorical":
             return ids
         if feature.kind == "multivalent":
-            # As conversion does it: empty values are dropped, then the first of the others kept.
+            # As in conversion, empty values are dropped and the first of the others kept.
             empty = x == tf.constant(EMPTY[feature.dtype], x.dtype)
             ids = tf.where(empty, PADDING_ID, ids)
             return tf.ragged.boolean_mask(ids, ids != PADDING_ID).to_tensor(shape=[None, feature.max_length])
-        # Values that conversion refuses count as missing: training never saw what they would become.
+        # Values that conversion refuses count as missing, because training never saw such values.
         known = tf.math.is_finite(x)
         if "log1p" in feature.transform:
             known &= x > -1.0
@@ -276,24 +281,24 @@ class ServingModule(tf.Module):
 
 
 def _concrete(function: Callable[[Tensors], dict[str, tf.Tensor]], specs: Mapping[str, tf.TensorSpec]) -> Any:
-    """``function`` of a dict as a concrete function of the tensors that ``specs`` names."""
+    """A concrete function of the tensors in ``specs``, which calls ``function`` with a dict of them."""
 
     def serve(raw: Tensors) -> dict[str, tf.Tensor]:
         return function(raw)
 
-    serve.__name__ = function.__name__  # shows in TensorFlow's errors
+    serve.__name__ = function.__name__  # appears in TensorFlow's errors
     return tf.function(serve, autograph=False).get_concrete_function(dict(specs))
 
 
 def _describe_inputs(
     directory: Path, names: Mapping[str, str], shapes: Mapping[str, Mapping[str, Sequence[int | None]]]
 ) -> None:
-    """Rewrites the inputs of the signatures of a SavedModel.
+    """Gives the inputs in the signatures of a SavedModel their names and shapes.
 
     Args:
-      directory: of the SavedModel.
-      names: for every name under which an input was saved, its own.
-      shapes: by signature and input, by its own name. Where there is none, the saved one stays.
+      directory: the SavedModel.
+      names: an input's name, by the name under which it was saved.
+      shapes: shapes by signature and name; inputs without one keep the saved shape.
     """
     path = directory / "saved_model.pb"
     saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
@@ -308,26 +313,26 @@ def _describe_inputs(
 
 
 def _expected(feature: Feature, sizes: Sequence[int | None]) -> str:
-    """What a request should hold of a feature, for an error."""
+    """The shape that a feature should have in a request, for an error."""
     free = iter("BN")
     axes = ", ".join(next(free) if size is None else str(size) for size in sizes)
     text = f"feature {feature.name} should have shape [{axes}]"
     if feature.kind == "multivalent":
         empty = "an empty string" if feature.dtype == "string" else str(EMPTY["int64"])
-        text += f": a list is filled up with the empty value ({empty}) to {feature.max_length}"
+        text += f": a list is padded with the empty value ({empty}) to {feature.max_length}"
     elif feature.kind == "dense":
         text += f": a vector has {feature.length} elements"
     return text
 
 
 def _assert(right: tf.Tensor, words: tf.Tensor, what: str, sent: tf.Tensor) -> None:
-    """Fails where ``right`` bool ``[n]`` is false, with the ``words`` ``[n]`` there and what was ``sent`` ``[n]``."""
+    """Fails if ``right``, bool ``[n]``, is false anywhere; names ``words`` ``[n]`` and what was ``sent`` ``[n]`` there."""
     wrong = tf.squeeze(tf.where(~right), axis=1)
     data = [tf.gather(words, wrong), f"{what} sent:", tf.gather(sent, wrong)]
     tf.debugging.Assert(tf.reduce_all(right), data, summarize=16)
 
 
 def _same_size(what: str, names: Sequence[str], sizes: tf.Tensor) -> None:
-    """Fails where features differ in their number of rows, requests or candidates, and names them."""
+    """Fails if features differ in their number of rows, requests or candidates; the error names them."""
     message = f"features differ in their number of {what} ({', '.join(names)}):"
     tf.debugging.Assert(tf.reduce_all(sizes == sizes[0]), [message, sizes], summarize=len(names))

@@ -1,4 +1,4 @@
-"""What an export needs, looked at before TensorFlow is imported."""
+"""Checks what an export needs, before TensorFlow is imported."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ def check(workdir: Workdir, config: Any, moved_to: str | None, output: Path, nam
     """Returns the manifest of the run's data.
 
     Args:
-      workdir: of the run.
-      config: its config.
-      moved_to: where its data are now, or None.
+      workdir: the run.
+      config: the run's config.
+      moved_to: where the run's data are now, or None if they have not moved.
       output: directory of the versions.
-      name: of the model.
+      name: the model's name.
 
     Raises:
-      UserError: other data, no raw validation rows to check the export on, an ``output`` or ``name`` that cannot be.
+      UserError: the data are not the run's, there are no raw validation rows for the check, or ``output`` or ``name``
+        is not allowed.
     """
     try:
         manifest = manifests.load(moved_to or config.data.dir)
@@ -32,12 +33,12 @@ def check(workdir: Workdir, config: Any, moved_to: str | None, output: Path, nam
     workdir.check_data(manifest)
     if not manifest.rows("validation"):
         raise UserError(
-            f"the validation split of {manifest.data_dir} has no rows, so that an export could not be checked against "
+            f"the validation split of {manifest.data_dir} has no rows, so an export could not be checked against "
             "the trainer; convert with a validation split, and train on that"
         )
     raw = validation_rows(manifest)
     if not any(raw.glob("*.parquet")):
-        raise UserError(f"{raw} is gone: the raw rows that the export is checked on; convert the log again")
+        raise UserError(f"{raw} is missing: it holds the raw rows that the export is checked on; convert the log again")
     manifest.check_raw("validation")
     if output.resolve() in (workdir.path.resolve(), Path(manifest.data_dir).resolve()):
         raise UserError(f"--output={output} is the run or its data; give a directory of its own")

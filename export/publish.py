@@ -1,7 +1,7 @@
-"""Versions of a model: directories named by integers, each of which appears whole or not at all.
+"""Publishes versions of a model: directories named by integers, each of which appears whole or not at all.
 
-TensorFlow Serving takes a directory for a new version as soon as it sees its number, and unloads the one before: so a
-version is built under a name that is no number, flushed to the disk and renamed.
+TensorFlow Serving loads a directory as a new version as soon as it sees its number, and unloads the one before. So a
+version is built under a name that is not a number, flushed to the disk and renamed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stem_util import files, owned
 
 _LARGEST_MANIFEST = 16 << 20
 _LAST = ".last_version"
-"""Holds the highest number so far: one that was deleted (a roll-back) is not used again for another model."""
+"""File with the highest number so far. The number of a version that was deleted (a roll-back) is not used again."""
 
 
 def versions(directory: Path) -> list[int]:
@@ -34,10 +34,10 @@ def versions(directory: Path) -> list[int]:
 
 
 def damage(version: Path) -> str:
-    """How a version's directory differs from the one that was published, or ""; reads all of it.
+    """Reads a version's directory; returns how it differs from the one that was published, or "".
 
-    Compares with the manifest, where there is one: a directory that is still being copied is damaged, too. Only regular
-    files are opened: a pipe would never end, and TensorFlow opens what it finds.
+    Files are compared with the manifest, if there is one, so a directory that is still being copied counts as damaged.
+    Anything but regular files is refused: a pipe would never end, and TensorFlow would open it.
     """
     try:
         for directory, _, names in os.walk(version, onerror=_raise):
@@ -65,7 +65,7 @@ def damage(version: Path) -> str:
 
 
 def model_of(version: Path) -> str:
-    """The model's name as a version's manifest has it; "" where there is none, or none to print."""
+    """The model's name in a version's manifest; "" if there is none, or none that can be printed."""
     try:
         name = _manifest(version)["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -74,7 +74,7 @@ def model_of(version: Path) -> str:
 
 
 def _files(version: Path) -> dict[str, str]:
-    """The digests of a version's files by name; none where there is no manifest."""
+    """The SHA-256 of a version's files by name; {} if there is no manifest."""
     return dict(_manifest(version)["files"]) if (version / manifests.FILENAME).exists() else {}
 
 
@@ -87,7 +87,7 @@ def _manifest(version: Path) -> Any:
 
 
 def _open(path: Path) -> io.BufferedReader:
-    """Opens a regular file; a pipe, whose open() waits for a writer, is an error."""
+    """Opens a regular file. Anything else is an error: open() of a pipe would wait for a writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -100,15 +100,15 @@ def _raise(error: OSError) -> None:
 
 
 def _shown(text: str) -> str:
-    """Text of others, cut and escaped for a message of one line."""
+    """Text from outside, cut and escaped to fit into a message of one line."""
     return text if text.isprintable() and len(text) <= 200 else f"{text[:200]!a}"
 
 
 @contextlib.contextmanager
 def publishing(directory: Path) -> Iterator[tuple[int, Path]]:
-    """Gives the next version and a directory to build it in; publishes it when the block ends without an error.
+    """Yields the next version and a directory to build it in; publishes it when the block ends without an error.
 
-    Only one export at a time writes under ``directory``; what killed ones have left there is removed.
+    Only one export at a time writes under ``directory``. It removes what killed ones left there.
 
     Raises:
       UserError: ``directory`` is no directory or holds something else, or another export is writing to it.
@@ -133,7 +133,7 @@ def publishing(directory: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _last(directory: Path) -> int:
-    """The highest number ever published; 0 where that is not known."""
+    """The highest number ever published; 0 if that is not known."""
     try:
         text = (directory / _LAST).read_text(encoding="ascii").strip()
     except (FileNotFoundError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""A version that `export.exporter` published, loaded as services load it."""
+"""Loads a version that `export.exporter` published as services load it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Call = Callable[[Arrays], dict[str, np.ndarray]]
 
 
 def find(directory: Path) -> Path:
-    """The version directory that ``directory`` is, or the newest one in it.
+    """Returns ``directory`` if it is a version, else the newest version in it.
 
     Raises:
-      UserError: it is neither, or was not published by `export.exporter`.
+      UserError: it is no version and holds none, or was not published by `export.exporter`.
     """
     if not directory.is_dir():
         raise UserError(f"--model={directory}: no such directory")
@@ -41,18 +41,18 @@ def find(directory: Path) -> Path:
 
 
 class Published:
-    """One version.
+    """One published version.
 
     Args:
-      directory: as given to ``--model``: the version, or the directory above it.
+      directory: the version, or the directory above it, as given to ``--model``.
 
     Attributes:
-      directory: of the version.
-      schema: of the data it was trained on.
-      tasks: their names.
+      directory: the version's directory.
+      schema: the schema of the data that the model was trained on.
+      tasks: names of the tasks.
 
     Raises:
-      UserError: as `find`; its files are not those that were published (the servers refuse such a version, too).
+      UserError: as in `find`; or the files are not those that were published (the server refuses such a version, too).
     """
 
     def __init__(self, directory: Path) -> None:
@@ -70,25 +70,25 @@ class Published:
         return f"{tree['model']} version {tree['version']}"
 
     def signature(self, name: str) -> Call:
-        """A function from tensors by feature to scores by task.
+        """Returns a function from tensors by feature to scores by task. It raises JobError if the model fails.
 
         Raises:
           UserError: the model has no such signature.
-          JobError: the model cannot be loaded; the function: it cannot be run.
+          JobError: the model cannot be loaded.
         """
         if name == "rank" and (why := self._manifest()["why_no_rank"]):
             raise UserError(f"{self.directory} does not rank: {why}")
         import tensorflow as tf
 
         if not self._calls:
-            # Scores are the server's: a GPU would round float32 products to TF32.
+            # On the CPU, so that scores are the server's: a GPU would round float32 products to TF32.
             tf.config.experimental.enable_tensor_float_32_execution(False)
             for gpu in tf.config.list_physical_devices("GPU"):
                 tf.config.experimental.set_memory_growth(gpu, True)
             try:
                 with files.literal(self.directory) as path:
                     self._calls = _load(path)
-            # Whatever a damaged directory raises: OpError, OSError, ValueError, DecodeError ...
+            # A damaged directory raises all kinds of errors: OpError, OSError, ValueError, DecodeError ...
             except Exception as error:
                 raise JobError(f"{self.directory} cannot be loaded: {_first_line(error)}") from error
         call = self._calls[name]
@@ -111,7 +111,7 @@ class Published:
 
 
 def _load(directory: str) -> dict[str, Call]:
-    """The signatures of a SavedModel by name, as functions of arrays: in a TF1 session, as services open it."""
+    """The signatures of a SavedModel by name, as functions of arrays that run in a TF1 session, as in services."""
     import tensorflow as tf
 
     session = tf.compat.v1.Session(graph=tf.Graph())

@@ -1,4 +1,4 @@
-"""Raw rows of a log as tensors of ``serving_default``, cast as conversion casts them."""
+"""Reads raw rows of a log as tensors of ``serving_default``, cast as in conversion."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pipelines.tfrecord import Example
 
 
 def without_outcomes(schema: Schema) -> Schema:
-    """The schema with its features alone: a log to be scored need not hold labels and keys."""
+    """The schema without labels and keys, which a log to be scored need not have."""
     return dataclasses.replace(schema, tasks=(), group=None, item=None)
 
 
 def open_log(patterns: str, schema: Schema, csv: CsvOptions | None = None) -> Log:
-    """The log at ``patterns`` (see `pipelines.log.find.find_files`), which must hold all columns of the schema.
+    """Opens the log at ``patterns`` (see `pipelines.log.find.find_files`), which must have all columns of the schema.
 
     Raises:
-      UserError: no files, files that cannot be read, or columns that do not fit the schema.
+      UserError: there are no files, a file cannot be read, or columns do not fit the schema.
     """
     log = source.open_log(find_files(patterns), csv)
     sniff.explain(log, Cleaner(schema, GivenSplit(()), drop=False).columns)
@@ -44,16 +44,16 @@ def open_log(patterns: str, schema: Schema, csv: CsvOptions | None = None) -> Lo
 def read(
     log: Log, schema: Schema, keep: list[str], *, drop_bad_rows: bool = False
 ) -> Iterator[tuple[Rows, dict[str, pa.Array], Counter[tuple[str, str]]]]:
-    """Streams a log: good rows, their columns ``keep``, and how many rows were bad by (column, reason).
+    """Streams a log: yields good rows, their columns ``keep``, and the number of bad rows by (column, reason).
 
-    ``Rows.row_ids`` are places in the log: files in sorted order, from 0, bad rows counted.
+    ``Rows.row_ids`` are places in the log, from 0: files are in sorted order, and bad rows count.
 
     Raises:
-      UserError: a damaged file; a row that conversion would refuse, unless such are dropped.
+      UserError: a file is damaged, or conversion would refuse a row and such rows are not dropped.
     """
     cleaner = Cleaner(schema, GivenSplit((2,) * len(log.files)), drop_bad_rows, served=True)
     columns, kinds = list(dict.fromkeys([*cleaner.columns, *keep])), kept_types(log, schema)
-    file = start = seen = 0  # file, the place of its first row, rows of it before this unit
+    file = start = seen = 0  # file number, place of its first row, rows of the file before this unit
     for unit in log.units:
         if unit.file != file:
             file, start, seen = unit.file, start + seen, 0
@@ -65,7 +65,7 @@ def read(
 
 
 def tensors(schema: Schema, rows: Rows) -> dict[str, np.ndarray]:
-    """Features by name: ``[n]``, ``[n, max_length]`` with the empty value behind a row's own, ``[n, length]``."""
+    """Features by name: ``[n]``, ``[n, max_length]`` padded with the empty value, or ``[n, length]``."""
     result: dict[str, np.ndarray] = {}
     for feature in schema.features:
         name = feature.name
@@ -79,7 +79,7 @@ def tensors(schema: Schema, rows: Rows) -> dict[str, np.ndarray]:
 
 
 def _values(array: pa.Array) -> np.ndarray:
-    """int64, or bytes objects, with the empty value for nulls."""
+    """Values as int64 or bytes objects, with the empty value for nulls."""
     if pa.types.is_integer(array.type):
         return casts.to_numpy(array.fill_null(EMPTY["int64"]))
     return casts.to_numpy(array.cast(pa.binary()).fill_null(EMPTY["string"]))
@@ -93,12 +93,12 @@ def _padded(lists: Lists, width: int) -> np.ndarray:
 
 
 def _empty(values: np.ndarray) -> Any:
-    """The empty value of int64 or bytes objects."""
+    """The empty value for int64 or bytes objects."""
     return EMPTY["string" if values.dtype == object else "int64"]
 
 
 def examples(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Rows of :func:`tensors` as serialised tf.Examples, bytes objects ``[n]``; empty values are left out."""
+    """Serialises rows of :func:`tensors` as tf.Examples, bytes objects ``[n]``; empty values are left out."""
 
     def message(row: int) -> bytes:
         example = Example()

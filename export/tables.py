@@ -1,10 +1,11 @@
-"""Embedding tables as an export stores them: float32, rounded to bfloat16, or to int8 with a scale a row and table.
+"""Stores embedding tables for an export: as float32, rounded to bfloat16, or rounded to int8 with scales.
 
 ::
 
     int8      codes [rows, W]   scales [rows, tables] float32     value = code * scale of its slice
 
-A row's slices are rounded apart: tables of one packed table may differ in size by orders of magnitude.
+Each row of each table inside a packed table has its own scale, because values of these tables may differ by orders of
+magnitude.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ _ROWS_AT_A_TIME = 1 << 16
 
 
 def packed(model: Predictor) -> list[PackedTable]:
-    """The packed tables of a model that are looked up by id."""
+    """The packed tables of a model, from which embeddings are looked up by id."""
     parts = [part for part in model.weight_parts.values() if isinstance(part, Embeddings)]
     return [group for part in parts for group in part.groups if group.rows]
 
 
 def store(model: Predictor, kind: Kind) -> list[StoredTable]:
-    """The model's tables in the form ``kind``, an entry a packed table; the model's own get the same values."""
+    """Stores each packed table of the model in the form ``kind``, and sets the model's tables to the rounded values."""
     return [StoredTable(group, kind) for group in packed(model)]
 
 
 class StoredTable(tf.Module):
-    """What a served graph reads in place of a packed table. Rounds the packed table to the values that it gives.
+    """A packed table in stored form, which the serving graph reads. Sets the packed table to the rounded values.
 
     Args:
-      group: of a trained model.
-      kind: of :data:`KINDS`.
+      group: a packed table of a trained model.
+      kind: one of :data:`KINDS`.
 
     Attributes:
       group: as given.
-      values: ``[rows, W]``: the group's own variable, bfloat16, or int8 codes.
-      scales: ``[rows, tables]`` float32 of int8 codes, else None.
+      values: ``[rows, W]``: the packed table's own float32 variable, or bfloat16 values, or int8 codes.
+      scales: ``[rows, tables]`` float32 with int8 codes, else None.
     """
 
     def __init__(self, group: PackedTable, kind: Kind) -> None:
@@ -75,12 +76,12 @@ class StoredTable(tf.Module):
         return self._group()
 
     def read(self, ids: tf.Tensor) -> tf.Tensor:
-        """Rows ``ids`` ``[N]``, as float32 ``[N, W]``."""
+        """Reads rows ``ids`` ``[N]``; float32 ``[N, W]``."""
         scales = None if self.scales is None else tf.nn.embedding_lookup(self.scales, ids)
         return self._floats(tf.nn.embedding_lookup(self.values, ids), scales)
 
     def _codes(self, exact: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """int8 codes ``[N, W]`` and scales ``[N, tables]``: the largest value of a slice is 127 times its scale."""
+        """Codes, int8 ``[N, W]``, and scales ``[N, tables]``: the largest absolute value of a slice has code 127."""
         slices = tf.reshape(exact, [-1, len(self.group.tables), self.group.dim])
         scales = tf.reduce_max(tf.abs(slices), axis=2) / _LARGEST_CODE
         codes = tf.round(tf.math.divide_no_nan(slices, scales[:, :, tf.newaxis]))
@@ -96,11 +97,11 @@ class StoredTable(tf.Module):
 
 
 def size(stored: Sequence[StoredTable]) -> int:
-    """Bytes of all, on disk and in memory."""
+    """The size of stored tables in bytes, on disk and in memory."""
     variables = [v for table in stored for v in (table.values, table.scales) if v is not None]
     return sum(v.shape.num_elements() * v.dtype.size for v in variables)
 
 
 def exact_size(model: Predictor) -> int:
-    """Bytes of a model's tables in float32."""
+    """The size of a model's tables in float32, in bytes."""
     return sum(group.rows * group.width * tf.float32.size for group in packed(model))

@@ -1,4 +1,4 @@
-"""The graph of a run's export, in this process and unpublished: raw values in, scores out."""
+"""Scores raw values with a run's model in this process, by the graph that an export would publish."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from stem_tf.workdir import Workdir
 
 
 class Unpublished:
-    """A run's model as `export.scoring.score_log` takes it.
+    """A run's model in the form that `export.scoring.score_log` takes.
 
     Args:
-      workdir: of the run, which has copies of its vocabularies.
-      manifest: of its data.
-      model: trained.
+      workdir: the run, which has copies of its vocabularies.
+      manifest: manifest of its data.
+      model: the trained model.
 
     Attributes:
-      schema: of the data.
+      schema: the schema of the data.
       tasks: names of the tasks.
     """
 
@@ -41,7 +41,7 @@ class Unpublished:
         self._score = tf.function(self._module.score, input_signature=[inputs], autograph=False)
 
     def signature(self, name: str) -> Call:
-        """The function from tensors by feature to scores by task; only ``serving_default`` is there."""
+        """Returns a function from tensors by feature to scores by task, for ``serving_default`` only."""
         if name != "serving_default":
             raise ValueError(name)
 

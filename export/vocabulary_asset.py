@@ -1,14 +1,14 @@
-"""Vocabularies as binary assets of a SavedModel, read inside the graph: one file a vocabulary, any size, any bytes.
+"""Vocabularies as binary assets of a SavedModel, one file per vocabulary, which the graph reads; any size, any bytes.
 
 ::
 
     strings   count: int64 | length of each value: int32 [count] | the values' bytes, one after another
     int64     count: int64 | values: int64 [count]
 
-all little-endian. The first value is the empty one, which scores as rare values do (a table may not be empty, a
-vocabulary may); the vocabulary follows in the order of its ids. Lengths instead of separators, so that no newline,
-quote or other byte in a value can break it. A text file breaks on newlines, and a constant in the graph meets the 2 GB
-limit of protobuf.
+All is little-endian. The first value is the empty one, which scores as rare values do (a vocabulary may be empty, a
+lookup table may not). The vocabulary follows in the order of its ids. The format has lengths rather than separators, so
+that no byte in a value can break it. A text file would break on newlines, and a constant in the graph would exceed
+protobuf's limit of 2 GB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tensorflow as tf
-from tensorflow.python.ops.lookup_ops import TableInitializerBase  # not exported, yet what static tables are made for
+from tensorflow.python.ops.lookup_ops import (
+    TableInitializerBase,
+)  # the base class for static tables; TensorFlow does not export it
 
 from pipelines.log.casts import EMPTY
 from pipelines.vocabulary import RARE_ID
@@ -29,7 +31,7 @@ _ROWS_AT_A_TIME = 1 << 18
 
 
 def write(values: pa.ChunkedArray, path: Path) -> None:
-    """Writes the values of a vocabulary (int64, or binary), in the order of their ids."""
+    """Writes the values of a vocabulary (int64 or binary) in the order of their ids."""
     with open(path, "wb") as file:
         file.write(np.array([1 + len(values)], "<i8").tobytes())
         if pa.types.is_integer(values.type):
@@ -48,7 +50,7 @@ class VocabularyInitializer(TableInitializerBase):
     """Fills a static table ``raw value -> id`` from an asset.
 
     Args:
-      path: of the file; it is copied into the SavedModel, and read from there wherever that lies.
+      path: the asset's file. It is copied into the SavedModel, and then read from there, wherever that is.
       dtype: ``int64`` or ``string``.
     """
 
@@ -64,7 +66,7 @@ class VocabularyInitializer(TableInitializerBase):
 
 
 def lookup_table(path: Path, dtype: str) -> tf.lookup.StaticHashTable:
-    """The table of the asset at ``path``: int32 ids of any shape; what is not in the vocabulary is rare."""
+    """The lookup table of the asset at ``path``, with int32 ids; values that are not in the vocabulary are rare."""
     return tf.lookup.StaticHashTable(VocabularyInitializer(path, dtype), RARE_ID)
 
 

@@ -1,6 +1,6 @@
-"""Warm-up requests, which TensorFlow Serving plays to a new version before it serves it.
+"""Warm-up requests, which TensorFlow Serving sends to a new version before it serves it.
 
-A request that fails keeps the new version from serving while the old one goes on: they are also a gate.
+They are also a test: if a request fails, the new version is not served and the old one goes on.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pipelines.schema import Schema
 FILENAME = "tf_serving_warmup_requests"
 IN_A_VERSION = f"assets.extra/{FILENAME}"
 CANDIDATES = (1, 50, 200)
-"""Usual numbers of candidates: the shapes that a server has seen before its first request."""
+"""Usual numbers of candidates, so that a server has seen such shapes before its first request."""
 
 
 def write(path: Path, model: str, schema: Schema, rows: Mapping[str, np.ndarray], signatures: Sequence[str]) -> int:
-    """Writes one request per signature and number of candidates; returns how many.
+    """Writes one request per signature and number of candidates; returns the number of requests.
 
     Args:
-      path: of the TFRecord file of PredictionLog.
-      model: its name.
-      schema: says which features are the items'.
-      rows: tensors of ``serving_default`` of at least one real row; repeated as needed.
-      signatures: names.
+      path: TFRecord file of PredictionLog messages to write.
+      model: the model's name.
+      schema: the schema, which knows the items' features.
+      rows: tensors of ``serving_default`` with at least one real row; rows are repeated as needed.
+      signatures: names of the signatures.
     """
     items = {feature.name for feature in schema.features if feature.side == "item"}
     size = len(next(iter(rows.values())))
@@ -52,10 +52,10 @@ def write(path: Path, model: str, schema: Schema, rows: Mapping[str, np.ndarray]
 
 
 def read(path: Path) -> Iterator[predict_pb2.PredictRequest]:
-    """The requests of such a file; none where there is no file.
+    """Yields the requests of such a file; none if there is no file.
 
     Raises:
-      CorruptRecord: a record is not whole, or is no PredictionLog.
+      CorruptRecord: a record is damaged or is no PredictionLog.
     """
     if not path.exists():
         return
@@ -73,6 +73,6 @@ def _log(model: str, signature: str, inputs: Mapping[str, np.ndarray]) -> predic
     request.model_spec.name = model
     request.model_spec.signature_name = signature
     for name, values in inputs.items():
-        dtype = tf.string if values.dtype == object else None  # which an array without elements does not tell
+        dtype = tf.string if values.dtype == object else None  # an object array without elements does not tell its type
         request.inputs[name].CopyFrom(tf.make_tensor_proto(values, dtype))
     return prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

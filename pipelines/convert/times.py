@@ -100,7 +100,9 @@ def parse_time(text: str, kind: pa.DataType, flag: str, example: Any) -> int:
     values, bad = time_values(pa.array([text.encode()], pa.binary()), kind)
     shown = example.decode() if isinstance(example, bytes) else example
     if bad[0] or values.null_count:
-        raise UserError(f"{given}: the split column holds numbers ({kind}); write one in the same form, as {shown}")
+        raise UserError(
+            f"{given}: the split column holds numbers ({kind}); write a number in the same form, such as {shown}"
+        )
     return int(order_keys(values)[0])
 
 

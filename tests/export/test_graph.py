@@ -257,7 +257,7 @@ def test_the_shapes_that_are_published(sessions: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [
-        ("history", 2, r"history should have shape \[B, 3\]: a list is filled up with the empty value \(-9223372036"),
+        ("history", 2, r"history should have shape \[B, 3\]: a list is padded with the empty value \(-9223372036"),
         ("history", 0, r"feature history should have shape \[B, 3\]"),
         ("tags", 3, r"tags should have shape \[B, (N, )?2\]: a list is .* the empty value \(an empty string\) to 2"),
         ("image", 4, r"feature image should have shape \[B, (N, )?3\]: a vector has 3 elements"),

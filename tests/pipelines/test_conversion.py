@@ -516,7 +516,10 @@ def test_malformed_csv_rows_are_dropped_and_counted(tmp_path: Path) -> None:
     [
         ({"split_column": "tme"}, "--split_column=tme: not in the log; did you mean 'time'"),
         ({"split_column": "note"}, "--split_column=note: a time should be a number, a date or a timestamp"),
-        ({"test_from": "noon"}, "--test_from=noon: the split column holds numbers .int64.; write one as .* as 0$"),
+        (
+            {"test_from": "noon"},
+            "--test_from=noon: the split column holds numbers .int64.; write a number .* such as 0$",
+        ),
         ({"split": "leave_last", "split_group": "usr"}, "--split_group=usr: not in the log; did you mean 'user'"),
         (
             {"split": "leave_last", "split_group": "note"},
@@ -535,7 +538,7 @@ def test_logs_that_cannot_be_converted(tmp_path: Path) -> None:
     table = _log()
     with pytest.raises(UserError, match="'click' is not in .*log.parquet"):
         _convert(_write(tmp_path / "log.parquet", table.drop_columns(["click"])), tmp_path / "out")
-    with pytest.raises(UserError, match="the column name 'row_id' is taken"):
+    with pytest.raises(UserError, match="the column name 'row_id' is reserved"):
         _convert(
             _write(tmp_path / "log.parquet", table.append_column("row_id", table["time"])),
             tmp_path / "out",
