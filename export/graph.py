@@ -326,7 +326,7 @@ def _expected(feature: Feature, sizes: Sequence[int | None]) -> str:
 
 
 def _assert(right: tf.Tensor, words: tf.Tensor, what: str, sent: tf.Tensor) -> None:
-    """Fails if ``right``, bool ``[n]``, is false anywhere; shows ``words`` and ``sent``, both ``[n]``, for these places."""
+    """Fails if ``right``, bool ``[n]``, is false anywhere, with ``words`` and ``sent``, ``[n]``, of these places."""
     wrong = tf.squeeze(tf.where(~right), axis=1)
     data = [tf.gather(words, wrong), f"{what} sent:", tf.gather(sent, wrong)]
     tf.debugging.Assert(tf.reduce_all(right), data, summarize=16)
