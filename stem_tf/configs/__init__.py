@@ -1,6 +1,6 @@
 """Experiments by name or path, overridden key by key and checked.
 
-Importing this imports no TensorFlow. The models declare their own keys, so that loading or checking a config does.
+Importing this package does not import TensorFlow. Loading or checking a config does: the models declare their own keys.
 """
 
 from stem_tf.configs._check import check_names, checked

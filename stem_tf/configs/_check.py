@@ -1,4 +1,4 @@
-"""Whether the values of a config are possible: each by itself, together, and beside the data."""
+"""Checks the values of a config: each by itself, all together, and against the data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stem_util.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from stem_tf.models.registry import Model
 
-_LARGEST = math.ldexp(2.0 - 2.0**-23, 127)  # of float32, in which every number is used
+_LARGEST = math.ldexp(2.0 - 2.0**-23, 127)  # the largest float32: all numbers are used as float32
 
 
 def checked(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """A read-only config of ``{"model.dim": 8, ...}``; keys that are not there have their defaults.
+    """A read-only config from ``{"model.dim": 8, ...}``; keys that are missing get their defaults.
 
     Raises:
       UserError: a value of the wrong type or out of its range.
@@ -39,20 +39,20 @@ def checked(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def module_of(values: Mapping[str, Any]) -> str:
-    """The module of one's own models that a config names, or ""."""
+    """The module of the user's own models that a config names, or ""."""
     return str(typed("model.module", KEYS["model.module"], values.get("model.module", "")))
 
 
 def all_typed(keys: Mapping[str, Key], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of all ``keys`` in their types, defaults where ``values`` says nothing."""
+    """The values of all ``keys`` in their types, with defaults for keys that ``values`` lacks."""
     return {path: typed(path, key, values.get(path, key.default)) for path, key in keys.items()}
 
 
 def check_names(config: Any, tasks: Sequence[str], features: Sequence[str]) -> None:
-    """Refuses tasks and features that a config names and its data has not.
+    """Refuses tasks and features that a config names and its data lacks.
 
     Raises:
-      UserError: such a name, or a task without a value of a key that the model needs for every task.
+      UserError: such a name, or a task without a value for a key that the model needs for every task.
     """
     values, own = flat(config), model_of(config).keys
     for path, key in base.keys(config.model.module).items():
@@ -62,10 +62,10 @@ def check_names(config: Any, tasks: Sequence[str], features: Sequence[str]) -> N
         for name in [*value, *(name for name in value.values() if isinstance(name, str))]:
             if name not in tasks:
                 raise UserError(f"config.{path}: no task '{name}'{did_you_mean(name, tasks)} Tasks: {', '.join(tasks)}")
-        # A loss's numbers have defaults for tasks that are not named, a model's have none.
+        # Numbers of a loss have defaults for tasks that are not named, those of a model have none.
         missing = [task for task in tasks if task not in value]
         if missing and path.removeprefix("model.") in own and not isinstance(key.default, str):
-            raise UserError(f"config.{path} says nothing of the task '{missing[0]}'")
+            raise UserError(f"config.{path} has no value for the task '{missing[0]}'")
     for name in task_features(config) or ():
         if name not in features:
             raise UserError(
@@ -102,7 +102,7 @@ def check_range(path: str, key: Key, value: Any) -> None:
 
 
 def idle(path: str, key: Key, values: Mapping[str, Any], models: Mapping[str, Model]) -> tuple[str, str] | None:
-    """Why a key that is not at its default does nothing beside the other ``values``, and the way out; else None."""
+    """Why a key that is not at its default does nothing with the other ``values``, and what to do; else None."""
     if values[path] == key.default:
         return None
     model, own = models[values["model.name"]], path.removeprefix("model.")
@@ -139,7 +139,7 @@ def _check_together(keys: Mapping[str, Key], values: Mapping[str, Any]) -> None:
 
 
 def _check_levels(model: Model, key: Key, path: str, value: Any, depth: int) -> None:
-    """A key given by level has a value for each of the model's ``depth`` levels."""
+    """Checks that a key given by level has a value for each of the model's ``depth`` levels."""
     for given in value.values() if isinstance(value, dict) else (value,):
         by_level = isinstance(given, tuple) and (type(key.default) is not tuple or any(type(v) is tuple for v in given))
         if by_level and len(given) != depth:

@@ -1,4 +1,4 @@
-"""What ``stem-train --help`` prints of the config's keys."""
+"""What ``stem-train --help`` prints about the config's keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def describe(module: str = "") -> str:
     """All keys with their defaults, and the models by name. Imports TensorFlow.
 
     Args:
-      module: registers models of your own.
+      module: a module that registers models of your own.
 
     Raises:
       UserError: see :func:`stem_tf.configs.base.models`.

@@ -1,4 +1,4 @@
-"""Finds an experiment, and applies what a command line says otherwise.
+"""Finds an experiment, and applies the overrides of a command line.
 
 Not ml_collections.config_flags: it reads sys.argv alone (no --flagfile), takes no mappings by task or table, and its
 messages name neither the closest key nor the range.
@@ -70,8 +70,8 @@ def load(
       experiment: the name of a shipped one, the path of a Python file with ``get_config()``, or what that returns.
       overrides: ``key=value`` each, or ``key`` alone to switch it on, later ones win; or values by key,
         ``{"model.dim": 8}``.
-      leave_out: overrides that would do nothing for the chosen model are left out and told to it, a sentence each;
-        refused when not given.
+      leave_out: called with a sentence for each override that would do nothing for the chosen model and is left out;
+        without it, such overrides are refused.
 
     Raises:
       UserError: no such experiment, a file that fails, an unknown key, a value of the wrong type or out of its range.
@@ -99,7 +99,7 @@ def load(
 
 
 def _module(config: Any, overrides: Sequence[str] | Mapping[str, Any]) -> str:
-    """The module of one's own models: it says which keys there are, and is read before all others."""
+    """The module of the user's own models. It is read before all other keys, because it adds keys."""
     known = {"model.module": KEYS["model.module"]}
     return module_of(base.to_flat(config, known) | _given(overrides, known, others=True))
 
@@ -107,7 +107,7 @@ def _module(config: Any, overrides: Sequence[str] | Mapping[str, Any]) -> str:
 def _given(
     overrides: Sequence[str] | Mapping[str, Any], keys: Mapping[str, Key], others: bool = False
 ) -> dict[str, Any]:
-    """The values that ``overrides`` give to ``keys``. ``others``: leaves out what is none of them."""
+    """The values that ``overrides`` give to ``keys``; ``others`` ignores unknown keys instead of refusing them."""
     if isinstance(overrides, Sequence):
         texts = {key: text if equals else None for key, equals, text in (o.partition("=") for o in overrides)}
     else:
@@ -152,7 +152,7 @@ def _run(path: Path) -> Mapping[str, Any] | ml_collections.ConfigDict:
 
 
 def _for_another_model(values: Mapping[str, Any], name: str, module: str) -> dict[str, Any]:
-    """An experiment's values for another model on its data: what it says to its own model is not meant for that."""
+    """An experiment's values for another model on its data, without those for keys that the other model lacks."""
     values = applying(values, name, module)
     units = values.get("model.expert_units", ())
     if any(isinstance(u, tuple | list) for u in units) and "layers" not in base.models(module)[name].keys:
@@ -172,7 +172,7 @@ def _that_act(
         if useless is None:
             return kept
         leave_out(f"--config.{useless[0]} is left out: it {useless[1]}")
-        del kept[useless[0]]  # which may leave others without use
+        del kept[useless[0]]  # other overrides may do nothing without this one
 
 
 def _suggestion(key: str, keys: Mapping[str, Key]) -> str:
@@ -192,13 +192,13 @@ def _suggestion(key: str, keys: Mapping[str, Key]) -> str:
 
 
 def _of_file(error: Exception, path: Path) -> str:
-    """What a config file raised, in a sentence; a key that the config has not is named with the line that names it."""
+    """What a config file raised, in a sentence with the line; for an unknown key it suggests the closest one."""
     frames = traceback.extract_tb(error.__traceback__)
     line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
     where = f"line {line}: " if line else ""
     text = " ".join(str(error).split())
     if "ml_collections" in Path(frames[-1].filename).parts and isinstance(error, AttributeError | KeyError):
-        # Of a key that is written, and of one that is read: the name alone, in as many quotes as it came through.
+        # The text says that a written key does not exist, or is only the name of a read key, in any number of quotes.
         named = re.search(r"""Key "(\w+)" does not exist|^\W*(\w+)\W*(?:nDid you mean .*)?$""", text)
         if named:
             key = named[1] or named[2]

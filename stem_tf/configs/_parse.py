@@ -1,4 +1,4 @@
-"""Values of config keys, from the text of a command line and from an experiment's Python, as the key's own type."""
+"""Reads values of config keys, from a command line's text or an experiment's Python, in the key's own type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others ask of a complete config."""
+"""What other packages read from a complete config."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def of_task(value: Any, task: str, default: Any) -> Any:
 
 
 def applying(values: Mapping[str, Any], model: str, module: str = "") -> dict[str, Any]:
-    """Those of ``{"model.dim": 8, ...}`` that do anything for a model of this name."""
+    """Those values of ``{"model.dim": 8, ...}`` whose keys a model of this name has."""
     own = base.models(module)[model].keys
     return {path: value for path, value in values.items() if path in KEYS or path.removeprefix("model.") in own}

@@ -3,7 +3,7 @@
     stem-train --config=ali_ccp --config.data.dir=DATA --workdir=runs/ali_ccp
 
 Two levels of single-layer experts below the towers, 256-128-64, and linear gates without bias (Eq. 3). The paper gives
-no numbers of experts, batch or learning rate: one expert a task and a shared one, and this project's defaults.
+no number of experts, batch size or learning rate: here one expert per task, a shared one, and this project's defaults.
 """
 
 import ml_collections

@@ -34,9 +34,9 @@ class Key:
       by_level: a tuple with a value per level may stand instead of one value.
       choices: the values allowed, or () for a range.
       low, high: bounds of a number, or of each number of a tuple; both are allowed themselves.
-      above, below: like ``low`` and ``high``, themselves not allowed.
+      above, below: like ``low`` and ``high``, but not allowed themselves.
       only_if: (key, values): with other values of that key this one would do nothing, and is refused.
-      stacked: does something only in a model with several levels.
+      stacked: whether it does something only in a model with several levels.
     """
 
     default: Any
@@ -53,22 +53,22 @@ class Key:
 
 
 INIT_STD, NFWFM_INIT_STD = 1e-4, 0.01
-"""Standard deviations that tables start from: the authors' release's, and where experts only multiply embeddings."""
+"""Initial standard deviation of tables: the authors' release's, and the one for experts that multiply embeddings."""
 
 _DECAYING = ("cosine", "exponential")
 _TABLES_ADAM = ("optimizer.tables", ("deferred", "dense", "lazy"))
 
 KEYS: dict[str, Key] = {
     "experiment": Key("experiment", "name of the experiment; --workdir is runs/<experiment> unless given"),
-    "seed": Key(0, "of weights, dropout and the order of rows", low=0, high=2**31 - 1),
+    "seed": Key(0, "seed of weights, dropout and the order of rows", low=0, high=2**31 - 1),
     # Data.
     "data.dir": Key("", "converted data, the --output of stem-convert"),
     "data.input_format": Key(
         "blocks",
-        "what to read: blocks (records, fast), rows (records, a tf.Example a row), or parquet (the log itself)",
+        "what to read: blocks (records, fast), rows (records, one tf.Example per row), or parquet (the log itself)",
         INPUT_FORMATS,
     ),
-    "data.batch_size": Key(4096, "rows a step, over all replicas; evaluation uses the same", low=1),
+    "data.batch_size": Key(4096, "rows per step, over all replicas; evaluation uses the same", low=1),
     "data.on_corrupt": Key(
         "fail",
         "a damaged record ends the job, or is skipped and counted",
@@ -77,13 +77,13 @@ KEYS: dict[str, Key] = {
     ),
     "data.shuffle_megabytes": Key(
         1024,
-        "rows held in memory and permuted as a whole; a larger split is dealt out to such pools anew every epoch. Two"
-        " are in memory at a time",
+        "size of the pool of rows that is shuffled as a whole; a larger split is dealt out to several pools, anew every"
+        " epoch. Two pools are in memory at a time",
         low=1,
     ),
     "data.run_kilobytes": Key(
         0,
-        "of a split that is larger than a pool, read so much in one go: more where seeks are dear; 0 is one block",
+        "how much of a split that is larger than a pool is read in one go: more where seeks are slow; 0 is one block",
         low=0,
         only_if=("data.input_format", LAYOUTS),
     ),
@@ -94,32 +94,35 @@ KEYS: dict[str, Key] = {
     "model.init_std": Key(
         0.0,
         f"tables start from N(0, init_std^2); 0 is the expert's own: {NFWFM_INIT_STD:g} for nfwfm, whose products of"
-        f" smaller ones learn late, else {INIT_STD:g}",
+        f" smaller embeddings learn late, else {INIT_STD:g}",
         low=0,
     ),
-    "model.embedding_dropout": Key(0.0, "rate on the embeddings", low=0, below=1),
+    "model.embedding_dropout": Key(0.0, "dropout rate on the embeddings", low=0, below=1),
     # Losses.
-    "loss.weights": Key(1.0, "of the tasks, times the schema's", by="task", low=0),
+    "loss.weights": Key(1.0, "weights of the tasks, times the schema's", by="task", low=0),
     "loss.weighting": Key(
         "static",
-        "of the tasks in training: static, decaying (PLE Eq. 10) or uncertainty (Kendall et al.)",
+        "how the tasks' weights change in training: static, decaying (PLE Eq. 10) or uncertainty (Kendall et al.)",
         ("static", "decaying", "uncertainty"),
     ),
     "loss.gamma": Key(
         1.0,
-        "factor on a task's weight every epoch or step",
+        "factor on a task's weight per epoch or step",
         by="task",
         above=0,
         only_if=("loss.weighting", ("decaying",)),
     ),
     "loss.gamma_per": Key(
-        "epoch", "how often gamma acts", ("epoch", "step"), only_if=("loss.weighting", ("decaying",))
+        "epoch",
+        "whether gamma acts per epoch or per step",
+        ("epoch", "step"),
+        only_if=("loss.weighting", ("decaying",)),
     ),
     "loss.label_smoothing": Key(0.0, "e: binary labels become y (1 - e) + e / 2", by="task", low=0, below=1),
     "loss.positive_weight": Key(1.0, "weight of a binary task's positive rows", by="task", above=0),
     # Optimizer: Adam.
-    "optimizer.learning_rate": Key(1e-3, "its peak", above=0),
-    "optimizer.schedule": Key("constant", "of the learning rate after the warm-up", ("constant", *_DECAYING)),
+    "optimizer.learning_rate": Key(1e-3, "peak of the learning rate", above=0),
+    "optimizer.schedule": Key("constant", "learning rate after the warm-up", ("constant", *_DECAYING)),
     "optimizer.warmup_steps": Key(0, "steps over which the learning rate rises to its peak", low=0),
     "optimizer.decay_steps": Key(
         0,
@@ -135,7 +138,7 @@ KEYS: dict[str, Key] = {
         only_if=("optimizer.schedule", ("exponential",)),
     ),
     "optimizer.final_fraction": Key(
-        0.0, "of the peak, where the cosine ends", low=0, high=1, only_if=("optimizer.schedule", ("cosine",))
+        0.0, "fraction of the peak at which the cosine ends", low=0, high=1, only_if=("optimizer.schedule", ("cosine",))
     ),
     "optimizer.clip_norm": Key(10.0, "global norm to which gradients are scaled down; 0 never does", low=0),
     "optimizer.l2": Key(
@@ -144,7 +147,7 @@ KEYS: dict[str, Key] = {
         by="table",
         low=0,
     ),
-    "optimizer.network_l2": Key(0.0, "the same of the network's weights", low=0),
+    "optimizer.network_l2": Key(0.0, "the same for the network's weights", low=0),
     "optimizer.tables": Key(
         "deferred",
         "how tables are trained: dense, Adam moves every row; deferred, the same result for the work of the batch's"
@@ -152,38 +155,39 @@ KEYS: dict[str, Key] = {
         ("deferred", "dense", "lazy", "adagrad"),
     ),
     "optimizer.tables_learning_rate": Key(
-        0.0, "the tables' own peak, on the same schedule; 0 is optimizer.learning_rate", low=0
+        0.0, "peak learning rate of the tables, on the same schedule; 0 is optimizer.learning_rate", low=0
     ),
     "optimizer.tables_beta_1": Key(
-        0.9, "of the tables' Adam: what a step leaves of the first moment", above=0, below=1, only_if=_TABLES_ADAM
+        0.9, "decay of the first moment per step, in the tables' Adam", above=0, below=1, only_if=_TABLES_ADAM
     ),
-    "optimizer.tables_beta_2": Key(0.999, "the same of the second moment", above=0, below=1, only_if=_TABLES_ADAM),
+    "optimizer.tables_beta_2": Key(0.999, "the same for the second moment", above=0, below=1, only_if=_TABLES_ADAM),
     "optimizer.slots": Key(
         "float32",
-        "moments of the tables: float32; bfloat16, half the memory; rowwise, one second moment an embedding",
+        "moments of the tables: float32; bfloat16, half the memory; rowwise, one second moment per embedding",
         ("float32", "bfloat16", "rowwise"),
         only_if=("optimizer.tables", ("deferred", "lazy")),
     ),
     # Training.
-    "train.epochs": Key(8, "at most; may be raised when a run goes on", low=1),
+    "train.epochs": Key(8, "most epochs to train; may be raised when a run is continued", low=1),
     "train.patience": Key(
         1,
-        "stop after so many epochs in a row without a better score; 0 never stops early; may change when a run goes on",
+        "stop after this many epochs in a row without a better score; 0 never stops early; may change when a run is"
+        " continued",
         low=0,
     ),
     "train.monitor": Key("auc", "what 'better' means on validation: auc, loss, auc:<task> or loss:<task>"),
     "train.best": Key(
         "auto",
-        "best weights: together, of one epoch; own, of each task's best epoch its own layers and tables, the rest of"
-        " the epoch that suits them best, if that beats one epoch; by_task, all of each task's, a set for each; auto:"
-        " own for a model whose tasks share nothing, else together",
+        "best weights to keep: together, those of one epoch; own, each task's own layers and tables from its best"
+        " epoch, the rest from the epoch that suits them best, if that beats one epoch alone; by_task, a whole set of"
+        " weights for each task, from its best epoch; auto, own for a model whose tasks share nothing, else together",
         ("auto", "together", "own", "by_task"),
     ),
     "train.checkpoint_every": Key(1000, "steps between checkpoints inside an epoch; 0: at its end only", low=0),
     "train.log_every": Key(100, "steps between lines of metrics.jsonl and points in TensorBoard", low=1),
     "train.steps_per_execution": Key(1, "steps between returns to Python; checkpoints and logs wait for them", low=1),
     "train.precision": Key(
-        "float32", "of experts, gates and towers; tables, losses, scores: float32", ("float32", "mixed_bfloat16")
+        "float32", "of experts, gates and towers; tables, losses and scores are float32", ("float32", "mixed_bfloat16")
     ),
     "train.xla": Key(
         "auto",
@@ -194,7 +198,7 @@ KEYS: dict[str, Key] = {
     "train.strategy": Key(
         "none", "mirrored: all GPUs of the machine, each with its share of the batch", ("none", "mirrored")
     ),
-    "train.deterministic": Key(False, "the same bits again from the same seed (slower on a GPU)"),
+    "train.deterministic": Key(False, "the same seed gives the same bits (slower on a GPU)"),
 }
 
 
@@ -225,8 +229,8 @@ def keys(module: str = "") -> dict[str, Key]:
             path = f"model.{hyperparameter}"
             if (KEYS | own).get(path, key) != key:
                 raise UserError(
-                    f"the model '{name}' declares config.{path} otherwise than it is already: give the hyperparameter "
-                    "another name, or inherit it"
+                    f"the model '{name}' declares config.{path}, which is declared differently already: give the "
+                    "hyperparameter another name, or inherit it"
                 )
             own[path] = key
             taken_by[path] += 1
@@ -237,7 +241,7 @@ def keys(module: str = "") -> dict[str, Key]:
 
 
 def get_config(module: str = "") -> ml_collections.ConfigDict:
-    """The defaults: STEM-Net as in the paper. ``module``: registers models of your own, whose keys are there too."""
+    """The defaults: STEM-Net as in the paper. ``module`` registers models of your own, and adds their keys."""
     return from_flat({path: key.default for path, key in keys(module).items()} | {"model.module": module})
 
 

@@ -3,7 +3,7 @@
     stem-train --config=synthetic --config.data.dir=DATA --workdir=runs/synthetic
 
 Two levels of single-layer experts below the towers, 256-128-64, and linear gates without bias (Eq. 3). The paper gives
-no numbers of experts, batch or learning rate: one expert a task and a shared one, and this project's defaults.
+no number of experts, batch size or learning rate: here one expert per task, a shared one, and this project's defaults.
 Inputs are one dense vector of 512 numbers, which each model multiplies by a learned matrix first (model.dim columns).
 """
 

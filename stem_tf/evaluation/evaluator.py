@@ -22,11 +22,11 @@ from stem_util import files, owned
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was found.
+    """The result of an evaluation.
 
     Attributes:
       metrics: what ``<split>.json`` holds: the split, its rows, the checkpoint, the mean AUC, the metrics of each task
-        and so on. What is not defined is None.
+        and so on. A metric that is not defined is None.
       table: the same for people.
       predictions: the scores and labels that were measured.
       found: the model that was evaluated.
@@ -44,11 +44,11 @@ def evaluate(workdir: Workdir, config: Any, manifest: Manifest, found: Trained, 
     """Scores a split and measures the scores; prints and writes nothing but a cache of the train means in the run.
 
     Args:
-      workdir: of the run.
-      config: its config; ``config.data`` says how the rows are read.
-      manifest: of its data.
-      found: its model.
-      split: its name.
+      workdir: the run's directory.
+      config: the run's config; ``config.data`` says how the rows are read.
+      manifest: manifest of the run's data.
+      found: the run's model.
+      split: name of the split.
 
     Raises:
       JobError: a score is not a number, or a record is damaged.

@@ -19,17 +19,17 @@ from numpy.typing import ArrayLike, NDArray
 
 Result = TypeVar("Result")
 
-_BLOCK_ROWS = 1 << 20  # what is worked on at a time, so that temporary arrays stay small
+_BLOCK_ROWS = 1 << 20  # rows worked on at a time, so that temporary arrays stay small
 
 Results = dict[str, dict[str, float]]
-"""What :func:`evaluate` returns: metric by name, by task."""
+"""What :func:`evaluate` returns: ``{task: {metric: value}}``."""
 
 
 def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Area under the ROC curve: P(score of a positive > score of a negative) + P(equal) / 2.
 
-    Without weights it costs the sort of an integer a row, by all cores, and counts are exact. Beside its arguments it
-    then holds one array: 4 bytes a row for float32 scores of one sign, otherwise 8.
+    Without weights it sorts one integer per row on all cores, and its counts are exact. Beside its arguments it then
+    holds one array: 4 bytes per row for float32 scores of one sign, otherwise 8.
 
     Args:
       labels: [N], 0 or 1.
@@ -71,7 +71,7 @@ def _numbered(groups: NDArray) -> NDArray[np.int32]:
 def _grouped_auc(
     labels: ArrayLike, scores: ArrayLike, groups: NDArray[np.int32], weights: ArrayLike | None = None
 ) -> float:
-    """`grouped_auc` of groups that have numbers from 0; holds 8 bytes a row beside its arguments, without weights."""
+    """`grouped_auc` of groups numbered from 0; without weights it holds 8 bytes per row beside its arguments."""
     y, s, w = _rows(labels, scores, weights)
     _check_binary(y)
     if weights is not None and len(y) < len(groups):
@@ -266,9 +266,9 @@ def _keys(labels: NDArray, scores: NDArray, room: int) -> tuple[NDArray, int]:
 
 
 def _map_sorted(function: Callable[[NDArray], Result], keys: NDArray, together: int) -> list[Result]:
-    """Sorts keys [N], in place, and calls ``function`` on one block after another of them; both by all cores.
+    """Sorts keys [N], in place, and calls ``function`` on one block of them after another; both on all cores.
 
-    Keys that differ in the lowest ``together`` bits alone are in one block.
+    Keys that differ only in the lowest ``together`` bits are in one block.
     """
     parts = max(1, min(len(os.sched_getaffinity(0)), len(keys) // _BLOCK_ROWS))
     ends = [len(keys) * part // parts for part in range(1, parts)]
@@ -290,7 +290,7 @@ def _map_sorted(function: Callable[[NDArray], Result], keys: NDArray, together: 
 
 
 def _positives(keys: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Of sorted `_keys`: places of the positives; of the first one of each score that both classes have; its ties."""
+    """From sorted `_keys`: places of the positives; of the first one per score of both classes; its tied pairs."""
     places = np.flatnonzero(keys & keys.dtype.type(1))
     first = places[keys[places] ^ keys[np.maximum(places, 1) - 1] == 1]  # behind a negative of the same score
     score = keys[first]
@@ -307,7 +307,7 @@ def _wins(keys: NDArray) -> tuple[int, int, int]:
 
 
 def _group_aucs(keys: NDArray, width: int) -> tuple[float, int]:
-    """(AUC times rows, rows), summed over the groups that have both classes; a group stands above ``width`` bits."""
+    """(AUC times rows, rows), summed over the groups with both classes; a key holds its group above ``width`` bits."""
     group = (keys >> np.uint64(width)).astype(np.int64)
     group -= group[0]
     places, first, ties = _positives(keys)
@@ -368,7 +368,7 @@ def _rate(labels: ArrayLike, weights: ArrayLike) -> float:
 
 
 def _mean(values: Callable[[slice], NDArray], count: int, weights: NDArray[np.float64] | None) -> float:
-    """Of ``count`` float64 values, made block by block."""
+    """The mean of ``count`` float64 values, made block by block."""
     total = weight = 0.0
     for start in range(0, count, _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)

@@ -29,12 +29,12 @@ from stem_util.progress import Progress
 
 _ROW_GROUP = 1 << 20
 _SAME = 1e-5
-"""Scores that differ by less, relative to the largest, come from one input: float32 sums in another order."""
+"""Scores that differ by less than this share of the largest count as equal: float32 sums may differ in their order."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rows of a split, N of them: 8 bytes a row for each key and each task.
+    """The N rows of a split: 8 bytes per row for each key and each task.
 
     Attributes:
       row_id: int64 [N], the rows' places in the log, ascending.
@@ -51,7 +51,7 @@ class Predictions:
     item: NDArray[np.int64] | None
 
     def weights_of(self, task: str) -> NDArray:
-        """What each row counts with in the task's metrics, ``[N]``: 0 outside its space."""
+        """The weight of each row in the task's metrics, ``[N]``: 0 outside its space."""
         weights = self.weights.get(task)
         return ~np.isnan(self.labels[task]) if weights is None else weights
 
@@ -78,9 +78,9 @@ def predict(
     """Scores every row of ``split``, or its first ones.
 
     Args:
-      model: trained.
-      manifest: of the data.
-      split: its name.
+      model: a trained model.
+      manifest: manifest of the data.
+      split: name of the split.
       data: ``config.data``.
       desc: shown while it runs.
       signals: end the work when one comes.
@@ -110,14 +110,14 @@ def predict(
 
 
 class _Rows:
-    """Arrays for a known number of rows, filled one batch after another; weights of the tasks ``weighted``."""
+    """Arrays for a known number of rows, filled one batch after another; keeps weights of the tasks ``weighted``."""
 
     def __init__(self, rows: int, weighted: Sequence[str]) -> None:
         self._rows, self._weighted, self._filled = rows, weighted, 0
         self._arrays: Any = None
 
     def add(self, outputs: dict[str, Any]) -> None:
-        """Takes what ``predict_step`` returns for a batch; rows beyond the number are left out."""
+        """Adds what ``predict_step`` returns for a batch; leaves out rows beyond the known number."""
         batch = tf.nest.map_structure(lambda values: values.numpy(), outputs)
         weights = batch.pop("weights")
         batch["labels"] = {
@@ -137,7 +137,7 @@ class _Rows:
         self._filled = end
 
     def predictions(self) -> Predictions:
-        """Fewer rows than expected where damaged records were skipped."""
+        """The rows that were added: fewer than expected where damaged records were skipped."""
         arrays = tf.nest.map_structure(lambda array: array[: self._filled], self._arrays)
         return Predictions(group=arrays.pop("group", None), item=arrays.pop("item", None), **arrays)
 
@@ -161,7 +161,7 @@ def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) ->
 
     Tasks that have row weights get ``weight_<task>`` between the two.
 
-    The train split keeps no raw rows: there the group stands as its int64 key, in ``<column>_key``.
+    The train split keeps no raw rows: there ``<column>_key`` holds the group's int64 key instead.
     """
     group, raw = manifest.schema.group, Path(manifest.data_dir) / "raw" / split
     with_raw = group is not None and raw.is_dir()

@@ -17,11 +17,11 @@ def table(
     by_key: Mapping[str, Mapping[str, float]],
     untrained: Collection[str] = (),
 ) -> str:
-    """The metrics as text: a line a task, the mean line, and words where a trivial answer is as good.
+    """The metrics as text: one line per task, a line of means, and a note where a trivial answer is as good.
 
     Args:
-      manifest: of the data.
-      results: by task.
+      manifest: manifest of the data.
+      results: metrics by task.
       by_key: the trivial answers' AUC or MSE by key column and task.
       untrained: tasks that were not trained; the mean is without them.
     """
@@ -87,7 +87,7 @@ def _mean_line(results: metrics.Results, tasks: Sequence[str], by_key: Mapping[s
 
 
 def _verdict(kind: str, own: float, trivial: Mapping[str, float]) -> str:
-    """Words where the model does not beat a trivial answer; "" where it beats all of them, or has no score."""
+    """A note where the model does not beat a trivial answer; "" where it beats all of them, or has no score."""
     sign = 1 if kind == "binary" else -1
     beaten = [column for column, value in trivial.items() if sign * own <= sign * value]
     if len(beaten) == 2:

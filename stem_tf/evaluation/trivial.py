@@ -36,13 +36,13 @@ class TrivialAnswers:
         self._arrays = arrays
 
     def scores(self, key: str, predictions: Predictions) -> Iterator[tuple[str, NDArray[np.float64]]]:
-        """Each task in turn, and the answers ``[N]`` for the rows of ``predictions``.
+        """Yields each task with its answers ``[N]`` for the rows of ``predictions``.
 
         A key not seen in train gets the train mean. A task without train rows is left out.
 
         Args:
           key: ``group`` or ``item``.
-          predictions: of a split that has this key.
+          predictions: rows of a split that has this key.
         """
         keys = getattr(predictions, key)
         for task in predictions.labels:
@@ -54,11 +54,11 @@ class TrivialAnswers:
 
 
 def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
-    """The trivial answers kept in ``cache``, or fitted on the train split and kept there.
+    """Reads the trivial answers from ``cache``, or fits them on the train split and writes them there.
 
     Args:
       cache: an .npz file whose name identifies the data.
-      manifest: of the data.
+      manifest: manifest of the data.
       data: ``config.data``.
     """
     try:
@@ -83,7 +83,7 @@ def compare(
 
 
 def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
-    """Reads the train split once; holds 8 bytes a row for each key, and 4 for each task and its row weights."""
+    """Fits the train means; holds 8 bytes per row for each key, and 4 for each task and for its row weights."""
     present = [key for key, column in (("group", manifest.schema.group), ("item", manifest.schema.item)) if column]
     tasks = manifest.schema.task_names
     weighted = [task.name for task in manifest.schema.tasks if task.row_weight]

@@ -6,13 +6,13 @@ import tensorflow as tf
 
 
 def deduplicate(ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Distinct values ``[U]`` of ``ids`` ``[N]`` by first appearance, and each id's place among them ``[N]`` int32."""
+    """Distinct ``ids`` ``[U]`` of ``[N]``, in order of appearance, and each id's place among them ``[N]`` int32."""
     unique = tf.unique(ids)
     return unique.y, unique.idx
 
 
 def deduplicate_static(ids: tf.Tensor, padding: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """:func:`deduplicate` in the static shapes that XLA needs: N distinct values, ascending, ``padding`` behind them.
+    """:func:`deduplicate` in the static shapes that XLA needs: N values, the distinct ids ascending, then ``padding``.
 
     ``padding`` is larger than every id. tf.unique sends a GPU's ids to the host and back, and leaves it idle meanwhile.
     """
@@ -32,7 +32,7 @@ def _prefix_sum(values: tf.Tensor) -> tf.Tensor:
     or 8 (bfloat16) and sums in float32: no factor here has more than 8 bits, no sum more than 24, so all are exact.
     """
     if values.shape[0] > 1 << 28:
-        raise ValueError(f"a batch should look up at most {1 << 28:,} rows a step, but looks up {values.shape[0]:,}")
+        raise ValueError(f"a batch should look up at most {1 << 28:,} rows per step, but looks up {values.shape[0]:,}")
     side = 1 << (max(values.shape[0] - 1, 1).bit_length() + 1) // 2
     square = tf.reshape(tf.pad(tf.cast(values, tf.float32), [[0, side * side - values.shape[0]]]), [side, side])
     triangle = tf.linalg.band_part(tf.ones([side, side]), 0, -1)  # [i, j] is 1 for i <= j
@@ -42,7 +42,7 @@ def _prefix_sum(values: tf.Tensor) -> tf.Tensor:
 
 
 def _sums_before(totals: tf.Tensor, triangle: tf.Tensor) -> tf.Tensor:
-    """What the rows before each one hold, int32 ``[side]``, of their totals, at most 2^14 each: by two digits."""
+    """Exclusive prefix sum of ``totals``, int32 ``[side]``, at most 2^14 each: two digits apart keep it exact."""
     digits = tf.stack([totals // 256, totals % 256])
     high, low = tf.unstack(tf.cast(tf.matmul(tf.cast(digits, tf.float32), triangle), tf.int32))
     return 256 * high + low - totals

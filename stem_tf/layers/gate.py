@@ -101,5 +101,5 @@ def mixture(weights: tf.Tensor, groups: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def _summed(terms: tf.Tensor) -> tf.Tensor:
-    """``[K, B, H]`` -> ``[B, H]``; a group of one expert is there already: a sum would copy it, and its gradient."""
+    """``[K, B, H]`` -> ``[B, H]``; one expert needs no sum, which would copy it and its gradient."""
     return tf.squeeze(terms, axis=0) if terms.shape[0] == 1 else tf.reduce_sum(terms, axis=0)

@@ -9,6 +9,6 @@ import tensorflow as tf
 
 
 def seeds(seed: tf.Tensor | None) -> Iterator[tf.Tensor | None]:
-    """One seed ``[2]`` after another, all different and determined by ``seed``; None for ever where there is none."""
+    """Yields one seed ``[2]`` after another, all different and determined by ``seed``; only None where that is None."""
     for i in count():
         yield None if seed is None else tf.random.experimental.stateless_fold_in(seed, i)

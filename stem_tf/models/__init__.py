@@ -56,7 +56,7 @@ def build(config: Any, manifest: Manifest, *, training: bool = True) -> RankingM
     and their slots, which are twice the tables.
 
     Raises:
-      UserError: a task or feature that the config names and the data has not, or a model that does not fit the data.
+      UserError: a task or feature that the config names and the data lacks, or a model that does not fit the data.
     """
     schema, options = manifest.schema, config.model
     configs.check_names(config, schema.task_names, [feature.name for feature in schema.features])

@@ -54,7 +54,7 @@ def chain_of(follows: Mapping[str, str], tasks: Sequence[str]) -> tuple[str, ...
 
 @dataclass(frozen=True)
 class Chain(hyperparameters.Hyperparameters):
-    """Of models whose tasks follow each other: ``follows`` names each task but the first with the one it follows."""
+    """Hyperparameters of models whose tasks follow each other: each task but the first ``follows`` another one."""
 
     follows: Mapping[str, str] = hyperparameter(
         "", "chain of tasks, each with the one it follows: buy:cart,cart:click", by="task"
@@ -163,7 +163,7 @@ class AITM(Network):
         self.chain, self.calibrator = chain_of(hyper.follows, tasks), hyper.calibrator
         width = parts.units()[-1]
         self.bottoms = {task: parts.experts(1) for task in tasks}
-        # By the task that is told: g_(t-1) stands at t.
+        # By the task that reads it: g_(t-1) is at t.
         self.infos = {task: Linear(width) for task in self.chain[1:]}
         self.h1, self.h2, self.h3 = Linear(width), Linear(width), Linear(width)
         self.towers = parts.towers(tasks)

@@ -24,7 +24,7 @@ def hyperparameter(default: Any, help: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What every model has: towers.
+    """Hyperparameters that every model has: those of towers.
 
     Attributes:
       fields: F, the number of features in the data; no config key.
@@ -66,7 +66,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class HiddenLayers(Hyperparameters):
-    """Of models that have layers below the towers."""
+    """Hyperparameters of models that have layers below the towers."""
 
     expert_units: tuple[int, ...] | tuple[tuple[int, ...], ...] = hyperparameter(
         Parts.expert_units, "widths of an expert's layers (of each level)", by_level=True, low=1
@@ -80,7 +80,7 @@ class HiddenLayers(Hyperparameters):
 
 @dataclass(frozen=True)
 class Experts(HiddenLayers):
-    """Of models made of experts, or of bottoms, which are one expert each."""
+    """Hyperparameters of models made of experts, or of bottoms, which are one expert each."""
 
     expert: Literal["mlp", "fwfm", "nfwfm", "dcn"] = hyperparameter(
         Parts.expert,
@@ -101,7 +101,7 @@ class Experts(HiddenLayers):
 
 @dataclass(frozen=True)
 class Gates(Experts):
-    """Of models whose gates mix experts."""
+    """Hyperparameters of models whose gates mix experts."""
 
     gate_units: tuple[int, ...] = hyperparameter(
         Parts.gate_units, "hidden widths of a gate; () is the papers' linear gate", low=1
@@ -111,14 +111,14 @@ class Gates(Experts):
 
 @dataclass(frozen=True)
 class CommonExperts(Gates):
-    """Of mixtures of experts that belong to no task."""
+    """Hyperparameters of mixtures of experts that belong to no task."""
 
     experts: Counts = hyperparameter(8, "E, experts (of each level)", by_level=True, low=1)
 
 
 @dataclass(frozen=True)
 class TaskExperts(Gates):
-    """Of models with experts of each task and shared ones."""
+    """Hyperparameters of models with experts of each task and shared ones."""
 
     task_experts: Counts = hyperparameter(1, "K1, experts of each task (and level)", by="task", by_level=True, low=0)
     shared_experts: Counts = hyperparameter(1, "K2, shared experts (of each level)", by_level=True, low=0)
@@ -133,7 +133,7 @@ class TaskExperts(Gates):
 
 @dataclass(frozen=True)
 class Levels(Hyperparameters):
-    """Of models whose experts may be stacked, level upon level."""
+    """Hyperparameters of models whose experts may be stacked in levels."""
 
     own_depth: ClassVar[int] = 1
     layers: int = hyperparameter(0, "levels of experts; 0 is the model's own number", low=0)
@@ -145,7 +145,7 @@ class Levels(Hyperparameters):
 
 @dataclass(frozen=True)
 class ReleasedStacking(Levels):
-    """Of models that the STEM authors' release stacks in another way than the papers."""
+    """Hyperparameters of models that the STEM authors' release stacks in another way than the papers."""
 
     released_stacking: bool = hyperparameter(
         False,
@@ -156,7 +156,7 @@ class ReleasedStacking(Levels):
 
 @dataclass(frozen=True)
 class TaskTables(Hyperparameters):
-    """Of models with a table for each task beside the shared one."""
+    """Hyperparameters of models with a table for each task beside the shared one."""
 
     task_features: str = hyperparameter(
         "schema",

@@ -53,7 +53,7 @@ class OMoE(Network):
 
 
 class GatePerTask(Network):
-    """A gate and a tower for each task over the same experts (MMoE paper, Eq. 6 to 8); what the models below end in.
+    """A gate and a tower for each task over the same experts (MMoE paper, Eq. 6 to 8); the models below end in it.
 
     Args:
       tasks: names of the tasks.
@@ -170,8 +170,8 @@ class MEMMoE(MMoE):
         h_E --+--> [expert E] --+--> gate b --> tower b --> y_b
               +-- mean: selector ^
 
-    The STEM paper has no equation of it and doesn't say what the gates read: the mean of the experts' embeddings is
-    our reading. Every task's loss trains all tables and all experts, so that no table is a task's own.
+    The STEM paper gives no equation and does not say what the gates read: the mean of the experts' embeddings is our
+    reading. Every task's loss trains all tables and all experts, so that no table is a task's own.
 
     Shapes: ``{"expert:0": [B, D], ..., "expert:<E - 1>": [B, D]}`` float32 -> ``{task: [B]}`` float32; experts
     ``[E, B, H]``, the first one on table ``expert:0``. There is no shared table.

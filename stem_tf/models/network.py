@@ -1,4 +1,4 @@
-"""What all networks have in common, and what a network of one's own defines."""
+"""What all networks have in common, and what a network of your own defines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Outputs = dict[str, tf.Tensor]
 class Network(tf.keras.layers.Layer):
     """Base of all models: a layer ``Network(tasks, hyper)`` of the tasks' names and its :class:`Hyperparameters`.
 
-    Shapes: ``{table: [B, D]}`` float32 -> ``{task: [B]}`` float32, of logits or of what a regression's value is made.
-    ``call`` takes ``training`` and ``seed``, an int ``[2]`` that keys the dropout masks, or None.
+    Shapes: ``{table: [B, D]}`` float32 -> ``{task: [B]}`` float32: logits, or a regression's value before its sigmoid
+    or scale. ``call`` takes ``training`` and ``seed``, an int ``[2]`` that determines the dropout masks, or None.
 
     Attributes:
       Hyperparameters: the frozen dataclass of the model's config keys.
-      shares: whether tasks share anything; where nothing, each keeps the weights of its own best epoch.
+      shares: whether tasks share anything; where they do not, each keeps the weights of its own best epoch.
       tables: names of the tables that it reads.
       towers: the last layers of each task.
     """
@@ -32,18 +32,18 @@ class Network(tf.keras.layers.Layer):
     towers: Mapping[str, tf.keras.layers.Layer]
 
     def own_layers(self, task: str) -> list[tf.keras.layers.Layer]:
-        """The layers that are ``task``'s alone, beside the table of its name; its tower where nothing else is said."""
+        """The layers that are ``task``'s alone, beside the table of its name; by default its tower."""
         return [self.towers[task]]
 
     def penalty(
         self, outputs: Outputs, weights: Mapping[str, tf.Tensor], spaces: Mapping[str, tf.Tensor], share: float
     ) -> tf.Tensor:
-        """This replica's part of what the model adds to the tasks' losses, a scalar; nothing, for most.
+        """This replica's part of what the model adds to the tasks' losses, a scalar; 0 for most models.
 
         Args:
-          outputs: by task ``[B]``.
-          weights: of the rows by task ``[B]``, 0 outside its space.
-          spaces: sizes of the spaces over all replicas.
+          outputs: outputs by task ``[B]``.
+          weights: weights of the rows by task ``[B]``, 0 outside its space.
+          spaces: sums of these weights over all replicas, by task.
           share: 1 / replicas, the weight of terms that are not sums over rows.
         """
         return tf.constant(0.0)

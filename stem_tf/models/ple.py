@@ -18,7 +18,7 @@ from stem_tf.models.registry import register
 
 
 class Extraction(Network):
-    """Extraction networks one upon the other, then a tower for each task: what the models below are made of.
+    """A stack of extraction networks, then a tower for each task: what the models below are made of.
 
     Args:
       tasks: names of the tasks.
@@ -100,9 +100,9 @@ class PLE(Extraction):
             +-->        "       --g^{s,1}-->        "
             +-->        "       --g^{b,1}-->        "       --g^{b,2}--> tower b --> y^b
 
-    Task k's loss trains the table and, on the last level, gate k and the experts of task k and the shared ones, of
-    other tasks nothing. Below, the shared gate leads it to every task's experts, and from there to their gates on the
-    level before: parameters are separated progressively.
+    Task k's loss trains the table and, on the last level, gate k, the experts of task k and the shared ones, but
+    nothing of other tasks. Below, the shared gate leads it to every task's experts, and from there to their gates on
+    the level before: parameters are separated progressively.
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32.
     """
@@ -125,7 +125,7 @@ class MEPLE(Extraction):
         h_S --> [experts s] --+
         h_b --> [experts b] --+--> gate b --> ... tower b --> y^b
 
-    The STEM paper has no equation of it: that task k's experts and gate read h_k, the shared ones h_S, is our reading.
+    The STEM paper gives no equation: that task k's experts and gate read h_k, the shared ones h_S, is our reading.
     With one level task k's loss trains tables k and S and the experts k and s; with more, through the shared gate,
     every table, unlike STEM-Net's: gradients are not stopped.
 

@@ -1,4 +1,4 @@
-"""What evaluation and export need of a trained model, whatever it is made of."""
+"""What evaluation and export need from a trained model, whichever it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stem_tf.layers.transforms import InputTransform
 from stem_tf.training.losses import score
 
 Batch = Mapping[str, Any]
-"""Of :func:`pipelines.batches.dataset.dataset`: ``features``, ``labels`` and ``weights`` by name; the rows' keys."""
+"""Of :func:`pipelines.batches.dataset.read_batches`: ``features``, ``labels``, ``weights`` by name; the rows' keys."""
 
 ReadRows = Callable[[PackedTable, tf.Tensor], tf.Tensor]
 """The rows ``[N, W]`` float32 of a packed table at ids ``[N]``."""
@@ -27,9 +27,9 @@ class Predictor(tfrs.Model):
     """``{feature: tensor}`` in, ``{task: output}`` out.
 
     Attributes:
-      tasks: of the schema, in its order.
+      tasks: the schema's tasks, in its order.
       inputs: numeric transforms.
-      scales: of standardised labels, by task.
+      scales: mean and standard deviation of standardised labels, by task.
     """
 
     tasks: tuple[Task, ...]
@@ -93,5 +93,5 @@ class Predictor(tfrs.Model):
         return tf.function(predict, autograph=False)
 
     def scores(self, outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Scores by task, in the units of their labels, of outputs of any shape."""
+        """Scores by task, in the units of their labels, from outputs of any shape."""
         return {task.name: score(task, outputs[task.name], self.scales.get(task.name)) for task in self.tasks}

@@ -31,22 +31,22 @@ class RankingModel(Predictor):
 
         outputs = network(embeddings(inputs(features)))
 
-    How it is trained is the business of its ``training_step``, which :func:`stem_tf.training.preparation.prepare` sets;
-    Keras' ``compile`` is given no loss and no optimizer. The names of the attributes that hold variables are those of
-    the checkpoints.
+    Its ``training_step``, which :func:`stem_tf.training.preparation.prepare` sets, trains it; Keras' ``compile`` is
+    given no loss and no optimizer. Checkpoints hold variables under the names of the attributes here.
 
     Args:
-      tasks: of the schema, in its order.
+      tasks: the schema's tasks, in its order.
       inputs: numeric transforms.
       embeddings: packed tables.
-      network: of flat embeddings.
+      network: reads the flat embeddings.
       embedding_dropout: rate on the flat embeddings in training.
-      scales: of standardised labels, by task.
+      scales: mean and standard deviation of standardised labels, by task.
 
     Attributes:
       table_optimizers: one per packed table with rows, of a model that is being trained. Beside them it has a
         ``network_optimizer`` and a ``weighting`` then, whose variables are part of a checkpoint.
-      global_step: steps done. epoch: epochs done.
+      global_step: steps done.
+      epoch: epochs done.
       first_bad_step, first_bad_task: see :mod:`stem_tf.training.non_finite`.
       loss_mean, loss_means: means over the epoch so far of the loss, and of each task's.
     """
@@ -133,7 +133,7 @@ class RankingModel(Predictor):
     ) -> dict[str, tf.Tensor]:
         """Outputs by task ``[B]`` of transformed inputs and what they look up, by group ``[B * P, W]``.
 
-        ``seed`` ``[2]`` is that of dropout, which ``training`` needs where there is any.
+        ``seed`` ``[2]`` determines the dropout masks; ``training`` needs it where there is dropout.
         """
         embedded = self.embeddings(inputs, looked_up)
         if training and self.embedding_dropout:
@@ -146,7 +146,7 @@ class RankingModel(Predictor):
         return self.network(embedded, training=training, seed=seed)
 
     def read_rows(self, group: PackedTable, ids: tf.Tensor) -> tf.Tensor:
-        """Rows of a packed table ``[N, W]`` as all steps so far leave them, be they behind in the table or not."""
+        """Rows of a packed table ``[N, W]`` after all steps so far, also where the table itself is behind."""
         for optimizer in self.table_optimizers:
             if optimizer.table is group.table and optimizer.defers:
                 return optimizer.read_batch(ids, self.global_step).at_positions()
@@ -159,16 +159,16 @@ class RankingModel(Predictor):
                 optimizer.catch_up(self.global_step)
 
     def end_training(self) -> None:
-        """Forgets how the model was trained: from now on rows are read as they stand in the tables."""
+        """Drops the optimizers: from now on rows are read as they are in the tables."""
         self._training_step, self.table_optimizers = None, []
-        self.__dict__.pop("predict_on_replicas", None)  # which would read them by the optimizers
+        self.__dict__.pop("predict_on_replicas", None)  # compiled to read rows through the optimizers
 
     @tf.autograph.experimental.do_not_convert
     def train_step(self, data: Batch) -> dict[str, tf.Tensor]:
         return self.training_step(data)
 
     def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
-        """The loss of a batch, L2 apart; what :class:`tfrs.Model` asks of a model."""
+        """The loss of a batch without L2; :class:`tfrs.Model` asks for this method."""
         return self.training_step.loss_of(inputs, training)
 
 

@@ -1,4 +1,4 @@
-"""The models by name: each registers itself where its class stands, here or in a module of one's own."""
+"""The models by name: each is registered where its class is defined, in this package or in a module of your own."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _REGISTERED: dict[str, Model] = {}
 def register(name: str, what: str) -> Callable[[_N], _N]:
     """Makes a :class:`Network` the model ``config.model.name=<name>``, which --help describes by ``what``.
 
-    The class has its hyperparameters beside it, a frozen dataclass ``Hyperparameters``: their fields are the model's
-    config keys. A name may be registered again by the same class only, as a notebook does that runs a cell twice.
+    The class has an attribute ``Hyperparameters``, a frozen dataclass whose fields are the model's config keys. A name
+    may be registered again by the same class only, as when a notebook runs a cell twice.
 
     Raises:
       UserError: the name is another model's.
@@ -67,10 +67,10 @@ def register(name: str, what: str) -> Callable[[_N], _N]:
 
 
 def models(module: str = "") -> dict[str, Model]:
-    """The models of this package, and those that stand in ``module``.
+    """The models of this package, and those that ``module`` has.
 
     Raises:
-      UserError: the module cannot be imported, or no model of its own stands in it.
+      UserError: the module cannot be imported, or has no model of its own.
     """
     shipped = _shipped()
     if not module:
@@ -95,7 +95,7 @@ def _shipped() -> dict[str, Model]:
     names = [found.name for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
     for module in names:
         importlib.import_module(module)
-    # By file: the order in which they were imported first is any.
+    # By file: the order in which they were first imported is arbitrary.
     return {
         name: model for module in names for name, model in _REGISTERED.items() if model.network.__module__ == module
     }

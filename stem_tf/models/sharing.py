@@ -20,15 +20,15 @@ Fusion = Literal["concat", "sum", "mean"]
 
 @register("single_task", "a network and a table for each task, nothing shared")
 class SingleTask(Network):
-    """A table, a bottom and a tower for each task: the models that the papers measure the gain of the others from::
+    """A table, a bottom and a tower for each task: the baseline from which the papers measure the gain of the others::
 
         y_t = tower_t(bottom_t(h_t))
 
         h_a --> [bottom a] --> tower a --> y_a
         h_b --> [bottom b] --> tower b --> y_b
 
-    Task t's loss trains table, bottom and tower t, nothing else: as many models as tasks, which share the batch and the
-    global norm of clipping.
+    Task t's loss trains table, bottom and tower t, and nothing else: there are as many models as tasks, which share the
+    batch and the global norm of clipping.
 
     Shapes: ``{"task:<name>": [B, D]}`` float32 -> ``{task: [B]}`` float32; bottoms ``[1, B, H]``. There is no shared
     table.
@@ -171,7 +171,7 @@ class CustomizedSharing(Network):
         x --+--> [bottom S] --+
             +--> [bottom b] --+--> tower b --> y_b
 
-    Task t's loss trains the table, the shared bottom, and bottom and tower t, of other tasks nothing.
+    Task t's loss trains the table, the shared bottom, and bottom and tower t, but nothing of other tasks.
 
     Shapes: ``{"shared": [B, D]}`` float32 -> ``{task: [B]}`` float32; bottoms ``[1, B, H]``, a tower's input
     ``[B, 2 H]``.

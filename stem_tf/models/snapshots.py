@@ -1,4 +1,4 @@
-"""A run's model at several moments: each task's score comes from the weights of the epoch that was its best."""
+"""A model with the weights of several epochs: each task's score comes from the weights of its best epoch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Snapshots(Predictor):
 
 
 def own_weights(model: RankingModel, task: str) -> list[tuple[tf.Variable, slice]]:
-    """The weights that are ``task``'s alone, each with the columns of its last axis that are."""
+    """The weights that are ``task``'s alone, each with those columns of its last axis that are the task's."""
     weights = []
     for group in model.embeddings.groups:
         if task_table(task) in group.tables:
@@ -77,7 +77,7 @@ def put(model: RankingModel, task: str, values: Sequence[NDArray]) -> None:
 
 
 def own_alone(model: RankingModel) -> bool:
-    """Whether every weight is one task's own: what tasks have of several epochs then scores as each epoch did."""
+    """Whether every weight is one task's own: a task then scores as in its epoch, whatever epochs the others are of."""
     own = {id(weight) for task in model.tasks for weight, _ in own_weights(model, task.name)}
     shared = any(table == SHARED for group in model.embeddings.groups for table in group.tables)
     return not shared and all(id(weight) in own for part in model.weight_parts.values() for weight in part.weights)

@@ -117,7 +117,7 @@ def test_places_are_exact_where_products_round_their_factors(
 
 
 def test_no_batch_outgrows_exact_places() -> None:
-    with pytest.raises(ValueError, match="at most 268,435,456 rows a step, but looks up 300,000,000"):
+    with pytest.raises(ValueError, match="at most 268,435,456 rows per step, but looks up 300,000,000"):
         tf.function(lambda: distinct._prefix_sum(tf.zeros([300_000_000], tf.int32)))()
 
 

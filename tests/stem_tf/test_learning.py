@@ -140,7 +140,7 @@ def test_weights_by_epoch_follow_the_epoch(tiny_settings: dict[str, Any]) -> Non
             {"loss.gamma": {"clck": 0.5}, "loss.weighting": "decaying"},
             "config.loss.gamma: no task 'clck'; did you mean",
         ),
-        ({"model.task_experts": {"click": 2}}, "config.model.task_experts says nothing of the task 'watched'"),
+        ({"model.task_experts": {"click": 2}}, "config.model.task_experts has no value for the task 'watched'"),
         ({"model.task_features": "user,itm"}, "config.model.task_features: no feature 'itm'; did you mean 'item'?"),
     ],
 )

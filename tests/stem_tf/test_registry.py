@@ -118,11 +118,11 @@ def test_a_module_that_is_not_there_or_registers_nothing() -> None:
         (OWN.format(name="ple", field="pass"), "a model 'ple' is registered by stem_tf.models.ple.PLE and by own_"),
         (
             OWN.format(name="deep", field='layers: int = hyperparameter(3, "levels", low=1)'),
-            "'deep' declares config.model.layers otherwise than it is already: give the hyperparameter another name",
+            "'deep' declares config.model.layers, which is declared differently already: give the hyperparameter",
         ),
         (
             OWN.format(name="wide", field='dim: int = hyperparameter(3, "width", low=1)'),
-            "'wide' declares config.model.dim otherwise than it is already",
+            "'wide' declares config.model.dim, which is declared differently already",
         ),
     ],
     indirect=["written"],
