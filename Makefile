@@ -1,4 +1,4 @@
-# Needs Python 3.11 or 3.12 and nothing else; PYTHON=/path/to/python chooses one. `make help` lists the targets.
+# Needs only Python 3.11 or 3.12; PYTHON=/path/to/python chooses one. `make help` lists the targets.
 
 .PHONY: help quickstart test lint types unit bench lock clean environment
 .DEFAULT_GOAL := help
@@ -10,14 +10,14 @@ export PYTHON
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 help:
-	@echo 'make quickstart   from the bundled sample to scores over gRPC (FRESH=1 starts over)'
+	@echo 'make quickstart   goes from the bundled sample to scores over gRPC (FRESH=1 starts over)'
 	@echo 'make test         lint, types and unit'
-	@echo 'make lint         ruff: its rules and its format'
+	@echo 'make lint         ruff: rules and format'
 	@echo 'make types        mypy'
-	@echo 'make unit         pytest in 2 processes, 2 GB each (WORKERS=8; TESTS="tests/stem_tf -k resume" chooses some)'
-	@echo 'make bench        a benchmark of benchmarks/README.md: BENCH="train_step --steps=4"'
-	@echo 'make lock         requirements/*.txt after a change of setup.py (UPGRADE=1 takes the newest of everything)'
-	@echo 'make clean        remove .venv, caches, builds and runs/quickstart'
+	@echo 'make unit         pytest in 2 processes, 2 GB each (WORKERS=8; TESTS="tests/stem_tf -k resume" chooses tests)'
+	@echo 'make bench        runs a benchmark of benchmarks/README.md: BENCH="train_step --steps=4"'
+	@echo 'make lock         writes requirements/*.txt after a change of setup.py (UPGRADE=1 takes the newest versions)'
+	@echo 'make clean        removes .venv, caches, builds and runs/quickstart'
 	@echo 'PYTHON=/path/to/python3.12 chooses the interpreter of .venv.'
 
 quickstart:

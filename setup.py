@@ -1,4 +1,4 @@
-"""Packaging of stem-tf. BUILD.md says why each version is pinned as it is."""
+"""Packaging of stem-tf. BUILD.md explains the pinned versions."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 
 
 def version() -> str:
-    """The version, read as text: importing the package would need what is being installed."""
+    """The version, read as text: the package cannot be imported before its requirements are installed."""
     text = (ROOT / "stem_util" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     if match is None:
@@ -33,7 +33,7 @@ setup(
     author="The stem-tf authors",
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
-    # A static path entry in editable installs: a package added later is found without installing again.
+    # Makes editable installs use a static path, so that a package added later is found without another install.
     package_dir={"": "."},
     packages=find_packages(
         include=["stem_util", "stem_util.*", "pipelines", "pipelines.*", "stem_tf", "stem_tf.*", "export", "export.*"]
@@ -44,7 +44,7 @@ setup(
     },
     python_requires=">=3.11,<3.13",
     install_requires=[
-        # The wheel of stem_client/, from this tree too: tools/environment.sh installs both in one go.
+        # The wheel of stem_client/, which is in this tree; tools/environment.sh installs both.
         f"stem-tf-client=={version()}",
         "tensorflow==2.16.2",
         "tensorflow-serving-api==2.16.1",

@@ -1,10 +1,10 @@
-"""Asks a server for the scores of real candidates, and shows beside them what really happened.
+"""Asks a server for the scores of real candidates, and shows what really happened beside them.
 
     python -m examples.ask --server=127.0.0.1:8500 --data=runs/quickstart/data
 
-The candidates are ten items of one user in the test split of the data that the served model was trained on, seen under
-the same context, some of them with label 1 of the task that ranks them and some with 0. With --predictions (what
-stem-evaluate wrote) it also tells whether the served scores are the trainer's.
+The candidates are ten items that one user saw in the same context, from the test split of the data that the served
+model was trained on. Some have label 1 of the task that ranks them, some 0. With --predictions (the file that
+stem-evaluate wrote), the served scores are compared with the trainer's.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from stem_tf import report
 from stem_util.errors import UserError
 
 EQUAL = 1e-5
-"""The largest difference that sums in another order make; what an export is checked with."""
+"""The largest difference that sums in another order cause; the tolerance of an export's check."""
 
 
 class Candidates(NamedTuple):
     """Rows of the log that one request asks for.
 
     Attributes:
-      user: features of user and context.
-      items: features of the items, by name [N] (lists and vectors [N, L]).
-      labels: by task, float32 [N]; NaN where the task has none.
+      user: features of the user and the context.
+      items: features of the items by name, [N] (lists and vectors [N, L]).
+      labels: labels by task, float32 [N]; NaN where there is none.
       row_ids: int64 [N].
     """
 
@@ -47,7 +47,7 @@ class Candidates(NamedTuple):
 
 
 def find(data: Path, schema: Schema, by: str, count: int) -> Candidates:
-    """The first user of the test split, in the log's order, with so many candidates of which some have label 1."""
+    """The first user of the test split, in the log's order, with ``count`` candidates of both labels of ``by``."""
     log = raw.open_log(str(data / "raw" / "test"), schema)
     for rows, kept, _ in raw.read(log, schema, ["row_id"]):
         places = _choose(schema, rows, by, count)
@@ -64,11 +64,11 @@ def find(data: Path, schema: Schema, by: str, count: int) -> Candidates:
 
 
 def _choose(schema: Schema, rows: Rows, by: str, count: int) -> np.ndarray | None:
-    """The places of the first ``count`` rows that differ in their items and share all other features; None if none."""
+    """Places of the first ``count`` rows with different items that share all other features; None if there are none."""
     arrays = raw.tensors(schema, rows)
     once = [arrays[feature.name].tolist() for feature in schema.features if feature.side != "item"]
     each = [arrays[feature.name].tolist() for feature in schema.features if feature.side == "item"]
-    found: dict[str, dict[str, int]] = {}  # by user and context: items and the row of each
+    found: dict[str, dict[str, int]] = {}  # by user and context: the row of each item
     for place in range(len(rows.row_ids)):
         request, item = (str([values[place] for values in side]) for side in (once, each))
         items = found.setdefault(request, {})
@@ -83,7 +83,7 @@ def _choose(schema: Schema, rows: Rows, by: str, count: int) -> np.ndarray | Non
 
 
 def table(schema: Schema, asked: Candidates, scores: dict[str, np.ndarray], by: str) -> str:
-    """A line a candidate, ranked by ``by``: the item, then by task the score and what happened."""
+    """One line per candidate, ranked by ``by``: the item, then score and label of each task."""
     tasks = [by, *(task.name for task in schema.tasks if task.name != by)]
     items = {name: values for name, values in asked.items.items() if values.ndim == 1}
     lines = []
@@ -107,7 +107,7 @@ def _shown(value: object) -> str:
 
 
 def worst_difference(path: Path, asked: Candidates, scores: dict[str, np.ndarray]) -> float:
-    """Between these scores and those that the trainer predicted for the same rows."""
+    """The largest difference between these scores and the trainer's for the same rows."""
     predicted = pq.read_table(path)
     places = {row_id: place for place, row_id in enumerate(predicted["row_id"].to_pylist())}
     try:
@@ -118,17 +118,17 @@ def worst_difference(path: Path, asked: Candidates, scores: dict[str, np.ndarray
 
 
 def path(text: str) -> Path:
-    """A shell expands ~ only where a word begins, so not in --data=~/data."""
+    """A path with ~ expanded: a shell does not expand it in --data=~/data."""
     return Path(text).expanduser()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, help="host:port")
-    parser.add_argument("--model", default="ranker", help="the name it is served under")
-    parser.add_argument("--data", type=path, required=True, help="the converted data that it was trained on")
-    parser.add_argument("--by", help="the task that ranks the items; the schema's first one by default")
-    parser.add_argument("--count", type=int, default=10, help="how many candidates")
+    parser.add_argument("--model", default="ranker", help="the name under which the model is served")
+    parser.add_argument("--data", type=path, required=True, help="the converted data that the model was trained on")
+    parser.add_argument("--by", help="the task that ranks the items (default: the schema's first)")
+    parser.add_argument("--count", type=int, default=10, help="number of candidates")
     parser.add_argument("--predictions", type=path, help="RUN/evaluation/test.parquet, to compare with")
     flags = parser.parse_args()
     try:

@@ -1,9 +1,10 @@
-"""Splits the test file of Census-Income in two halves, validation and test, always the same ones.
+"""Splits the test file of Census-Income into two halves, validation and test; every run gives the same halves.
 
     python examples/census_halves.py runs/census
 
-Writes validation.parquet and test.parquet there. The protocol is that of the MMoE paper (Ma et al., KDD 2018): train on
-train, divide test at random. The halves' AUCs differ by about .0016, so comparisons have to keep to the same ones.
+Writes validation.parquet and test.parquet into that directory. The protocol is that of the MMoE paper (Ma et al., KDD
+2018): train on the train file, and divide the test file at random. The AUCs on the two halves differ by about .0016, so
+comparisons need the same halves.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""The whole path on the bundled sample, from the log to scores over gRPC. `make quickstart` runs this.
+"""Goes from the log to scores over gRPC with the bundled sample. `make quickstart` runs this.
 
-Every step is the real job, run with the command line that is printed. A finished step is not run again unless its
-command, the log or the code changed; ``--fresh`` starts over. The last step, which starts a server, asks it and stops
-it, always runs.
+Each step runs a real job with the command line that it prints. A finished step runs again only if its command, the log
+or the code has changed; ``--fresh`` starts over. The last step, which starts a server, asks it and stops it, always
+runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOG = Path("datasets/kuairand_sample/log.parquet")
 DATA, RUN, EXPORT = HOME / "data", HOME / "run", HOME / "export"
 PREDICTIONS = RUN / "evaluation" / "test.parquet"
 
-# (step, module, arguments, directory it writes, files and folders whose content decides the result)
+# (step, module, arguments, directory that it writes, files and directories on which its result depends)
 STEPS = [
     (
         "convert",
@@ -58,13 +58,13 @@ def heading(number: int, name: str, text: str = "") -> None:
 
 
 def python() -> str:
-    """The interpreter as one would type it from the repository."""
+    """The interpreter's path, as one types it at the top of the repository."""
     here = Path(sys.executable)
     return str(here.relative_to(ROOT)) if here.is_relative_to(ROOT) else str(here)
 
 
 def fingerprint(before: str, arguments: list[str], files: list[Path]) -> str:
-    """Of everything a step's result depends on: the steps before it, its command, and the content of ``files``."""
+    """A hash of all that a step's result depends on: the steps before it, its command, and the content of ``files``."""
     digest = hashlib.sha256(json.dumps([before, arguments]).encode())
     for top in files:
         inside = sorted(p for p in (ROOT / top).rglob("*") if p.suffix in (".py", ".yaml"))
@@ -74,7 +74,7 @@ def fingerprint(before: str, arguments: list[str], files: list[Path]) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The record of a step, or an empty one."""
+    """The record of a finished step; {} if there is none."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
@@ -89,7 +89,7 @@ def save(path: Path, record: dict[str, Any]) -> None:
 
 
 def run(command: list[str]) -> tuple[int, list[str]]:
-    """Runs a job and prints its lines as they come; its stderr, and so its live display, goes straight through.
+    """Runs a job and prints its output as it comes. The job's stderr, with its progress display, is not captured.
 
     Returns:
       The exit code and the lines of stdout.
@@ -98,11 +98,11 @@ def run(command: list[str]) -> tuple[int, list[str]]:
     job = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     )
-    # Ctrl-C reaches the job as well; it may have a checkpoint to write, so wait for it to end.
+    # Ctrl-C reaches the job, too. It may have a checkpoint to write, so wait for it to end.
     before = signal.signal(signal.SIGINT, lambda *_: None), signal.signal(signal.SIGTERM, lambda *_: job.terminate())
     assert job.stdout is not None
     for line in job.stdout:
-        if line.startswith("next: "):  # that is what the next step runs
+        if line.startswith("next: "):  # the next step runs this command
             continue
         print(f"    {line}", end="", flush=True)
         lines.append(line)
@@ -114,7 +114,7 @@ def run(command: list[str]) -> tuple[int, list[str]]:
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """A server of the exported model, which ends with the context; gives its host:port once it serves."""
+    """Starts a server of the exported model, and yields its host:port once it serves; stops it at the end."""
     job = subprocess.Popen([sys.executable, *SERVE], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert job.stdout is not None
@@ -134,7 +134,7 @@ def server() -> Iterator[str]:
 
 
 def serve_and_ask() -> int:
-    """The last step; returns an exit code."""
+    """Runs the last step; returns its exit code."""
     start = time.monotonic()
     print(f"    $ {shlex.join([python(), *SERVE])}", flush=True)
     with server() as target:
@@ -150,7 +150,7 @@ def serve_and_ask() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="forget earlier results and start over")
-    parser.add_argument("--setup_seconds", type=int, default=0, help="what the environment took, as make tells it")
+    parser.add_argument("--setup_seconds", type=int, default=0, help="how long the environment took; make passes it")
     flags = parser.parse_args()
 
     if flags.fresh:
@@ -166,7 +166,7 @@ def main() -> int:
         heading(number, name)
         print(f"    $ {shlex.join([python(), '-m', module, *arguments])}", flush=True)
         if record.get("fingerprint") != before:
-            # What is there belongs to another command or other data.
+            # The directory is from another command or other data.
             if directory is not None:
                 shutil.rmtree(ROOT / directory, ignore_errors=True)
             save(path, {"fingerprint": before})

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: tools/client_matrix.sh dist/stem_tf_client-*.whl
-# Installs the client's wheel beside the oldest, the newest and versions between of what it needs, each time in a fresh
-# environment, and lets it rank against a server in the same process. Downloads some 200 MB.
+# Tests the client's wheel with the oldest, the newest and some other versions of its requirements: installs each
+# combination into a fresh environment, and ranks there with a server in the same process. Downloads about 200 MB.
 set -euo pipefail
 
 wheel=$(readlink -f "$1")
@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# interpreter: requirements (for the oldest there are wheels for old interpreters only)
+# interpreter: requirements (the oldest ones have wheels for old interpreters only)
 rows=(
     "python3.10: protobuf==4.22.* grpcio==1.50.* numpy==1.23.*"
     "python3.11: protobuf==4.25.* grpcio==1.62.* numpy==1.26.*"

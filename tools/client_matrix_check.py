@@ -1,6 +1,6 @@
-"""Ranks once with the installed stem-tf-client; run by client_matrix.sh in environments that hold nothing else.
+"""Ranks once with the installed stem-tf-client. client_matrix.sh runs it in environments that hold nothing else.
 
-The server in this process is written with grpcio alone and knows the bytes of TensorFlow Serving's messages by heart.
+The server in this process needs grpcio only: the bytes of TensorFlow Serving's messages are written out here.
 """
 
 import asyncio

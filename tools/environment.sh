@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Usage: tools/environment.sh VENV EXTRA
-# Makes VENV and installs into it what requirements/EXTRA.txt lists, with its hashes, and this tree's two distributions
-# as editable. Does nothing when that was done before with the same files. Run it from the top of the repository.
-# $PYTHON chooses the interpreter; otherwise the first of python3.12, python3.11, python3 that is 3.11 or 3.12 and runs.
+# Makes VENV, and installs the packages of requirements/EXTRA.txt, checked by their hashes, and this tree's two
+# distributions in editable mode. Does nothing if that was done before with the same files. Run it from the top of the
+# repository. $PYTHON chooses the interpreter; the default is the first of python3.12, python3.11, python3 and python
+# that is a 3.11 or 3.12 and runs.
 set -euo pipefail
 
 venv=$1
 extra=$2
 log=$venv/pip.log
-made=$venv/made.stamp            # the venv is complete; holds the interpreter it was made with
+made=$venv/made.stamp            # exists if the venv is complete; holds the interpreter that made it
 installed=$venv/$extra.stamp     # the checksum of what was installed
 
 fail() {
@@ -16,7 +17,7 @@ fail() {
     exit 1
 }
 
-# A pyenv shim exists for every version but runs for the chosen ones only, so each candidate is run.
+# Runs each candidate: pyenv has a shim for every version, but only those of chosen versions run.
 usable() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
 }
@@ -36,7 +37,7 @@ choose_python() {
         fi
         without_venv=$candidate
     done
-    # The message for a Python without venv comes from make_venv.
+    # If a Python lacks venv, make_venv prints the error.
     [ -n "$without_venv" ] || fail "no Python 3.11 or 3.12 found (tried python3.12, python3.11, python3, python);" \
         "install one, or name it: make PYTHON=/path/to/python3.12"
     echo "$without_venv"
@@ -48,22 +49,22 @@ make_venv() {
     "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || fail \
         "Python $version ($python) cannot make virtual environments: its modules venv and ensurepip are missing;" \
         "on Debian and Ubuntu: apt-get install python$version-venv; or name another: make PYTHON=/path/to/python3.12"
-    # --clear: what an interrupted run left behind is not worth repairing.
+    # --clear: do not repair what an interrupted run left.
     "$python" -m venv --clear "$venv"
     "$python" -c 'import sys; print(sys.executable)' >"$made"
 }
 
-# setuptools, which builds the two distributions, is in the list as well: without isolation nothing comes unlocked.
+# Without build isolation nothing unlocked is installed: setuptools, which builds the two distributions, is in the list.
 pip_install() {
     local pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input)
     "${pip[@]}" --require-hashes -r "requirements/$extra.txt" &&
         "${pip[@]}" --no-deps --no-build-isolation -e ./stem_client -e .
 }
 
-# Installs with pip's output in the log; on a terminal the seconds count up.
+# Installs, with pip's output in the log; shows the seconds on a terminal.
 install() {
     local what=$1 start=$SECONDS pid status=0
-    set -m # a process group of its own, which the trap ends whole
+    set -m # pip gets its own process group, which the trap ends
     pip_install >"$log" 2>&1 &
     pid=$!
     set +m
@@ -93,7 +94,7 @@ if ! "$venv/bin/python" -c 'import pip' 2>/dev/null || [ ! -f "$made" ]; then
     make_venv "$(choose_python)"
 elif [ -n "${PYTHON:-}" ]; then
     usable "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.11 or 3.12 that runs"
-    # Another interpreter was asked for than the one the environment has.
+    # The environment was made with another interpreter.
     [ "$("$PYTHON" -c 'import sys; print(sys.executable)')" = "$(cat "$made")" ] || make_venv "$PYTHON"
 fi
 
@@ -101,7 +102,7 @@ if [ ! -f "$installed" ] || [ "$(cat "$installed")" != "$wanted" ]; then
     rm -f "$installed"
     version=$("$venv/bin/python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
     size=
-    [ -x "$venv/bin/saved_model_cli" ] || size=" (TensorFlow and what it needs: some 600 MB)"
+    [ -x "$venv/bin/saved_model_cli" ] || size=" (TensorFlow and its requirements: about 600 MB)"
     install "environment: Python $version, installing .[$extra] into $venv$size"
     echo "$wanted" >"$installed"
 fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: tools/lock.sh [--upgrade | --upgrade-package=NAME]...
-# Writes requirements/plots.txt and requirements/dev.txt: exact versions and hashes of all that this tree's two
-# distributions need with that extra, for every Python they support. Keeps the versions that the files have, where the
-# requirements still allow them; --upgrade takes the newest. Needs PyPI; $PYTHON chooses the interpreter that runs uv.
+# Writes requirements/plots.txt and requirements/dev.txt: exact versions and hashes of all packages that this tree's two
+# distributions need with that extra, for each supported Python. Keeps the versions in these files if the requirements
+# still allow them; --upgrade takes the newest. Needs PyPI. $PYTHON chooses the interpreter that runs uv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
