@@ -1,4 +1,4 @@
-"""Options of learning in the whole model: they act, and go on after a resume to the bit."""
+"""Options of learning in the whole model: what each one does to a step, and that a resumed run has the same bits."""
 
 from __future__ import annotations
 
@@ -58,25 +58,123 @@ CASES |= {"compiled, deferred": ({"train.xla": "step", "model.dropout": 0.3}, "d
 
 
 @pytest.mark.parametrize(("options", "tables"), CASES.values(), ids=CASES)
-def test_an_option_acts_and_resumes(
+def test_an_option_goes_on_after_a_resume_to_the_bit(
     tiny_settings: dict[str, Any], tmp_path: Path, options: dict[str, Any], tables: str
 ) -> None:
     settings = tiny_settings | options | {"optimizer.tables": tables}
     model, batches = build(settings)
-    plain, _ = build(tiny_settings | {"optimizer.tables": tables})
     for batch in batches[:2]:
         model.train_step(batch)
-        plain.train_step(batch)
     Checkpoints(tmp_path, model, RunState()).save()
     resumed, _ = build(settings)
     assert Checkpoints(tmp_path, resumed, RunState()).restore()
     for batch in batches[2:]:
-        for each in (model, plain, resumed):
-            each.train_step(batch)
+        model.train_step(batch)
+        resumed.train_step(batch)
     for one, two in zip(state(model), state(resumed), strict=True):
         np.testing.assert_array_equal(one, two)
-    features = batches[0]["features"]
-    assert np.abs(model(features)["click"] - plain(features)["click"]).max() > 0.0
+
+
+def test_uncertainty_moves_the_weights_of_the_losses(tiny_settings: dict[str, Any]) -> None:
+    """d loss / d s_k = w_k (1/2 - a_k L_k) at s = 0: click, L > 1/2, loses weight, watched, L / 2 < 1/2, gains some."""
+    model, batches = build(tiny_settings | {"loss.weighting": "uncertainty"})
+    logs = {name: float(value) for name, value in model.train_step(batches[0]).items()}
+    click, watched = logs["loss/click"], logs["loss/watched"]
+    assert click > 0.5 > watched / 2
+    # The schema gives watched a weight of .5; a_k is 1 for click, 1/2 for watched.
+    assert logs["loss"] == pytest.approx(click + 0.25 * watched, rel=1e-6)
+    # Adam's first step is the learning rate, .02.
+    np.testing.assert_allclose(model.weighting.log_variances[0], [0.02, -0.02], rtol=1e-3)
+    assert logs["weight/click"] == pytest.approx(np.exp(-0.02), rel=1e-4)
+    assert logs["weight/watched"] == pytest.approx(0.25 * np.exp(0.02), rel=1e-4)
+
+
+def test_smoothing_positive_weights_and_weights_by_hand(tiny_settings: dict[str, Any]) -> None:
+    model, batches = build(tiny_settings | OPTIONS["smoothing"])
+    batch = batches[0]
+    scores = {task: score.numpy() for task, score in model(batch["features"]).items()}
+    label = batch["labels"]["click"].numpy()
+    smooth, output = 0.9 * label + 0.05, scores["click"]
+    entropy = np.log1p(np.exp(output)) - smooth * output
+    click = (entropy * np.where(label == 1, 2.0, 1.0)).mean()
+    inside = batch["weights"]["watched"].numpy()
+    watched = (inside * (batch["labels"]["watched"].numpy() - scores["watched"]) ** 2).sum() / inside.sum()
+    assert 0 < label.sum() < 64 and 0 < inside.sum() < 64
+    logs = model.train_step(batch)
+    assert float(logs["loss/click"]) == pytest.approx(click, rel=1e-5)
+    assert float(logs["loss/watched"]) == pytest.approx(watched, rel=1e-5)
+    assert float(logs["loss"]) == pytest.approx(3.0 * click + 0.5 * watched, rel=1e-5)
+
+
+@pytest.mark.parametrize("tables", ["dense", "deferred"])
+def test_a_schedule_warms_up_and_ends(tiny_settings: dict[str, Any], tables: str) -> None:
+    """Rates of .01 and .02, then a cosine to 0 over 5 steps: the eighth step moves nothing."""
+    model, batches = build(tiny_settings | OPTIONS["schedule"] | {"optimizer.tables": tables})
+    parts = [model.embeddings.groups[0].table, model.network.towers["click"].trainable_variables[-1]]
+    moves = []
+    for batch in [*batches, *batches]:
+        before = [variable.numpy() for variable in parts]
+        model.train_step(batch)
+        model.catch_up()
+        moves.append([np.abs(variable - value).max() for variable, value in zip(parts, before, strict=True)])
+    np.testing.assert_allclose(moves[0], 0.01, rtol=1e-3)
+    assert moves[1][0] == pytest.approx(0.02, rel=5e-3)  # of rows whose gradient is the same again
+    assert min(moves[6]) > 0.0
+    np.testing.assert_array_equal(moves[7], 0.0)
+
+
+@pytest.mark.parametrize("tables", ["dense", "deferred"])
+def test_tables_have_betas_of_their_own(tiny_settings: dict[str, Any], tables: str) -> None:
+    """m = (1 - b1) g and v = (1 - b2) g^2 after a step: v / m^2 is .01 / .2^2, of the network .001 / .1^2."""
+    model, batches = build(tiny_settings | OPTIONS["tables' own"] | {"optimizer.tables": tables})
+    model.train_step(batches[0])
+    (of_tables,), of_network = model.table_optimizers, model.network_optimizer
+    for m, v, ratio in ((*of_tables.slots[:2], 0.25), (of_network.m, of_network.v, 0.1)):
+        assert np.abs(m).max() > 0.0
+        np.testing.assert_allclose(v, ratio * m.numpy() ** 2, rtol=1e-4, atol=1e-20)
+
+
+def test_slots_of_half_the_memory_hold_the_same_moments(tiny_settings: dict[str, Any]) -> None:
+    moments = {}
+    for slots in ("float32", "bfloat16", "rowwise"):
+        model, batches = build(tiny_settings | {"optimizer.tables": "deferred", "optimizer.slots": slots})
+        model.train_step(batches[0])
+        moments[slots] = model.table_optimizers[0].slots[:2]
+    (m, v), (group,) = (slot.numpy() for slot in moments["float32"]), model.embeddings.groups
+    assert [slot.dtype for slot in moments["bfloat16"]] == [tf.bfloat16] * 2
+    for exact, rounded in zip((m, v), moments["bfloat16"], strict=True):
+        np.testing.assert_allclose(tf.cast(rounded, tf.float32), exact, rtol=2**-7)
+    # One second moment per embedding: the mean of its elements'.
+    of_rows = v.reshape(group.rows, 3, group.dim).mean(axis=-1)
+    np.testing.assert_array_equal(moments["rowwise"][0], m)
+    np.testing.assert_allclose(moments["rowwise"][1], of_rows, rtol=1e-5)
+
+
+def test_dropout_is_of_embeddings_and_of_the_network(
+    tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batches = build(tiny_settings | {"model.embedding_dropout": 0.5, "model.init_std": 0.3})
+    inputs = model.inputs(batches[0]["features"])
+    looked_up = model.embeddings.look_up(inputs, model.read_rows)
+    whole = model.embeddings(inputs, looked_up)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(model.network), "__call__", lambda self, embedded, **settings: embedded)
+        dropped = model.forward(inputs, looked_up, training=True, seed=tf.constant([1, 2]))
+    for table, values in whole.items():
+        kept = dropped[table].numpy() != 0.0
+        assert kept.mean() == pytest.approx(0.5, abs=0.05)
+        np.testing.assert_allclose(dropped[table], np.where(kept, 2.0 * values.numpy(), 0.0), rtol=1e-6)
+
+    model, _ = build(tiny_settings | {"model.dropout": 0.3, "model.init_std": 0.3})
+    looked_up = model.embeddings.look_up(inputs, model.read_rows)
+    one, again, other = (
+        model.forward(inputs, looked_up, training=True, seed=tf.constant([1, step]))["click"] for step in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert (one.numpy() != other.numpy()).mean() > 0.9
+    np.testing.assert_array_equal(
+        model.forward(inputs, looked_up, training=False)["click"], model(batches[0]["features"])["click"]
+    )
 
 
 def test_tables_have_a_learning_rate_of_their_own(tiny_settings: dict[str, Any]) -> None:
@@ -107,13 +205,23 @@ def test_a_compiled_step_is_that_of_one_replica(tiny_settings: dict[str, Any]) -
     assert "config.train.xla=step compiles the step of one replica, not of 2; set it to network" in str(error.value)
 
 
-def test_l2_by_table(tiny_settings: dict[str, Any]) -> None:
-    model, _ = build(tiny_settings | OPTIONS["l2"] | {"optimizer.tables": "dense"})
+@pytest.mark.parametrize("tables", ["dense", "deferred"])
+def test_l2_by_table_and_of_the_network(tiny_settings: dict[str, Any], tables: str) -> None:
+    """What L2 adds to a gradient of zeros: l2 w."""
+    model, _ = build(tiny_settings | OPTIONS["l2"] | {"optimizer.tables": tables})
     (optimizer,), (group,) = model.table_optimizers, model.embeddings.groups
-    none = optimizer.read(tf.zeros([0], group.index_dtype), model.global_step), tf.zeros([0, group.width])
-    expected = group.table.numpy() * np.repeat([0.3, 0.2, 0.1], group.dim)  # task:click, task:watched, shared
-    values = tf.reshape(optimizer.gradient(*none).values, expected.shape)
-    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    by_column = np.repeat([0.3, 0.2, 0.1], group.dim)  # task:click, task:watched, shared
+    rows = optimizer.read(tf.range(group.rows, dtype=group.index_dtype), model.global_step)
+    added = optimizer.gradient(rows, tf.zeros([group.rows, group.width])).values
+    np.testing.assert_allclose(tf.reshape(added, group.table.shape), group.table.numpy() * by_column, rtol=1e-6)
+
+    network = model.network_optimizer
+    numeric = group.trainable_variables
+    expected = [variable * tf.constant(by_column, tf.float32) for variable in numeric]
+    expected += [0.1 * variable for variable in model.network.trainable_variables]
+    added = network.regularised(tf.zeros_like(network.m))
+    np.testing.assert_allclose(added, network.flatten(expected), rtol=1e-6)
+    assert numeric and float(tf.norm(added)) > 0.0
 
 
 def test_weights_that_change_are_logged(tiny_settings: dict[str, Any]) -> None:
@@ -123,6 +231,11 @@ def test_weights_that_change_are_logged(tiny_settings: dict[str, Any]) -> None:
     # The schema gives watched a weight of .5; the weights are those of the next step.
     assert [float(log["weight/click"]) for log in logs] == pytest.approx([0.5, 0.25])
     assert [float(log["weight/watched"]) for log in logs] == pytest.approx([0.5 * 1.1, 0.5 * 1.1**2])
+    # Losses are means over the steps so far: twice the second mean less the first is the second step's.
+    first, second = ({name: float(value) for name, value in log.items()} for log in logs)
+    assert first["loss"] == pytest.approx(first["loss/click"] + 0.5 * first["loss/watched"], rel=1e-5)
+    loss, click, watched = (2 * second[name] - first[name] for name in ("loss", "loss/click", "loss/watched"))
+    assert loss == pytest.approx(0.5 * click + 0.55 * watched, rel=1e-5)
 
 
 def test_weights_by_epoch_follow_the_epoch(tiny_settings: dict[str, Any]) -> None:
