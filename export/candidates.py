@@ -45,7 +45,7 @@ def from_model(model: Published, user: str, items: str, csv: CsvOptions | None =
     """Scores ``items`` for ``user`` with an exported model.
 
     Args:
-      model: exported.
+      model: an exported model.
       user: a JSON object of feature to value, or the path of a file that holds one.
       items: a JSON object of feature to list of values, a JSON list of objects, the path of a file with either, or the
         path of a Parquet or CSV file.

@@ -31,15 +31,15 @@ class Model(Protocol):
     """What scores a log: `export.published.Published`, or `export.unpublished.Unpublished`.
 
     Attributes:
-      schema: of the data that it was trained on.
-      tasks: their names.
+      schema: the schema of the data that it was trained on.
+      tasks: names of the tasks.
     """
 
     schema: Schema
     tasks: tuple[str, ...]
 
     def signature(self, name: str) -> Call:
-        """A function from tensors by feature to scores by task."""
+        """Returns a function from tensors by feature to scores by task."""
 
 
 @dataclass
@@ -47,10 +47,10 @@ class Outcome:
     """The result of scoring.
 
     Attributes:
-      columns: of the output.
-      rows: how many were scored.
+      columns: columns of the output.
+      rows: number of scored rows.
       seconds: how long it took, without loading the model.
-      bad: rows that were left out, by (column, reason).
+      bad: number of rows that were left out, by (column, reason).
     """
 
     columns: list[str]
@@ -71,8 +71,8 @@ def score_log(
     """Writes ``row``, the schema's group column if the log has it, ``keep``, and ``score_<task>`` float32.
 
     Args:
-      model: exported, or as it would be.
-      patterns: files, globs, directories.
+      model: an exported model, or a run's model.
+      patterns: comma-separated files, globs and directories of the log.
       output: Parquet file, which appears complete or not at all.
       keep: more columns of the log to write.
       csv: how CSV files are written.

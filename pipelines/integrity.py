@@ -91,7 +91,7 @@ class Watch:
         if now.bytes != size:
             raise UserError(f"{path} has changed since the conversion ({now.bytes:,} bytes, {size:,} then): {way_out}")
         if (read or before is not None) and not same():
-            raise UserError(f"{path} has changed since the conversion (its checksum is another): {way_out}")
+            raise UserError(f"{path} has changed since the conversion (its checksum differs): {way_out}")
         self._seen[path] = now
         return now
 

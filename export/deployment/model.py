@@ -25,12 +25,12 @@ class Model:
     """A version of a model.
 
     Attributes:
-      name: as it was exported.
-      version: the number of its directory, which servers use, or else the number it was exported under.
+      name: the name under which it was exported.
+      version: the number of its directory, which servers use, or else the number under which it was exported.
       others: the other versions in the same directory.
-      schema: of its data.
-      weight_bytes: of its weights and graph on the disk.
-      vocabulary_bytes: of its vocabularies.
+      schema: the schema of its data.
+      weight_bytes: size of its weights and graph on the disk.
+      vocabulary_bytes: size of its vocabularies on the disk.
       inputs: by signature, the shape of each input; None for an axis that a request chooses.
       warm_up: by signature, the size of the first axis of each warm-up request.
     """
@@ -133,7 +133,7 @@ class Limits:
     """Limits of a server.
 
     Attributes:
-      cores: that it may use.
+      cores: cores that the server may use.
       max_rows: rows of the largest call: users of `rank`, rows of `serving_default` and `examples`.
       execution_rows: rows that TensorFlow runs at once if calls are joined; a larger call is split.
       max_calls: calls that run or wait.

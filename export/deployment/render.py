@@ -35,11 +35,11 @@ class Options:
     Attributes:
       batching: whether TensorFlow Serving joins calls.
       canary: a second version to serve under the label `canary`; None for one version.
-      replicas: of each server.
+      replicas: number of replicas of each server.
       limit_p99_ms: the latency within which 99 % of calls should be answered.
-      grace_seconds: that running calls have when stem-serve stops.
-      image: of stem-serve.
-      capacity: a line of `stem-load`.
+      grace_seconds: time that running calls have when stem-serve stops.
+      image: container image with stem-serve.
+      capacity: capacity line of `stem-load`.
       flags: the flags of the job that differ from their defaults, as typed.
     """
 
@@ -137,7 +137,7 @@ def _facts(model: Model, limits: Limits, options: Options) -> dict[str, Any]:
         "memory": _memory(model, options),
         "megabytes": lambda size: f"{size / 1e6:,.1f}",
         "metrics_port": _METRICS_PORT,
-        # Seconds before SIGTERM in which callers learn that a replica goes; with TensorFlow Serving they must leave it.
+        # Seconds before SIGTERM for callers to learn that a replica stops; with TensorFlow Serving they must leave it.
         "stem_sleep": 10,
         "serving_sleep": 60,
         "stem_serve": [
@@ -197,8 +197,8 @@ def write(output: Path, texts: Mapping[str, str], facts: Mapping[str, Any]) -> l
 
     Args:
       output: the directory; missing, empty, or of an earlier deployment.
-      texts: by name.
-      facts: that the files were made from.
+      texts: the files' texts, by name.
+      facts: the facts from which the files were made.
 
     Returns:
       The names of the files that are new or have changed.

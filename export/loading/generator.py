@@ -23,7 +23,7 @@ from export.loading.requests import Request
 from stem_client import protocol
 
 NOT_SENT = "NOT_SENT"
-"""A status code of our own: the call was due, but too many were waiting, or its deadline had passed."""
+"""A status code of this module: the call was due, but too many were waiting, or its deadline had passed."""
 _PAUSE = 0.05
 
 
@@ -73,11 +73,11 @@ class Caller:
 
     Args:
       target: host:port.
-      requests: that are sent in turn.
-      deadline: of a call, in seconds.
-      connections: how many share the calls.
-      credentials: for TLS; None for plain text.
-      headers: of every call.
+      requests: requests, which are sent in turn.
+      deadline: deadline of a call, in seconds.
+      connections: number of connections that share the calls.
+      credentials: credentials for TLS; None for plain text.
+      headers: headers of every call.
     """
 
     def __init__(

@@ -35,16 +35,16 @@ class Settings:
     Attributes:
       target: host:port.
       spec: the model and its signature.
-      sizes: candidates or rows of a request, as text.
-      clients: of a closed loop.
-      rate: of an open loop, calls per second; None for a closed loop.
+      sizes: candidates or rows per request, as text.
+      clients: number of clients in a closed loop.
+      rate: calls per second in an open loop; None for a closed loop.
       arrivals: `poisson` or `uniform`.
-      seconds: of a measurement.
+      seconds: length of a measurement.
       deadline, limit: deadline of a call and limit of p99, in seconds.
       connections, max_waiting, seed: see the flags.
       machine: a text about the server's machine.
-      credentials: for TLS; None for plain text.
-      headers: of every call.
+      credentials: credentials for TLS; None for plain text.
+      headers: headers of every call.
     """
 
     target: str
