@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shlex
 from collections.abc import Sequence
@@ -9,7 +11,6 @@ from dataclasses import dataclass
 
 from pipelines import schema_yaml
 from pipelines.describe import draft, sample
-from pipelines.jobs import csv_flags
 from pipelines.log import sniff, source
 from pipelines.log.find import find_files, is_parquet
 from pipelines.log.parts import CsvOptions
@@ -42,12 +43,12 @@ class Description:
         return shlex.join(["stem-convert", log, f"--schema={schema_path}", f"--output={output}", *others])
 
 
-def describe(patterns: Sequence[str], csv: CsvOptions, labels: Sequence[str], limit: int) -> Description:
+def describe(patterns: Sequence[str], options: CsvOptions, labels: Sequence[str], limit: int) -> Description:
     """Drafts a schema.
 
     Args:
       patterns: files, globs and directories of the log.
-      csv: how CSV files are written; if the delimiter is not given, it is guessed.
+      options: how CSV files are written; if the delimiter is not given, it is guessed.
       labels: see `draft.draft`.
       limit: number of rows to sample from the log.
 
@@ -55,7 +56,7 @@ def describe(patterns: Sequence[str], csv: CsvOptions, labels: Sequence[str], li
       UserError: the arguments or the log have a mistake, or no column can be a label or a feature.
     """
     files = find_files(",".join(patterns))
-    seen = sniff.Look(csv) if is_parquet(files[0]) else sniff.look(files[0], csv)
+    seen = sniff.Look(options) if is_parquet(files[0]) else sniff.look(files[0], options)
     try:
         log = source.open_log(files, seen.csv)
         rows = sample.draw(log, limit)
@@ -78,8 +79,26 @@ def describe(patterns: Sequence[str], csv: CsvOptions, labels: Sequence[str], li
     arguments = [",".join(patterns)]
     arguments += ["--split=time", f"--split_column={result.split}"] if result.split else ["--split=random"]
     arguments += ["--on_bad_rows=drop"] if rows.malformed else []
-    arguments += csv_flags.arguments(seen.csv)
+    arguments += _csv_flags(seen.csv)
     return Description(drafted, tuple(_summary(result, rows, read, seen)), tuple(arguments))
+
+
+def _csv_flags(given: CsvOptions) -> list[str]:
+    """The flags that give another job these options; defaults are left out."""
+    delimiter = "tab" if given.delimiter == "\t" else given.delimiter
+    return [
+        *([] if delimiter is None else [f"--csv_delimiter={delimiter}"]),
+        *([f"--csv_columns={_as_flag(given.columns)}"] if given.columns else []),
+        *([f"--csv_nulls={_as_flag(given.nulls)}"] if given.nulls != CsvOptions().nulls else []),
+        *([] if given.quotes else ["--nocsv_quotes"]),
+    ]
+
+
+def _as_flag(values: Sequence[str]) -> str:
+    """Writes a list in the form that a flag reads."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
 
 
 def _name(pattern: str) -> str:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-
 from pipelines.log.parts import CsvOptions
 from stem_util import cli
 from stem_util.errors import UserError
@@ -45,21 +41,3 @@ class CsvFlags:
         if len(set(columns)) < len(columns):
             raise UserError(f"--csv_columns={','.join(columns)}: a name is there more than once")
         return CsvOptions(delimiter, tuple(columns), tuple(self._nulls.value), self._quotes.value)
-
-
-def arguments(given: CsvOptions) -> list[str]:
-    """The flags that give another job these options; defaults are left out."""
-    delimiter = "tab" if given.delimiter == "\t" else given.delimiter
-    return [
-        *([] if delimiter is None else [f"--csv_delimiter={delimiter}"]),
-        *([f"--csv_columns={_list(given.columns)}"] if given.columns else []),
-        *([f"--csv_nulls={_list(given.nulls)}"] if given.nulls != CsvOptions().nulls else []),
-        *([] if given.quotes else ["--nocsv_quotes"]),
-    ]
-
-
-def _list(values: Sequence[str]) -> str:
-    """Writes a list in the form that a flag reads."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()
