@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.manifest import Shard
 from pipelines.tfrecord import CorruptRecord, Example, offsets, scan
 
-_ROWS_A_RUN = 128
+_ROWS_PER_RUN = 128
 """Records per run of the ``rows`` layout."""
 _LEAST_RUNS = 64
 """Runs that each reader gets at least, if there are enough records."""
@@ -76,7 +76,7 @@ def pools(
     if count == 1 and sum(shard.rows for shard in shards) <= pool_rows:
         every = [(number, 0, shard.records, shard.rows) for number, shard in enumerate(shards)]
         return [Runs(*np.array(every, np.int64).T)]
-    least = _ROWS_A_RUN if layout == "rows" else 1
+    least = _ROWS_PER_RUN if layout == "rows" else 1
     unit = min(max(least, run_bytes * records // size), max(1, records // (_LEAST_RUNS * count)))
     found = [_runs(shard, os.stat(shard.path).st_mtime_ns, layout, unit) for shard in shards]
     numbers = np.repeat(np.arange(len(shards)), [len(runs[0]) for runs in found])
