@@ -118,7 +118,10 @@ class Workdir:
         for path in (self.best, self.metrics, self.report):
             if path.exists():
                 path.rename(aside / path.name)
-        return f"{self.path} has no checkpoint to go on from: training starts over; what was reached is in {aside}"
+        return (
+            f"{self.path} has no checkpoint to go on from: training starts over; the best weights and metrics so far "
+            f"are in {aside}"
+        )
 
     def check_data(self, manifest: Manifest) -> None:
         """Checks that ``manifest`` is the manifest of the run's data, and that the data and the run's copies are whole.
@@ -193,7 +196,7 @@ class Workdir:
             files.sync(self.metrics)
 
     def rewind_metrics(self, epoch: int, step: int) -> None:
-        """Drops what was written after a checkpoint: lines of later steps, and evaluations of epochs not finished.
+        """Drops lines that were written after a checkpoint: those of later steps, and evaluations of unfinished epochs.
 
         Args:
           epoch: epochs finished, evaluation included.

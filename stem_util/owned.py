@@ -178,7 +178,7 @@ def mark(directory: str | os.PathLike[str], kind: Kind, entries: Sequence[str] =
 
 
 def added(directory: str | os.PathLike[str]) -> list[str]:
-    """What was put into a directory after it was marked, if the marker lists what was in it."""
+    """The files that were added to a directory after it was marked, if its marker lists the files it had."""
     known = _json(Path(directory) / MARKER).get("entries")
     return sorted(set(entries(directory)) - set(known)) if known else []
 

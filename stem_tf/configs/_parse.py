@@ -12,7 +12,7 @@ from stem_util.errors import UserError
 
 
 def parse(path: str, key: Key, text: str | None) -> Any:
-    """The value of ``--config.<path>=<text>``; None stands for ``--config.<path>``, a switch.
+    """The value of ``--config.<path>=<text>``; None means ``--config.<path>`` alone, a switch.
 
     Raises:
       UserError: the text is no value of that key.
@@ -67,8 +67,8 @@ def _kind(key: Key) -> str:
 
 
 def typed(path: str, key: Key, value: Any) -> Any:
-    """``value`` as the default's type: a whole number may stand for a number, a list for a tuple, a
-    scalar of numpy for the same in Python.
+    """``value`` as the default's type: a whole number may be given for a number, a list for a tuple,
+    and a numpy scalar for the same in Python.
 
     Raises:
       UserError: it has another type.

@@ -30,8 +30,8 @@ class Key:
     Attributes:
       default: the value where an experiment says nothing.
       help: what the key does.
-      by: ``task`` or ``table``: a mapping from their names to values may stand instead of one value.
-      by_level: a tuple with a value per level may stand instead of one value.
+      by: ``task`` or ``table``: a mapping from their names to values may be given instead of one value.
+      by_level: a tuple with a value per level may be given instead of one value.
       choices: the values allowed, or () for a range.
       low, high: bounds of a number, or of each number of a tuple; both are allowed themselves.
       above, below: like ``low`` and ``high``, but not allowed themselves.
@@ -254,7 +254,7 @@ def from_flat(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
         for group in groups:
             node = node.setdefault(group, {})
         node[name] = value
-    # Not type-safe: a mapping may stand for a number. stem_tf.configs.checked() sees to the types.
+    # Not type-safe: a mapping may be given for a number. stem_tf.configs.checked() checks the types.
     return ml_collections.ConfigDict(tree, type_safe=False).lock()
 
 

@@ -53,7 +53,7 @@ class Field:
         numbers ``[B]``, each times a learned vector; ``dense``, vectors ``[B, n]``, each times a learned matrix.
       rows: number of ids of a categorical or multivalent field; ids are 0 to rows - 1.
       dim: D, where it is not the layer's.
-      pooling: of a multivalent field, ``mean`` or ``sum``.
+      pooling: how a multivalent field is pooled, ``mean`` or ``sum``.
       length: n of a dense field.
 
     Raises:
@@ -89,7 +89,7 @@ class PackedTable(tf.keras.layers.Layer):
     field, ``dense_<name>`` ``[n, W]``; W = D * number of tables.
 
     Args:
-      fields: of the group, of any kind.
+      fields: the fields of the group, of any kind.
       dim: D.
       tables: names of the tables, in the order of a row's slices.
       init_std: tables start from N(0, init_std^2); the authors' release uses 1e-4.
@@ -231,7 +231,7 @@ class Embeddings(tf.keras.layers.Layer):
     """Shared and task-specific embeddings of all fields (STEM Eq. 1 and 2).
 
     ``h_S = [v_1^S, ..., v_F^S]`` and ``h_t = [v_1^t, ..., v_F^t]``, where a field outside ``specific`` (the F of
-    STEM-Net-(F)) stands in h_t with its shared embedding. The fields' order is fixed and the same in every table, so
+    STEM-Net-(F)) has its shared embedding in h_t. The fields' order is fixed and the same in every table, so
     that h_t + h_S adds like to like. Fields of one width and the same tables lie in one :class:`PackedTable`, which one
     gather reads.
 

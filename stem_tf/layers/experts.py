@@ -1,7 +1,7 @@
 """Experts other than the MLP: factorisation machines with field weights, and the cross network.
 
 All are K side by side: ``[B, D]``, or one input each ``[K, B, D]``, -> ``[K, B, H]``. They read the fields that a flat
-embedding is made of, so they stand at a model's first level.
+embedding is made of, so a model has them at its first level only.
 """
 
 from __future__ import annotations

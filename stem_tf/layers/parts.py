@@ -23,7 +23,7 @@ class Parts:
     Attributes:
       expert: what an expert of the first level is; those above are MLPs. Shared-Bottom's bottom is one expert.
       expert_units: widths of an expert's layers, ReLU after every one; or a tuple of them per level.
-      cross_layers: of a ``dcn`` expert, below its MLP.
+      cross_layers: number of cross layers of a ``dcn`` expert, below its MLP.
       gate_units: hidden widths of a gate; () is the papers' linear gate, (128, 64) STEM's settings and release.
       gate_bias: the papers' equations have no bias in gates, the release has.
       tower_units: hidden widths of a tower.

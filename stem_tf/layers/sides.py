@@ -43,7 +43,7 @@ class Sides(NamedTuple):
         return self._replace(once=self.once / number, each=self.each / number)
 
     def joined(self) -> tf.Tensor:
-        """``[B * N, D]``, for what is not linear in its input."""
+        """The joint embeddings ``[B * N, D]``, for layers that are not linear in their input."""
         requests, rows = tf.shape(self.once)[0], tf.shape(self.each)[0]
         once = tf.repeat(self.once, rows // tf.maximum(requests, 1), axis=0)
         order = tf.argsort(tf.concat([self.once_columns, self.each_columns], axis=0))

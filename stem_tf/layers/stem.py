@@ -41,7 +41,7 @@ class STEMLayer(tf.keras.layers.Layer):
     Args:
       tasks: names of the tasks.
       parts: makes experts and gates.
-      level: of the layer, from 0.
+      level: the layer's level, from 0.
       last: builds no shared gate: nothing would read it.
       task_experts: K1, experts of each task.
       shared_experts: K2.

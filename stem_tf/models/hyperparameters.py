@@ -16,8 +16,8 @@ def hyperparameter(default: Any, help: str, **limits: Any) -> Any:
     """A field of a dataclass that is the config key ``model.<name of the field>``.
 
     Args:
-      default, help: of the key.
-      limits: which values it takes, as in :class:`stem_tf.configs.base.Key`.
+      default, help: default and help of the key.
+      limits: which values the key takes, as in :class:`stem_tf.configs.base.Key`.
     """
     return dataclasses.field(default=default, metadata={"key": Key(default, help, **limits)})
 

@@ -59,7 +59,7 @@ class GatePerTask(Network):
       tasks: names of the tasks.
       hyper: says how gates and towers are made.
       experts: how many there are.
-      level: of the experts.
+      level: the experts' level.
     """
 
     def __init__(self, tasks: Sequence[str], hyper: Gates, experts: int, level: int = 0, **kwargs: object) -> None:

@@ -110,7 +110,7 @@ class AsymmetricSharing(Network):
 
         Attributes:
           gives: receivers, each with its giver. A giver may receive as well; what it gives is its own bottom alone.
-          fusion: of a receiver's bottom and its giver's: ``concat``, ``sum`` or ``mean``.
+          fusion: how a receiver's bottom and its giver's are joined: ``concat``, ``sum`` or ``mean``.
         """
 
         gives: Mapping[str, str] = hyperparameter("", "receivers, each with its giver: like:click", by="task")
