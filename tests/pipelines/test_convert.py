@@ -131,7 +131,10 @@ def test_no_process_imports_tensorflow() -> None:
         (["--train=LOG", "--validation_share=.1", "--validation_by=hash"], "--validation_by=hash needs --split_column"),
         (["LOG", "--split=random", "--test_from=5"], "--validation_from and --test_from belong to --split=time"),
         (["LOG", "--split=random", "--fractions=.8,.1"], "--fractions=.8,.1: should be three numbers"),
-        (["LOG", "--split=random", "--fractions=.8,.1,.2"], "--fractions=0.8,0.1,0.2: should be shares that add up to"),
+        (
+            ["LOG", "--split=random", "--fractions=.8,.1,.2"],
+            "--fractions=0.8,0.1,0.2: should be three shares that add up to",
+        ),
         (
             ["LOG", "--split=random", "--layouts=block"],
             "--layouts: 'block' should be one of blocks, rows, or none alone; did you mean",
