@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
-from stem_tf import configs, models
+from stem_tf import configs, models, trained
 from stem_tf.layers.gate import observe
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.summary import multiply_adds, summary
@@ -47,12 +47,11 @@ def test_every_model_has_a_summary(zoo_settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("best", ["together", "by_task"])
-def test_gates_of_a_run(tmp_path: Path, tiny_settings: dict[str, Any], run_job: RunJob, best: str) -> None:
-    settings = {key: value for key, value in tiny_settings.items() if key != "experiment"} | {"train.best": best}
-    words = [f"--config.{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
+def test_gates_of_a_run(
+    tmp_path: Path, tiny_settings: dict[str, Any], train: Callable[..., Any], run_job: RunJob, best: str
+) -> None:
     run = tmp_path / "run"
-    job = run_job("stem_tf.jobs.train", "--config=stem_net", *words, f"--workdir={run}")
-    assert job.returncode == 0, job.stderr
+    trainer = train(run, tiny_settings | {"train.best": best})
     job = run_job("stem_tf.jobs.inspect", f"--workdir={run}", "--split=validation")
     assert job.returncode == 0, job.stderr
     assert "gates on validation, 150 rows: mean weight of each expert ± standard deviation" in job.stdout
@@ -63,14 +62,10 @@ def test_gates_of_a_run(tmp_path: Path, tiny_settings: dict[str, Any], run_job: 
     if best == "by_task":
         return
     # 150 rows in batches of 64: the last one is padded with 42 rows that must not count.
-    from stem_tf import trained
-    from stem_tf.workdir import Workdir
-
-    workdir = Workdir(run)
-    config = workdir.config()
-    manifest = manifests.load(config.data.dir)
-    model = trained.load(workdir, config, manifest, "best").model
-    batch = next(iter(read_batches(manifest, "validation", training=False, batch_size=150, input_format="blocks")))
+    model = trained.load(trainer.workdir, trainer.config, trainer.manifest, "best").model
+    batch = next(
+        iter(read_batches(trainer.manifest, "validation", training=False, batch_size=150, input_format="blocks"))
+    )
     with observe(model) as seen:
         model(batch["features"])
     for gate, weights in seen:
@@ -79,15 +74,13 @@ def test_gates_of_a_run(tmp_path: Path, tiny_settings: dict[str, Any], run_job: 
         np.testing.assert_allclose(found[gate.reader]["std"], np.std(weights, axis=0), rtol=1e-3, atol=1e-6)
 
 
-def test_a_model_without_gates(tmp_path: Path, tiny_settings: dict[str, Any], run_job: RunJob) -> None:
-    settings = configs.applying(tiny_settings, "shared_bottom") | {"train.epochs": 1}
-    words = [f"--config.{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in settings.items()]
+def test_a_model_without_gates(
+    tmp_path: Path, tiny_settings: dict[str, Any], train: Callable[..., Any], run_job: RunJob, job_in_process: RunJob
+) -> None:
     run = tmp_path / "run"
-    job = run_job(
-        "stem_tf.jobs.train", "--config=stem_net", "--config.model.name=shared_bottom", *words, f"--workdir={run}"
-    )
-    assert job.returncode == 0, job.stderr
+    settings = configs.applying(tiny_settings, "shared_bottom")
+    train(run, settings | {"model.name": "shared_bottom", "train.epochs": 1})
     job = run_job("stem_tf.jobs.inspect", f"--workdir={run}")
     assert job.returncode == 0 and job.stdout.endswith("shared_bottom has no gates\n"), job.stderr
-    job = run_job("stem_tf.jobs.inspect", f"--workdir={run}", "--split=tset")
+    job = job_in_process("stem_tf.jobs.inspect", f"--workdir={run}", "--split=tset")
     assert job.returncode == 2 and "--split=tset: no such split; did you mean 'test'?" in job.stderr

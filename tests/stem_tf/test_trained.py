@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipelines import manifest as manifests
 from stem_tf import configs, models, trained
 from stem_tf.evaluation import predictions
 from stem_tf.models.snapshots import Snapshots
-from stem_tf.training import assembly, checkpoints
+from stem_tf.training import assembly, checkpoints, monitor
 from stem_tf.training.callbacks import Interrupted
 from stem_tf.training.checkpoints import Checkpoints, RunState
 from stem_tf.training.monitor import Monitor, Results
@@ -25,15 +26,7 @@ from stem_tf.workdir import Workdir
 from stem_util.errors import UserError
 from stem_util.files import write_json
 
-
-def run(path: Path, settings: dict[str, Any]) -> Trainer:
-    config = configs.checked(settings)
-    manifest, workdir = manifests.load(config.data.dir), Workdir(path)
-    with workdir.locked():
-        workdir.prepare(config, manifest)
-        trainer = Trainer(config, manifest, workdir, say=lambda line: None)
-        trainer.run()
-    return trainer
+Train = Callable[[Path, dict[str, Any]], Trainer]
 
 
 def scores(trainer: Trainer, found: trained.Trained) -> dict[str, np.ndarray]:
@@ -124,15 +117,19 @@ def trained_weights(model: Any, trainer: Trainer, weights: list[list[np.ndarray]
 
 
 def test_a_task_whose_patience_has_ended_keeps_its_weights_while_others_go_on(
-    tmp_path: Path, tiny_settings: dict[str, Any]
+    tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
-    trainer = run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.epochs": 12, "train.patience": 1})
-    states = trainer.state.by_task.values()
-    assert all(best["without_gain"] <= 1 for best in states)
-    if trainer.state.epoch < 12:
-        assert trainer.state.stopped == "1 epoch without a better score for any task"
+    scripted = {"click": Scripted(0.9, 0.8, 0.95), "watched": Scripted(0.5, 0.6, 0.7, 0.65)}
+    monkeypatch.setattr(monitor, "of_tasks", lambda config, manifest: scripted)
+    settings = tiny_settings | {"train.best": "by_task", "train.epochs": 6, "train.patience": 1}
+    trainer = train(tmp_path / "run", settings)
+    # Click's third epoch, its best, comes when its patience has ended.
+    click, watched = ({"best_epoch": e, "best_score": score, "without_gain": 1} for e, score in ((0, 0.9), (2, 0.7)))
+    assert trainer.state.by_task == {"click": click, "watched": watched}
+    assert (trainer.state.epoch, trainer.state.stopped) == (4, "1 epoch without a better score for any task")
+    assert {path.stem for path in trainer.workdir.best.glob("*.index")} == {"epoch-1", "epoch-3"}
     finished = Trainer(trainer.config, trainer.manifest, trainer.workdir)
-    assert finished.state.by_task == trainer.state.by_task
+    assert finished.state.by_task == trainer.state.by_task and finished.state.stopped == trainer.state.stopped
 
 
 def validation_results(trainer: Trainer, found: trained.Trained) -> Results:
@@ -143,7 +140,7 @@ def validation_results(trainer: Trainer, found: trained.Trained) -> Results:
 
 
 def test_what_is_kept_is_what_was_evaluated_and_interrupted_choices_are_made_again(
-    tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
     settings = tiny_settings | {"train.best": "own", "train.epochs": 5}
     evaluate = predictions.predict
@@ -155,14 +152,14 @@ def test_what_is_kept_is_what_was_evaluated_and_interrupted_choices_are_made_aga
 
     monkeypatch.setattr(predictions, "predict", interrupted)
     with pytest.raises(Interrupted):
-        run(tmp_path / "run", settings)
+        train(tmp_path / "run", settings)
     workdir, config = Workdir(tmp_path / "run"), configs.checked(settings)
     manifest = manifests.load(config.data.dir)
     before = trained.load(workdir, config, manifest, "best")  # until the choice is made: the best epoch as it was
     assert isinstance(before.epoch, int)
     monkeypatch.undo()
 
-    trainer = run(tmp_path / "run", settings)
+    trainer = train(tmp_path / "run", settings)
     choice = trainer.choice
     assert choice is not None
     best = {task: own["best_epoch"] + 1 for task, own in trainer.state.by_task.items()}
@@ -174,10 +171,10 @@ def test_what_is_kept_is_what_was_evaluated_and_interrupted_choices_are_made_aga
     assert choice.whole == trainer.state.best_score
 
     monkeypatch.setattr(predictions, "predict", interrupted)
-    again = run(tmp_path / "run", settings)  # nothing is evaluated twice
+    again = train(tmp_path / "run", settings)  # nothing is evaluated twice
     assert again.choice == choice
     monkeypatch.undo()
-    longer = run(tmp_path / "run", settings | {"train.epochs": 6})
+    longer = train(tmp_path / "run", settings | {"train.epochs": 6})
     assert longer.choice is not None
     assert validation_results(longer, trained.load(workdir, config, manifest, "best")) == longer.choice.results
 
@@ -223,15 +220,15 @@ def test_the_rest_that_is_best_is_taken_or_none(
         assert choice.by_task["watched"] == {"epoch-1": 0.201, "epoch-3": 0.2}[rest]
 
 
-def test_one_task_cannot_watch_over_all(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
+def test_one_task_cannot_watch_over_all(tmp_path: Path, tiny_settings: dict[str, Any], train: Train) -> None:
     with pytest.raises(UserError, match="config.train.monitor=auc:click names one task, .*: set it to auc"):
-        run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.monitor": "auc:click"})
+        train(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.monitor": "auc:click"})
 
 
 def test_a_choice_that_is_replaced_meanwhile_and_a_damaged_one(
-    tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
-    trainer = run(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.epochs": 1})
+    trainer = train(tmp_path / "run", tiny_settings | {"train.best": "by_task", "train.epochs": 1})
     path = trainer.workdir.best_epochs
     assert json.loads(path.read_text()) == {"tasks": {"click": "epoch-1", "watched": "epoch-1"}, "rest": None}
 

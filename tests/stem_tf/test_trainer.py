@@ -1,6 +1,8 @@
 import json
 import os
+import random
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,29 +45,38 @@ def make(tmp_path: Path, tiny_settings: dict[str, Any]) -> Make:
     return trainer
 
 
+ONE_EPOCH: dict[str, Any] = {"train.epochs": 1, "train.log_every": 4, "train.checkpoint_every": 9}
+
+
+@pytest.fixture(scope="module")
+def one_epoch(
+    tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any], train: Callable[..., Trainer]
+) -> Trainer:
+    """A finished run of ``ONE_EPOCH``; its directory is to be copied before it is changed."""
+    random.seed(0)  # the initial weights of the tests' own runs
+    return train(tmp_path_factory.mktemp("one_epoch") / "run", tiny_settings | ONE_EPOCH)
+
+
 def losses(trainer: Trainer) -> np.ndarray:
     """[steps, 3]: the losses of metrics.jsonl, means over the epoch so far."""
     records = [r for r in trainer.workdir.read_metrics() if r["kind"] == "train"]
     return np.array([[r["loss"], r["loss/click"], r["loss/watched"]] for r in records])
 
 
-def test_two_replicas_reach_the_losses_of_one(make: Make) -> None:
-    settings = {"train.epochs": 1, "train.log_every": 4}
-    single = make("single", **settings)
-    single.run()
-    expected = losses(single)
+def test_two_replicas_reach_the_losses_of_one(make: Make, one_epoch: Trainer) -> None:
+    expected = losses(one_epoch)
     assert expected.shape == (5, 3)  # steps 4, 8, 12, 16 and the last, 18
     assert (expected[-1] < 0.98 * expected[0]).all()
     for per_execution in (1, 4):
         replicas = make(
             f"replicas_{per_execution}",
-            **settings,
+            **ONE_EPOCH,
             **{"train.strategy": "mirrored", "train.steps_per_execution": per_execution},
         )
         assert replicas.model.distribute_strategy.num_replicas_in_sync == 2
         replicas.run()
         np.testing.assert_allclose(losses(replicas), expected, rtol=1e-5)
-        assert replicas.state.best_score == pytest.approx(single.state.best_score, abs=1e-3)
+        assert replicas.state.best_score == pytest.approx(one_epoch.state.best_score, abs=1e-3)
 
 
 def test_replicas_share_the_batch_evenly(make: Make) -> None:
@@ -108,18 +119,22 @@ def test_a_run_from_start_to_end_and_on(make: Make) -> None:
 
 
 def test_patience_ends_a_run_that_does_not_get_better(make: Make) -> None:
-    trainer = make(**{"optimizer.learning_rate": 1e-30, "train.epochs": 5, "train.patience": 2})
+    """It learns for two epochs; from then on its learning rate is too small to change a weight."""
+    learning = {"optimizer.schedule": "cosine", "optimizer.decay_steps": 36, "optimizer.final_fraction": 1e-30}
+    trainer = make(**learning, **{"train.epochs": 6, "train.patience": 2})
     trainer.run()
-    assert trainer.state.epoch == 3 and trainer.state.best_epoch == 0
+    first, best, *later = [r["score"] for r in trainer.workdir.read_metrics() if r["kind"] == "validation"]
+    assert first < best == trainer.state.best_score and later == [best, best]
+    assert trainer.state.epoch == 4 and trainer.state.best_epoch == 1
     assert trainer.state.stopped == "2 epochs without a better score"
-    again = make(**{"optimizer.learning_rate": 1e-30, "train.epochs": 6, "train.patience": 2})
+    again = make(**learning, **{"train.epochs": 7, "train.patience": 2})
     again.run()
-    assert again.state.epoch == 3
-    patient = make(**{"optimizer.learning_rate": 1e-30, "train.epochs": 6, "train.patience": 3})
+    assert again.state.epoch == 4
+    patient = make(**learning, **{"train.epochs": 7, "train.patience": 3})
     assert not patient.state.stopped
     patient.run()
-    assert patient.state.epoch == 4 and patient.state.stopped == "3 epochs without a better score"
-    impatient = make(**{"optimizer.learning_rate": 1e-30, "train.epochs": 6, "train.patience": 1})
+    assert patient.state.epoch == 5 and patient.state.stopped == "3 epochs without a better score"
+    impatient = make(**learning, **{"train.epochs": 7, "train.patience": 1})
     assert impatient.state.stopped == impatient.why_ended() == "3 epochs without a better score"
 
 
@@ -268,24 +283,22 @@ def test_interrupted_inside_an_evaluation(make: Make, monkeypatch: pytest.Monkey
     assert len(losses(resumed)) == 36
 
 
-def test_damaged_checkpoints(make: Make) -> None:
-    trainer = make(**{"train.epochs": 1, "train.checkpoint_every": 9})
-    trainer.run()
-    last = latest(trainer.workdir.checkpoints)
+def test_damaged_checkpoints(make: Make, one_epoch: Trainer, tmp_path: Path) -> None:
+    shutil.copytree(one_epoch.workdir.path, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    last = latest(checkpoints)
     assert last is not None
     os.truncate(f"{last}.data-00000-of-00001", 1000)
-    resumed = make(**{"train.epochs": 1, "train.checkpoint_every": 9})
+    resumed = make(**ONE_EPOCH)
     assert resumed.global_step == 18 and resumed.state.step == 18 and resumed.checkpoints.damaged == [last]
-    for path in trainer.workdir.checkpoints.glob("*.index"):
+    for path in checkpoints.glob("*.index"):
         path.write_bytes(b"")
     with pytest.raises(JobError, match="none of the checkpoints in .* is whole: .*the checkpoint is damaged"):
-        make(**{"train.epochs": 1, "train.checkpoint_every": 9})
+        make(**ONE_EPOCH)
 
 
-def test_checkpoints_hold_the_state_as_json(make: Make) -> None:
-    trainer = make(**{"train.epochs": 1})
-    trainer.run()
-    reader = tf.train.load_checkpoint(latest(trainer.workdir.best))
+def test_checkpoints_hold_the_state_as_json(one_epoch: Trainer) -> None:
+    reader = tf.train.load_checkpoint(latest(one_epoch.workdir.best))
     state = json.loads(reader.get_tensor("state/.ATTRIBUTES/py_state"))
     assert (state["epoch"], state["best_epoch"]) == (1, 0)
     names = set(reader.get_variable_to_shape_map())
