@@ -347,12 +347,14 @@ def test_given_files(tmp_path: Path) -> None:
     table = _log(30)
     paths = {s: _write(tmp_path / f"{s}.parquet", table.slice(i * 10, 10)) for i, s in enumerate(["train", "test"])}
     given = {split: str(path) for split, path in paths.items()}
-    done = _convert("", tmp_path / "out", given=given, split=None, split_column=None)
+    done = _convert("", tmp_path / "out", given=given, validation_share=0, split=None, split_column=None)
     assert [done.rows(split) for split in ("train", "validation", "test")] == [10, 0, 10]
     assert [row["key:row_id"] for row in _rows(done, "test")] == [[i] for i in range(10, 20)]
     assert done.split == {"by": "given files", "train": [given["train"]], "validation": [], "test": [given["test"]]}
     with pytest.raises(UserError, match="train.parquet: given for both --train and --test"):
-        _convert("", tmp_path / "x", given={"train": given["train"], "test": given["train"]}, split=None)
+        _convert(
+            "", tmp_path / "x", given={"train": given["train"], "test": given["train"]}, validation_share=0, split=None
+        )
 
 
 @pytest.mark.parametrize(("by", "column"), [("random", None), ("hash", "user"), ("time", "time")])

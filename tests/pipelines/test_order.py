@@ -43,6 +43,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
         Options(
             schema=schema_yaml.loads(SCHEMA),
             given={"train": str(directory / "log.parquet")},
+            validation_share=0,
             output=str(directory / "data"),
             layouts=("blocks", "rows"),
             block_rows=BLOCK_ROWS,

@@ -387,7 +387,7 @@ def large(convert: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "tasks: {click: {label: {column: click}}}"
     )
     given = {"train": str(tmp_path / "large.parquet")}
-    return convert(given=given, schema=small, layouts=())
+    return convert(given=given, validation_share=0, schema=small, layouts=())
 
 
 def test_a_killed_reader_ends_the_job_and_spoils_no_batch(large: Manifest) -> None:
