@@ -353,7 +353,12 @@ def test_given_files(tmp_path: Path) -> None:
     assert done.split == {"by": "given files", "train": [given["train"]], "validation": [], "test": [given["test"]]}
     with pytest.raises(UserError, match="train.parquet: given for both --train and --test"):
         _convert(
-            "", tmp_path / "x", given={"train": given["train"], "test": given["train"]}, validation_share=0, split=None
+            "",
+            tmp_path / "x",
+            given={"train": given["train"], "test": given["train"]},
+            validation_share=0,
+            split=None,
+            split_column=None,
         )
 
 
