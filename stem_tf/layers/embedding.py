@@ -163,7 +163,8 @@ class PackedTable(tf.keras.layers.Layer):
         Rows are looked up here when not given.
         Fields that ``inputs`` lacks are left out; ``{}`` where it lacks all.
         """
-        if looked_up is None and (ids := self.ids(inputs)) is not None:
+        ids = self.ids(inputs) if looked_up is None else None  # without :=, which AutoGraph does not know
+        if ids is not None:
             looked_up = self.look_up(ids)
         fields = []
         if looked_up is not None:
@@ -173,7 +174,8 @@ class PackedTable(tf.keras.layers.Layer):
             singles, *bags = tf.split(by_row, lengths, axis=1)
             fields += [singles] if single else []
             fields += [self._pool(f, inputs[f.name], bag) for f, bag in zip(present, bags, strict=True)]
-        if numeric := _present(self.numeric, inputs):
+        numeric = _present(self.numeric, inputs)
+        if numeric:
             values = tf.stack([inputs[f.name] for f in numeric], axis=1)
             kernel = tf.stack([self.numeric_kernel[self.numeric.index(f)] for f in numeric])
             fields.append(values[:, :, tf.newaxis] * kernel)
