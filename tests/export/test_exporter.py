@@ -305,7 +305,7 @@ def test_data_that_cannot_check_an_export(reserved: Any, tmp_path: Path) -> None
 
     shutil.copytree(reserved.manifest.data_dir, tmp_path / "data")
     shutil.rmtree(tmp_path / "data" / "raw" / "validation")
-    with pytest.raises(UserError, match="raw/validation is gone"):
+    with pytest.raises(UserError, match="raw/validation is missing"):
         check(reserved.workdir)
     manifest = manifests.load(str(tmp_path / "data"))
     empty = dataclasses.replace(manifest.splits["validation"], rows=0)

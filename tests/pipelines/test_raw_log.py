@@ -163,7 +163,7 @@ def assert_equal(got: Any, expected: Any) -> None:
         {"split": "time", "split_column": "moment", "validation_from": "1970-01-08T00:00:00Z"},
         {"split": "hash", "split_column": "country", "fractions": (0.4, 0.3, 0.3), "seed": 4},
         {"split": "random", "seed": 3},
-        {"given": {"train": "log/a.parquet", "test": "log/b.parquet"}},
+        {"given": {"train": "log/a.parquet", "test": "log/b.parquet"}, "validation_share": 0},
         {
             "given": {"train": "log/a.parquet", "test": "log/b.parquet"},
             "validation_share": 0.2,

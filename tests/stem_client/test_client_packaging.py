@@ -35,7 +35,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # From a copy, because a build leaves files behind and reuses what an earlier one left.
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("LICENSE", "NOTICE", "pipelines", "stem_client"):
+    for name in ("LICENSE", "NOTICE", "stem_util", "stem_client"):
         run("cp", "-r", ROOT / name, source / name, cwd=ROOT)
     shutil.rmtree(source / "stem_client/build", ignore_errors=True)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source / "stem_client", cwd=out)

@@ -33,7 +33,7 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, Any]]]:
 def model() -> Any:
     """Two tasks; the label of ``watched`` is standardised, with a standard deviation of 3."""
     scales = {"watched": LabelScale(mean=10.0, std=3.0)}
-    return SimpleNamespace(training_step=SimpleNamespace(schedule=lambda step: 0.5), scales=scales)
+    return SimpleNamespace(network_optimizer=SimpleNamespace(schedule=lambda step: 0.5), scales=scales)
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def test_a_model_that_tells_no_rows_apart_is_told_once(make: Make) -> None:
     trainer._evaluate_epoch = spoil_and_evaluate  # type: ignore[method-assign]
     trainer.run()
     assert len(warned) == 1
-    assert warned[0].startswith("after epoch 1 all validation rows have the same score for click: the model tells no ")
+    assert warned[0].startswith("after epoch 1 all validation rows have the same score for click: the model does not ")
     assert "config.model.init_std" in warned[0]
 
 
