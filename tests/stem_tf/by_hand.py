@@ -33,6 +33,21 @@ def embedded_sides(tables: Sequence[str], width: int = 6) -> tuple[dict[str, Sid
     return apart, joined
 
 
+def assert_sides_score_as_joined(network: Network, rtol: float = 1e-5) -> None:
+    """Candidates of a request, whose own share is kept apart, have the outputs of the rows that they make."""
+    apart, joined = embedded_sides(network.tables)
+    expected = network(joined)
+    for task, output in network(apart).items():
+        np.testing.assert_allclose(output, expected[task], rtol=rtol, atol=rtol / 10)
+
+
+def assert_dropout_follows_its_seed(network: Network, h: Mapping[str, tf.Tensor], task: str) -> None:
+    """The same masks from the same seed, others from another one."""
+    first, again, other = (network(h, training=True, seed=tf.constant([s, 0]))[task] for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.0
+
+
 def randomise(layer: tf.keras.layers.Layer) -> None:
     """Weights far from their start, biases too."""
     generator = tf.random.Generator.from_seed(2)

@@ -11,11 +11,11 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.mlp import MLP, Linear
-from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
 from stem_tf.models.chains import AITM, ESMM, chain_of, logit_of_product
 from stem_tf.models.network import Network
 from stem_util.errors import UserError
+from tests.stem_tf.by_hand import assert_dropout_follows_its_seed, assert_sides_score_as_joined
 
 TASKS = ("buy", "click", "cart")
 CHAIN = ("click", "cart", "buy")
@@ -192,20 +192,13 @@ def test_calibrator_by_hand() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidates_of_a_request_score_as_rows(kind: type[Network]) -> None:
-    net, e = small(kind), embedded(batch=6)["shared"]
-    columns = [tf.constant([0, 3, 4]), tf.constant([1, 2, 5, 6, 7])]
-    sides = Sides(tf.gather(e[::3], columns[0], axis=1), tf.gather(e, columns[1], axis=1), *columns)
-    rows, outputs = net({"shared": sides.joined()}), net({"shared": sides})
-    for task in TASKS:
-        np.testing.assert_allclose(outputs[task], rows[task], rtol=1e-5, atol=1e-6)
+    assert_sides_score_as_joined(small(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_depends_on_the_seed_alone(kind: type[Network]) -> None:
     net, h = small(kind, {"dropout": 0.5, "tower_units": (32,)}), embedded()
-    first, again, other = (net(h, training=True, seed=tf.constant([s, 0]))["buy"] for s in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 0.0
+    assert_dropout_follows_its_seed(net, h, "buy")
 
 
 @pytest.mark.parametrize("kind", KINDS)

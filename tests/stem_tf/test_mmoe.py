@@ -15,8 +15,9 @@ from stem_tf.models.mmoe import MEMMoE, MLMMoE, MMoE, OMoE
 from stem_tf.models.network import Network
 from tests.stem_tf.by_hand import (
     all_ones,
+    assert_dropout_follows_its_seed,
+    assert_sides_score_as_joined,
     embedded,
-    embedded_sides,
     gated,
     learns_from,
     mlp,
@@ -189,19 +190,14 @@ def test_gates_say_who_reads_what() -> None:
 @pytest.mark.parametrize("name", FAMILY)
 def test_sides_are_the_joined_input(name: str, expert: str) -> None:
     net = small(name, {"expert": expert, "expert_units": (5,), "fields": 3})
-    apart, joined = embedded_sides(net.tables)
-    expected = net(joined)
-    for task, output in net(apart).items():
-        np.testing.assert_allclose(output, expected[task], rtol=1e-4, atol=1e-5)
+    assert_sides_score_as_joined(net)
 
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_dropout_depends_on_the_seed_alone(name: str) -> None:
     net = small(name, {"dropout": 0.5})
     h = embedded(net.tables)
-    first, again, other = (net(h, training=True, seed=tf.constant([s, 0]))["a"] for s in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 0.0
+    assert_dropout_follows_its_seed(net, h, "a")
 
 
 @pytest.mark.parametrize("expert", ["mlp", "fwfm", "nfwfm", "dcn"])

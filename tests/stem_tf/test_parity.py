@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,24 @@ class Reference:
         return np.stack([scores[task.name] for task in self.model.tasks], axis=1)
 
 
-def stem_net(reference: Reference, network: STEMNet, which: str) -> Pairs:
+def stacked(reference: Reference, name: str, layers: Sequence[Any], paths: Sequence[str], which: str) -> Pairs:
+    """Layers with experts of each task and shared ones, and a gate for each path, the shared one last."""
     pairs: Pairs = []
-    for number, layer in enumerate(network.stem_layers):
-        prefix = f"stem_layers.{number}"
-        for t, table in enumerate(network.tables[:-1]):
+    for number, layer in enumerate(layers):
+        prefix = f"{name}.{number}"
+        for t, path in enumerate(paths[:-1]):
             experts = [f"{prefix}.specific_experts.{t}.{k}" for k in range(reference.meta["k1"])]
-            pairs += reference.mlp(layer.experts[table], which, *experts)
+            pairs += reference.mlp(layer.experts[path], which, *experts)
         experts = [f"{prefix}.shared_experts.{k}" for k in range(reference.meta["k2"])]
         pairs += reference.mlp(layer.experts["shared"], which, *experts)
-        for t, table in enumerate(network.tables):
-            if table in layer.gates:
-                pairs += reference.mlp(layer.gates[table].mlp, which, f"{prefix}.gate.{t}")
+        for t, path in enumerate(paths):
+            if path in layer.gates:
+                pairs += reference.mlp(layer.gates[path].mlp, which, f"{prefix}.gate.{t}")
     return pairs
+
+
+def stem_net(reference: Reference, network: STEMNet, which: str) -> Pairs:
+    return stacked(reference, "stem_layers", network.stem_layers, network.tables, which)
 
 
 def omoe(reference: Reference, network: OMoE, which: str) -> Pairs:
@@ -132,18 +137,7 @@ def mmoe(reference: Reference, network: MMoE, which: str) -> Pairs:
 
 def ple(reference: Reference, network: PLE, which: str) -> Pairs:
     """The last level's shared gate, which nothing reads, is in the files alone."""
-    pairs: Pairs = []
-    for number, level in enumerate(network.levels):
-        prefix = f"cgc_layers.{number}"
-        for t, path in enumerate(network.paths[:-1]):
-            experts = [f"{prefix}.specific_experts.{t}.{k}" for k in range(reference.meta["k1"])]
-            pairs += reference.mlp(level.experts[path], which, *experts)
-        experts = [f"{prefix}.shared_experts.{k}" for k in range(reference.meta["k2"])]
-        pairs += reference.mlp(level.experts["shared"], which, *experts)
-        for t, path in enumerate(network.paths):
-            if path in level.gates:
-                pairs += reference.mlp(level.gates[path].mlp, which, f"{prefix}.gate.{t}")
-    return pairs
+    return stacked(reference, "cgc_layers", network.levels, network.paths, which)
 
 
 def shared_bottom(reference: Reference, network: SharedBottom, which: str) -> Pairs:

@@ -11,11 +11,11 @@ import tensorflow as tf
 from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs
 from stem_tf.layers.mlp import MLP
-from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
 from stem_tf.models.network import Network
 from stem_tf.models.stitch import CrossStitch, Sluice, Stitch
 from stem_util.errors import UserError
+from tests.stem_tf.by_hand import assert_dropout_follows_its_seed, assert_sides_score_as_joined
 
 TASKS = ("a", "b", "c")
 KINDS = (CrossStitch, Sluice)
@@ -188,20 +188,13 @@ def test_layers_that_sluice_cannot_halve_or_mix(units: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidates_of_a_request_score_as_rows(kind: type[Network]) -> None:
-    net, e = small(kind), embedded(batch=6)["shared"]
-    columns = [tf.constant([0, 3, 4]), tf.constant([1, 2, 5, 6, 7])]
-    sides = Sides(tf.gather(e[::3], columns[0], axis=1), tf.gather(e, columns[1], axis=1), *columns)
-    rows, outputs = net({"shared": sides.joined()}), net({"shared": sides})
-    for task in TASKS:
-        np.testing.assert_allclose(outputs[task], rows[task], rtol=1e-5, atol=1e-6)
+    assert_sides_score_as_joined(small(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_and_batch_norm_are_in_the_layers(kind: type[Network]) -> None:
     net, h = small(kind, parts={"dropout": 0.5, "batch_norm": True}), embedded()
-    first, again, other = (net(h, training=True, seed=tf.constant([s, 0]))["b"] for s in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 0.0
+    assert_dropout_follows_its_seed(net, h, "b")
     for layer in net.bottoms:
         assert layer.norms[0].moving_mean.shape == (3, 1, 6)
 
