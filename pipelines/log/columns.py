@@ -96,8 +96,15 @@ def _taken(feature: Feature) -> str:
     return f"one {feature.dtype} per row{_cast(feature.column, feature.dtype)}"
 
 
+_PANDAS = {"int64": "Int64", "string": "string", "float32": "float32", "bool": "boolean"}
+"""Types of pandas that hold missing values, by those of a schema."""
+
+
 def _cast(column: str, dtype: str) -> str:
-    return f". Cast it when the log is written (pyarrow: table[{column!r}].cast('{dtype}'))"
+    return (
+        f". Cast it when the log is written (pyarrow: table[{column!r}].cast('{dtype}'); "
+        f"pandas: frame[{column!r}].astype('{_PANDAS[dtype]}'))"
+    )
 
 
 def _text_problem(feature: Feature, holds: str) -> str | None:

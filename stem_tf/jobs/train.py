@@ -97,10 +97,11 @@ def _say_start(trainer: Trainer) -> None:
         f"{config.experiment}: {config.model.name}, {len(tasks)} {'tasks' if len(tasks) > 1 else 'task'}, "
         f"{tables + network:,} parameters ({tables:,} in tables, {network:,} in the network)"
     )
+    epochs = config.train.epochs
     print(
         f"data: {manifest.data_dir}, {manifest.rows('train'):,} train and {manifest.rows('validation'):,} validation "
-        f"rows\n{trainer.steps:,} steps per epoch, {config.data.batch_size:,} rows each, up to {config.train.epochs} "
-        "epochs"
+        f"rows\n{trainer.steps:,} steps per epoch, {config.data.batch_size:,} rows each, up to {epochs} "
+        f"{'epochs' if epochs > 1 else 'epoch'}"
     )
     if state.best_epoch >= 0 and not any(trainer.workdir.best.glob("*.index")):
         print(
