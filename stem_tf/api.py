@@ -10,14 +10,12 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal
 
 import ml_collections
 import pandas as pd
 import pyarrow as pa
 
-from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from pipelines.convert import conversion
 from pipelines.convert.options import Options
@@ -30,8 +28,7 @@ from stem_tf import configs
 from stem_tf.in_memory import Log, files_of
 from stem_tf.run import Run
 from stem_tf.runtime import quieten_tensorflow
-from stem_tf.training import monitor
-from stem_tf.workdir import Workdir
+from stem_tf.training import preconditions
 from stem_util.errors import UserError
 
 __all__ = ["Run", "convert", "describe", "train"]
@@ -186,17 +183,12 @@ def train(
     experiment = configs.load(config, changes)
     if not experiment.data.dir:
         raise UserError("which data? Give the directory that stem_tf.convert wrote, or config.data.dir")
-    manifest = manifests.load(experiment.data.dir)
-    monitor.monitor(experiment, manifest)  # refuses before anything is written
-    run = Workdir(os.path.expanduser(workdir or Path("runs") / experiment.experiment))
-    with manifests.in_use(manifest.data_dir), run.locked():
+    with preconditions.prepared(experiment, workdir) as (manifest, run):
         from stem_tf.training import outcome
         from stem_tf.training.callbacks import Interrupted
-        from stem_tf.training.trainer import Trainer, warn
+        from stem_tf.training.trainer import Trainer
 
-        if started_over := run.prepare(experiment, manifest):
-            warn(started_over)
-        trainer = Trainer(experiment, manifest, run, say or (lambda line: None), warn)
+        trainer = Trainer(experiment, manifest, run, say or (lambda line: None))
         try:
             trainer.run()
         except Interrupted as interrupted:

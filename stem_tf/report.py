@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stem_util.files import replace_file
+
+
+def warn(sentence: str) -> None:
+    """Prints a warning to the user."""
+    print(f"warning: {sentence}", file=sys.stderr)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,10 +15,10 @@ from pipelines import manifest as manifests
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
+from stem_tf.evaluation import preconditions
 from stem_tf.in_memory import Log, files_of
-from stem_tf.runtime import quieten_tensorflow, use_memory_as_needed
+from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
-from stem_util import owned
 from stem_util.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,12 +98,8 @@ class Run:
         Raises:
           UserError: other data, no such split, no rows in it, or no such checkpoint.
         """
-        manifest = self.workdir.data(self.config, self._data, split)
         directory = Path(os.path.expanduser(output or self.workdir.evaluation))
-        owned.check_for_evaluation(directory, split)
-        with manifests.in_use(manifest.data_dir):
-            if manifest.schema.group is not None:
-                manifest.check_raw(split)
+        with preconditions.prepared(self.workdir, self.config, self._data, split, directory) as manifest:
             found = self._trained
             from stem_tf.evaluation import evaluator
 
@@ -181,13 +177,13 @@ class Run:
           UserError: an output that may not be written to, other data, or no such checkpoint.
           JobError: the exported model does not reproduce the trainer's scores.
         """
-        from export import preconditions  # see `predict`
+        from export.preconditions import check  # see `predict`
 
         if tables not in get_args(Tables):
             raise UserError(f"--tables={tables}: should be one of {', '.join(get_args(Tables))}")
         directory = Path(os.path.expanduser(output))
-        manifest = preconditions.check(self.workdir, self.config, self._data, directory, name)
-        _prepare_tensorflow()
+        manifest = check(self.workdir, self.config, self._data, directory, name)
+        start_tensorflow()
         from export import exporter
 
         version, _ = exporter.export(self.workdir, self.config, manifest, self._checkpoint, directory, name, tables)
@@ -200,7 +196,7 @@ class Run:
 
     @functools.cached_property
     def _trained(self) -> Trained:
-        _prepare_tensorflow()
+        start_tensorflow()
         from stem_tf import trained
 
         return trained.load(self.workdir, self.config, self._copies, self._checkpoint)
@@ -211,8 +207,3 @@ class Run:
         from export.unpublished import Unpublished  # see `predict`
 
         return Unpublished(self.workdir, self._copies, found.model)
-
-
-def _prepare_tensorflow() -> None:
-    quieten_tensorflow()
-    use_memory_as_needed()

@@ -56,6 +56,12 @@ def use_memory_as_needed() -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
 
 
+def start_tensorflow() -> None:
+    """Imports TensorFlow, quiet, and with the memory of GPUs taken as needed."""
+    quieten_tensorflow()
+    use_memory_as_needed()
+
+
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Makes a GPU multiply in float32 like a CPU, so that their scores can be compared; otherwise it rounds to TF32."""

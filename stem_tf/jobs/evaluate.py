@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pipelines import manifest as manifests
 from stem_tf import configs, report
-from stem_tf.runtime import quieten_tensorflow, use_memory_as_needed
+from stem_tf.evaluation import preconditions
+from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
-from stem_util import cli, owned
+from stem_util import cli
 
 flags = cli.Flags()
 
@@ -37,17 +38,12 @@ def main(argv: Sequence[str]) -> None:
     config = workdir.config()
     if _INPUT_FORMAT.value is not None:
         config = configs.checked(configs.flat(config) | {"data.input_format": _INPUT_FORMAT.value})
-    manifest = workdir.data(config, _DATA.value, split)
     output = Path(_OUTPUT.value or workdir.evaluation)
-    owned.check_for_evaluation(output, split)
-    with manifests.in_use(manifest.data_dir):
-        if manifest.schema.group is not None:
-            manifest.check_raw(split)
-        quieten_tensorflow()
+    with preconditions.prepared(workdir, config, _DATA.value, split, output) as manifest:
+        start_tensorflow()
         from stem_tf import trained
         from stem_tf.evaluation import evaluator
 
-        use_memory_as_needed()
         found = trained.load(workdir, config, manifest, _CHECKPOINT.value)
         evaluation = evaluator.evaluate(workdir, config, manifest, found, split)
         rows, age = evaluation.metrics["rows"], report.age(found.epoch, found.step)

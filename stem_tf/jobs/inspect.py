@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pipelines import manifest as manifests
 from stem_tf import report
-from stem_tf.runtime import quieten_tensorflow, use_memory_as_needed
+from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
 from stem_util import cli, owned
 
@@ -32,10 +32,9 @@ def main(argv: Sequence[str]) -> None:
     manifest = workdir.data(config, _DATA.value, split)
     owned.check(workdir.inspection, owned.INSPECTIONS)
     with manifests.in_use(manifest.data_dir):
-        quieten_tensorflow()
+        start_tensorflow()
         from stem_tf import inspection, trained
 
-        use_memory_as_needed()
         found = trained.load(workdir, config, manifest, _CHECKPOINT.value)
         age = report.age(found.epoch, found.step)
         print(f"{config.experiment}: {config.model.name}; {found.checkpoint} ({age})\n")

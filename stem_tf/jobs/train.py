@@ -15,7 +15,7 @@ from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
 from stem_tf.runtime import quieten_tensorflow
-from stem_tf.training import monitor
+from stem_tf.training import preconditions
 from stem_tf.workdir import Workdir
 from stem_util import cli
 from stem_util.errors import UserError
@@ -54,12 +54,7 @@ def main(argv: Sequence[str]) -> None:
     config = configs.load(_CONFIG.value, overrides, print if _SKIP_UNUSED.value else None)
     if not config.data.dir:
         raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
-    manifest = manifests.load(config.data.dir)
-    monitor.monitor(config, manifest)  # refuses before anything is written
-    workdir = Workdir(_WORKDIR.value or Path("runs") / config.experiment)
-    with manifests.in_use(manifest.data_dir), workdir.locked():
-        if started_over := workdir.prepare(config, manifest):
-            print(f"warning: {started_over}", file=sys.stderr)
+    with preconditions.prepared(config, _WORKDIR.value) as (manifest, workdir):
         _train(config, manifest, workdir)
 
 
@@ -104,13 +99,12 @@ def _say_start(trainer: Trainer) -> None:
         f"{'epochs' if epochs > 1 else 'epoch'}"
     )
     if state.best_epoch >= 0 and not any(trainer.workdir.best.glob("*.index")):
-        print(
-            f"warning: the best weights, those of epoch {state.best_epoch + 1}, are gone from {trainer.workdir.best}; "
-            "until an epoch is better, only --checkpoint=latest can be evaluated",
-            file=sys.stderr,
+        report.warn(
+            f"the best weights, those of epoch {state.best_epoch + 1}, are gone from {trainer.workdir.best}; until an "
+            "epoch is better, only --checkpoint=latest can be evaluated"
         )
     for path in trainer.checkpoints.damaged:
-        print(f"warning: {path} is damaged; the one before it is used", file=sys.stderr)
+        report.warn(f"{path} is damaged; the one before it is used")
     if trainer.resumed_from and (state.stopped or state.epoch >= config.train.epochs):
         hint = "" if state.stopped else "; raise --config.train.epochs to train on"
         print(f"{trainer.workdir.path} is finished: {trainer.why_ended()}{hint}")
@@ -125,9 +119,7 @@ def _say_start(trainer: Trainer) -> None:
 def _say_end(trainer: Trainer, reached: Outcome) -> None:
     state, workdir = trainer.state, trainer.workdir
     if not reached.complete:
-        print(
-            f"warning: {workdir.metrics} lacks the evaluation of some epochs, and so does the report", file=sys.stderr
-        )
+        report.warn(f"{workdir.metrics} lacks the evaluation of some epochs, and so does the report")
     kind = "mean AUC" if trainer.monitor.kind == "auc" else "loss"
     rate = f"; {state.samples / state.seconds:,.0f} samples/s" if state.seconds else ""
     print(f"{_best_weights(trainer, kind, reached.report['best'])}. Stopped: {reached.report['stopped']}{rate}")

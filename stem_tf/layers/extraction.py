@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, Embedded, check_tables, task_table
 from stem_tf.layers.gate import mixture
-from stem_tf.layers.parts import Counts, Parts, count_of, numbered
+from stem_tf.layers.parts import Counts, LayerOfParts, Parts, count_of, numbered
 from stem_tf.layers.seeds import seeds
 from stem_util.errors import UserError
 
 
 @tf.keras.utils.register_keras_serializable("stem_tf")
-class ExtractionNetwork(tf.keras.layers.Layer):
+class ExtractionNetwork(LayerOfParts):
     """The j-th extraction network (PLE Fig. 5): experts and gates of one level, for tasks k and the shared path s::
 
         E_(k,i) = expert of g^{k,j-1}, i <= m_k        E_(s,i) = expert of g^{s,j-1}, i <= m_s
@@ -64,18 +61,16 @@ class ExtractionNetwork(tf.keras.layers.Layer):
         released_stacking: bool = False,
         **kwargs: object,
     ) -> None:
-        super().__init__(**kwargs)
-        self._arguments = MappingProxyType(  # not a dict, which Keras would track
-            {
-                "tasks": list(tasks),
-                "parts": dataclasses.asdict(parts),
-                "level": level,
-                "shared_gate": shared_gate,
-                "task_experts": task_experts,
-                "shared_experts": shared_experts,
-                "released_stacking": released_stacking,
-            }
-        )
+        arguments = {
+            "tasks": tasks,
+            "parts": parts,
+            "level": level,
+            "shared_gate": shared_gate,
+            "task_experts": task_experts,
+            "shared_experts": shared_experts,
+            "released_stacking": released_stacking,
+        }
+        super().__init__(arguments, **kwargs)
         if not tasks:
             raise ValueError("an ExtractionNetwork needs at least one task; received tasks=[]")
         paths = {task_table(task): task for task in tasks}
@@ -101,13 +96,6 @@ class ExtractionNetwork(tf.keras.layers.Layer):
             path: parts.gate(paths.get(path, SHARED), [name for group in groups for name in names[group]], level)
             for path, groups in self.selected.items()
         }
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self._arguments}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ExtractionNetwork:
-        return cls(**{**config, "parts": Parts(**config["parts"])})
 
     def call(self, g: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         check_tables(g, dict.fromkeys((*self.experts, *self.gates)))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 import tensorflow as tf
 
@@ -70,6 +72,26 @@ class Parts:
             task: MLP(self.tower_units, 1, dropout=self.dropout, batch_norm=self.batch_norm, out_dtype="float32")
             for task in tasks
         }
+
+
+class LayerOfParts(tf.keras.layers.Layer):
+    """Base of layers whose experts and gates :class:`Parts` makes: keeps their arguments, so that Keras can save them.
+
+    Args:
+      arguments: of the layer's constructor, by name, ``tasks`` and ``parts`` among them.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        plain = {"tasks": list(arguments["tasks"]), "parts": dataclasses.asdict(arguments["parts"])}
+        self._arguments = MappingProxyType({**arguments, **plain})  # not a dict, which Keras would track
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self._arguments}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        return cls(**{**config, "parts": Parts(**config["parts"])})
 
 
 def count_of(counts: Counts, level: int = 0, task: str | None = None) -> int:

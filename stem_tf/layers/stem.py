@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import tensorflow as tf
 
 from stem_tf.layers.embedding import SHARED, Embedded, check_tables, task_table
 from stem_tf.layers.gate import mixture
-from stem_tf.layers.parts import Counts, Parts, count_of, numbered
+from stem_tf.layers.parts import Counts, LayerOfParts, Parts, count_of, numbered
 from stem_tf.layers.seeds import seeds
 
 GateInput = Literal["task+shared", "task", "shared"]
 
 
 @tf.keras.utils.register_keras_serializable("stem_tf")
-class STEMLayer(tf.keras.layers.Layer):
+class STEMLayer(LayerOfParts):
     """Experts and gates of one layer (Eq. 3 to 5), for tables t in tasks and S shared::
 
         h_k^t = MLP_k^t(h_t), k <= K1        h_k^S = MLP_k^S(h_S), k <= K2                                  (3)
@@ -66,20 +64,18 @@ class STEMLayer(tf.keras.layers.Layer):
         released_stacking: bool = False,
         **kwargs: object,
     ) -> None:
-        super().__init__(**kwargs)
-        self._arguments = MappingProxyType(  # not a dict, which Keras would track
-            {
-                "tasks": list(tasks),
-                "parts": dataclasses.asdict(parts),
-                "level": level,
-                "last": last,
-                "task_experts": task_experts,
-                "shared_experts": shared_experts,
-                "gate_input": gate_input,
-                "stop_gradient": stop_gradient,
-                "released_stacking": released_stacking,
-            }
-        )
+        arguments = {
+            "tasks": tasks,
+            "parts": parts,
+            "level": level,
+            "last": last,
+            "task_experts": task_experts,
+            "shared_experts": shared_experts,
+            "gate_input": gate_input,
+            "stop_gradient": stop_gradient,
+            "released_stacking": released_stacking,
+        }
+        super().__init__(arguments, **kwargs)
         if not tasks:
             raise ValueError("a STEMLayer needs at least one task; received tasks=[]")
         if gate_input not in get_args(GateInput):
@@ -95,13 +91,6 @@ class STEMLayer(tf.keras.layers.Layer):
         names = [name for table, count in counts.items() if count for name in numbered(readers[table], count)]
         gated = [table for table in counts if not (last and table == SHARED)]
         self.gates = {table: parts.gate(readers[table], names, level) for table in gated}
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self._arguments}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> STEMLayer:
-        return cls(**{**config, "parts": Parts(**config["parts"])})
 
     def call(self, h: Embedded, training: bool = False, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         shared = () if self.gate_input == "task" else (SHARED,)

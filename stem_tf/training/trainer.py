@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,11 +26,6 @@ _FIRST_STEPS = 20
 """Steps after which the tasks' gradients on what they share are compared."""
 
 
-def warn(sentence: str) -> None:
-    """Prints a warning to the user."""
-    print(f"warning: {sentence}", file=sys.stderr)
-
-
 class Trainer:
     """Trains a run to its end, from its newest checkpoint where it has one.
 
@@ -52,7 +46,7 @@ class Trainer:
         manifest: Manifest,
         workdir: Workdir,
         say: Callable[[str], None] = print,
-        warn: Callable[[str], None] = warn,
+        warn: Callable[[str], None] = report.warn,
     ) -> None:
         self.config, self.manifest, self.workdir, self.say, self.warn = config, manifest, workdir, say, warn
         self.monitor = monitor.monitor(config, manifest)
@@ -203,10 +197,7 @@ class Trainer:
         """Evaluates on validation, keeps the best weights, and writes the checkpoint that ends the epoch."""
         state, config = self.state, self.config.train
         epoch = state.epoch
-        desc = f"epoch {epoch + 1}/{config.epochs}, validation"
-        predicted = predictions.predict(
-            self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
-        )
+        predicted = self._predict_validation(f"epoch {epoch + 1}/{config.epochs}, validation", signals)
         results = predictions.evaluate(predicted, self.manifest)
         self._warn_of_collapse(epoch, predicted)
         score = self.monitor.value(results)
@@ -227,6 +218,11 @@ class Trainer:
             whole = [self._kept_as(state.best_epoch)] if self._own else []
             self._best.keep_only({*self._candidates().values(), *whole})
         self._say_epoch(epoch, results, score, "best" if better else "", improved)
+
+    def _predict_validation(self, desc: str, signals: callbacks.Signals) -> predictions.Predictions:
+        return predictions.predict(
+            self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
+        )
 
     def why_ended(self) -> str:
         """Why a finished run has ended, in words."""
@@ -277,10 +273,7 @@ class Trainer:
         if self.choice is None:
 
             def results() -> monitor.Results:
-                desc = "best weights, validation"
-                predicted = predictions.predict(
-                    self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
-                )
+                predicted = self._predict_validation("best weights, validation", signals)
                 return predictions.evaluate(predicted, self.manifest)
 
             there = {path.stem for path in self.workdir.best.glob("*.index")}
