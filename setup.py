@@ -23,6 +23,7 @@ def long_description() -> str:
 
 
 PLOTS = ["matplotlib>=3.8,<4"]
+COMPARE = [*PLOTS, "optuna>=4.2,<5"]
 
 setup(
     name="stem-tf",
@@ -40,6 +41,7 @@ setup(
     ),
     package_data={
         "pipelines": ["schemas/*.yaml"],
+        "stem_tf": ["compare/templates/*", "compare/plans/*.yaml"],
         "export": ["deployment/templates/*.j2", "deployment/templates/kubernetes/*.j2"],
     },
     python_requires=">=3.11,<3.13",
@@ -66,13 +68,15 @@ setup(
         "prometheus-client>=0.20,<1",
         "aiohttp>=3.10,<4",
         "jinja2>=3.1,<4",
+        "scikit-learn>=1.5,<2",
         "setuptools>=77,<81",
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]==2.16.2"],
         "plots": PLOTS,
+        "compare": COMPARE,
         "dev": [
-            *PLOTS,
+            *COMPARE,
             "build>=1.2",
             "hypothesis>=6.100,<7",
             "kubernetes-validate>=1.31",
@@ -82,7 +86,6 @@ setup(
             "pytest-xdist>=3.6,<4",
             # A new minor version of the formatter may format differently and turn `make test` red.
             "ruff>=0.17,<0.18",
-            "scikit-learn>=1.5",
             "types-PyYAML",
             "types-tqdm",
             "wheel",
@@ -92,9 +95,11 @@ setup(
         "console_scripts": [
             "stem-describe=pipelines.jobs.describe:run",
             "stem-convert=pipelines.jobs.convert:run",
+            "stem-recipe=pipelines.jobs.recipe:run",
             "stem-train=stem_tf.jobs.train:run",
             "stem-evaluate=stem_tf.jobs.evaluate:run",
             "stem-inspect=stem_tf.jobs.inspect:run",
+            "stem-compare=stem_tf.jobs.compare:run",
             "stem-export=export.jobs.export:run",
             "stem-predict=export.jobs.predict:run",
             "stem-serve=export.jobs.serve:run",

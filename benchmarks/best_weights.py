@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
 def _run(path: Path, data: str, settings: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
     """AUC by way, split, and task or ``mean``."""
     from stem_tf import models
-    from stem_tf.evaluation import predictions
+    from stem_tf.evaluation import predictions, scoring
     from stem_tf.training import assembly
     from stem_tf.training.checkpoints import hold
     from stem_tf.training.trainer import Trainer
@@ -112,9 +112,7 @@ def _run(path: Path, data: str, settings: Sequence[str]) -> dict[str, dict[str, 
             assembly.Parts(model, {task: held[name] for task, name in tasks.items()}).put(held[rest])
         found = {}
         for split in ("validation", "test"):
-            results = predictions.evaluate(
-                predictions.predict(model, manifest, split, config.data, desc=split), manifest
-            )
+            results = predictions.evaluate(scoring.predict(model, manifest, split, config.data, desc=split), manifest)
             found[split] = {task: values["auc"] for task, values in results.items() if "auc" in values}
         return found
 

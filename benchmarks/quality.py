@@ -95,7 +95,7 @@ def _runs() -> list[dict[str, Any]]:
 def _run(mode: str, l2: str, seed: str, manifest: manifests.Manifest, workdir: Workdir) -> dict[str, Any]:
     """Test AUC at the best epoch, validation AUC by epoch."""
     from stem_tf import trained
-    from stem_tf.evaluation import metrics, predictions
+    from stem_tf.evaluation import metrics, predictions, scoring
     from stem_tf.training.trainer import Trainer
 
     done = workdir.path / "quality.json"
@@ -113,7 +113,7 @@ def _run(mode: str, l2: str, seed: str, manifest: manifests.Manifest, workdir: W
         trainer = Trainer(config, manifest, workdir, say=lambda line: None)
         trainer.run()
     found = trained.load(workdir, config, manifest, "best")
-    predicted = predictions.predict(found.model, manifest, "test", config.data, desc="test")
+    predicted = scoring.predict(found.model, manifest, "test", config.data, desc="test")
     test = metrics.mean_auc(predictions.evaluate(predicted, manifest))
     validation = [r["score"] for r in workdir.read_metrics() if r["kind"] == "validation"]
     result = {"test": test, "validation": validation, "seconds": trainer.state.seconds}

@@ -76,7 +76,7 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
 
     from pipelines.batches.dataset import count_batches
     from stem_tf import models
-    from stem_tf.evaluation import metrics, predictions
+    from stem_tf.evaluation import metrics, predictions, scoring
 
     tf.keras.utils.set_random_seed(config.seed)
     model = models.build(config, manifest)
@@ -85,7 +85,7 @@ def _run(config: Any, manifest: manifests.Manifest, order: str) -> dict[str, Any
     epochs = _permuted(manifest, config) if order == "plain" else _of_the_job(manifest, config)
 
     def score(split: str) -> float:
-        predicted = predictions.predict(model, manifest, split, config.data, desc=split)
+        predicted = scoring.predict(model, manifest, split, config.data, desc=split)
         return metrics.mean_auc(predictions.evaluate(predicted, manifest))
 
     best: dict[str, Any] = {"best_epoch": 0, "validation": 0.0}

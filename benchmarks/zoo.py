@@ -137,7 +137,7 @@ def _run(model: str, seed: int, manifest: Manifest, output: Path) -> dict[str, A
     import tensorflow as tf
 
     from stem_tf import trained
-    from stem_tf.evaluation import predictions, trivial
+    from stem_tf.evaluation import predictions, scoring, trivial
     from stem_tf.training.trainer import Trainer
 
     owned.check(workdir.path, owned.RUN)
@@ -149,7 +149,7 @@ def _run(model: str, seed: int, manifest: Manifest, output: Path) -> dict[str, A
         trainer = Trainer(config, manifest, workdir, say=lambda line: None)
         trainer.run()
     best = trained.load(workdir, config, manifest, "best")
-    predicted = predictions.predict(best.model, manifest, "test", config.data, desc="test")
+    predicted = scoring.predict(best.model, manifest, "test", config.data, desc="test")
     results = predictions.evaluate(predicted, manifest)
     answers = trivial.load(output / f"{_DATA.value}-trivial.npz", manifest, config.data)
     keys = [key for key in ("group", "item") if getattr(manifest.schema, key)]

@@ -34,7 +34,7 @@ from pipelines.manifest import Manifest
 from pipelines.schema import Schema
 from stem_tf import configs, report
 from stem_tf import trained as runs
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation import predictions, scoring
 from stem_tf.runtime import exact_products
 from stem_tf.trained import Trained
 from stem_tf.training import learning
@@ -163,7 +163,7 @@ class _Export:
 
     def _quality(self, split: str, kind: str) -> dict[str, dict[str, Any]]:
         """The trainer's AUC or MSE on a split by task, under the key ``kind``; None where it is not defined."""
-        scored = predictions.predict(
+        scored = scoring.predict(
             self.trained.model, self.manifest, split, self.config.data, desc=f"{split}, {kind} tables"
         )
         results = report.finite(predictions.evaluate(scored, self.manifest))
@@ -179,7 +179,7 @@ class _Export:
 
     def _check(self, directory: Path, scratch: Path) -> dict[str, Any]:
         """Compares the saved model with the trainer in a fresh process; returns rows, worst differences, tolerance."""
-        trained = predictions.predict(
+        trained = scoring.predict(
             self.trained.model, self.manifest, "validation", self.config.data, desc="predict", limit=CHECKED_ROWS
         )
         predictions.evaluate(trained, self.manifest)  # refuses NaN scores

@@ -86,8 +86,9 @@ VERSIONS = Kind("exported versions", _looks_like_versions)
 VERSION = Kind("an exported version", _looks_like_a_version)
 EVALUATIONS = Kind("evaluations", _looks_like_evaluations)
 INSPECTIONS = Kind("inspections", _looks_like_inspections)
+COMPARISON = Kind("a comparison", lambda path: False)  # always marked
 DEPLOYMENT = Kind("a deployment", lambda path: False)  # always marked
-_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, DEPLOYMENT)
+_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, COMPARISON, DEPLOYMENT)
 
 
 def kind_of(directory: str | os.PathLike[str]) -> Kind | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.manifest import Manifest
 from stem_tf import report
-from stem_tf.evaluation import metrics, predictions, table, trivial
+from stem_tf.evaluation import metrics, predictions, scoring, table, trivial
 from stem_tf.evaluation.metrics import Results
 from stem_tf.evaluation.predictions import Predictions
 from stem_tf.trained import Trained
@@ -53,7 +53,7 @@ def evaluate(workdir: Workdir, config: Any, manifest: Manifest, found: Trained, 
     Raises:
       JobError: a score is not a number, or a record is damaged.
     """
-    predicted = predictions.predict(found.model, manifest, split, config.data, desc=f"evaluate {split}")
+    predicted = scoring.predict(found.model, manifest, split, config.data, desc=f"evaluate {split}")
     results = predictions.evaluate(predicted, manifest)
     cache = workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz"
     answers = trivial.load(cache, manifest, config.data)

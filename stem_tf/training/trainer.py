@@ -13,7 +13,7 @@ from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, models, report, runtime
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation import predictions, scoring
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.training import assembly, callbacks, early_stopping, gradient_shares, learning, monitor
 from stem_tf.training.checkpoints import Checkpoints, RunState
@@ -129,7 +129,7 @@ class Trainer:
             start_step=state.step,
             shuffle_megabytes=config.data.shuffle_megabytes,
             run_kilobytes=config.data.run_kilobytes,
-            device=predictions.single_gpu(self.model),
+            device=scoring.single_gpu(self.model),
             **self._reading,
         )
         actions: list[tuple[int, Callable[[callbacks.Logs], None]]] = [(config.train.log_every, self._log)]
@@ -220,9 +220,7 @@ class Trainer:
         self._say_epoch(epoch, results, score, "best" if better else "", improved)
 
     def _predict_validation(self, desc: str, signals: callbacks.Signals) -> predictions.Predictions:
-        return predictions.predict(
-            self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals
-        )
+        return scoring.predict(self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals)
 
     def why_ended(self) -> str:
         """Why a finished run has ended, in words."""

@@ -27,7 +27,7 @@ from export import card, check, exporter, preconditions, tables
 from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from stem_tf import configs, report, trained
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation import predictions, scoring
 from stem_tf.workdir import Workdir
 from stem_util import owned
 from stem_util.errors import JobError, UserError
@@ -54,7 +54,7 @@ def test_every_signature_reproduces_the_trainer(exported: Exported) -> None:
 
 def test_a_moved_directory_scores_the_test_rows(exported: Exported, nasty_run: Callable[[str], Any]) -> None:
     run = nasty_run("float32")
-    trained = predictions.predict(run.model(), run.manifest, "test", run.config.data, desc="")
+    trained = scoring.predict(run.model(), run.manifest, "test", run.config.data, desc="")
     features = exporter.features(run.manifest.schema)
     columns = list(dict.fromkeys(feature["column"] for feature in features))
     rows = pq.read_table(Path(run.manifest.data_dir) / "raw" / "test", columns=columns).combine_chunks().to_batches()[0]
@@ -335,11 +335,9 @@ def test_rounded_tables_score_as_the_trainer_with_the_same_tables(
     saved = sorted(shape for name, shape in shapes.items() if types[name] == tf.as_dtype(kind))
     assert saved == sorted(tuple(group.table.shape) for group in tables.packed(exact))
     assert not set(saved) & {shape for name, shape in shapes.items() if types[name] == tf.float32}
-    before = predictions.evaluate(
-        predictions.predict(exact, run.manifest, "test", run.config.data, desc=""), run.manifest
-    )
+    before = predictions.evaluate(scoring.predict(exact, run.manifest, "test", run.config.data, desc=""), run.manifest)
     tables.store(exact, kind)
-    scored = predictions.predict(exact, run.manifest, "test", run.config.data, desc="")
+    scored = scoring.predict(exact, run.manifest, "test", run.config.data, desc="")
     after = predictions.evaluate(scored, run.manifest)
     assert told["cost"]["rows"] == len(scored.row_id) and told["cost"]["split"] == "test"
     for task, metric in (("click", "auc"), ("watched", "mse")):

@@ -19,7 +19,7 @@ import pytest
 from export import candidates, raw, scoring
 from export.published import Published
 from pipelines import schema_yaml
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation.scoring import predict
 from stem_util import files
 from stem_util.errors import JobError, UserError
 
@@ -62,7 +62,7 @@ def test_rows(run: Any) -> pa.Table:
 
 
 def test_scores_of_a_log_are_the_trainers(run: Any, model: Published, test_rows: pa.Table, tmp_path: Path) -> None:
-    trained = predictions.predict(run.model(), run.manifest, "test", run.config.data, desc="")
+    trained = predict(run.model(), run.manifest, "test", run.config.data, desc="")
     done = scoring.score_log(
         model,
         str(Path(run.manifest.data_dir) / "raw" / "test"),

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines import manifest as manifests
 from stem_tf import configs, trained
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation import predictions, scoring
 from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 from stem_util.errors import JobError, UserError
@@ -50,7 +50,7 @@ def _evaluate() -> None:
     with manifests.in_use(manifest.data_dir):
         manifest.check_raw("test")
         found = trained.load(workdir, config, manifest, "best")
-        predicted = predictions.predict(found.model, manifest, "test", config.data, desc="")
+        predicted = scoring.predict(found.model, manifest, "test", config.data, desc="")
         predictions.write(Path("scores.parquet"), manifest, "test", predicted)
 
 

@@ -13,7 +13,7 @@ from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation import predictions, scoring
 from stem_tf.models.predictor import Predictor
 from stem_util.errors import UserError
 
@@ -28,7 +28,7 @@ def made(request: pytest.FixtureRequest, tiny_settings: dict[str, Any]) -> tuple
 
 def test_every_row_once_in_order(made: tuple[Predictor, Manifest, Any]) -> None:
     model, manifest, data = made
-    got = predictions.predict(model, manifest, "test", data, desc="test")
+    got = scoring.predict(model, manifest, "test", data, desc="test")
     rows: dict[str, Any] = {"row_id": got.row_id, "group": got.group, "item": got.item}
     batches = list(read_batches(manifest, "test", batch_size=150, training=False).as_numpy_iterator())
     for name, values in rows.items():
@@ -39,7 +39,7 @@ def test_every_row_once_in_order(made: tuple[Predictor, Manifest, Any]) -> None:
         np.testing.assert_array_equal(got.labels[task][inside], batches[0]["labels"][task][inside])
         expected = model.predict_step(batches[0])["scores"][task]
         np.testing.assert_allclose(got.scores[task], expected, atol=1e-6)
-    again = predictions.predict(model, manifest, "test", data, desc="test", limit=70)
+    again = scoring.predict(model, manifest, "test", data, desc="test", limit=70)
     np.testing.assert_array_equal(again.row_id, got.row_id[:70])
     np.testing.assert_array_equal(again.scores["click"], got.scores["click"][:70])
 
@@ -48,7 +48,7 @@ def test_a_file_of_several_row_groups_joins_the_raw_rows(
     made: tuple[Predictor, Manifest, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, manifest, data = made
-    got = predictions.predict(model, manifest, "test", data, desc="test")
+    got = scoring.predict(model, manifest, "test", data, desc="test")
     predictions.write(tmp_path / "whole.parquet", manifest, "test", got)
     monkeypatch.setattr(predictions, "_ROW_GROUP", 40)
     predictions.write(tmp_path / "parts.parquet", manifest, "test", got)

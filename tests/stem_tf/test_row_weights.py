@@ -15,7 +15,7 @@ from pipelines import schema_yaml
 from pipelines.convert.conversion import convert
 from pipelines.convert.options import Options
 from stem_tf import configs, models
-from stem_tf.evaluation import predictions, trivial
+from stem_tf.evaluation import predictions, scoring, trivial
 from stem_tf.evaluation import table as evaluation
 
 SCHEMA = """
@@ -49,7 +49,7 @@ def test_evaluation_is_that_of_scikit_learn(tmp_path: Path, tiny_settings: dict[
     config = configs.checked(
         tiny_settings | {"data.dir": manifest.data_dir, "model.init_std": 1.0, "data.input_format": input_format}
     )
-    got = predictions.predict(models.build(config, manifest, training=False), manifest, "test", config.data, desc="x")
+    got = scoring.predict(models.build(config, manifest, training=False), manifest, "test", config.data, desc="x")
     results = predictions.evaluate(got, manifest)
     answers = trivial.TrivialAnswers(trivial.fit(manifest, config.data))
     by_item = trivial.compare(manifest.schema.tasks, got, answers.scores("item", got))

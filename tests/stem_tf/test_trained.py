@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pipelines import manifest as manifests
 from stem_tf import configs, models, trained
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation import predictions, scoring
 from stem_tf.models.snapshots import Snapshots
 from stem_tf.training import assembly, checkpoints, monitor
 from stem_tf.training.callbacks import Interrupted
@@ -31,7 +31,7 @@ Train = Callable[[Path, dict[str, Any]], Trainer]
 
 def scores(trainer: Trainer, found: trained.Trained) -> dict[str, np.ndarray]:
     data = trainer.config.data
-    return predictions.predict(found.model, trainer.manifest, "test", data, desc="test").scores
+    return scoring.predict(found.model, trainer.manifest, "test", data, desc="test").scores
 
 
 class Scripted(Monitor):
@@ -91,7 +91,7 @@ def test_each_task_has_the_weights_of_its_own_best_epoch(
     for epoch, task in ((0, "click"), (2, "watched")):
         for weight, value in zip(weights_of(trainer), weights[epoch], strict=True):
             weight.assign(value)
-        alone = predictions.predict(trainer.model, manifest, "test", config.data, desc="test").scores
+        alone = scoring.predict(trainer.model, manifest, "test", config.data, desc="test").scores
         np.testing.assert_array_equal(together[task], alone[task])
         if epoch == 0:
             assert np.abs(together["watched"] - alone["watched"]).max() > 0.0
@@ -135,7 +135,7 @@ def test_a_task_whose_patience_has_ended_keeps_its_weights_while_others_go_on(
 def validation_results(trainer: Trainer, found: trained.Trained) -> Results:
     data = trainer.config.data
     return predictions.evaluate(
-        predictions.predict(found.model, trainer.manifest, "validation", data, desc="validation"), trainer.manifest
+        scoring.predict(found.model, trainer.manifest, "validation", data, desc="validation"), trainer.manifest
     )
 
 
@@ -143,14 +143,14 @@ def test_what_is_kept_is_what_was_evaluated_and_interrupted_choices_are_made_aga
     tmp_path: Path, tiny_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, train: Train
 ) -> None:
     settings = tiny_settings | {"train.best": "own", "train.epochs": 5}
-    evaluate = predictions.predict
+    evaluate = scoring.predict
 
     def interrupted(*args: Any, desc: str, **named: Any) -> Any:
         if desc.startswith("best weights"):
             raise Interrupted(signal.SIGTERM)
         return evaluate(*args, desc=desc, **named)
 
-    monkeypatch.setattr(predictions, "predict", interrupted)
+    monkeypatch.setattr(scoring, "predict", interrupted)
     with pytest.raises(Interrupted):
         train(tmp_path / "run", settings)
     workdir, config = Workdir(tmp_path / "run"), configs.checked(settings)
@@ -170,7 +170,7 @@ def test_what_is_kept_is_what_was_evaluated_and_interrupted_choices_are_made_aga
     assert choice.score == trainer.monitor.value(choice.results) and choice.score >= choice.whole
     assert choice.whole == trainer.state.best_score
 
-    monkeypatch.setattr(predictions, "predict", interrupted)
+    monkeypatch.setattr(scoring, "predict", interrupted)
     again = train(tmp_path / "run", settings)  # nothing is evaluated twice
     assert again.choice == choice
     monkeypatch.undo()

@@ -14,7 +14,7 @@ import tensorflow as tf
 from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
 from stem_tf import configs, trained
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation import scoring
 from stem_tf.training.callbacks import Interrupted
 from stem_tf.training.checkpoints import latest
 from stem_tf.training.gradient_shares import shared_gradients
@@ -262,13 +262,13 @@ def test_interrupted_inside_an_evaluation(make: Make, monkeypatch: pytest.Monkey
     import signal
 
     trainer = make()
-    evaluate = predictions.predict
+    evaluate = scoring.predict
 
     def signalled(*args: Any, **named: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args, **named)
 
-    monkeypatch.setattr(predictions, "predict", signalled)
+    monkeypatch.setattr(scoring, "predict", signalled)
     with pytest.raises(Interrupted) as stopped:
         trainer.run()
     monkeypatch.undo()

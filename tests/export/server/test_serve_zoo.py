@@ -19,7 +19,7 @@ from pipelines import manifest as manifests
 from pipelines import vocabulary
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
-from stem_tf.evaluation import predictions
+from stem_tf.evaluation import scoring
 from stem_tf.models.predictor import Predictor
 from stem_tf.models.snapshots import Snapshots
 from stem_tf.training.losses import score
@@ -47,7 +47,7 @@ def check_served(tmp_path: Path, start_server: Callable[..., Any], request_for: 
     def check_served(manifest: Manifest, model: Predictor, batch_size: int) -> None:
         features = manifest.schema.features
         data = SimpleNamespace(batch_size=batch_size, input_format="blocks", on_corrupt="fail")
-        trained = predictions.predict(model, manifest, "test", data, desc="test")
+        trained = scoring.predict(model, manifest, "test", data, desc="test")
         vocabularies = {}
         for name in manifest.vocabularies:
             vocabularies[name] = tmp_path / f"{name}.vocabulary"

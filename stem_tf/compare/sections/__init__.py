@@ -1,0 +1,1 @@
+"""The sections of the report of a comparison, one module each: ``section(comparison) -> Section``."""

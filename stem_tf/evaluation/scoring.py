@@ -1,0 +1,104 @@
+"""Scores every row of a split with a trained model, in input order."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from pipelines.batches.damage import naming_corrupt_records
+from pipelines.batches.dataset import count_batches, read_batches
+from pipelines.manifest import Manifest
+from stem_tf import configs
+from stem_tf.evaluation.predictions import Predictions
+from stem_tf.models.predictor import Predictor
+from stem_tf.training.callbacks import Signals
+from stem_util.progress import Progress
+
+
+def predict(
+    model: Predictor,
+    manifest: Manifest,
+    split: str,
+    data: Any,
+    *,
+    desc: str,
+    signals: Signals | None = None,
+    limit: int | None = None,
+) -> Predictions:
+    """Scores every row of ``split``, or its first ones.
+
+    Args:
+      model: a trained model.
+      manifest: manifest of the data.
+      split: name of the split.
+      data: ``config.data``.
+      desc: shown while it runs.
+      signals: end the work when one comes.
+      limit: how many rows to score at most; all when not given.
+
+    Raises:
+      UserError: no such split, or no rows in it.
+      CorruptRecord: a damaged record.
+    """
+    dataset = read_batches(manifest, split, training=False, device=single_gpu(model), **configs.reading(data))
+    steps = count_batches(manifest, split, training=False, **configs.reading(data))
+    rows = manifest.rows(split)
+    if limit is not None:
+        rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
+    kept = _Rows(rows, [task.name for task in model.tasks if task.row_weight])
+    batches = model.distribute_strategy.experimental_distribute_dataset(dataset)
+    with (
+        naming_corrupt_records(manifest, split, data.input_format),
+        Progress(rows, unit="rows", desc=desc) as progress,
+    ):
+        for batch in itertools.islice(batches, steps):
+            kept.add(model.predict_on_replicas(batch))
+            progress.update(min(data.batch_size, rows - progress.done))  # the last batch is padded
+            if signals is not None:
+                signals.check()
+    return kept.predictions()
+
+
+class _Rows:
+    """Arrays for a known number of rows, filled one batch after another; keeps weights of the tasks ``weighted``."""
+
+    def __init__(self, rows: int, weighted: Sequence[str]) -> None:
+        self._rows, self._weighted, self._filled = rows, weighted, 0
+        self._arrays: Any = None
+
+    def add(self, outputs: dict[str, Any]) -> None:
+        """Adds what ``predict_step`` returns for a batch; leaves out rows beyond the known number."""
+        batch = tf.nest.map_structure(lambda values: values.numpy(), outputs)
+        weights = batch.pop("weights")
+        batch["labels"] = {
+            task: np.where(weights[task] > 0, label, np.float32("nan")) for task, label in batch["labels"].items()
+        }
+        batch["weights"] = {task: weights[task] for task in self._weighted}
+        real = batch["row_id"] >= 0  # the last batch is padded
+        batch = tf.nest.map_structure(lambda values: values[real][: self._rows - self._filled], batch)
+        if self._arrays is None:
+            self._arrays = tf.nest.map_structure(lambda values: np.empty(self._rows, values.dtype), batch)
+        end = self._filled + len(batch["row_id"])
+
+        def fill(array: NDArray, values: NDArray) -> None:
+            array[self._filled : end] = values
+
+        tf.nest.map_structure(fill, self._arrays, batch)
+        self._filled = end
+
+    def predictions(self) -> Predictions:
+        """The rows that were added: fewer than expected where damaged records were skipped."""
+        arrays = tf.nest.map_structure(lambda array: array[: self._filled], self._arrays)
+        return Predictions(group=arrays.pop("group", None), item=arrays.pop("item", None), **arrays)
+
+
+def single_gpu(model: Predictor) -> str | None:
+    """The device to prefetch batches to: the only GPU of a model outside any distribution strategy."""
+    gpus = tf.config.list_logical_devices("GPU")
+    distributed = isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy)
+    return gpus[0].name if len(gpus) == 1 and not distributed else None
