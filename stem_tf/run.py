@@ -15,7 +15,7 @@ from pipelines import manifest as manifests
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
-from stem_tf.evaluation import preconditions
+from stem_tf.evaluation import evaluator
 from stem_tf.in_memory import Log, files_of
 from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
@@ -98,14 +98,9 @@ class Run:
         Raises:
           UserError: other data, no such split, no rows in it, or no such checkpoint.
         """
-        directory = Path(os.path.expanduser(output or self.workdir.evaluation))
-        with preconditions.prepared(self.workdir, self.config, self._data, split, directory) as manifest:
-            found = self._trained
-            from stem_tf.evaluation import evaluator
-
-            evaluation = evaluator.evaluate(self.workdir, self.config, manifest, found, split)
-            evaluator.write(evaluation, self.workdir, manifest, directory)
-        return evaluation.metrics
+        found = self._trained
+        directory = None if output is None else os.path.expanduser(output)
+        return evaluator.evaluate_run(self.workdir, split, data=self._data, output=directory, found=found).metrics
 
     def inspect(self, split: str = "test") -> Inspection:
         """Tables, parameters, and how each gate uses the experts on a split, as the job stem-inspect shows them.

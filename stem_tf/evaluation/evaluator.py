@@ -1,23 +1,28 @@
-"""The evaluation of a run on a split, beside two answers that need no model: label means per user and per item."""
+"""The evaluation of a run on a split, beside answers that need no model: label means per user and per item.
+
+TensorFlow is imported when the checks have passed, so that a mistake is reported at once.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.manifest import Manifest
-from stem_tf import report
-from stem_tf.evaluation import metrics, predictions, scoring, table, trivial
+from stem_tf import configs, report
+from stem_tf.evaluation import metrics, preconditions, predictions, table
 from stem_tf.evaluation.metrics import Results
 from stem_tf.evaluation.predictions import Predictions
-from stem_tf.trained import Trained
-from stem_tf.training import learning
-from stem_tf.training.logger import show_evaluation
+from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
 from stem_util import files, owned
+
+if TYPE_CHECKING:
+    from stem_tf.trained import Trained
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Evaluation:
       predictions: the scores and labels that were measured.
       found: the model that was evaluated.
       results: the metrics of each task, as `stem_tf.evaluation.metrics.evaluate` returns them.
+      manifest: manifest of the data.
+      output: the directory that holds ``<split>.json`` and ``<split>.parquet``.
     """
 
     metrics: dict[str, Any]
@@ -38,72 +45,105 @@ class Evaluation:
     predictions: Predictions
     found: Trained
     results: Results
+    manifest: Manifest
+    output: Path
 
 
-def evaluate(workdir: Workdir, config: Any, manifest: Manifest, found: Trained, split: str) -> Evaluation:
-    """Scores a split and measures the scores; prints and writes nothing but a cache of the train means in the run.
+def evaluate_run(
+    workdir: Workdir,
+    split: str,
+    *,
+    checkpoint: str = "best",
+    data: str | None = None,
+    input_format: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    found: Trained | None = None,
+) -> Evaluation:
+    """Scores and measures a split; writes metrics as ``<split>.json`` and predictions as ``<split>.parquet``.
+
+    Prints nothing. TensorBoard shows the metrics, too; the run keeps a cache of the trivial answers.
 
     Args:
       workdir: the run's directory.
-      config: the run's config; ``config.data`` says how the rows are read.
-      manifest: manifest of the run's data.
-      found: the run's model.
-      split: name of the split.
+      split: ``train``, ``validation`` or ``test``.
+      checkpoint: ``best``, ``latest``, or the path of one without its suffix.
+      data: directory of the run's converted data, if it has moved since.
+      input_format: what to read the rows from; as in the run by default.
+      output: where to write; RUN/evaluation by default.
+      found: the run's model, if it is loaded already; ``checkpoint`` is not looked at then.
 
     Raises:
+      UserError: no run, other data, no such split, no rows in it, no such checkpoint, or ``output`` holds something
+        else.
       JobError: a score is not a number, or a record is damaged.
     """
-    predicted = scoring.predict(found.model, manifest, split, config.data, desc=f"evaluate {split}")
-    results = predictions.evaluate(predicted, manifest)
-    cache = workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz"
-    answers = trivial.load(cache, manifest, config.data)
-    keys = {key: column for key, column in (("group", manifest.schema.group), ("item", manifest.schema.item)) if column}
-    by_key = {
-        column: trivial.compare(manifest.schema.tasks, predicted, answers.scores(key, predicted))
-        for key, column in keys.items()
-    }
-    untrained = learning.untrained(config, manifest)
-    mean = metrics.mean_auc({task: values for task, values in results.items() if task not in untrained})
-    without = [task for task, values in results.items() if task in untrained or np.isnan(values.get("auc", np.nan))]
-    weighted = {task.name: {"row_weight": task.row_weight} for task in manifest.schema.tasks if task.row_weight}
-    tasks = {
-        task: {
-            **values,
-            **weighted.get(task, {}),
-            "trivial": {column: answer.get(task) for column, answer in by_key.items()},
+    config = workdir.config()
+    if input_format is not None:
+        config = configs.checked(configs.flat(config) | {"data.input_format": input_format})
+    output = Path(output or workdir.evaluation)
+    with preconditions.prepared(workdir, config, data, split, output) as manifest:
+        start_tensorflow()
+        from stem_tf import trained
+        from stem_tf.evaluation import scoring, trivial
+        from stem_tf.training import learning, logger
+
+        found = found or trained.load(workdir, config, manifest, checkpoint)
+        predicted = scoring.predict(found.model, manifest, split, config.data, desc=f"evaluate {split}")
+        answers = trivial.load(workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz", manifest, config.data)
+        untrained = learning.untrained(config, manifest)
+        results = predictions.evaluate(predicted, manifest)
+        keys = {key: column for key in ("group", "item") if (column := getattr(manifest.schema, key))}
+        by_key = {
+            column: trivial.compare(manifest.schema.tasks, predicted, answers.scores(key, predicted))
+            for key, column in keys.items()
         }
-        for task, values in results.items()
-    }
-    tree = {
+        tree = report.finite(_tree(split, found, predicted, manifest, results, by_key, untrained))
+        tree["prior_rows"] = trivial.PRIOR_ROWS
+        output = _write(output, split, manifest, predicted, tree)
+        logger.show_evaluation(workdir, found.model, split, found.epoch, found.step, results)
+    text = table.table(manifest, results, by_key, untrained)
+    return Evaluation(tree, text, predicted, found, results, manifest, output)
+
+
+def _tree(
+    split: str,
+    found: Trained,
+    predicted: Predictions,
+    manifest: Manifest,
+    results: Results,
+    by_key: dict[str, dict[str, float]],
+    untrained: dict[str, str],
+) -> dict[str, Any]:
+    """What ``<split>.json`` holds."""
+    weighted = {task.name: {"row_weight": task.row_weight} for task in manifest.schema.tasks if task.row_weight}
+    return {
         "split": split,
         "rows": len(predicted.row_id),
         "checkpoint": found.checkpoint,
         "epoch": found.epoch,
         "weights": found.fingerprint(),
         "step": found.step,  # of an epoch that was not finished; 0 after one that was
-        "mean_auc": mean,
-        "mean_auc_without": without,
+        "mean_auc": metrics.mean_auc({task: values for task, values in results.items() if task not in untrained}),
+        "mean_auc_without": [
+            task for task, values in results.items() if task in untrained or np.isnan(values.get("auc", np.nan))
+        ],
         "untrained": untrained,
-        "tasks": tasks,
-        "prior_rows": trivial.PRIOR_ROWS,
+        "tasks": {
+            task: {
+                **values,
+                **weighted.get(task, {}),
+                "trivial": {column: answer.get(task) for column, answer in by_key.items()},
+            }
+            for task, values in results.items()
+        },
     }
-    return Evaluation(report.finite(tree), table.table(manifest, results, by_key, untrained), predicted, found, results)
 
 
-def write(evaluation: Evaluation, workdir: Workdir, manifest: Manifest, output: Path) -> Path:
-    """Writes the metrics as ``<split>.json`` and the predictions as ``<split>.parquet``; returns their directory.
-
-    TensorBoard shows the metrics, too.
-
-    Raises:
-      UserError: ``output`` holds something else.
-    """
-    split = evaluation.metrics["split"]
+def _write(output: Path, split: str, manifest: Manifest, predicted: Predictions, tree: dict[str, Any]) -> Path:
+    """Writes both files of an evaluation; returns their directory."""
     output = owned.claim_for_evaluation(output, split)
     lock = files.hidden(output / f"{split}.json", "lock")  # a name that nobody else's file has
     with files.locked(lock, output, wait=True):  # both files are of one evaluation
-        predictions.write(output / f"{split}.parquet", manifest, split, evaluation.predictions)
-        files.write_json(output / f"{split}.json", evaluation.metrics)
-    found = evaluation.found
-    show_evaluation(workdir, found.model, split, found.epoch, found.step, evaluation.results)
+        predictions.write(output / f"{split}.parquet", manifest, split, predicted)
+        files.write_json(output / f"{split}.json", tree)
     return output

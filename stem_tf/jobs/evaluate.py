@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipelines import manifest as manifests
-from stem_tf import configs, report
-from stem_tf.evaluation import preconditions
-from stem_tf.runtime import start_tensorflow
+from stem_tf import report
+from stem_tf.evaluation import evaluator
 from stem_tf.workdir import Workdir
 from stem_util import cli
 
@@ -35,22 +33,18 @@ _INPUT_FORMAT = flags.DEFINE_string(
 def main(argv: Sequence[str]) -> None:
     del argv
     workdir, split = Workdir(_WORKDIR.value), _SPLIT.value
-    config = workdir.config()
-    if _INPUT_FORMAT.value is not None:
-        config = configs.checked(configs.flat(config) | {"data.input_format": _INPUT_FORMAT.value})
-    output = Path(_OUTPUT.value or workdir.evaluation)
-    with preconditions.prepared(workdir, config, _DATA.value, split, output) as manifest:
-        start_tensorflow()
-        from stem_tf import trained
-        from stem_tf.evaluation import evaluator
-
-        found = trained.load(workdir, config, manifest, _CHECKPOINT.value)
-        evaluation = evaluator.evaluate(workdir, config, manifest, found, split)
-        rows, age = evaluation.metrics["rows"], report.age(found.epoch, found.step)
-        print(f"{split} of {manifest.data_dir}, {rows:,} rows; {found.checkpoint} ({age})")
-        print(evaluation.table)
-        output = evaluator.write(evaluation, workdir, manifest, output)
-    print(f"written to {output}: metrics {split}.json, predictions {split}.parquet")
+    evaluation = evaluator.evaluate_run(
+        workdir,
+        split,
+        checkpoint=_CHECKPOINT.value,
+        data=_DATA.value,
+        input_format=_INPUT_FORMAT.value,
+        output=_OUTPUT.value,
+    )
+    manifest, found, rows = evaluation.manifest, evaluation.found, evaluation.metrics["rows"]
+    print(f"{split} of {manifest.data_dir}, {rows:,} rows; {found.checkpoint} ({report.age(found.epoch, found.step)})")
+    print(evaluation.table)
+    print(f"written to {evaluation.output}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
 
