@@ -1,7 +1,7 @@
-"""Experts other than the MLP: factorisation machines with field weights, and the cross network.
+"""Experts other than the MLP: factorisation machines with field weights, and the cross network; normalised outputs.
 
-All are K side by side: ``[B, D]``, or one input each ``[K, B, D]``, -> ``[K, B, H]``. They read the fields that a flat
-embedding is made of, so a model has them at its first level only.
+All are K side by side: ``[B, D]``, or one input each ``[K, B, D]``, -> ``[K, B, H]``. Those that read the fields of a
+flat embedding are at a model's first level only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from stem_tf.layers.initializers import normal
-from stem_tf.layers.mlp import MLP, Linear
+from stem_tf.layers.mlp import MLP, Linear, dropout
+from stem_tf.layers.seeds import seeds
 from stem_tf.layers.sides import Sides, joined
 
 
@@ -72,9 +73,9 @@ class NFwFM(tf.keras.layers.Layer):
 
     Args:
       fields: F, at least 2; D = F * d.
-      units: widths of the MLP.
+      units: widths of the MLP's hidden layers; may be empty when ``out`` is given.
       count: K.
-      dropout, batch_norm: as in :class:`~stem_tf.layers.mlp.MLP`.
+      out, dropout, batch_norm: as in :class:`~stem_tf.layers.mlp.MLP`.
 
     Raises:
       ValueError: fewer than two fields, or an input whose width is no multiple of F.
@@ -85,6 +86,7 @@ class NFwFM(tf.keras.layers.Layer):
         fields: int,
         units: Sequence[int],
         count: int,
+        out: int | None = None,
         dropout: float = 0.0,
         batch_norm: bool = False,
         **kwargs: object,
@@ -96,7 +98,7 @@ class NFwFM(tf.keras.layers.Layer):
         self.pairs = pairs_of(fields)
         xavier = normal((2.0 / (len(self.pairs) + 1)) ** 0.5)
         self.kernel = self.add_weight("pairs", (count, len(self.pairs)), initializer=xavier)
-        self.mlp = MLP(units, count=count, dropout=dropout, batch_norm=batch_norm)
+        self.mlp = MLP(units, out, count, dropout=dropout, batch_norm=batch_norm)
 
     def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         v = by_field(joined(x), self.fields)
@@ -123,9 +125,9 @@ class DCN(tf.keras.layers.Layer):
 
     Args:
       layers: L.
-      units: widths of the MLP.
+      units: widths of the MLP's hidden layers; may be empty when ``out`` is given.
       count: K.
-      dropout, batch_norm: as in :class:`~stem_tf.layers.mlp.MLP`.
+      out, dropout, batch_norm: as in :class:`~stem_tf.layers.mlp.MLP`.
     """
 
     def __init__(
@@ -133,13 +135,14 @@ class DCN(tf.keras.layers.Layer):
         layers: int,
         units: Sequence[int],
         count: int,
+        out: int | None = None,
         dropout: float = 0.0,
         batch_norm: bool = False,
         **kwargs: object,
     ) -> None:
         super().__init__(**kwargs)
         self.count, self.depth = count, layers
-        self.mlp = MLP(units, count=count, dropout=dropout, batch_norm=batch_norm)
+        self.mlp = MLP(units, out, count, dropout=dropout, batch_norm=batch_norm)
 
     def build(self, shape: tf.TensorShape) -> None:
         xavier = shape[-1] ** -0.5
@@ -166,6 +169,34 @@ class DCN(tf.keras.layers.Layer):
                 x_l = cross(x_0, x_l)
             crossed.append(x_l)
         return self.mlp(tf.stack(crossed), training=training, seed=seed)
+
+
+@tf.keras.utils.register_keras_serializable("stem_tf")
+class NormalisedExperts(tf.keras.layers.Layer):
+    """``swish(batch_norm(expert(x)))``, HoME's experts (Wang et al., 2024), then dropout.
+
+    Every unit of every expert has mean 0 and variance 1 over a batch before the activation, times a learned scale and
+    plus a learned offset: no expert's outputs are far larger than the others', and none are 0 for all rows, as behind
+    a ReLU that has died. As with any batch norm, scores come from moving means and variances.
+
+    >>> NormalisedExperts(MLP([32], out=16, count=2))(tf.ones([5, 8])).shape
+    TensorShape([2, 5, 16])
+
+    Args:
+      experts: K side by side ``[B, D]`` or ``[K, B, D]`` -> ``[K, B, H]``, which end without an activation.
+      dropout: rate after the activation.
+    """
+
+    def __init__(self, experts: tf.keras.layers.Layer, dropout: float = 0.0, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.experts, self.dropout = experts, dropout
+        self.norm = tf.keras.layers.BatchNormalization(axis=[0, 2])  # statistics of each expert and unit
+
+    def call(self, x: tf.Tensor | Sides, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
+        seed_of = seeds(seed)
+        y = self.experts(x, training=training, seed=next(seed_of))
+        y = tf.nn.silu(self.norm(y, training=training))
+        return dropout(y, self.dropout, next(seed_of)) if training and self.dropout else y
 
 
 def by_field(x: tf.Tensor, fields: int) -> tf.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from stem_tf.layers.initializers import normal
+from stem_tf.layers.seeds import seeds
 from stem_tf.layers.sides import Sides
 
 
@@ -55,11 +56,14 @@ class Linear(tf.keras.layers.Layer):
         return tf.reshape(by_request + once[..., tf.newaxis, :], tf.shape(each))
 
 
-def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor) -> tf.Tensor:
+def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
     """Drops elements of ``x`` with probability ``rate``; the same stateless ``seed`` ``[2]``, the same mask.
 
-    A mask that depends on the step alone (not on a generator's state) is what makes a resumed run bit-equal.
+    A mask that depends on the step alone (not on a generator's state) is what makes a resumed run bit-equal. Without a
+    seed TensorFlow's generator draws one.
     """
+    if seed is None:
+        seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
     return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
 
 
@@ -115,8 +119,7 @@ class MLP(tf.keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False, seed: tf.Tensor | None = None) -> tf.Tensor:
         """``seed`` ``[2]`` int32 keys the dropout masks; without it TensorFlow's generator draws one."""
-        if training and self.dropout and seed is None:
-            seed = tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32)
+        seed_of = seeds(seed)
         for i, linear in enumerate(self.linears):
             x = linear(x)
             if i == self.hidden:
@@ -125,5 +128,5 @@ class MLP(tf.keras.layers.Layer):
                 x = self.norms[i](x, training=training)
             x = tf.nn.relu(x)
             if training and self.dropout:
-                x = dropout(x, self.dropout, tf.random.experimental.stateless_fold_in(seed, i))
+                x = dropout(x, self.dropout, next(seed_of))
         return x

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import tensorflow as tf
 
-from stem_tf.layers.experts import DCN, FwFM, NFwFM
+from stem_tf.layers.experts import DCN, FwFM, NFwFM, NormalisedExperts
 from stem_tf.layers.gate import Gate
 from stem_tf.layers.mlp import MLP
 
@@ -25,6 +25,7 @@ class Parts:
     Attributes:
       expert: what an expert of the first level is; those above are MLPs. Shared-Bottom's bottom is one expert.
       expert_units: widths of an expert's layers, ReLU after every one; or a tuple of them per level.
+      expert_norm: ``batch`` ends an expert in the swish of a batch norm (HoME) in place of its last ReLU.
       cross_layers: number of cross layers of a ``dcn`` expert, below its MLP.
       gate_units: hidden widths of a gate; () is the papers' linear gate, (128, 64) STEM's settings and release.
       gate_bias: the papers' equations have no bias in gates, the release has.
@@ -36,6 +37,7 @@ class Parts:
 
     expert: Literal["mlp", "fwfm", "nfwfm", "dcn"] = "mlp"
     expert_units: tuple[int, ...] | tuple[tuple[int, ...], ...] = (512, 512, 512)
+    expert_norm: Literal["none", "batch"] = "none"
     cross_layers: int = 2
     gate_units: tuple[int, ...] = (128, 64)
     gate_bias: bool = True
@@ -51,14 +53,21 @@ class Parts:
 
     def experts(self, count: int, level: int = 0) -> tf.keras.layers.Layer:
         """``count`` = K experts: ``[B, D]`` or ``[K, B, D]`` -> ``[K, B, H]``."""
-        units, dropout, batch_norm = self.units(level), self.dropout, self.batch_norm
+        if self.expert_norm == "batch":
+            *hidden, out = self.units(level)
+            return NormalisedExperts(self._experts(count, level, hidden, out), self.dropout)
+        return self._experts(count, level, self.units(level))
+
+    def _experts(self, count: int, level: int, units: Sequence[int], out: int | None = None) -> tf.keras.layers.Layer:
+        """``out`` is the width of a last layer without an activation, after those of ``units``."""
+        dropout, batch_norm = self.dropout, self.batch_norm
         if self.expert == "mlp" or level:
-            return MLP(units, count=count, dropout=dropout, batch_norm=batch_norm)
+            return MLP(units, out, count, dropout=dropout, batch_norm=batch_norm)
         if self.expert == "fwfm":
-            return FwFM(self.fields, units[-1], count)
+            return FwFM(self.fields, out or units[-1], count)
         if self.expert == "nfwfm":
-            return NFwFM(self.fields, units, count, dropout=dropout, batch_norm=batch_norm)
-        return DCN(self.cross_layers, units, count, dropout=dropout, batch_norm=batch_norm)
+            return NFwFM(self.fields, units, count, out, dropout=dropout, batch_norm=batch_norm)
+        return DCN(self.cross_layers, units, count, out, dropout=dropout, batch_norm=batch_norm)
 
     def gate(self, reader: str, experts: Sequence[str], level: int = 0) -> Gate:
         """The gate of ``reader``, a task or ``shared``, over experts of these names."""

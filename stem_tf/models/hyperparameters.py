@@ -87,6 +87,12 @@ class Experts(HiddenLayers):
         "what an expert of the first level is; the bottom, for models without experts",
         choices=("mlp", "fwfm", "nfwfm", "dcn"),
     )
+    expert_norm: Literal["none", "batch"] = hyperparameter(
+        Parts.expert_norm,
+        "what an expert (of each level) ends in: none, as the papers' do; batch, swish of a batch norm in place of the"
+        " last ReLU (HoME), so that no expert dies or drowns the others",
+        choices=("none", "batch"),
+    )
     cross_layers: int = hyperparameter(
         Parts.cross_layers, "cross layers of an expert", low=1, only_if=("model.expert", ("dcn",))
     )

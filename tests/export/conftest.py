@@ -170,7 +170,11 @@ def nasty_run(nasty_data: Path, train: Callable[..., Run]) -> Callable[[str], Ru
 
     @functools.cache
     def run(precision: str) -> Run:
-        more = {"model.layers": 2, "model.batch_norm": True} if precision == "mixed_bfloat16" else {}
+        more = (
+            {"model.layers": 2, "model.batch_norm": True, "model.expert_norm": "batch"}
+            if precision == "mixed_bfloat16"
+            else {}
+        )
         return train(nasty_data, **{"train.precision": precision}, **more)
 
     return run

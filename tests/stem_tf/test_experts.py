@@ -16,7 +16,7 @@ from stem_tf.layers.parts import Parts
 from stem_tf.layers.sides import Sides
 from stem_tf.models import build_network, precision
 from stem_util.errors import UserError
-from tests.stem_tf.by_hand import mlp, randomise
+from tests.stem_tf.by_hand import assert_sides_score_as_joined, mlp, randomise
 
 FIELDS, WIDTH, BATCH, COUNT = 4, 3, 6, 2
 KINDS = ("fwfm", "nfwfm", "dcn")
@@ -241,3 +241,55 @@ def test_the_cross_network_takes_features_of_several_widths() -> None:
     )
     network = build_network(config, Schema("log", features, (Task("click", Label("click")),)))
     assert network({"shared": tf.ones([BATCH, 16 + 7])})["click"].shape == (BATCH,)
+
+
+def normalised(kind: str, **more: Any) -> Any:
+    units: Any = (5,) if kind == "fwfm" else (6, 5)
+    return Parts(expert=kind, expert_units=units, fields=FIELDS, expert_norm="batch", **more).experts(COUNT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["mlp", *KINDS])
+def test_normalised_experts_by_hand(kind: str) -> None:
+    """swish((y - mean) / sqrt(variance + .001) * scale + offset) of what the expert answers without its last ReLU."""
+    group, x = normalised(kind), flat(batch=40)
+    group(x)
+    randomise(group)
+    y = group.experts(x).numpy()
+    assert (y < 0).any()
+    scale, offset = (group.norm.get_weights()[i] for i in (0, 1))
+    assert scale.shape == (COUNT, 1, 5)
+
+    def expected(mean: Any, variance: Any) -> np.ndarray:
+        z = (y - mean) / np.sqrt(variance + 1e-3) * scale + offset
+        return z / (1 + np.exp(-z))
+
+    np.testing.assert_allclose(group(x), expected(0.0, 1.0), rtol=1e-4, atol=1e-4)
+    trained = group(x, training=True)
+    of_batch = (statistic(y, axis=1, keepdims=True) for statistic in (np.mean, np.var))
+    np.testing.assert_allclose(trained, expected(*of_batch), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(group.norm.moving_mean, 0.01 * y.mean(axis=1, keepdims=True), rtol=1e-3, atol=1e-5)
+
+
+def test_the_last_layer_of_an_expert_is_normalised_the_others_have_their_relu() -> None:
+    group = normalised("mlp", dropout=0.5, batch_norm=True)
+    first, again, other = (group(flat(), training=True, seed=tf.constant([s, 0])) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.0 and np.mean(first == 0) > 0.2
+    assert group.experts.hidden == len(group.experts.norms) == 1
+    assert [linear.units for linear in group.experts.linears] == [6, 5]
+
+
+def test_normalised_experts_of_all_levels_score_candidates_apart_as_joined() -> None:
+    network = build_network(
+        configs.checked({"model.name": "ple", "model.expert_units": ((8,), (6, 5)), "model.expert_norm": "batch"}),
+        Schema(
+            "log",
+            tuple(Feature(n, "categorical", "user", n, "int64", dim=3) for n in ("a", "b")),
+            (Task("click", Label("click")), Task("like", Label("like"))),
+        ),
+    )
+    h = {table: tf.random.Generator.from_seed(3).normal([32, 6]) for table in network.tables}
+    network(h, training=True)
+    levels = [group for level in network.levels for group in level.experts.values()]
+    assert len(levels) == 6 and all(type(group).__name__ == "NormalisedExperts" for group in levels)
+    assert_sides_score_as_joined(network)

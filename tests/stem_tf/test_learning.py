@@ -18,6 +18,7 @@ from stem_util.errors import UserError
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "uncertainty": {"loss.weighting": "uncertainty", "model.batch_norm": True},
+    "normalised experts": {"model.expert_norm": "batch", "model.dropout": 0.3},
     "decaying by step": {
         "loss.weighting": "decaying",
         "loss.gamma": {"click": 0.5, "watched": 1.1},
