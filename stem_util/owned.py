@@ -87,8 +87,9 @@ VERSION = Kind("an exported version", _looks_like_a_version)
 EVALUATIONS = Kind("evaluations", _looks_like_evaluations)
 INSPECTIONS = Kind("inspections", _looks_like_inspections)
 COMPARISON = Kind("a comparison", lambda path: False)  # always marked
+LOG = Kind("a log that stem-recipe prepares", lambda path: False)  # always marked
 DEPLOYMENT = Kind("a deployment", lambda path: False)  # always marked
-_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, COMPARISON, DEPLOYMENT)
+_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, COMPARISON, LOG, DEPLOYMENT)
 
 
 def kind_of(directory: str | os.PathLike[str]) -> Kind | None:

@@ -131,8 +131,8 @@ def _fractions(texts: list[str]) -> tuple[float, float, float]:
     return train, validation, test
 
 
-def _report(done: Manifest, seconds: float, csv: CsvOptions) -> None:
-    """Prints what was written as tables on stdout, and warnings on stderr."""
+def report(done: Manifest, seconds: float, csv: CsvOptions, config: str = "CONFIG") -> None:
+    """Prints what was written as tables on stdout, and warnings on stderr; ``config`` is the experiment to train."""
     rows = sum(done.rows(split) for split in SPLITS)
     tasks = done.schema.task_names
     width = max(map(len, ("task", *tasks)))
@@ -155,7 +155,7 @@ def _report(done: Manifest, seconds: float, csv: CsvOptions) -> None:
         print(dropped)
     print(f"\nwritten to {done.data_dir}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")
     source = "" if done.splits["train"].shards else " --input_format=parquet"
-    print(f"next: stem-train --config=CONFIG --config.data.dir={done.data_dir}{source}")
+    print(f"next: stem-train --config={config} --config.data.dir={done.data_dir}{source}")
     for split in SPLITS[1:]:
         if not done.rows(split):
             needed = ": stem-train will refuse these data" if split == "validation" else ""
@@ -167,7 +167,7 @@ def _report(done: Manifest, seconds: float, csv: CsvOptions) -> None:
 def main(argv: Sequence[str]) -> None:
     started, options = time.monotonic(), _options(argv)
     done = convert(options)
-    _report(done, time.monotonic() - started, options.csv)
+    report(done, time.monotonic() - started, options.csv)
 
 
 def run() -> None:

@@ -1,0 +1,172 @@
+"""Recipes: generated logs, and public ones from a few hand-made rows in their authors' formats."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipelines import manifest as manifests
+from pipelines.recipes import truth
+from pipelines.recipes.catalogue import RECIPES
+from pipelines.recipes.contradictory import World
+from pipelines.recipes.recipe import Made, make
+from pipelines.recipes.statistics import Compared
+from stem_util.errors import UserError
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = {"rows": 20_000, "users": 300, "items": 200, "topics": 4, "strength": 2.0, "popularity": 0.0}
+
+
+def made(name: str, raw: Path | None, output: Path, **settings: object) -> Made:
+    defaults = {setting.name: setting.default for setting in RECIPES[name].settings}
+    return make(RECIPES[name], str(raw) if raw else None, str(output), {**defaults, **settings})
+
+
+def world(**changed: object) -> World:
+    settings = {name: value for name, value in SMALL.items() if name != "rows"}
+    return World(**{"contradiction": 0.5, "rates": (0.28, 0.016), "seed": 0, **settings, **changed})  # type: ignore[arg-type]
+
+
+def logit(block: object) -> np.ndarray:
+    chances = np.array([block[truth.column(task)].to_numpy() for task in "ab"])  # type: ignore[index]
+    return np.log(chances / (1 - chances))
+
+
+@pytest.mark.parametrize("contradiction", [0.0, 0.3, 0.7, 1.0])
+def test_contradiction_is_what_the_logits_of_two_tasks_do_not_share(contradiction: float) -> None:
+    block = world(contradiction=contradiction, users=3000, items=3000, topics=12).block(0, 50_000)
+    correlation = np.corrcoef(logit(block))[0, 1]
+    assert correlation == pytest.approx(1 - contradiction, abs=1e-9 if contradiction == 0 else 0.05)
+
+
+def test_labels_are_drawn_from_the_truth_at_the_rates_asked_for() -> None:
+    block = world(rates=(0.28, 0.05)).block(0, 100_000)
+    for task, rate in (("a", 0.28), ("b", 0.05)):
+        labels, chances = block[task].to_numpy(), block[truth.column(task)].to_numpy()
+        assert chances.mean() == pytest.approx(rate, rel=0.02)
+        likely = chances > np.median(chances)
+        for part in (likely, ~likely):
+            deviation = np.sqrt((chances[part] * (1 - chances[part])).sum())
+            assert abs(labels[part].sum() - chances[part].sum()) < 4 * deviation
+
+
+def test_popular_items_follow_zipf() -> None:
+    item = world(popularity=1.0, items=50).block(0, 200_000)["item"].to_numpy()
+    counts = np.sort(np.bincount(item, minlength=50))[::-1]
+    assert counts[0] / counts[9] == pytest.approx(10, rel=0.1)
+
+
+def test_blocks_do_not_depend_on_each_other() -> None:
+    assert world().block(3, 100).equals(world().block(3, 100))
+    assert not world().block(3, 100).equals(world().block(4, 100))
+    assert not world().block(3, 100).equals(world(seed=1).block(3, 100))
+
+
+def test_truth_belongs_to_the_rows_of_a_split(tmp_path: Path) -> None:
+    done = made("contradictory", None, tmp_path / "data", **SMALL).manifest
+    assert [done.rows(split) for split in manifests.SPLITS] == pytest.approx([16_000, 2000, 2000], rel=0.1)
+    raw = pq.read_table(tmp_path / "data" / "raw" / "test").sort_by("row_id")
+    found = truth.load(done, "test")
+    assert found is not None and list(found) == ["a", "b"]
+    assert np.array_equal(found["a"], raw["truth_a"].to_numpy())
+    expected = roc_auc_score(raw["a"].to_numpy(), found["a"])
+    assert expected > 0.7 and truth.best(done, "test")[0] == f"a AUC {expected:.4f}"
+    assert truth.load(done, "train") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]  # the prepared log is gone
+
+
+def test_other_data_have_no_truth(tiny_data: Path) -> None:
+    done = manifests.load(str(tiny_data))
+    assert truth.load(done, "test") is None and truth.best(done, "test") == []
+
+
+def test_a_recipe_gives_the_same_records_again(tmp_path: Path) -> None:
+    both = [made("contradictory", None, tmp_path / name, **SMALL).manifest for name in "ab"]
+    first, second = ([shard.sha256 for shard in done.shards("train", "blocks")] for done in both)
+    assert first == second
+
+
+def test_an_output_that_holds_something_else_is_refused_before_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds something else"):
+        made("contradictory", None, tmp_path)
+    made("contradictory", None, tmp_path / "data", **SMALL)
+    with pytest.raises(UserError, match="--overwrite replaces it"):
+        made("contradictory", None, tmp_path / "data", **SMALL)
+
+
+def test_what_a_killed_recipe_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".data.log"
+    left.mkdir()
+    (left / "mine.txt").write_text("not a recipe's")
+    with pytest.raises(UserError, match="holds something else"):
+        made("contradictory", None, tmp_path / "data", **SMALL)
+    (left / "mine.txt").unlink()
+    (left / ".stem-tf").write_text('{"holds": "a log that stem-recipe prepares"}')
+    (left / "log.parquet").write_text("half a log")
+    made("contradictory", None, tmp_path / "data", **SMALL)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("published", "found", "equal", "verdict"),
+    [
+        ("223.4M", 223_449_999, True, "equal"),
+        ("223.4M", 223_450_001, False, "differs by +0.02%"),
+        ("28.31%", 0.28314, True, "equal"),
+        ("1.54%", 0.01546, False, "differs by +0.39%"),
+        ("1,000,209", 1_000_209, True, "equal"),
+        ("560K", 560_499, True, "equal"),
+        ("8", 8, True, "equal"),
+    ],
+)
+def test_a_statistic_equals_what_rounds_to_it(published: str, found: float, equal: bool, verdict: str) -> None:
+    compared = Compared("x", published, found)
+    assert (compared.equal, compared.verdict) == (equal, verdict)
+
+
+def test_job_makes_the_log_and_says_what_is_possible(tmp_path: Path, job_in_process: Job) -> None:
+    flags = [f"--{name}={value}" for name, value in SMALL.items()]
+    done = job_in_process(
+        "pipelines.jobs.recipe", "contradictory", *flags, "--rates=.3,.1,.2", f"--output={tmp_path / 'data'}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the best that any model can reach on test, up to chance: a AUC 0." in done.stdout
+    assert f"next: stem-train --config=small --config.data.dir={tmp_path / 'data'}" in done.stdout
+    assert manifests.load(str(tmp_path / "data")).schema.task_names == ("a", "b", "c")
+
+
+def test_job_lists_recipes_and_describes_one(job_in_process: Job) -> None:
+    whole = job_in_process("pipelines.jobs.recipe", "--help")
+    assert whole.returncode == 0 and all(f"\n  {name} " in whole.stdout for name in RECIPES)
+    one = job_in_process("pipelines.jobs.recipe", "contradictory", "--help")
+    assert "--popularity" in one.stdout and "--popularity" not in whole.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output=x"], "name a recipe first"),
+        (["contradictry", "--output=x"], "there is no recipe 'contradictry'; did you mean 'contradictory'?"),
+        (["contradictory"], "--output is required"),
+        (["contradictory", "more", "--output=x"], "unexpected argument 'more'"),
+        (["contradictory", "--output=x", "--rates=.1,a"], "--rates=.1,a: should be numbers with commas between them"),
+        (["contradictory", "--output=x", "--rates=.1,1"], "should be 1 to 26 rates above 0 and below 1"),
+        (["contradictory", "--output=x", "--contradiction=2"], "--contradiction"),
+        (["contradictory", "--output=x", "--raw=y"], "generates its rows and reads no files"),
+        (["contradictory", "--output=x,y"], "choose another name"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    arguments: list[str], message: str, job_in_process: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = job_in_process("pipelines.jobs.recipe", *arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
