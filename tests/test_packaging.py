@@ -62,6 +62,7 @@ def test_wheel_holds_packages_schemas_and_configs_and_nothing_else(wheel: Path) 
     names = set(zipfile.ZipFile(wheel).namelist())
     tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "pipelines/schemas").glob("*.yaml")}
     tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "stem_tf/configs").glob("*.py")}
+    tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "stem_tf/compare/templates").iterdir()}
     tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "export/deployment/templates").rglob("*.j2")}
     assert "pipelines/schemas/kuairand_sample.yaml" in tracked and "stem_tf/configs/kuairand_sample.py" in tracked
     assert tracked <= names

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Tone = Literal["", "good", "bad", "unsure", "muted"]
-"""What a cell says, for its colour: a page also shows it without colour (a sign, a word)."""
+"""What a cell says, for its colour; its mark in `MARKS` says it without colour."""
+
+
+class Mark(NamedTuple):
+    """How a tone is shown without colour.
+
+    Attributes:
+      sign: one character before the cell's text, or "".
+      word: what the sign means, for readers who hear the page.
+    """
+
+    sign: str = ""
+    word: str = ""
+
+
+MARKS: Mapping[Tone, Mark] = {
+    "": Mark(),
+    "good": Mark("\N{BLACK UP-POINTING TRIANGLE}", "better"),
+    "bad": Mark("\N{BLACK DOWN-POINTING TRIANGLE}", "worse"),
+    "unsure": Mark("\N{WHITE CIRCLE}", "undecided"),
+    "muted": Mark(),
+}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that is more than a text.
+    """A cell of a table that is more than a text. Its text is shown as it is, backticks and stars too.
 
     Attributes:
       text: what is shown.

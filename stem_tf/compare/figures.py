@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
+import warnings
 from typing import Any
 
 from stem_tf import report
@@ -13,6 +15,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f
 """Okabe and Ito's, which people with the common colour blindnesses can tell apart; one per arm, in the plan's order."""
 
 _numbers = itertools.count()
+_FONTS = ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]
+"""matplotlib measures texts in the first; a browser without it takes one that is no wider."""
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def pyplot() -> Any:
@@ -28,12 +33,25 @@ def pyplot() -> Any:
 
 
 def svg(figure: Any) -> str:
-    """The figure as ``<svg ...>``, with text as text and ids that no other figure of the page has; closes it."""
+    """The figure as ``<svg ...>``, with text as text and ids that no other figure of the page has; closes it.
+
+    A name with dollar signs is shown as it is, not read as a formula.
+    """
     import matplotlib
 
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"stem-tf-{next(_numbers)}"}):
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    for text in figure.findobj(matplotlib.text.Text):
+        text.set_parse_math(False)
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), matplotlib.ticker.LogFormatter):  # writes powers as formulas
+            for label in axis.get_ticklabels():
+                label.set_parse_math(True)
+    written = io.StringIO()
+    settings = {"svg.fonttype": "none", "svg.hashsalt": f"stem-tf-{next(_numbers)}", "font.sans-serif": _FONTS}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a browser has the font
+        figure.savefig(written, format="svg", bbox_inches="tight", metadata=_NO_METADATA)
     pyplot().close(figure)
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :].strip()
+    whole = written.getvalue()
+    whole = whole[whole.index("<svg") :].strip()
+    used = set(re.findall(r"#([\w.-]+)", whole))
+    return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", whole)
