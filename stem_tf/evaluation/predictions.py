@@ -85,7 +85,7 @@ def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) ->
     def part(rows: slice) -> pa.Table:
         columns: dict[str, Any] = {"row_id": pa.array(predicted.row_id[rows])}
         if group is not None and with_raw:
-            columns[group] = _raw_values(raw, group, predicted.row_id[rows])
+            columns[group] = raw_values(raw, group, predicted.row_id[rows])
         elif predicted.group is not None:
             columns[f"{group}_key"] = pa.array(predicted.group[rows])
         for task in manifest.schema.task_names:
@@ -102,7 +102,7 @@ def write(path: Path, manifest: Manifest, split: str, predicted: Predictions) ->
             writer.write_table(table)
 
 
-def _raw_values(raw: Path, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
+def raw_values(raw: Path, column: str, row_ids: np.ndarray) -> pa.ChunkedArray:
     """The raw values of ``column`` for these rows, both in ascending order; reads the row groups that hold them."""
     inside = (pc.field("row_id") >= row_ids[0]) & (pc.field("row_id") <= row_ids[-1])
     try:
