@@ -52,6 +52,6 @@ def svg(figure: Any) -> str:
         figure.savefig(written, format="svg", bbox_inches="tight", metadata=_NO_METADATA)
     pyplot().close(figure)
     whole = written.getvalue()
-    whole = whole[whole.index("<svg") :].strip()
+    whole = re.sub(r"\s*<!--.*?-->", "", whole[whole.index("<svg") :].strip())
     used = set(re.findall(r"#([\w.-]+)", whole))
     return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", whole)
