@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
-from stem_tf.layers.gate import Gate, observe
+from stem_tf.layers.gate import Gate, observe, observe_mixtures
+from stem_tf.models.predictor import Batch, Predictor
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.models.snapshots import Snapshots
-from stem_tf.summary import gate_names, summary
+from stem_tf.summary import on_level, summary
 from stem_tf.trained import Trained
 from stem_tf.training.logger import writing
 from stem_tf.workdir import Workdir
 from stem_util import owned
 from stem_util.files import replace_file, write_json
 from stem_util.progress import Progress
+
+UNUSED = 0.01
+"""An expert that no gate gives this mean weight does next to nothing."""
+
+Use = dict[str, dict[str, Any]]
+"""Numbers of each gate, or of each expert, by its name."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +42,22 @@ class Inspection:
       rows: number of rows in the split.
       epoch: epoch of the weights; by task where each task has weights of its own best epoch.
       summary: tables, parameters and multiply-adds, for people.
-      gates: as `utilisation` returns them; empty where the model has none.
+      gates, experts: as `utilisation` returns them; empty where the model has none.
     """
 
     split: str
     rows: int
     epoch: int | dict[str, int]
     summary: str
-    gates: dict[str, dict[str, Any]]
+    gates: Use
+    experts: Use
 
     def __repr__(self) -> str:
         if not self.gates:
             return self.summary
         heading = f"gates on {self.split}, {self.rows:,} rows: mean weight of each expert ± standard deviation"
-        return f"{self.summary}\n\n{heading}\n{table(self.gates)}"
+        warnings = [f"warning: {sentence}" for sentence in dead(self.experts)]
+        return "\n".join([f"{self.summary}\n\n{heading}\n{table(self.gates)}", *warnings])
 
 
 def inspect(found: Trained, manifest: Manifest, split: str, data: Any) -> Inspection:
@@ -61,18 +69,22 @@ def inspect(found: Trained, manifest: Manifest, split: str, data: Any) -> Inspec
       split: the split whose rows the gates should see.
       data: the run's ``config.data``.
     """
-    members = found.model.members if isinstance(found.model, Snapshots) else [found.model]
-    text = summary(members[0])
-    if len(members) > 1:
-        text += f"\n\n{len(members)} sets of these weights, one for each epoch that is some task's best"
-    # With several sets of weights, a task's gate is read from the set that scores the task.
-    tasks_of = found.model.tasks_of if isinstance(found.model, Snapshots) else [manifest.schema.task_names]
-    gates: dict[str, dict[str, Any]] = {}
-    for member, tasks in zip(members, tasks_of, strict=True):
-        seen = utilisation(member, manifest, split, data)
-        others = {task.name for task in member.tasks} - set(tasks)
-        gates |= {name: values for name, values in seen.items() if values["reader"] not in others}
-    return Inspection(split, manifest.rows(split), found.epoch, text, gates)
+    sets = members(found.model)
+    text = summary(sets[0][0])
+    if len(sets) > 1:
+        text += f"\n\n{len(sets)} sets of these weights, one for each epoch that is some task's best"
+    with naming_corrupt_records(manifest, split, data.input_format):
+        batches = read_batches(manifest, split, training=False, **configs.reading(data))
+        rows = manifest.rows(split)
+        with Progress(rows, unit="rows", desc=f"gates, {split}") as progress:
+            gates, experts = utilisation(found.model, _counted(batches, progress, rows, data.batch_size))
+    return Inspection(split, rows, found.epoch, text, gates, experts)
+
+
+def _counted(batches: Iterable[Batch], progress: Progress, rows: int, batch_size: int) -> Iterator[Batch]:
+    for batch in batches:
+        yield batch
+        progress.update(min(batch_size, rows - progress.done))
 
 
 def write(inspection: Inspection, workdir: Workdir) -> list[str]:
@@ -86,7 +98,13 @@ def write(inspection: Inspection, workdir: Workdir) -> list[str]:
     split, gates = inspection.split, inspection.gates
     owned.claim(workdir.inspection, owned.INSPECTIONS)
     written = [f"gates-{split}.json"]
-    tree = {"split": split, "rows": inspection.rows, "epoch": inspection.epoch, "gates": gates}
+    tree = {
+        "split": split,
+        "rows": inspection.rows,
+        "epoch": inspection.epoch,
+        "gates": gates,
+        "experts": inspection.experts,
+    }
     write_json(workdir.inspection / written[0], tree)
     image = workdir.inspection / f"gates-{split}.png"
     if picture(gates, image):
@@ -95,46 +113,88 @@ def write(inspection: Inspection, workdir: Workdir) -> list[str]:
     return written
 
 
-def utilisation(model: RankingModel, manifest: Manifest, split: str, data: Any) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation, over a split's rows, of every gate's weights.
+def members(model: Predictor) -> list[tuple[RankingModel, tuple[str, ...]]]:
+    """The models that a predictor consists of, each with the tasks that it scores: one, or a few of several epochs."""
+    if isinstance(model, Snapshots):
+        return list(zip(model.members, model.tasks_of, strict=True))
+    assert isinstance(model, RankingModel)
+    return [(model, tuple(task.name for task in model.tasks))]
+
+
+def utilisation(model: Predictor, batches: Iterable[Batch]) -> tuple[Use, Use]:
+    """How the gates use the experts, over the rows of ``batches`` that are not padding.
 
     Returns:
-      By the gate's name: ``reader``, ``level``, ``experts`` (names [E]), ``mean`` and ``std`` ([E]).
+      Gates and experts, each by name. A gate has ``reader``, ``level``, ``experts`` (names [E]), ``mean`` and ``std``
+      ([E]) of its weights. An expert has ``level``, ``weight``, the largest mean weight that a gate gives it, and
+      ``zeros``, the share of its outputs that are 0. With several sets of weights, a task's gate is read from the set
+      that scores the task, and an expert's ``zeros`` from the set where they are least.
     """
+    sets = members(model)
     gates: list[Gate] = []
 
-    @tf.function(autograph=False)
-    def sums(batch: Mapping[str, Any]) -> list[tuple[tf.Tensor, tf.Tensor]]:
-        """Sums of each gate's weights, and of their squares, over the rows that are not padding."""
-        with observe(model) as seen:
-            model(batch["features"])
-        gates[:] = [gate for gate, _ in seen]
-        real = tf.cast(batch["row_id"] >= 0, tf.float64)[:, tf.newaxis]
-        weights = [tf.cast(w, tf.float64) for _, w in seen]
-        return [(tf.reduce_sum(real * w, 0), tf.reduce_sum(real * w * w, 0)) for w in weights]
+    @tf.function(autograph=False, reduce_retracing=True)
+    def sums(batch: Batch) -> list[tuple[tf.Tensor, ...]]:
+        """By gate, sums over rows: weights [E], their squares [E], shares of zeros in outputs of experts [E]; rows."""
+        real = tf.cast(batch["row_id"] >= 0, tf.float64)
+        found: list[tuple[tf.Tensor, ...]] = []
+        gates.clear()
+        for member, tasks in sets:
+            with observe(member) as seen, observe_mixtures() as mixtures:
+                member(batch["features"])
+            others = {task.name for task in member.tasks} - set(tasks)
+            for gate, weights in seen:
+                if gate.reader in others:
+                    continue
+                gates.append(gate)
+                w = real[:, tf.newaxis] * tf.cast(weights, tf.float64)
+                experts = next(groups for mixed, groups in mixtures if mixed is weights)
+                off = [tf.reduce_mean(tf.cast(group == 0, tf.float64), axis=2) for group in experts]  # [K, B]
+                zeros = tf.linalg.matvec(tf.concat(off, axis=0), real)
+                found.append((tf.reduce_sum(w, 0), tf.reduce_sum(w * w, 0), zeros, tf.reduce_sum(real)))
+        return found
 
-    total: list[tuple[NDArray, NDArray]] = []
-    rows = manifest.rows(split)
-    with (
-        Progress(rows, unit="rows", desc=f"gates, {split}") as progress,
-        naming_corrupt_records(manifest, split, data.input_format),
-    ):
-        for batch in read_batches(manifest, split, training=False, **configs.reading(data)):
-            part = [(s.numpy(), q.numpy()) for s, q in sums(batch)]
-            total = [(a + s, b + q) for (a, b), (s, q) in zip(total, part, strict=True)] if total else part
-            progress.update(min(data.batch_size, rows - progress.done))
-    result = {}
-    for name, gate, (s, q) in zip(gate_names(gates), gates, total, strict=True):
-        mean = s / rows
-        deviation = np.sqrt(np.maximum(q / rows - mean**2, 0.0))
-        result[name] = {
+    by_batch = [sums(batch) for batch in batches]
+    by_gate: Use = {}
+    by_expert: Use = {}
+    levels = len({gate.level for gate in gates})
+    for gate, parts in zip(gates, zip(*by_batch, strict=True), strict=True):
+        weights, squares, zeros, rows = (np.sum(part, axis=0) for part in zip(*parts, strict=True))
+        mean = weights / rows
+        deviation = np.sqrt(np.maximum(squares / rows - mean**2, 0.0))
+        by_gate[on_level(gate.reader, gate.level, levels)] = {
             "reader": gate.reader,
             "level": gate.level,
             "experts": list(gate.experts),
             "mean": mean.tolist(),
             "std": deviation.tolist(),
         }
-    return result
+        for expert, weight, share in zip(gate.experts, mean.tolist(), (zeros / rows).tolist(), strict=True):
+            known = by_expert.setdefault(
+                on_level(expert, gate.level, levels), {"level": gate.level, "weight": weight, "zeros": share}
+            )
+            known |= {"weight": max(known["weight"], weight), "zeros": min(known["zeros"], share)}
+    return by_gate, by_expert
+
+
+def dead(experts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence for each expert that adds nothing to any mixture: its outputs are 0, or no gate gives it weight.
+
+    HoME (Wang et al., KDD 2025) found both in a production MMoE.
+    """
+    sentences = []
+    for name, expert in experts.items():
+        if expert["zeros"] == 1:
+            sentences.append(
+                f"expert '{name}' is dead: its outputs are 0 for every row, so it gets no gradient and cannot recover; "
+                "a smaller config.optimizer.learning_rate may keep it alive"
+            )
+        elif expert["weight"] < UNUSED:
+            sentences.append(
+                f"expert '{name}' is not used: no gate gives it even {report.percent(UNUSED)} of its weight, on "
+                "average; the model may do as well with fewer experts"
+            )
+    return sentences
 
 
 def table(gates: Mapping[str, Mapping[str, Any]]) -> str:

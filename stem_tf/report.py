@@ -53,9 +53,11 @@ def age(epoch: int | Mapping[str, int], step: int) -> str:
 
 
 def finite(tree: Any) -> Any:
-    """Replaces NaN and infinities by None in a tree of mappings, for JSON."""
+    """Replaces NaN and infinities by None in a tree of mappings and lists, for JSON."""
     if isinstance(tree, Mapping):
         return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [finite(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 

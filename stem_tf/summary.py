@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import tensorflow as tf
 
 from stem_tf import report
@@ -71,7 +69,6 @@ def multiply_adds(model: RankingModel) -> int:
     return int(profiler.profile(graph, options=counting.build()).total_float_ops) // 2
 
 
-def gate_names(gates: Sequence[Gate]) -> list[str]:
-    """A name for each gate: the task that reads it, and its level if there are several."""
-    levels = {gate.level for gate in gates}
-    return [gate.reader if len(levels) == 1 else f"{gate.reader}, level {gate.level + 1}" for gate in gates]
+def on_level(name: str, level: int, levels: int) -> str:
+    """The name of a gate or an expert, with its level if the model has several."""
+    return name if levels == 1 else f"{name}, level {level + 1}"

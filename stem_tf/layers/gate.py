@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
 from stem_tf.layers.mlp import MLP
 from stem_tf.layers.sides import Sides
+
+_mixtures: contextvars.ContextVar[list[tuple[tf.Tensor, Sequence[tf.Tensor]]] | None] = contextvars.ContextVar(
+    "mixtures", default=None
+)
 
 
 @tf.keras.utils.register_keras_serializable("stem_tf")
@@ -79,6 +84,20 @@ def observe(network: tf.Module) -> Iterator[list[tuple[Gate, tf.Tensor]]]:
             gate.observer = None
 
 
+@contextlib.contextmanager
+def observe_mixtures() -> Iterator[list[tuple[tf.Tensor, Sequence[tf.Tensor]]]]:
+    """Collects (weights ``[B, E]``, groups of experts ``[K_g, B, H]``) of every :func:`mixture` made inside.
+
+    In a graph it collects the graph's tensors, as :func:`observe` does; the weights are those that a gate returned.
+    """
+    seen: list[tuple[tf.Tensor, Sequence[tf.Tensor]]] = []
+    token = _mixtures.set(seen)
+    try:
+        yield seen
+    finally:
+        _mixtures.reset(token)
+
+
 def mixture(weights: tf.Tensor, groups: Sequence[tf.Tensor]) -> tf.Tensor:
     """``sum_k weights[:, k] * expert_k`` over all experts of all groups, in the groups' order.
 
@@ -95,6 +114,8 @@ def mixture(weights: tf.Tensor, groups: Sequence[tf.Tensor]) -> tf.Tensor:
     count = sum(group.shape[0] for group in groups)
     if weights.shape[-1] != count:
         raise ValueError(f"a mixture of {count} experts needs as many weights; received {weights.shape[-1]}")
+    if (seen := _mixtures.get()) is not None:
+        seen.append((weights, groups))
     weights = tf.cast(tf.transpose(weights)[:, :, tf.newaxis], groups[0].dtype)
     parts = tf.split(weights, [group.shape[0] for group in groups])
     return tf.add_n([_summed(part * group) for part, group in zip(parts, groups, strict=True)])

@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
-from stem_tf import configs, models, trained
+from stem_tf import configs, inspection, models, trained
 from stem_tf.layers.gate import observe
 from stem_tf.models.ranking_model import RankingModel
+from stem_tf.models.snapshots import Snapshots
 from stem_tf.summary import multiply_adds, summary
 
 RunJob = Callable[..., subprocess.CompletedProcess[str]]
@@ -84,3 +85,44 @@ def test_a_model_without_gates(
     assert job.returncode == 0 and job.stdout.endswith("shared_bottom has no gates\n"), job.stderr
     job = job_in_process("stem_tf.jobs.inspect", f"--workdir={run}", "--split=tset")
     assert job.returncode == 2 and "--split=tset: no such split; did you mean 'test'?" in job.stderr
+
+
+def test_dead_and_unused_experts(tiny_settings: dict[str, Any], tiny_data: Path) -> None:
+    """MMoE with four experts: a bias far below 0 kills the second, and no gate reads the third."""
+    settings = configs.applying(tiny_settings, "mmoe") | {"model.name": "mmoe", "model.experts": 4}
+    model = build(settings)
+    _, bias = model.network.experts.linears[-1].weights
+    bias.assign(tf.tensor_scatter_nd_update(bias, [[1]], tf.fill([1, 1, 8], -1e6)))
+    for gate in model.network.gates.values():
+        gate.mlp.linears[-1].bias.assign([0.0, 0.0, -20.0, 0.0])
+    batches = list(
+        read_batches(manifests.load(str(tiny_data)), "test", training=False, batch_size=64, input_format="blocks")
+    )
+    gates, experts = inspection.utilisation(model, batches)
+    assert experts["expert 2"]["zeros"] == 1.0 and experts["expert 3"]["weight"] < 1e-6
+    x = tf.concat([model.embeddings(model.inputs(batch["features"]))["shared"] for batch in batches], axis=0)[:150]
+    outputs = model.network.experts(x).numpy()
+    np.testing.assert_allclose([experts[f"expert {i}"]["zeros"] for i in (1, 2, 3, 4)], (outputs == 0).mean((1, 2)))
+    largest = np.max([gate["mean"] for gate in gates.values()], axis=0)
+    np.testing.assert_allclose([experts[f"expert {i}"]["weight"] for i in (1, 2, 3, 4)], largest)
+    dead, unused = inspection.dead(experts)
+    assert dead.startswith("expert 'expert 2' is dead: its outputs are 0 for every row")
+    assert unused.startswith("expert 'expert 3' is not used: no gate gives it even 1 % of its weight")
+    shown = repr(inspection.Inspection("test", 150, 1, "", gates, experts))
+    assert shown.endswith(f"warning: {dead}\nwarning: {unused}")
+
+
+def test_experts_of_two_sets_of_weights(tiny_settings: dict[str, Any], tiny_data: Path) -> None:
+    """An expert that is dead in the weights of one epoch and alive in those of another is not reported."""
+    settings = configs.applying(tiny_settings, "omoe") | {"model.name": "omoe", "model.experts": 2}
+    members = [build(settings | {"seed": seed}) for seed in (0, 1)]
+    _, bias = members[0].network.experts.linears[-1].weights
+    bias.assign(tf.fill(bias.shape, -1e6))
+    both = Snapshots([(members[0], ["click"]), (members[1], ["watched"])])
+    batches = list(
+        read_batches(manifests.load(str(tiny_data)), "test", training=False, batch_size=64, input_format="blocks")
+    )
+    _, experts = inspection.utilisation(both, batches)
+    _, alive = inspection.utilisation(members[1], batches)
+    assert [expert["zeros"] for expert in experts.values()] == [expert["zeros"] for expert in alive.values()]
+    assert not inspection.dead(experts)
