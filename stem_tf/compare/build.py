@@ -18,10 +18,9 @@ ORDER = ("verdict", "gain", "seesaw", "zones", "calibration", "why", "cost", "pr
 
 def report(comparison: Comparison, output: Path) -> Path:
     """Writes the report into ``output``; returns the path of the page. See `stem_tf.compare.page.write`."""
-    sections = sections_of(comparison)
     return page.write(
         comparison.name,
-        sections,
+        sections_of(comparison),
         output,
         subject=subject(comparison),
         settings=dataclasses.asdict(comparison.settings),
@@ -46,13 +45,12 @@ def _maker(name: str) -> Callable[[Comparison], Section]:
 
 def subject(comparison: Comparison) -> str:
     """What was compared, in one line: the data, its rows and tasks, the arms and their seeds."""
-    manifest, arms = comparison.manifest, comparison.arms.values()
-    seeds = sorted({len(arm.runs) for arm in arms})
+    manifest, seeds = comparison.manifest, [len(arm.runs) for arm in comparison.arms.values()]
+    fewest = "" if min(seeds) == max(seeds) else f"{min(seeds)} to "
     return (
         f"Data {manifest.schema.name}: trained on {manifest.rows('train'):,} rows, judged on {manifest.rows('test'):,} "
-        f"test rows. {_count(len(comparison.tasks), 'task')}, {_count(len(arms), 'arm')}, "
-        f"{'to '.join(f'{n} ' for n in dict.fromkeys((seeds[0], seeds[-1])))}"
-        f"{'seed' if seeds[-1] == 1 else 'seeds'} per arm."
+        f"test rows. {_count(len(comparison.tasks), 'task')}, {_count(len(seeds), 'arm')}, "
+        f"{fewest}{_count(max(seeds), 'seed')} per arm."
     )
 
 

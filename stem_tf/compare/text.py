@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 Kind = Literal["plain", "code", "strong"]
 
 _SPANS = re.compile(r"`([^`]+)`|\*\*([^*]+)\*\*")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+"""Control characters, and those that turn the direction of all that follows."""
 _MARKDOWN = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 """What Markdown may read as markup inside a line; an underscore within a word is none."""
 _BLOCK = re.compile(r"^(?:([#+=>-])|(\d+)([.)]))")
@@ -19,7 +20,7 @@ _BLOCK = re.compile(r"^(?:([#+=>-])|(\d+)([.)]))")
 
 
 def one_line(text: str) -> str:
-    """The text with runs of white space as one space, and characters that no document may hold replaced."""
+    """The text with runs of white space as one space, and control characters replaced."""
     return _CONTROL.sub("\ufffd", " ".join(text.split()))
 
 

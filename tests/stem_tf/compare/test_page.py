@@ -78,7 +78,7 @@ def test_names_may_hold_any_character(tmp_path: Path, name: str) -> None:
     parsed = Parsed(path.read_text(encoding="utf-8"))
     assert not {"script", "i", "iframe", "link", "img"} & {tag for tag, _ in parsed.tags}
     assert [tag for tag, _ in parsed.tags].count("style") == 3  # the page's, and one in each figure
-    assert " ".join(name.split())[:5].strip("\x00\x1b\udc80")[:3] in "".join(parsed.text)
+    assert text.one_line(name).replace("\udc80", "\\udc80") in "".join(parsed.text)
     found = json.loads((tmp_path / "report.json").read_bytes())
     assert found["sections"]["all"]["values"] == [1.0, None] and found["sections"]["b"] == {}
     tables = [line for line in (tmp_path / "report.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
@@ -146,3 +146,7 @@ def test_labels_of_figures_are_not_formulas_but_powers_are() -> None:
     axes.set_xticks([1, 2], ["$\\frac$", "汉"])
     drawn = figures.svg(figure)
     assert "$x^{$" in drawn and "$\\frac$" in drawn and "汉" in drawn and "mathdefault" not in drawn
+
+
+def test_one_line() -> None:
+    assert text.one_line(" a\t b\r\nc\x00\u202e ") == "a b c\ufffd\ufffd"
