@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
+from stem_tf import configs
 from stem_tf.workdir import Workdir
 from stem_util.errors import UserError
 
@@ -26,7 +26,7 @@ def check(workdir: Workdir, config: Any, moved_to: str | None, output: Path, nam
         is not allowed.
     """
     try:
-        manifest = manifests.load(moved_to or config.data.dir)
+        manifest = configs.data(config, moved_to)
     except UserError as error:
         hint = "" if moved_to else "; if the data of the run has moved, give --data=DIR"
         raise UserError(f"{error}{hint}") from None

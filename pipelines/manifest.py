@@ -8,12 +8,13 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines import integrity, schema_yaml
 from pipelines.schema import Schema
+from pipelines.yaml_reader import hint
 from stem_util import files
 from stem_util.errors import UserError
 from stem_util.version import __version__
@@ -160,6 +161,7 @@ class Manifest:
       files: the files of the data directory by path, without shards and manifest; empty in format 1.
       created_by: program and version.
       loaded: the file ``manifest.json`` at the time when it was read (not stored).
+      chosen: the tasks that are used, or () for all of them (not stored); see :meth:`of_tasks`.
     """
 
     data_dir: str
@@ -175,6 +177,7 @@ class Manifest:
     files: dict[str, integrity.File] = dataclasses.field(default_factory=dict)
     created_by: str = f"stem-tf {__version__}"
     loaded: integrity.File | None = dataclasses.field(default=None, compare=False)
+    chosen: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{self.rows(split):,} {split}" for split in SPLITS)
@@ -185,9 +188,42 @@ class Manifest:
         """Remembers how each file in use looked at its last check."""
         return integrity.Watch()
 
+    def of_tasks(self, names: Collection[str]) -> Manifest:
+        """The same data with some of their tasks only; without names, with all of them.
+
+        Raises:
+          UserError: the data have no such task.
+        """
+        if not names:
+            return self
+        known = self.record_schema.task_names
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"{self.data_dir} has no task '{unknown[0]}'{hint(unknown[0], known)}")
+        return dataclasses.replace(self, chosen=tuple(name for name in known if name in names))
+
     @functools.cached_property
     def schema(self) -> Schema:
-        """The schema in the data directory.
+        """The schema of the data, with the chosen tasks.
+
+        Raises:
+          UserError: see :attr:`record_schema`.
+        """
+        whole = self.record_schema
+        if not self.chosen:
+            return whole
+        # The label of a row outside a space is NaN in the records: the task that defines the space is not needed.
+        tasks = (
+            dataclasses.replace(task, space=None)
+            if task.space and task.space.task not in (None, *self.chosen)
+            else task
+            for task in whole.tasks
+            if task.name in self.chosen
+        )
+        return dataclasses.replace(whole, tasks=tuple(tasks))
+
+    @functools.cached_property
+    def record_schema(self) -> Schema:
+        """The schema in the data directory: that of the records, with all tasks.
 
         Raises:
           UserError: it is missing, or is not the one that the data were converted with.
@@ -338,7 +374,7 @@ def _has_sha256(path: str, sha256: str) -> bool:
 def save(manifest: Manifest) -> None:
     """Writes ``manifest.json`` into the manifest's data directory, flushed to the disk."""
     tree = {"format": FORMAT} | dataclasses.asdict(manifest)
-    del tree["data_dir"], tree["loaded"]
+    del tree["data_dir"], tree["loaded"], tree["chosen"]
     tree["sha256"] = _own_sha256(tree)
     files.write_json(os.path.join(manifest.data_dir, FILENAME), tree)
 

@@ -15,6 +15,7 @@ from pipelines import manifest as manifests
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
+from stem_tf import configs
 from stem_tf.evaluation import evaluator
 from stem_tf.in_memory import Log, files_of
 from stem_tf.runtime import start_tensorflow
@@ -187,7 +188,7 @@ class Run:
     @functools.cached_property
     def _copies(self) -> Manifest:
         """The run's copy of the manifest of its data; copies of the vocabularies lie beside it."""
-        return manifests.load(str(self.workdir.path))
+        return configs.data(self.config, str(self.workdir.path))
 
     @functools.cached_property
     def _trained(self) -> Trained:

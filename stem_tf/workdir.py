@@ -155,7 +155,7 @@ class Workdir:
         Raises:
           UserError: other data, no such split, or no rows in it.
         """
-        manifest = manifests.load(moved_to or config.data.dir)
+        manifest = configs.data(config, moved_to)
         self.check_data(manifest)
         if split not in manifest.splits:
             known = manifest.splits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -23,6 +24,11 @@ def to_batch(schema: Schema, columns: Columns) -> dict[str, Any]:
         if task.row_weight is not None:
             batch["weights"][task.name] *= columns[f"weight:{task.row_weight}"]
     return batch | {name: columns[f"key:{name}"] for name in ("group", "item", "row_id") if f"key:{name}" in columns}
+
+
+def of_tasks(names: Sequence[str], batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch with the labels and weights of some of its tasks only."""
+    return batch | {key: {name: batch[key][name] for name in names} for key in ("labels", "weights")}
 
 
 def pad(batch: dict[str, Any], batch_size: int) -> dict[str, Any]:

@@ -103,9 +103,9 @@ def diagnose(manifest: Manifest, split: str, layout: str = "blocks") -> CorruptR
 
     def parse(payloads: list[bytes]) -> None:
         if layout == "blocks":
-            records.parse(manifest.schema, payloads)
+            records.parse(manifest.record_schema, payloads)
         else:
-            parse_rows(manifest.schema, tf.constant(payloads, tf.string))
+            parse_rows(manifest.record_schema, tf.constant(payloads, tf.string))
 
     try:
         for shard in _checked(manifest, split, layout, "fail"):

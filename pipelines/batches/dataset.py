@@ -28,7 +28,7 @@ import math
 import tensorflow as tf
 
 from pipelines.batches import log_dataset, log_reader, order
-from pipelines.batches.batch import pad, to_batch
+from pipelines.batches.batch import of_tasks, pad, to_batch
 from pipelines.batches.damage import readable
 from pipelines.batches.parsing import read_records, row_bytes
 from pipelines.batches.pools import permuted, pools_of_log, pools_of_records
@@ -93,7 +93,7 @@ def read_batches(
     count_batches(manifest, split, batch_size, training=training, input_format=input_format, on_corrupt=on_corrupt)
     checked = input_format != "parquet" and on_corrupt == "fail"
     manifest.check(manifest.shards(split, input_format) if checked else ())  # the reader of a log checks the log
-    schema = manifest.schema
+    schema = manifest.record_schema
     if training:
         pool_rows = max(1, (shuffle_megabytes << 20) // row_bytes(schema))
         skipped = start_step * batch_size
@@ -118,6 +118,9 @@ def read_batches(
             columns = read_records(schema, shards, input_format, reader)
         rows = columns.map(functools.partial(to_batch, schema), tf.data.AUTOTUNE, deterministic=True)
         batches = rows.rebatch(batch_size).skip(start_step).map(lambda batch: pad(batch, batch_size))
+
+    if manifest.chosen:
+        batches = batches.map(functools.partial(of_tasks, manifest.chosen))
 
     options = tf.data.Options()
     options.deterministic = True

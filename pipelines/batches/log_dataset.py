@@ -25,7 +25,7 @@ def read(plan: log_reader.Plan, manifest: Manifest, split: str, training: bool) 
     count = min(len(os.sched_getaffinity(0)), log_reader.SIDE_BY_SIDE, len(plan.parts))
     streams = log_streams.Streams(plan, count)
     _reading[manifest.data_dir, split] = streams
-    schema = log_reader.arrow_schema(manifest.schema)
+    schema = log_reader.arrow_schema(manifest.record_schema)
     # When order is kept, a process gets ahead of the others only by what is buffered here of the part that it reads.
     ahead = 1 if training else min(max(part.windows for part in plan.parts), log_reader.SIDE_BY_SIDE)
     sources = [ArrowStreamDataset.from_schema(endpoint, schema, batch_mode="auto") for endpoint in streams.endpoints]
@@ -36,7 +36,7 @@ def read(plan: log_reader.Plan, manifest: Manifest, split: str, training: bool) 
     def parse(number: tf.Tensor, columns: tuple[tf.Tensor, ...]) -> Columns:
         named = dict(zip(schema.names, columns, strict=True))
         whole = tf.debugging.assert_equal(named.pop(log_reader.WINDOW)[-1], tf.cast(number, tf.int32), message=_CUT_OFF)
-        for key, (_, width) in records.shapes(manifest.schema):
+        for key, (_, width) in records.shapes(manifest.record_schema):
             named[key] = tf.ensure_shape(named[key], [None, width] if width else [None])
         with tf.control_dependencies([whole]):
             return {key: tf.identity(values) for key, values in named.items()}

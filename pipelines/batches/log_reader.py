@@ -224,14 +224,14 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
     if by_unit:
         units = units[index::count]
     # A window has fewer than twice as many rows, because chunks of the log do not end where windows do.
-    widest = max(width for _, (_, width) in records.shapes(manifest.schema))
+    widest = max(width for _, (_, width) in records.shapes(manifest.record_schema))
     window_rows = max(1, min(WINDOW_ROWS, records.MOST_VALUES // (2 * max(1, widest))))
     parts = _parts(units, window_rows)
     return Plan(
         data_dir=manifest.data_dir,
         log=replace(log, units=()),
         sources=sources,
-        cleaner=Cleaner(manifest.schema, policy, drop=bool(manifest.dropped)),
+        cleaner=Cleaner(manifest.record_schema, policy, drop=bool(manifest.dropped)),
         split=number,
         parts=parts,
         order=tuple(_order(parts, SIDE_BY_SIDE if shuffle else 1)),

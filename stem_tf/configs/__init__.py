@@ -6,7 +6,7 @@ Importing this package does not import TensorFlow. Loading or checking a config 
 from stem_tf.configs._check import check_names, checked
 from stem_tf.configs._help import describe
 from stem_tf.configs._load import OVERRIDE, load, override_flags, shipped
-from stem_tf.configs._read import applying, best, flat, model_of, of_task, reading, task_features
+from stem_tf.configs._read import applying, best, data, flat, model_of, of_task, reading, task_features
 from stem_tf.configs.base import keys, plain
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "best",
     "check_names",
     "checked",
+    "data",
     "describe",
     "flat",
     "keys",

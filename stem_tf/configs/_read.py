@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
+from pipelines import manifest as manifests
+from pipelines.manifest import Manifest
 from stem_tf.configs import base
 from stem_tf.configs.base import KEYS
 
@@ -42,6 +44,20 @@ def best(config: Any) -> str:
 def reading(data: Any) -> dict[str, Any]:
     """What ``config.data`` says to :func:`~pipelines.batches.dataset.read_batches` and ``count_batches``."""
     return {"batch_size": data.batch_size, "input_format": data.input_format, "on_corrupt": data.on_corrupt}
+
+
+def data(config: Any, directory: str | None = None) -> Manifest:
+    """The manifest of a run's data, with the tasks that ``config.data.tasks`` chooses.
+
+    Args:
+      config: a complete config.
+      directory: where the data are; ``config.data.dir`` by default.
+
+    Raises:
+      UserError: there are no converted data, or they lack a task.
+    """
+    names = [name.strip() for name in config.data.tasks.split(",") if name.strip()]
+    return manifests.load(directory or config.data.dir).of_tasks(names)
 
 
 def of_task(value: Any, task: str, default: Any) -> Any:

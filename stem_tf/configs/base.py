@@ -63,6 +63,7 @@ KEYS: dict[str, Key] = {
     "seed": Key(0, "seed of weights, dropout and the order of rows", low=0, high=2**31 - 1),
     # Data.
     "data.dir": Key("", "converted data, the --output of stem-convert"),
+    "data.tasks": Key("", "the tasks to train, as in click,like; all tasks of the data if empty"),
     "data.input_format": Key(
         "blocks",
         "what to read: blocks (records, fast), rows (records, one tf.Example per row), or parquet (the log itself)",

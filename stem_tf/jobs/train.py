@@ -38,6 +38,9 @@ _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run; runs/<
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: short for --config.data.input_format."
 )
+_TASKS = flags.DEFINE_list(
+    "tasks", [], "Train these tasks only, and leave out the data's others: short for --config.data.tasks."
+)
 _SKIP_UNUSED = flags.DEFINE_bool(
     "skip_unused_keys",
     False,
@@ -51,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
     overrides = [*_OVERRIDES.value]
     if _INPUT_FORMAT.value is not None:
         overrides.append(f"data.input_format={_INPUT_FORMAT.value}")
+    if _TASKS.value:
+        overrides.append(f"data.tasks={','.join(_TASKS.value)}")
     config = configs.load(_CONFIG.value, overrides, print if _SKIP_UNUSED.value else None)
     if not config.data.dir:
         raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
-from stem_tf import report
+from stem_tf import configs, report
 from stem_tf.training import monitor
 from stem_tf.workdir import Workdir
 
@@ -26,7 +26,7 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
     Raises:
       UserError: the data do not fit the config, the directory holds another run or something else, or it is in use.
     """
-    manifest = manifests.load(config.data.dir)
+    manifest = configs.data(config)
     monitor.monitor(config, manifest)  # refuses before anything is written
     workdir = Workdir(os.path.expanduser(directory or Path("runs") / config.experiment))
     with manifests.in_use(manifest.data_dir), workdir.locked():

@@ -20,14 +20,13 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture(scope="session")
 def train() -> Callable[[Path, dict[str, Any]], Any]:
     """``train(directory, settings)``: the trainer of a run that it has taken to its end, or gone on with."""
-    from pipelines import manifest as manifests
     from stem_tf import configs
     from stem_tf.training.trainer import Trainer
     from stem_tf.workdir import Workdir
 
     def train(directory: Path, settings: dict[str, Any]) -> Trainer:
         config = configs.checked(settings)
-        manifest, workdir = manifests.load(config.data.dir), Workdir(directory)
+        manifest, workdir = configs.data(config), Workdir(directory)
         with workdir.locked():
             workdir.prepare(config, manifest)
             trainer = Trainer(config, manifest, workdir, say=lambda line: None)
