@@ -123,6 +123,11 @@ def equal_frequency(scores: ArrayLike, buckets: int) -> NDArray[np.int64]:
 
     Rows of equal scores share a bucket: the one of their mean rank.
     """
+    return ranks(scores) * buckets // (2 * np.size(scores) or 1)
+
+
+def ranks(scores: ArrayLike) -> NDArray[np.int64]:
+    """Twice the rank of each row among N, less 1: odd numbers from 1 to 2 N - 1, [N]; equal scores have their mean."""
     scores = np.asarray(scores)
     if not len(scores):
         return np.zeros(0, np.int64)
@@ -130,10 +135,9 @@ def equal_frequency(scores: ArrayLike, buckets: int) -> NDArray[np.int64]:
     ranked = scores[order]
     first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # the first row of each distinct score
     length = np.diff(np.r_[first, len(scores)])
-    of_score = (2 * first + length) * buckets // (2 * len(scores))
-    bucket = np.empty(len(scores), np.int64)
-    bucket[order] = np.repeat(of_score, length)
-    return bucket
+    rank = np.empty(len(scores), np.int64)
+    rank[order] = np.repeat(2 * first + length, length)
+    return rank
 
 
 def _z(level: float) -> float:
