@@ -3,9 +3,9 @@
     python -m benchmarks.best_weights --output=runs/best_weights
     python -m benchmarks.best_weights --data=DIR --set=optimizer.l2=1e-4 --output=runs/best_weights_of_mine
 
-Without --data two logs are used: the bundled KuaiRand sample, and a generated one, whose two tasks (28 % and 1.6 %
-positive) contradict each other: users have preferences for 12 topics, and the tasks share 30 % of their variance. There
-is one run per seed, whose epochs are combined in every way, so that all ways have the same weights.
+Without --data two logs are used: the bundled KuaiRand sample, and that of stem-recipe contradictory, whose two tasks
+(28 % and 1.6 % positive) share 30 % of the variance of users' tastes. There is one run per seed, whose epochs are
+combined in every way, so that all ways have the same weights.
 
 ``best rest`` is what train.best=own does: it takes the rest of the epoch that fits the tasks' own parts best, if that
 beats ``together``. ``rest of the best`` takes the rest of the best epoch without a test, as earlier versions did.
@@ -19,18 +19,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import manifest as manifests
-from pipelines import schema_yaml
-from pipelines.schema import Feature, Label, Schema, Task
 from stem_tf import configs, report
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
@@ -61,10 +53,11 @@ def main(argv: Sequence[str]) -> None:
     if _DATA.value:
         logs = {Path(_DATA.value).name: (_DATA.value, _SETTINGS)}
     else:
-        sample = ["--schema=kuairand_sample", "--split=time", "--split_column=time_ms"]
+        sample = (str(_SAMPLE), "--schema=kuairand_sample", "--split=time", "--split_column=time_ms")
+        generated = ("contradictory", f"--rows={_ROWS.value}")
         logs = {
-            "kuairand_sample": (_converted(output / "kuairand_sample", _SAMPLE, sample), []),
-            "contradictory": (_contradictory(output / "contradictory"), _SETTINGS),
+            "kuairand_sample": (_made(output / "kuairand_sample", "convert", *sample), []),
+            "contradictory": (_made(output / "contradictory", "recipe", *generated), _SETTINGS),
         }
     rows = []
     for name, (data, settings) in logs.items():
@@ -137,41 +130,13 @@ def _run(path: Path, data: str, settings: Sequence[str]) -> dict[str, dict[str, 
     return ways
 
 
-def _contradictory(data: Path) -> str:
-    """The generated log, converted."""
-    random, rows = np.random.default_rng(0), _ROWS.value
-    users, items, topics, own = 4000, 3000, 12, 0.7
-    user, item = random.integers(users, size=rows), random.integers(items, size=rows)
-    mixture, shared = random.dirichlet(np.full(topics, 0.3), items), random.normal(size=(users, topics))
-    columns: dict[str, Any] = {"user": pa.array(user), "item": pa.array(item)}
-    for name, rate in (("a", 0.28), ("b", 0.016)):
-        preference = np.sqrt(1 - own) * shared + np.sqrt(own) * random.normal(size=(users, topics))
-        logit = 1.6 * (preference[user] * mixture[item]).sum(axis=1)
-        logit += (0.5 * random.normal(size=users))[user] + (0.5 * random.normal(size=items))[item]
-        low, high = -20.0, 20.0
-        for _ in range(50):  # the intercept for the wanted rate
-            middle = (low + high) / 2
-            low, high = (middle, high) if np.mean(1 / (1 + np.exp(-logit - middle))) < rate else (low, middle)
-        columns[name] = pa.array((random.random(rows) < 1 / (1 + np.exp(-logit - low))).astype(np.int64))
-    with tempfile.TemporaryDirectory() as scratch:
-        log, schema = Path(scratch) / "log.parquet", Path(scratch) / "schema.yaml"
-        pq.write_table(pa.table(columns), log)
-        features = (
-            Feature("user", "categorical", "user", "user", "int64"),
-            Feature("item", "categorical", "item", "item", "int64"),
-        )
-        tasks = tuple(Task(name, Label(name)) for name in "ab")
-        whole = Schema(name="contradictory", features=features, tasks=tasks, task_tables="all")
-        schema.write_text(schema_yaml.dumps(whole), encoding="utf-8")
-        return _converted(data, log, [f"--schema={schema}", "--split=random"])
-
-
-def _converted(data: Path, log: Path, flags: Sequence[str]) -> str:
+def _made(data: Path, job: str, *arguments: str) -> str:
+    """Converted data, made by a job unless they are there."""
     if not (data / manifests.FILENAME).exists():
-        command = [sys.executable, "-m", "pipelines.jobs.convert", str(log), *flags, f"--output={data}"]
-        job = subprocess.run(command, capture_output=True, text=True, check=False)
-        if job.returncode:
-            raise JobError(f"pipelines.jobs.convert failed: {job.stderr}")
+        command = [sys.executable, "-m", f"pipelines.jobs.{job}", *arguments, f"--output={data}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise JobError(f"{job} failed: {done.stderr}")
     return str(data)
 
 

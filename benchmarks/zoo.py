@@ -3,8 +3,8 @@
     python -m benchmarks.zoo --data=kuairand --output=runs/zoo
     python -m benchmarks.zoo --data=census --output=runs/zoo --models=stem_net,mmoe --seeds=0
 
-``kuairand`` is the bundled sample with its five binary tasks and its four features, ``census`` Census-Income with the
-halves of examples/census_halves.py. Every model trains with the settings of the data set's shipped experiment, which
+``kuairand`` is the bundled sample with its five binary tasks and its four features, ``census`` Census-Income as its
+recipe makes it. Every model trains with the settings of the data set's shipped experiment, which
 were chosen for STEM-Net, and stops once for all tasks (Single-Task once per task). A finished run is not trained again:
 the same command continues where it was stopped.
 
@@ -101,28 +101,20 @@ def converted(data: str, output: Path) -> Path:
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
     if data == "census":
-        from examples import census_halves
-
-        halves = output / "data" / "census_halves"
-        census_halves.main(str(halves))
-        arguments = [
-            f"--train={_DATASETS / 'census_income' / 'train.parquet'}",
-            f"--validation={halves / 'validation.parquet'}",
-            f"--test={halves / 'test.parquet'}",
-            "--schema=census_income",
-        ]
+        job = ["pipelines.jobs.recipe", "census_income", f"--raw={_DATASETS / 'census_income'}"]
     else:
         whole = schema_yaml.load("kuairand_sample")
         binary = tuple(task for task in whole.tasks if task.type == "binary")
         path = output / "data" / "kuairand_binary.yaml"
         path.write_text(schema_yaml.dumps(dataclasses.replace(whole, tasks=binary)), encoding="utf-8")
-        arguments = [
+        job = [
+            "pipelines.jobs.convert",
             str(_DATASETS / "kuairand_sample" / "log.parquet"),
             f"--schema={path}",
             "--split=time",
             "--split_column=time_ms",
         ]
-    subprocess.run([sys.executable, "-m", "pipelines.jobs.convert", *arguments, f"--output={directory}"], check=True)
+    subprocess.run([sys.executable, "-m", *job, f"--output={directory}"], check=True)
     return directory
 
 

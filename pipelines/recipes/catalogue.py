@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipelines.recipes import contradictory
+from pipelines.recipes import census_income, contradictory, mmoe_synthetic, movielens_1m
 from pipelines.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in (contradictory,)}
+_MODULES = (census_income, movielens_1m, mmoe_synthetic, contradictory)
+RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
+"""By name: public logs, then generated ones."""

@@ -1,6 +1,7 @@
 """STEM-Net on Census-Income (KDD): income over 50,000 dollars, and never married. PLE's task group 1.
 
-stem-train --config=census_income --config.data.dir=data/census_income --workdir=runs/census_income
+stem-recipe census_income --raw=datasets/census_income --output=data/census_income
+stem-train --config=census_income --workdir=runs/census_income
 """
 
 import ml_collections

@@ -1,6 +1,7 @@
 """PLE on synthetic data (Ma et al., KDD 2018): two regressions of known correlation. The PLE paper's settings, Fig. 7.
 
-    stem-train --config=synthetic --config.data.dir=DATA --workdir=runs/synthetic
+    stem-recipe mmoe_synthetic --correlation=0.5 --output=data/synthetic
+    stem-train --config=synthetic --workdir=runs/synthetic
 
 Two levels of single-layer experts below the towers, 256-128-64, and linear gates without bias (Eq. 3). The paper gives
 no number of experts, batch size or learning rate: here one expert per task, a shared one, and this project's defaults.

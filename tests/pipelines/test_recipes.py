@@ -1,7 +1,8 @@
-"""Recipes: generated logs, and public ones from a few hand-made rows in their authors' formats."""
+"""Recipes: what all have in common, and generated logs."""
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +16,20 @@ from pipelines import manifest as manifests
 from pipelines.recipes import truth
 from pipelines.recipes.catalogue import RECIPES
 from pipelines.recipes.contradictory import World
+from pipelines.recipes.mmoe_synthetic import Regression
 from pipelines.recipes.recipe import Made, make
 from pipelines.recipes.statistics import Compared
+from stem_tf import configs
 from stem_util.errors import UserError
 
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 Job = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = {"rows": 20_000, "users": 300, "items": 200, "topics": 4, "strength": 2.0, "popularity": 0.0}
 
 
-def made(name: str, raw: Path | None, output: Path, **settings: object) -> Made:
+def made(name: str, output: Path, **settings: object) -> Made:
     defaults = {setting.name: setting.default for setting in RECIPES[name].settings}
-    return make(RECIPES[name], str(raw) if raw else None, str(output), {**defaults, **settings})
+    return make(RECIPES[name], None, str(output), {**defaults, **settings})
 
 
 def world(**changed: object) -> World:
@@ -69,7 +73,7 @@ def test_blocks_do_not_depend_on_each_other() -> None:
 
 
 def test_truth_belongs_to_the_rows_of_a_split(tmp_path: Path) -> None:
-    done = made("contradictory", None, tmp_path / "data", **SMALL).manifest
+    done = made("contradictory", tmp_path / "data", **SMALL).manifest
     assert [done.rows(split) for split in manifests.SPLITS] == pytest.approx([16_000, 2000, 2000], rel=0.1)
     raw = pq.read_table(tmp_path / "data" / "raw" / "test").sort_by("row_id")
     found = truth.load(done, "test")
@@ -81,13 +85,45 @@ def test_truth_belongs_to_the_rows_of_a_split(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]  # the prepared log is gone
 
 
+def test_synthetic_regression_is_that_of_the_paper() -> None:
+    """Its formula, term by term, for one row."""
+    regression = Regression(dimensions=5, correlation=0.6, seed=3)
+    w1, w2 = regression.weights
+    assert np.linalg.norm(w1) == pytest.approx(1) and np.linalg.norm(w2) == pytest.approx(1)
+    assert w1 @ w2 == pytest.approx(0.6)
+    block = regression.block(0, 20_000)
+    x = np.array(block["x"][7].as_py())
+    for task, weights in (("y1", w1), ("y2", w2)):
+        product = sum(a * b for a, b in zip(weights, x, strict=True))
+        mean = product + sum(math.sin(regression.alpha[i] * product + regression.beta[i]) for i in range(10))
+        assert block[truth.column(task)][7].as_py() == pytest.approx(mean, abs=1e-6)
+        noise = block[task].to_numpy() - block[truth.column(task)].to_numpy()
+        assert noise.var() == pytest.approx(0.01, rel=0.05) and noise.mean() == pytest.approx(0, abs=0.003)
+
+
+@pytest.mark.parametrize("correlation", [-1.0, 0.0, 1.0])
+def test_synthetic_regression_at_its_limits(correlation: float) -> None:
+    block = Regression(dimensions=8, correlation=correlation, seed=0).block(0, 1000)
+    same = np.allclose(block[truth.column("y1")].to_numpy(), block[truth.column("y2")].to_numpy())
+    assert same == (correlation == 1)
+
+
+def test_synthetic_regression_becomes_one_dense_feature(tmp_path: Path) -> None:
+    done = made("mmoe_synthetic", tmp_path / "data", rows=500, dimensions=6).manifest
+    assert [(f.kind, f.length) for f in done.schema.features] == [("dense", 6)]
+    assert [task.type for task in done.schema.tasks] == ["regression", "regression"]
+    best = truth.best(done, "test")
+    assert [text.rsplit(" ", 1)[0] for text in best] == ["y1 MSE", "y2 MSE"]
+    assert all(float(text.rsplit(" ", 1)[1]) == pytest.approx(0.01, abs=0.008) for text in best)
+
+
 def test_other_data_have_no_truth(tiny_data: Path) -> None:
     done = manifests.load(str(tiny_data))
     assert truth.load(done, "test") is None and truth.best(done, "test") == []
 
 
 def test_a_recipe_gives_the_same_records_again(tmp_path: Path) -> None:
-    both = [made("contradictory", None, tmp_path / name, **SMALL).manifest for name in "ab"]
+    both = [made("contradictory", tmp_path / name, **SMALL).manifest for name in "ab"]
     first, second = ([shard.sha256 for shard in done.shards("train", "blocks")] for done in both)
     assert first == second
 
@@ -95,10 +131,10 @@ def test_a_recipe_gives_the_same_records_again(tmp_path: Path) -> None:
 def test_an_output_that_holds_something_else_is_refused_before_work_begins(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="holds something else"):
-        made("contradictory", None, tmp_path)
-    made("contradictory", None, tmp_path / "data", **SMALL)
+        made("contradictory", tmp_path)
+    made("contradictory", tmp_path / "data", **SMALL)
     with pytest.raises(UserError, match="--overwrite replaces it"):
-        made("contradictory", None, tmp_path / "data", **SMALL)
+        made("contradictory", tmp_path / "data", **SMALL)
 
 
 def test_what_a_killed_recipe_left_is_removed(tmp_path: Path) -> None:
@@ -106,11 +142,11 @@ def test_what_a_killed_recipe_left_is_removed(tmp_path: Path) -> None:
     left.mkdir()
     (left / "mine.txt").write_text("not a recipe's")
     with pytest.raises(UserError, match="holds something else"):
-        made("contradictory", None, tmp_path / "data", **SMALL)
+        made("contradictory", tmp_path / "data", **SMALL)
     (left / "mine.txt").unlink()
     (left / ".stem-tf").write_text('{"holds": "a log that stem-recipe prepares"}')
     (left / "log.parquet").write_text("half a log")
-    made("contradictory", None, tmp_path / "data", **SMALL)
+    made("contradictory", tmp_path / "data", **SMALL)
     assert not left.exists()
 
 
@@ -170,3 +206,11 @@ def test_mistakes_on_the_command_line(
     done = job_in_process("pipelines.jobs.recipe", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_on_the_page_and_name_a_shipped_experiment(name: str) -> None:
+    recipe = RECIPES[name]
+    row = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` |"))
+    assert f"`--config={recipe.config}`" in row and recipe.config in configs.shipped()
+    assert not recipe.files or recipe.get.startswith(("unpack ", "download "))

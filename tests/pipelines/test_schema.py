@@ -361,7 +361,7 @@ def test_load_finds_files_and_shipped_names(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(
         UserError,
         match=re.escape(
-            "kuairand_smaple: no such schema file; did you mean 'kuairand_sample'? Shipped: census_income, kuairand_sample"
+            "kuairand_smaple: no such schema file; did you mean 'kuairand_sample'? Shipped: census_income, "
         ),
     ):
         schema_yaml.load("kuairand_smaple")
