@@ -50,10 +50,10 @@ def test_every_model_is_measured(zoo_settings: dict[str, Any], tmp_path: Path) -
 def test_rows_are_drawn_once_and_kept_in_order(tiny_data: Path) -> None:
     manifest = manifests.load(str(tiny_data))
     data = configs.checked({"experiment": "tiny", "data.dir": str(tiny_data), "data.batch_size": 64}).data
-    every = measures.sample(manifest, "test", data, 1000)
+    every = measures.read(manifest, "test", data, 1000)
     whole = next(iter(read_batches(manifest, "test", training=False, batch_size=150, input_format="blocks")))
     tf.nest.map_structure(np.testing.assert_array_equal, every, tf.nest.map_structure(lambda x: x.numpy(), whole))
-    some, again = (measures.sample(manifest, "test", data, 70) for _ in range(2))
+    some, again = (measures.read(manifest, "test", data, 70) for _ in range(2))
     assert len(set(some["row_id"].tolist())) == 70 and (np.diff(some["row_id"]) > 0).all()
     tf.nest.map_structure(np.testing.assert_array_equal, some, again)
     place = np.searchsorted(every["row_id"], some["row_id"])
@@ -76,7 +76,7 @@ def test_a_request_scores_as_its_rows_do(tiny_settings: dict[str, Any], monkeypa
     model = build(tiny_settings | {"model.init_std": 0.5})
     manifest = manifests.load(tiny_settings["data.dir"])
     data = configs.checked(tiny_settings).data
-    features = measures.sample(manifest, "test", data, 150)["features"]
+    features = measures.read(manifest, "test", data, 150)["features"]
     scored: list[dict[str, np.ndarray]] = []
     scores = model.scores
 
