@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stem_tf.compare import page
@@ -16,11 +16,11 @@ from stem_util.progress import Progress
 ORDER = ("verdict", "gain", "seesaw", "zones", "calibration", "why", "cost", "provenance", "words")
 
 
-def report(comparison: Comparison, output: Path) -> Path:
+def write(comparison: Comparison, sections: Sequence[Section], output: Path) -> Path:
     """Writes the report into ``output``; returns the path of the page. See `stem_tf.compare.page.write`."""
     return page.write(
         comparison.name,
-        sections_of(comparison),
+        sections,
         output,
         subject=subject(comparison),
         settings=dataclasses.asdict(comparison.settings),

@@ -24,7 +24,7 @@ from stem_util.errors import UserError, did_you_mean, message
 SPLITS = ("validation", "test")
 """The splits that every compared run is evaluated on."""
 
-_SAME_ARM = ("seed", "data.dir", "train.checkpoint_every", "train.log_every")
+SAME_ARM = ("seed", "data.dir", "train.checkpoint_every", "train.log_every")
 """Config keys in which runs of one arm may differ."""
 
 Paths = Sequence[str | os.PathLike[str]]
@@ -46,6 +46,8 @@ def comparison_of(
     incumbent: str | None = None,
     settings: Settings | None = None,
     data: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    output: Path | None = None,
 ) -> Comparison:
     """The comparison of finished runs, grouped into arms: runs whose configs differ in their seed alone are one arm.
 
@@ -59,6 +61,8 @@ def comparison_of(
       incumbent: name of the arm to beat.
       settings: how to judge.
       data: the runs' converted data, if they have moved since.
+      provenance: what the report's last section shows.
+      output: the comparison's directory.
 
     Raises:
       UserError: a directory holds no finished and evaluated run, two runs of an arm have one seed, the runs have
@@ -66,7 +70,16 @@ def comparison_of(
     """
     if not paths:
         raise UserError("no runs to compare: name their directories")
-    return compare(grouped(paths), name=name, single=single, incumbent=incumbent, settings=settings, data=data)
+    return compare(
+        grouped(paths),
+        name=name,
+        single=single,
+        incumbent=incumbent,
+        settings=settings,
+        data=data,
+        provenance=provenance,
+        output=output,
+    )
 
 
 def compare(
@@ -123,6 +136,31 @@ def _measurable(manifest: Manifest, task: str, kind: str) -> bool:
     return rows > 0 and (kind == "regression" or 0 < rate < 1)
 
 
+def check_trained(workdir: Workdir) -> None:
+    """Refuses a directory that holds no run which is trained to its end.
+
+    Raises:
+      UserError: such a directory.
+    """
+    config_of(workdir)
+    if not workdir.report.exists():
+        raise UserError(f"{workdir.path} is not trained to its end (no {workdir.report.name}): go on with stem-train")
+
+
+def check_same_data(workdir: Workdir, manifest: Manifest) -> None:
+    """Refuses a run of other data than ``manifest`` describes.
+
+    Raises:
+      UserError: such a run.
+    """
+    data, copy = Path(manifest.data_dir) / manifests.FILENAME, workdir.path / manifests.FILENAME
+    if not copy.exists() or copy.read_bytes() != data.read_bytes():
+        raise UserError(
+            f"{workdir.path} was trained on other data than {manifest.data_dir} holds now: compare runs of one "
+            "conversion"
+        )
+
+
 def config_of(workdir: Workdir) -> dict[str, Any]:
     """The config of a run as it was written, ``{"model.dim": 8, ...}``, without a check that would need TensorFlow.
 
@@ -144,7 +182,7 @@ def grouped(paths: Paths) -> dict[str, Wanted]:
     """
     arms: list[tuple[dict[str, Any], list[str]]] = []
     for path in dict.fromkeys(os.path.realpath(path) for path in paths):
-        values = {key: value for key, value in config_of(Workdir(path)).items() if key not in _SAME_ARM}
+        values = {key: value for key, value in config_of(Workdir(path)).items() if key not in SAME_ARM}
         for known, runs in arms:
             if known == values:
                 runs.append(path)
@@ -186,15 +224,8 @@ def _runs(arm: str, wanted: Wanted, manifest: Manifest) -> tuple[Finished, ...]:
 def _finished(workdir: Workdir, manifest: Manifest) -> Finished:
     """A run; refuses one that is not finished, not evaluated, or of other data than ``manifest`` describes."""
     values = config_of(workdir)
-    if not workdir.report.exists():
-        raise UserError(f"{workdir.path} is not trained to its end (no {workdir.report.name}): go on with stem-train")
-    data = Path(manifest.data_dir) / manifests.FILENAME
-    copy = workdir.path / manifests.FILENAME
-    if not copy.exists() or copy.read_bytes() != data.read_bytes():
-        raise UserError(
-            f"{workdir.path} was trained on other data than {manifest.data_dir} holds now: compare runs of one "
-            "conversion"
-        )
+    check_trained(workdir)
+    check_same_data(workdir, manifest)
     run = Finished(int(values["seed"]), workdir, base.from_flat(values), manifest)
     for split in SPLITS:
         metrics = run.metrics(split)
