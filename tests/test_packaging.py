@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-JOBS = ("describe", "convert", "train", "evaluate", "inspect", "export", "predict", "serve", "deploy", "load")
+JOBS = ("describe", "convert", "recipe", "train", "evaluate", "inspect", "export", "predict", "serve", "deploy", "load")
 SCRIPTS = [f"stem-{job}" for job in JOBS]
 
 

@@ -11,6 +11,7 @@ the data is compared with what was found.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import time
@@ -58,13 +59,18 @@ class _Flags:
         return self.all.DEFINE_enum(name, default, setting.choices, setting.help)
 
     def values(self, recipe: Recipe) -> dict[str, Any]:
-        """The recipe's settings as given."""
-        return {
-            setting.name: _numbers(setting.name, self.settings[setting.name].value)
-            if isinstance(setting.default, tuple)
-            else self.settings[setting.name].value
-            for setting in recipe.settings
-        }
+        """The recipe's settings as given.
+
+        Raises:
+          UserError: a number is none, or is not finite.
+        """
+        found = {}
+        for setting in recipe.settings:
+            value = self.settings[setting.name].value
+            found[setting.name] = _numbers(setting.name, value) if isinstance(setting.default, tuple) else value
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"--{setting.name}={value}: should be a finite number")
+        return found
 
 
 def _with_default(setting: Setting) -> str:
@@ -81,11 +87,11 @@ def _numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
 
 def main(recipe: Recipe | None, flags: _Flags, argv: Sequence[str]) -> None:
     started = time.monotonic()
-    if recipe is None:
-        names = ", ".join(RECIPES)
-        if len(argv) == 2:
-            raise UserError(f"there is no recipe '{argv[1]}'{did_you_mean(argv[1], RECIPES)}; they are {names}")
-        raise UserError(f"name a recipe first, as in stem-recipe contradictory --output=DIR; they are {names}")
+    if len(argv) < 2:
+        raise UserError(f"name a recipe, as in stem-recipe contradictory --output=DIR; they are {', '.join(RECIPES)}")
+    if recipe is None or argv[1] != recipe.name:
+        hint = did_you_mean(argv[1], RECIPES)
+        raise UserError(f"there is no recipe '{argv[1]}'{hint}; they are {', '.join(RECIPES)}")
     if len(argv) > 2:
         raise UserError(f"unexpected argument '{argv[2]}'; flags are written --name=value")
     if not flags.output.value:
@@ -139,7 +145,7 @@ def _described(recipe: Recipe | None) -> str:
 
 def run() -> None:
     """Console script stem-recipe."""
-    recipe = RECIPES.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    recipe = next((RECIPES[argument] for argument in sys.argv[1:] if argument in RECIPES), None)
     flags = _Flags(recipe)
 
     def job(argv: Sequence[str]) -> None:

@@ -23,7 +23,10 @@ COLUMNS = (
     "country_self", "citizenship", "own_or_self", "vet_question", "vet_benefits", "weeks_worked", "year", "income_50k",
 )  # fmt: skip
 """The columns of UCI's files, in order."""
-_GET = "unpack census-income+kdd.zip of https://archive.ics.uci.edu/dataset/117, or give --raw=datasets/census_income"
+_GET = (
+    "unpack census-income+kdd.zip of https://archive.ics.uci.edu/dataset/117 and what is packed in it, or give "
+    "--raw=datasets/census_income"
+)
 _HALVES_SEED = 1
 
 

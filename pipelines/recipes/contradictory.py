@@ -95,7 +95,8 @@ class World:
 
 def _intercept(logits: NDArray[np.float64], rate: float) -> float:
     """What to add to the logits so that their mean probability is the rate."""
-    return float(brentq(lambda intercept: expit(logits + intercept).mean() - rate, -100, 100))
+    limit = np.abs(logits).max() + 50
+    return float(brentq(lambda intercept: expit(logits + intercept).mean() - rate, -limit, limit))
 
 
 def schema(tasks: str) -> Schema:

@@ -20,6 +20,8 @@ from pipelines.log.find import find_files
 from pipelines.manifest import SPLITS, Manifest
 
 _PRINTED = re.compile(r"(?P<digits>\d[\d,]*(\.(?P<decimals>\d+))?)(?P<unit>[KM%]?)")
+_MERGED = 1 << 20
+"""Values of chunks that are kept, at least, before they are merged with those so far."""
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "%": 1e-2}
 
 
@@ -77,9 +79,11 @@ def compare(manifest: Manifest, published: Mapping[str, str], options: Options) 
 def _distinct(options: Options, column: str) -> int:
     """The number of distinct values of a column in the whole log."""
     paths = [path for patterns in (options.log, *options.given.values()) if patterns for path in find_files(patterns)]
-    log, known = source.open_log(paths, options.csv), None
+    log = source.open_log(paths, options.csv)
+    known: list[pa.Array] = []  # the values so far, then those of chunks since they were last merged
     for unit in log.units:
         for chunk in source.read(log, unit, [column], skip_malformed=options.drop_bad_rows):
-            values = pc.unique(chunk.columns[column])
-            known = values if known is None else pc.unique(pa.concat_arrays([known, values]))
-    return 0 if known is None else len(known)
+            known.append(pc.unique(chunk.columns[column]).drop_null())
+            if sum(map(len, known[1:])) > max(len(known[0]), _MERGED):
+                known = [pc.unique(pa.concat_arrays(known))]
+    return len(pc.unique(pa.concat_arrays(known))) if known else 0

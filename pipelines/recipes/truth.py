@@ -46,10 +46,14 @@ def best(manifest: Manifest, split: str) -> list[str]:
     found = []
     for name, task in tasks.items():
         if task.type == "regression":
-            found.append(f"{name} MSE {mean_squared_error(labels[name], truths[name]):.4f}")
+            found.append(f"{name} MSE {_number(mean_squared_error(labels[name], truths[name]))}")
         elif 0 < labels[name].mean() < 1:
-            found.append(f"{name} AUC {roc_auc_score(labels[name], truths[name]):.4f}")
+            found.append(f"{name} AUC {_number(roc_auc_score(labels[name], truths[name]))}")
     return found
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}".removeprefix("0")
 
 
 def _raw(manifest: Manifest, split: str) -> ds.Dataset | None:
