@@ -318,10 +318,10 @@ class _Reader:
             useless = set(map(key_of, left_out))
             words = (self._data, *(text for key, text in shared.items() if key not in useless), *own)
             config = configs.load(self._experiment, words)  # refuses what the arm itself sets to no effect
-            features = [feature.name for feature in self._manifest.schema.features]
-            tasks = str(overrides.get("data.tasks") or ",".join(self._manifest.schema.task_names)).split(",")
-            configs.check_names(config, tasks, features)
-            monitor.monitor(config, self._manifest)
+            manifest = configs.data(config)
+            features = [feature.name for feature in manifest.schema.features]
+            configs.check_names(config, manifest.schema.task_names, features)
+            monitor.monitor(config, manifest)
         return config, words, tuple(left_out)
 
     def _search_of(
@@ -359,7 +359,7 @@ class _Reader:
                     child.fail(f"would do nothing with the model {config.model.name}")
                 if key not in set_here and not idle:
                     space[key] = self._dimension(child, key, known[key], words)
-        higher = monitor.monitor(config, self._manifest).kind == "auc"
+        higher = monitor.monitor(config, configs.data(config)).kind == "auc"
         return self._checked(node, fields, space, higher) if space else None
 
     def _checked(self, node: Node, fields: Mapping[str, Node], space: Mapping[str, Dimension], higher: bool) -> Search:

@@ -226,7 +226,8 @@ def _finished(workdir: Workdir, manifest: Manifest) -> Finished:
     values = config_of(workdir)
     check_trained(workdir)
     check_same_data(workdir, manifest)
-    run = Finished(int(values["seed"]), workdir, base.from_flat(values), manifest)
+    tasks = [name.strip() for name in values["data.tasks"].split(",") if name.strip()]
+    run = Finished(int(values["seed"]), workdir, base.from_flat(values), manifest.of_tasks(tasks))
     for split in SPLITS:
         metrics = run.metrics(split)
         if Path(str(metrics.get("checkpoint"))).parent.name != workdir.best.name:
