@@ -92,10 +92,9 @@ def evaluate_run(
         answers = trivial.load(workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz", manifest, config.data)
         untrained = learning.untrained(config, manifest)
         results = predictions.evaluate(predicted, manifest)
-        keys = {key: column for key in ("group", "item") if (column := getattr(manifest.schema, key))}
         by_key = {
-            column: trivial.compare(manifest.schema.tasks, predicted, answers.scores(key, predicted))
-            for key, column in keys.items()
+            name: trivial.compare(manifest.schema.tasks, predicted, answers.scores(answer, predicted))
+            for answer, name in trivial.names(manifest.schema).items()
         }
         tree = report.finite(_tree(split, found, predicted, manifest, results, by_key, untrained))
         tree["prior_rows"] = trivial.PRIOR_ROWS

@@ -1,4 +1,8 @@
-"""The trivial answers: the train mean of each label per group (user) and per item, smoothed."""
+"""The trivial answers, which look at no feature but the group (user) and the item: what a model should beat.
+
+The train mean of each label per group, smoothed; the same per item; and, where the schema has both, a bias model: the
+sum of an intercept, a bias per group and a bias per item (`stem_tf.evaluation.bias`).
+"""
 
 from __future__ import annotations
 
@@ -14,43 +18,66 @@ from numpy.typing import NDArray
 from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
-from pipelines.schema import Task
+from pipelines.schema import Schema, Task
 from stem_tf import configs
-from stem_tf.evaluation import metrics
+from stem_tf.evaluation import bias, metrics
 from stem_tf.evaluation.metrics import smoothed_means
 from stem_tf.evaluation.predictions import Predictions
 from stem_util.files import replace_file
 
 PRIOR_ROWS = 5
+"""Each group and each item starts from so many rows at the train mean."""
+
+_VERSION = 2  # of the cache: 1 had no biases
 _BATCH_ROWS = 8192
 
 
 class TrivialAnswers:
-    """Train means by key, in arrays ``<key>/<task>/keys`` (sorted), ``<key>/<task>/means`` and ``<key>/<task>/unseen``.
+    """What was fitted on train.
 
     Args:
-      arrays: as :func:`fit` makes them.
+      arrays: as :func:`fit` makes them: for each key (``group``, ``item``) and task ``<key>/<task>/keys`` (sorted) and
+        ``<key>/<task>/means``, and ``<key>/<task>/biases`` where there are both keys; ``mean/<task>`` and
+        ``intercept/<task>``.
+      tasks: the tasks, with their types.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray]) -> None:
-        self._arrays = arrays
+    def __init__(self, arrays: Mapping[str, NDArray], tasks: Sequence[Task]) -> None:
+        self._arrays, self._tasks = arrays, tasks
 
-    def scores(self, key: str, predictions: Predictions) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    def scores(self, answer: str, predictions: Predictions) -> Iterator[tuple[str, NDArray[np.float64]]]:
         """Yields each task with its answers ``[N]`` for the rows of ``predictions``.
 
-        A key not seen in train gets the train mean. A task without train rows is left out.
+        A key not seen in train gets the train mean, or no bias. A task without train rows is left out.
 
         Args:
-          key: ``group`` or ``item``.
-          predictions: rows of a split that has this key.
+          answer: ``group`` or ``item`` for the means, ``both`` for the bias model.
+          predictions: rows of a split that has these keys.
         """
-        keys = getattr(predictions, key)
-        for task in predictions.labels:
-            known, means, unseen = (self._arrays[f"{key}/{task}/{part}"] for part in ("keys", "means", "unseen"))
-            if not len(known):
+        for task in self._tasks:
+            if np.isnan(self._arrays[f"mean/{task.name}"]):
                 continue
-            place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            yield task, np.where(known[place] == keys, means[place], unseen)
+            if answer != "both":
+                mean = float(self._arrays[f"mean/{task.name}"])
+                yield task.name, self._of_rows(answer, task.name, "means", predictions, mean)
+                continue
+            values = self._of_rows("group", task.name, "biases", predictions, 0.0)
+            values += self._of_rows("item", task.name, "biases", predictions, 0.0)
+            values += self._arrays[f"intercept/{task.name}"]
+            yield task.name, 0.5 + 0.5 * np.tanh(values / 2) if task.type == "binary" else values
+
+    def _of_rows(self, key: str, task: str, part: str, predictions: Predictions, unseen: float) -> NDArray[np.float64]:
+        """The value of each row's key, [N]."""
+        known, values = self._arrays[f"{key}/{task}/keys"], self._arrays[f"{key}/{task}/{part}"]
+        keys = getattr(predictions, key)
+        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        return np.where(known[place] == keys, values[place], unseen)
+
+
+def names(schema: Schema) -> dict[str, str]:
+    """The answers that a schema has, ``group``, ``item`` and ``both``, each with its name for people."""
+    found = {key: column for key, column in (("group", schema.group), ("item", schema.item)) if column}
+    return found | ({"both": f"{schema.group} + {schema.item}"} if len(found) == 2 else {})
 
 
 def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
@@ -63,13 +90,14 @@ def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
     """
     try:
         with np.load(cache) as arrays:
-            return TrivialAnswers(dict(arrays))
-    except (OSError, ValueError, EOFError):  # not there, or not whole
+            if arrays["version"] == _VERSION:
+                return TrivialAnswers(dict(arrays), manifest.schema.tasks)
+    except (OSError, ValueError, EOFError, KeyError):  # not there, not whole, or of a version before versions
         pass
     fitted = fit(manifest, data)
     with replace_file(cache) as beside, open(beside, "wb") as file:
         np.savez(file, **fitted)
-    return TrivialAnswers(fitted)
+    return TrivialAnswers(fitted, manifest.schema.tasks)
 
 
 def compare(
@@ -83,7 +111,10 @@ def compare(
 
 
 def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
-    """Fits the train means; holds 8 bytes per row for each key, and 4 for each task and for its row weights."""
+    """Fits means and biases on train.
+
+    Holds 8 bytes per row for each key, 4 for each task and for its row weights, and some 100 while it fits a task.
+    """
     present = [key for key, column in (("group", manifest.schema.group), ("item", manifest.schema.item)) if column]
     tasks = manifest.schema.task_names
     weighted = [task.name for task in manifest.schema.tasks if task.row_weight]
@@ -107,15 +138,31 @@ def fit(manifest: Manifest, data: Any) -> dict[str, NDArray]:
                 columns[name][filled:end] = values[real]
             filled = end
     columns = {name: values[:filled] for name, values in columns.items()}  # damaged records may have been skipped
-    arrays: dict[str, NDArray] = {}
-    for key in present:
-        for task in tasks:
-            inside = ~np.isnan(columns[f"label:{task}"])
-            keys, labels = columns[key][inside], columns[f"label:{task}"][inside]
-            weights = columns[f"weight:{task}"][inside] if task in weighted else None
-            known = np.sort(pa.array(keys).unique().to_numpy())
-            arrays[f"{key}/{task}/keys"] = known
-            arrays[f"{key}/{task}/means"] = smoothed_means(keys, labels, known, PRIOR_ROWS, weights)
-            mean = np.average(labels.astype(np.float64), weights=weights) if len(labels) else np.nan
-            arrays[f"{key}/{task}/unseen"] = np.asarray(mean)
+    arrays: dict[str, NDArray] = {"version": np.asarray(_VERSION)}
+    for task in manifest.schema.tasks:
+        inside = ~np.isnan(columns[f"label:{task.name}"])
+        labels = columns[f"label:{task.name}"][inside]
+        weights = columns[f"weight:{task.name}"][inside] if task.name in weighted else None
+        mean = np.average(labels.astype(np.float64), weights=weights) if len(labels) else np.nan
+        arrays[f"mean/{task.name}"] = np.asarray(mean)
+        numbers: dict[str, NDArray] = {}
+        for key in present:
+            keys = columns[key][inside]
+            known, numbers[key] = _numbered(keys)
+            arrays[f"{key}/{task.name}/keys"] = known
+            arrays[f"{key}/{task.name}/means"] = smoothed_means(keys, labels, known, PRIOR_ROWS, weights)
+        if len(present) == 2:
+            found = bias.fit(numbers["group"], numbers["item"], labels, weights, PRIOR_ROWS, task.type)
+            arrays[f"intercept/{task.name}"] = np.asarray(found.intercept)
+            arrays[f"group/{task.name}/biases"], arrays[f"item/{task.name}/biases"] = found.users, found.items
     return arrays
+
+
+def _numbered(keys: NDArray) -> tuple[NDArray, NDArray]:
+    """The distinct keys, sorted, and the place of each row's key among them."""
+    encoded = pa.array(keys).dictionary_encode()  # faster than np.unique, as it does not sort the rows
+    known, places = encoded.dictionary.to_numpy(), encoded.indices.to_numpy()
+    order = np.argsort(known)
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order))
+    return known[order], ranks[places]

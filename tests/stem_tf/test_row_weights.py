@@ -51,7 +51,7 @@ def test_evaluation_is_that_of_scikit_learn(tmp_path: Path, tiny_settings: dict[
     )
     got = scoring.predict(models.build(config, manifest, training=False), manifest, "test", config.data, desc="x")
     results = predictions.evaluate(got, manifest)
-    answers = trivial.TrivialAnswers(trivial.fit(manifest, config.data))
+    answers = trivial.TrivialAnswers(trivial.fit(manifest, config.data), manifest.schema.tasks)
     by_item = trivial.compare(manifest.schema.tasks, got, answers.scores("item", got))
     predictions.write(tmp_path / "test.parquet", manifest, "test", got)
     frame, table = log.take(pa.array(got.row_id)).to_pandas(), pq.read_table(tmp_path / "test.parquet")
