@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -85,23 +86,38 @@ class Run:
         records = [record for record in self.workdir.read_metrics() if record["kind"] == "validation"]
         return pd.DataFrame.from_records(records).drop(columns="kind", errors="ignore")
 
-    def evaluate(self, split: str = "test", output: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    def evaluate(
+        self,
+        split: str = "test",
+        output: str | os.PathLike[str] | None = None,
+        *,
+        k: int = 10,
+        slices: Sequence[str] = (),
+    ) -> dict[str, Any]:
         """The metrics of the run on a split, as the job stem-evaluate measures them; prints nothing.
 
         Args:
           split: ``train``, ``validation`` or ``test``.
           output: where to write ``<split>.json`` and ``<split>.parquet``; RUN/evaluation by default.
+          k: how many places of each group's list NDCG looks at.
+          slices: rows to measure by themselves, too, such as ``["hour", "user_id:new"]``; see ``stem-evaluate --help``.
 
         Returns:
           The content of ``<split>.json``: ``mean_auc``, the metrics of each task in ``tasks``, and the checkpoint that
           was evaluated. A metric that is not defined is None.
 
         Raises:
-          UserError: other data, no such split, no rows in it, or no such checkpoint.
+          UserError: other data, no such split, no rows in it, or no such checkpoint or slice.
         """
-        found = self._trained
-        directory = None if output is None else os.path.expanduser(output)
-        return evaluator.evaluate_run(self.workdir, split, data=self._data, output=directory, found=found).metrics
+        return evaluator.evaluate_run(
+            self.workdir,
+            split,
+            data=self._data,
+            output=None if output is None else os.path.expanduser(output),
+            found=self._trained,
+            k=k,
+            slices=slices,
+        ).metrics
 
     def inspect(self, split: str = "test") -> Inspection:
         """Tables, parameters, and how each gate uses the experts on a split, as the job stem-inspect shows them.

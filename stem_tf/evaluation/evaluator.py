@@ -6,20 +6,26 @@ TensorFlow is imported when the checks have passed, so that a mistake is reporte
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
-from stem_tf.evaluation import metrics, preconditions, predictions, table
+from stem_tf.evaluation import preconditions, predictions, standing, table
+from stem_tf.evaluation import slices as slicing
+from stem_tf.evaluation.calibration import calibration
 from stem_tf.evaluation.metrics import Results
 from stem_tf.evaluation.predictions import Predictions
+from stem_tf.evaluation.ranking import ranking
 from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
 from stem_util import files, owned
+from stem_util.errors import UserError
 
 if TYPE_CHECKING:
     from stem_tf.trained import Trained
@@ -35,7 +41,6 @@ class Evaluation:
       table: the same for people.
       predictions: the scores and labels that were measured.
       found: the model that was evaluated.
-      results: the metrics of each task, as `stem_tf.evaluation.metrics.evaluate` returns them.
       manifest: manifest of the data.
       output: the directory that holds ``<split>.json`` and ``<split>.parquet``.
     """
@@ -44,7 +49,6 @@ class Evaluation:
     table: str
     predictions: Predictions
     found: Trained
-    results: Results
     manifest: Manifest
     output: Path
 
@@ -58,6 +62,8 @@ def evaluate_run(
     input_format: str | None = None,
     output: str | os.PathLike[str] | None = None,
     found: Trained | None = None,
+    k: int = 10,
+    slices: Sequence[str] = (),
 ) -> Evaluation:
     """Scores and measures a split; writes metrics as ``<split>.json`` and predictions as ``<split>.parquet``.
 
@@ -71,17 +77,21 @@ def evaluate_run(
       input_format: what to read the rows from; as in the run by default.
       output: where to write; RUN/evaluation by default.
       found: the run's model, if it is loaded already; ``checkpoint`` is not looked at then.
+      k: how many places of each group's list NDCG looks at.
+      slices: rows to measure by themselves, too, as `stem_tf.evaluation.slices` spells them.
 
     Raises:
-      UserError: no run, other data, no such split, no rows in it, no such checkpoint, or ``output`` holds something
-        else.
+      UserError: no run, other data, no such split, no rows in it, no such checkpoint or slice, or ``output`` holds
+        something else.
       JobError: a score is not a number, or a record is damaged.
     """
+    if k < 1:
+        raise UserError(f"k={k}: NDCG needs 1 place or more")
     config = workdir.config()
     if input_format is not None:
         config = configs.checked(configs.flat(config) | {"data.input_format": input_format})
     output = Path(output or workdir.evaluation)
-    with preconditions.prepared(workdir, config, data, split, output) as manifest:
+    with preconditions.prepared(workdir, config, data, split, output, slices) as manifest:
         start_tensorflow()
         from stem_tf import trained
         from stem_tf.evaluation import scoring, trivial
@@ -90,52 +100,104 @@ def evaluate_run(
         found = found or trained.load(workdir, config, manifest, checkpoint)
         predicted = scoring.predict(found.model, manifest, split, config.data, desc=f"evaluate {split}")
         answers = trivial.load(workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz", manifest, config.data)
-        untrained = learning.untrained(config, manifest)
-        results = predictions.evaluate(predicted, manifest)
-        by_key = {
-            name: trivial.compare(manifest.schema.tasks, predicted, answers.scores(answer, predicted))
-            for answer, name in trivial.names(manifest.schema).items()
+        by_name = {
+            name: answers.scores(answer, predicted) for answer, name in standing.answers_of(manifest.schema).items()
         }
-        tree = report.finite(_tree(split, found, predicted, manifest, results, by_key, untrained))
-        tree["prior_rows"] = trivial.PRIOR_ROWS
+        untrained = learning.untrained(config, manifest)
+        results, tree = measured(predicted, manifest, by_name, untrained, k)
+        tree = report.finite(
+            {
+                "split": split,
+                "rows": len(predicted.row_id),
+                "checkpoint": found.checkpoint,
+                "epoch": found.epoch,
+                "weights": found.fingerprint(),
+                "step": found.step,  # of an epoch that was not finished; 0 after one that was
+                **tree,
+                "prior_rows": trivial.PRIOR_ROWS,
+                "slices": _slices(slices, predicted, manifest, split),
+            }
+        )
         output = _write(output, split, manifest, predicted, tree)
         logger.show_evaluation(workdir, found.model, split, found.epoch, found.step, results)
-    text = table.table(manifest, results, by_key, untrained)
-    return Evaluation(tree, text, predicted, found, results, manifest, output)
+    return Evaluation(tree, table.tables(tree, manifest.schema), predicted, found, manifest, output)
 
 
-def _tree(
-    split: str,
-    found: Trained,
+def measured(
     predicted: Predictions,
     manifest: Manifest,
-    results: Results,
-    by_key: dict[str, dict[str, float]],
-    untrained: dict[str, str],
-) -> dict[str, Any]:
-    """What ``<split>.json`` holds."""
-    weighted = {task.name: {"row_weight": task.row_weight} for task in manifest.schema.tasks if task.row_weight}
-    return {
-        "split": split,
-        "rows": len(predicted.row_id),
-        "checkpoint": found.checkpoint,
-        "epoch": found.epoch,
-        "weights": found.fingerprint(),
-        "step": found.step,  # of an epoch that was not finished; 0 after one that was
-        "mean_auc": metrics.mean_auc({task: values for task, values in results.items() if task not in untrained}),
-        "mean_auc_without": [
-            task for task, values in results.items() if task in untrained or np.isnan(values.get("auc", np.nan))
-        ],
-        "untrained": untrained,
-        "tasks": {
-            task: {
-                **values,
-                **weighted.get(task, {}),
-                "trivial": {column: answer.get(task) for column, answer in by_key.items()},
-            }
-            for task, values in results.items()
-        },
+    answers: Mapping[str, Iterable[tuple[str, NDArray[np.float64]]]],
+    untrained: Mapping[str, str],
+    k: int,
+) -> tuple[Results, dict[str, Any]]:
+    """Measures scores.
+
+    Args:
+      predicted: scores and labels of a split.
+      manifest: manifest of the data.
+      answers: by name, the scores of each trivial answer, task by task.
+      untrained: tasks that were not trained, which means leave out.
+      k: of NDCG@k.
+
+    Returns:
+      The metrics of each task, and the part of ``<split>.json`` that is about them.
+
+    Raises:
+      JobError: a score is not a number.
+    """
+    schema = manifest.schema
+    results = predictions.evaluate(predicted, manifest)
+    tasks: dict[str, dict[str, Any]] = {}
+    for task in schema.tasks:
+        labels, scores = predicted.labels[task.name], predicted.scores[task.name]
+        weights, metrics_of_task = predicted.weights_of(task.name), results[task.name]
+        meaning = calibration(task.type, labels, scores, weights)
+        tasks[task.name] = {"predicted": meaning.predicted_mean, "predicted_over_observed": meaning.ratio}
+        if task.type == "binary" and predicted.group is not None:
+            lists = ranking(labels, scores, predicted.group, k, weights)
+            metrics_of_task |= {f"ndcg@{k}": lists.ndcg, "map": lists.map}
+            tasks[task.name] |= {"groups": lists.groups, "groups_of_one_class": lists.left_out}
+        metrics_of_task["calibration_error"] = meaning.error
+        tasks[task.name]["calibration_error_by_chance"] = meaning.limit
+        if task.row_weight:
+            tasks[task.name]["row_weight"] = task.row_weight
+    counted = [
+        task for task, values in results.items() if task not in untrained and not np.isnan(values.get("auc", np.nan))
+    ]
+    against, mean = standing.standing(schema.tasks, predicted, results, answers, counted)
+    mean |= {
+        name: float(np.mean([results[task][name] for task in counted]))
+        for name in ("auc", "grouped_auc", f"ndcg@{k}", "map", "logloss")
+        if counted and name in results[counted[0]]
     }
+    return results, {
+        "mean_auc": mean.get("auc"),
+        "mean_auc_without": [task for task in results if task not in counted],
+        "untrained": untrained,
+        "tasks": {task: results[task] | tasks[task] | against[task] for task in results},
+        "mean": mean,
+        "k": k,
+        "level": standing.LEVEL,
+        "resamples": standing.RESAMPLES,
+    }
+
+
+def _slices(spelled: Sequence[str], predicted: Predictions, manifest: Manifest, split: str) -> list[dict[str, Any]]:
+    """The metrics of each slice."""
+    if not spelled:
+        return []
+    slicer = slicing.Slicer(manifest, split, predicted.row_id)
+    return [
+        {
+            "name": one.name,
+            "column": one.column,
+            "about": one.about,
+            "rows": int(np.count_nonzero(one.rows)),
+            "tasks": slicing.evaluate(manifest.schema.tasks, predicted, one.rows),
+        }
+        for text in spelled
+        for one in slicer(text)
+    ]
 
 
 def _write(output: Path, split: str, manifest: Manifest, predicted: Predictions, tree: dict[str, Any]) -> Path:

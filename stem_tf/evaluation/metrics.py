@@ -206,6 +206,15 @@ def evaluate(
     return results
 
 
+MAIN = {"binary": "auc", "regression": "mse"}
+"""The metric that a task of each type is judged by."""
+
+
+def main(kind: str, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """The metric that a task of this type is judged by: `auc` or `mse`."""
+    return (auc if kind == "binary" else mse)(labels, scores, weights)
+
+
 def mean_auc(results: Mapping[str, Mapping[str, float]]) -> float:
     """The mean AUC over the tasks that have one: binary ones with both classes. NaN where none has."""
     values = [of_task["auc"] for of_task in results.values() if not np.isnan(of_task.get("auc", np.nan))]

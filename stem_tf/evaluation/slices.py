@@ -94,14 +94,30 @@ class Slicer:
         Raises:
           UserError: no such column, one that this spelling is not for, or a value that no row has.
         """
+        name, kind, value = self.check(spelled)
+        if kind:
+            return self._by_train(name, kind)
+        return self._by_value(name) if value is None else self._of_value(name, value)
+
+    def check(self, spelled: str) -> tuple[str, str, str | None]:
+        """The column of ``spelled``, ``new`` or ``rare`` or "", and the value after ``=`` or None; reads no rows.
+
+        Raises:
+          UserError: no such column, or one that this spelling is not for.
+        """
         if spelled in self.columns:
-            return self._by_value(spelled)
+            return spelled, "", None
         name, colon, kind = spelled.rpartition(":")
         if colon and name in self.columns and kind in ("new", "rare"):
-            return self._by_train(name, kind)
+            if name not in self._manifest.vocabularies:
+                raise UserError(
+                    f"slice '{spelled}': {name} has no vocabulary; these have one: "
+                    f"{', '.join(self._manifest.vocabularies) or 'none'}"
+                )
+            return name, kind, None
         for place in (at for at, letter in enumerate(spelled) if letter == "="):
             if spelled[:place] in self.columns:
-                return self._of_value(spelled[:place], spelled[place + 1 :])
+                return spelled[:place], "", spelled[place + 1 :]
         name = name if kind in ("new", "rare") else spelled.partition("=")[0]
         raise UserError(
             f"slice '{spelled}': the data keep no column '{name}'{did_you_mean(name, self.columns) or '.'} They keep: "
@@ -159,11 +175,6 @@ class Slicer:
         return found
 
     def _by_train(self, name: str, kind: str) -> list[Slice]:
-        if name not in self._manifest.vocabularies:
-            raise UserError(
-                f"slice '{name}:{kind}': {name} has no vocabulary; these have one: "
-                f"{', '.join(self._manifest.vocabularies) or 'none'}"
-            )
         values, rows = self._values(name)
         table = vocabulary.load(self._manifest.vocabulary_path(name))
         ids = vocabulary.Lookup(table["value"]).plain(values)

@@ -1,95 +1,148 @@
-"""The table that an evaluation prints."""
+"""The tables that an evaluation prints, made of what its JSON holds."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from pipelines.manifest import Manifest
+from pipelines.schema import Schema
 from stem_tf import report
-from stem_tf.evaluation import metrics
+from stem_tf.evaluation.metrics import MAIN
+from stem_tf.evaluation.standing import answers_of
 
 
-def table(
-    manifest: Manifest,
-    results: metrics.Results,
-    by_key: Mapping[str, Mapping[str, float]],
-    untrained: Collection[str] = (),
-) -> str:
-    """The metrics as text: one line per task, a line of means, and a note where a trivial answer is as good.
+def tables(tree: Mapping[str, Any], schema: Schema) -> str:
+    """The metrics as text: beside the trivial answers, then how lists are ordered and what scores mean, then slices.
 
     Args:
-      manifest: manifest of the data.
-      results: metrics by task.
-      by_key: the trivial answers' AUC or MSE by key column and task.
-      untrained: tasks that were not trained; the mean is without them.
+      tree: the content of ``<split>.json``; a metric that is not defined is None.
+      schema: schema of the data.
     """
-    types = {task.name: task.type for task in manifest.schema.tasks}
-    groups = {
-        "binary": ["AUC", *[f"per {column}" for column in by_key], "grouped AUC", "logloss"],
-        "regression": ["MSE", *[f"per {column}" for column in by_key]],
-    }
-    if manifest.schema.group is None:
-        groups["binary"].remove("grouped AUC")
     texts = []
-    for kind, columns in groups.items():
-        tasks = [task for task in results if types[task] == kind]
-        if not tasks:
-            continue
-        lines = []
-        for task in tasks:
-            values = results[task]
-            own = values["auc" if kind == "binary" else "mse"]
-            trivial = {column: answers.get(task, float("nan")) for column, answers in by_key.items()}
-            numbers = [own, *trivial.values()]
-            if kind == "binary":
-                numbers += [values[name] for name in ("grouped_auc", "logloss") if name in values]
-            lines.append(
-                [
-                    task,
-                    f"{values['rows']:,}",
-                    report.number(values["rate"]),
-                    *map(report.number, numbers),
-                    "not trained" if task in untrained else _verdict(kind, own, trivial),
-                ]
-            )
-        tasks = [task for task in tasks if task not in untrained]
-        if kind == "binary" and len(tasks) > 1:
-            lines.append(_mean_line(results, tasks, by_key))
-        texts.append(report.table([kind, "rows", "rate" if kind == "binary" else "mean", *columns, ""], lines))
-    if by_key:
-        columns = [f"per {column}" for column in by_key]
-        texts.append(f"{', '.join(columns)}: what the train mean of the label for that value would reach as a score")
-    weighted = {task.name: task.row_weight for task in manifest.schema.tasks if task.row_weight}
-    if weighted:
-        texts.append(
-            f"rows count with weights: {', '.join(f'{task} by {column}' for task, column in weighted.items())}"
-        )
+    for part in (_against_trivial, _more):
+        for kind in ("binary", "regression"):
+            tasks = {t.name: tree["tasks"][t.name] for t in schema.tasks if t.type == kind}
+            if tasks:
+                texts.append(part(kind, tasks, tree, schema))
+    texts.append("\n".join(_notes(tree["k"], schema)))
+    if tree["slices"]:
+        texts.append(_slices(tree["slices"], schema))
     return "\n\n".join(texts)
 
 
-def _mean_line(results: metrics.Results, tasks: Sequence[str], by_key: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Means over the tasks that have an AUC."""
-    tasks = [task for task in tasks if not np.isnan(results[task]["auc"])]
-
-    def mean(values: Sequence[float]) -> float:
-        return float(np.mean(values)) if values else float("nan")
-
-    trivial = {column: mean([answers.get(task, float("nan")) for task in tasks]) for column, answers in by_key.items()}
-    own = metrics.mean_auc({task: results[task] for task in tasks})
-    rest = [
-        mean([results[task][name] for task in tasks])
-        for name in ("grouped_auc", "logloss")
-        if all(name in results[task] for task in tasks)
+def _against_trivial(kind: str, tasks: Mapping[str, Any], tree: Mapping[str, Any], schema: Schema) -> str:
+    metric, answers = MAIN[kind], _answers(schema)
+    columns = [
+        "rows",
+        "rate" if kind == "binary" else "mean",
+        metric.upper(),
+        f"{100 - 100 * tree['level']:g} % interval",
     ]
-    return ["mean", "", "", *map(report.number, [own, *trivial.values(), *rest]), _verdict("binary", own, trivial)]
+    lines = [
+        [
+            task,
+            f"{values['rows']:,}",
+            report.number(values["rate"]),
+            report.number(values[metric]),
+            _interval(values["interval"]),
+            *[report.number(values["trivial"][answer]) for answer in answers],
+            "not trained" if task in tree["untrained"] else _verdict(values["over_trivial"], answers),
+        ]
+        for task, values in tasks.items()
+    ]
+    trained = [task for task in tasks if task not in tree["untrained"]]
+    if kind == "binary" and len(trained) > 1:
+        mean = tree["mean"]
+        numbers = [report.number(mean["trivial"][answer]) for answer in answers]
+        verdict = _verdict(mean["over_trivial"], answers)
+        lines.append(["mean", "", "", report.number(mean["auc"]), _interval(mean["interval"]), *numbers, verdict])
+    return report.table([kind, *columns, *answers.values(), ""], lines)
 
 
-def _verdict(kind: str, own: float, trivial: Mapping[str, float]) -> str:
-    """A note where the model does not beat a trivial answer; "" where it beats all of them, or has no score."""
-    sign = 1 if kind == "binary" else -1
-    beaten = [column for column, value in trivial.items() if sign * own <= sign * value]
-    if len(beaten) == 2:
-        return "no better than either"
-    return f"no better than per {beaten[0]}" if beaten else ""
+def _verdict(over_trivial: Mapping[str, Mapping[str, float | None]], answers: Mapping[str, str]) -> str:
+    """A note where the model is not clearly better than a trivial answer; "" where it is."""
+    worse, level, unknown = [], [], []
+    for answer, lead in over_trivial.items():
+        if lead["low"] is None or lead["high"] is None:
+            unknown.append(answers[answer])
+        elif lead["high"] < 0:
+            worse.append(answers[answer])
+        elif lead["low"] <= 0:
+            level.append(answers[answer])
+    notes = [f"worse than {_listed(worse, answers)}"] if worse else []
+    notes += [f"no clear gain over {_listed(level, answers)}"] if level else []
+    return "; ".join(notes or ["too few rows to judge"] * bool(unknown))
+
+
+def _listed(names: Sequence[str], answers: Mapping[str, str]) -> str:
+    if len(answers) > 1 and len(names) == len(answers):
+        return "any"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _more(kind: str, tasks: Mapping[str, Any], tree: Mapping[str, Any], schema: Schema) -> str:
+    names = {}
+    if kind == "binary":
+        if schema.group is not None:
+            names = {"grouped_auc": "grouped AUC", f"ndcg@{tree['k']}": f"NDCG@{tree['k']}", "map": "MAP"}
+        names["logloss"] = "logloss"
+    meaning = {
+        "predicted_over_observed": "predicted/observed",
+        "calibration_error": "calibration error",
+        "calibration_error_by_chance": "by chance up to",
+    }
+    lines = [
+        [task, *(report.number(values[name]) for name in [*names, *meaning]), ""] for task, values in tasks.items()
+    ]
+    if kind == "binary" and sum(task not in tree["untrained"] for task in tasks) > 1:
+        lines.append(["mean", *(report.number(tree["mean"][name]) for name in names), *[""] * len(meaning), ""])
+    return report.table([kind, *names.values(), *meaning.values(), ""], lines)
+
+
+def _answers(schema: Schema) -> dict[str, str]:
+    """The head of each trivial answer's column by its name in the tree."""
+    return {name: "biases" if answer == "both" else f"per {name}" for answer, name in answers_of(schema).items()}
+
+
+def _notes(k: int, schema: Schema) -> list[str]:
+    """What the columns mean that do not say so themselves."""
+    notes, columns = [], [column for column in (schema.group, schema.item) if column is not None]
+    if columns:
+        heads = ", ".join(f"per {column}" for column in columns)
+        notes.append(f"{heads}: what the train mean of the label for that value would reach as a score")
+    if len(columns) == 2:
+        notes.append(f"biases: the same for a model of one bias per {schema.group} and one per {schema.item}")
+    drawn = "rows" if schema.group is None else f"values of {schema.group}"
+    notes.append(f"95 % intervals and remarks: what other {drawn} might have given (bootstrap), for the model as it is")
+    if schema.group is not None and any(task.type == "binary" for task in schema.tasks):
+        notes.append(f"grouped AUC, NDCG@{k} and MAP: means over each {schema.group} that has rows of both classes")
+    weighted = {task.name: task.row_weight for task in schema.tasks if task.row_weight}
+    if weighted:
+        counted = ", ".join(f"{task} by {column}" for task, column in weighted.items())
+        notes.append(f"rows count with weights: {counted}")
+    return notes
+
+
+def _interval(ends: Sequence[float | None]) -> str:
+    return "-" if ends[0] is None else f"{report.number(ends[0])} to {report.number(ends[1])}"
+
+
+def _slices(slices: Sequence[Mapping[str, Any]], schema: Schema) -> str:
+    """One line per slice: the metric of each task, and below it predicted over observed."""
+    texts = []
+    for head, name_of in (
+        ("AUC (MSE of regressions)", lambda task: MAIN[task.type]),
+        ("predicted/observed", lambda task: "predicted_over_observed"),
+    ):
+        lines = [
+            [
+                one["name"],
+                f"{one['rows']:,}",
+                *[report.number(one["tasks"][task.name][name_of(task)]) for task in schema.tasks],
+                "",
+            ]
+            for one in slices
+        ]
+        texts.append(report.table([head, "rows", *schema.task_names, ""], lines))
+    about = [f"{one['name']}: {one['about']}" for one in slices if one["about"]]
+    return "\n\n".join([*texts, *(["\n".join(about)] if about else [])])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
-from pipelines.schema import Schema, Task
+from pipelines.schema import Task
 from stem_tf import configs
 from stem_tf.evaluation import bias, metrics
 from stem_tf.evaluation.metrics import smoothed_means
@@ -74,12 +74,6 @@ class TrivialAnswers:
         return np.where(known[place] == keys, values[place], unseen)
 
 
-def names(schema: Schema) -> dict[str, str]:
-    """The answers that a schema has, ``group``, ``item`` and ``both``, each with its name for people."""
-    found = {key: column for key, column in (("group", schema.group), ("item", schema.item)) if column}
-    return found | ({"both": f"{schema.group} + {schema.item}"} if len(found) == 2 else {})
-
-
 def load(cache: Path, manifest: Manifest, data: Any) -> TrivialAnswers:
     """Reads the trivial answers from ``cache``, or fits them on the train split and writes them there.
 
@@ -104,9 +98,10 @@ def compare(
     tasks: Sequence[Task], predicted: Predictions, scores: Iterable[tuple[str, NDArray[np.float64]]]
 ) -> dict[str, float]:
     """By task, the AUC of a binary task or the MSE of a regression that ``scores`` would reach."""
-    metric_of = {task.name: metrics.auc if task.type == "binary" else metrics.mse for task in tasks}
+    types = {task.name: task.type for task in tasks}
     return {
-        task: metric_of[task](predicted.labels[task], values, predicted.weights_of(task)) for task, values in scores
+        task: metrics.main(types[task], predicted.labels[task], values, predicted.weights_of(task))
+        for task, values in scores
     }
 
 

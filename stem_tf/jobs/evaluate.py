@@ -1,8 +1,9 @@
-"""Evaluates a trained run on a split, beside two trivial answers: the train mean of the label per user and per item.
+"""Evaluates a trained run on a split, beside trivial answers: train means per user and per item, and a bias model.
 
     stem-evaluate --workdir=RUN --split=test
+    stem-evaluate --workdir=RUN --slice=hour,user_id:new     # these rows by themselves, too
 
-Prints a table; writes metrics as JSON and predictions as Parquet.
+Prints tables; writes metrics as JSON and predictions as Parquet. Metrics have intervals over users.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ _DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it ha
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: what to read the rows from; as in the run by default."
 )
+_K = flags.DEFINE_integer("k", 10, "How many places of each group's list NDCG looks at.")
+_SLICE = flags.DEFINE_list(
+    "slice",
+    [],
+    "Rows to measure by themselves, too: COLUMN (each value, or ranges of numbers), COLUMN=VALUE, COLUMN:new (not seen "
+    "in train), COLUMN:rare (seen least in train). Any feature, or column that the raw log keeps.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
         data=_DATA.value,
         input_format=_INPUT_FORMAT.value,
         output=_OUTPUT.value,
+        k=_K.value,
+        slices=_SLICE.value,
     )
     manifest, found, rows = evaluation.manifest, evaluation.found, evaluation.metrics["rows"]
     print(f"{split} of {manifest.data_dir}, {rows:,} rows; {found.checkpoint} ({report.age(found.epoch, found.step)})")

@@ -14,9 +14,8 @@ import sklearn.metrics
 from pipelines import schema_yaml
 from pipelines.convert.conversion import convert
 from pipelines.convert.options import Options
-from stem_tf import configs, models
-from stem_tf.evaluation import predictions, scoring, trivial
-from stem_tf.evaluation import table as evaluation
+from stem_tf import configs, models, report
+from stem_tf.evaluation import evaluator, predictions, scoring, table, trivial
 
 SCHEMA = """
 name: weighted
@@ -54,14 +53,14 @@ def test_evaluation_is_that_of_scikit_learn(tmp_path: Path, tiny_settings: dict[
     answers = trivial.TrivialAnswers(trivial.fit(manifest, config.data), manifest.schema.tasks)
     by_item = trivial.compare(manifest.schema.tasks, got, answers.scores("item", got))
     predictions.write(tmp_path / "test.parquet", manifest, "test", got)
-    frame, table = log.take(pa.array(got.row_id)).to_pandas(), pq.read_table(tmp_path / "test.parquet")
-    assert table.column_names == ["row_id", "user"] + [
+    frame, written = log.take(pa.array(got.row_id)).to_pandas(), pq.read_table(tmp_path / "test.parquet")
+    assert written.column_names == ["row_id", "user"] + [
         *("label_click", "weight_click", "score_click"),
         *("label_plain", "score_plain"),
         *("label_rating", "weight_rating", "score_rating"),
     ]
-    np.testing.assert_array_equal(table["weight_click"], frame["worth"])
-    assert table["label_click"].null_count == (frame["worth"] == 0).sum() and not table["label_plain"].null_count
+    np.testing.assert_array_equal(written["weight_click"], frame["worth"])
+    assert written["label_click"].null_count == (frame["worth"] == 0).sum() and not written["label_plain"].null_count
     y = frame["rating"] >= 4
     for task, weights in (("click", frame["worth"]), ("plain", np.ones(len(y)))):
         expected = sklearn.metrics.roc_auc_score(y, got.scores[task], sample_weight=weights)
@@ -80,7 +79,15 @@ def test_evaluation_is_that_of_scikit_learn(tmp_path: Path, tiny_settings: dict[
         frame["rating"], means[frame["item"]].to_numpy(), sample_weight=frame["worth"]
     )
     assert by_item["rating"] == pytest.approx(expected, rel=1e-6)
-    text = evaluation.table(manifest, results, {"item": by_item})
+    scores = {"item": answers.scores("item", got), "user + item": answers.scores("both", got)}
+    results, tree = evaluator.measured(got, manifest, scores, {}, 10)
+    assert tree["tasks"]["rating"]["trivial"]["item"] == by_item["rating"]
+    weights = got.weights_of("click")
+    inside = weights > 0
+    predicted, observed = (np.average(values[inside], weights=weights[inside]) for values in (got.scores["click"], y))
+    assert tree["tasks"]["click"]["predicted_over_observed"] == pytest.approx(predicted / observed, rel=1e-6)
+    assert tree["tasks"]["click"]["row_weight"] == "worth"
+    text = table.tables(report.finite(tree | {"slices": []}), manifest.schema)
     assert text.endswith("rows count with weights: click by worth, rating by worth")
 
 

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from pipelines import manifest as manifests
-from stem_tf.evaluation import table as evaluation
 from stem_tf.training.checkpoints import latest
+from stem_util import owned
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -113,6 +112,8 @@ def test_evaluation_of_the_best_weights(undisturbed: Path, tiny_data: Path, tmp_
     assert result["mean_auc"] == result["tasks"]["click"]["auc"] == pytest.approx(best["auc/click"], abs=1e-9)
     assert result["tasks"]["watched"]["mse"] == pytest.approx(best["mse/watched"], rel=1e-6)
     assert "per user, per item: what the train mean of the label" in job.stdout
+    assert result["tasks"]["click"]["interval"][0] < result["mean_auc"] < result["tasks"]["click"]["interval"][1]
+    assert set(result["tasks"]["watched"]["over_trivial"]) == {"user", "item", "user + item"}
 
     # The trivial answers, from the raw log: rows are in order of time, 1,200 train and 150 validation.
     log = pq.read_table(tiny_data.parent / "log.parquet").to_pandas()
@@ -133,6 +134,23 @@ def test_evaluation_of_the_best_weights(undisturbed: Path, tiny_data: Path, tmp_
     np.testing.assert_allclose(predictions["label_watched"], rows["share"], rtol=1e-6)  # NaN where outside
     assert predictions["score_click"].between(0, 1).all()
     assert list(undisturbed.glob("trivial-*.npz"))
+
+
+def test_evaluation_by_slice_with_other_places(undisturbed: Path, tmp_path: Path, run_job: Job) -> None:
+    flags = [f"--workdir={undisturbed}", f"--output={tmp_path}", "--k=3", "--slice=length,item:rare"]
+    job = run_job("stem_tf.jobs.evaluate", *flags)
+    assert job.returncode == 0, job.stderr
+    result = json.loads((tmp_path / "test.json").read_text())
+    assert result["k"] == 3 and "NDCG@3" in job.stdout and 0 < result["tasks"]["click"]["ndcg@3"] <= 1
+    scores = pq.read_table(tmp_path / "test.parquet").to_pandas()
+    by_length = [one for one in result["slices"] if one["column"] == "length"]
+    assert sum(one["rows"] for one in by_length) == result["rows"] == len(scores)
+    for one in result["slices"]:
+        assert f"\n{one['name']} " in job.stdout
+    # A version without intervals and slices wrote less; its evaluation can be replaced.
+    kept = {key: result[key] for key in ("split", "rows", "checkpoint", "tasks", "mean_auc")}
+    (tmp_path / "test.json").write_text(json.dumps(kept))
+    assert owned.check_for_evaluation(tmp_path, "test")
 
 
 def test_mistakes_get_one_line(
@@ -156,6 +174,10 @@ def test_mistakes_get_one_line(
         (job_in_process, evaluate, [of_run, f"--output={convert_tiny(1)}"], "holds converted data, not"),
         (job_in_process, evaluate, [of_run, "--split=tets"], "no such split; did you mean 'test'?"),
         (job_in_process, evaluate, [of_run, f"--data={convert_tiny(1)}"], "is other data than"),
+        (job_in_process, evaluate, [of_run, "--k=0"], "k=0: NDCG needs 1 place or more"),
+        (job_in_process, evaluate, [of_run, "--slice=lenght"], "slice 'lenght': the data keep no column 'lenght'; did"),
+        (job_in_process, evaluate, [of_run, "--slice=length:new"], "length has no vocabulary"),
+        (job_in_process, evaluate, [of_run, "--slice=user", "--split=train"], "no raw rows"),
         (run_job, evaluate, [of_run, "--checkpoint=ckpt-9"], "there is no such checkpoint"),
     ]
     for run, module, flags, words in cases:
@@ -180,14 +202,6 @@ def test_help_lists_the_keys_of_every_model_and_of_ones_own(run_job: Job) -> Non
     assert (job.returncode, job.stderr) == (0, "")
     for words in ("optimizer.learning_rate=0.001 ", "model.follows= ", "model.strength=2.0 ", "scaled_bottom "):
         assert f"\n  {words}" in job.stdout
-
-
-def test_a_task_that_was_not_trained_is_named_and_left_out_of_the_mean(chain_data: Path) -> None:
-    of = {"rows": 9.0, "rate": 0.5, "logloss": 1.0, "grouped_auc": 1.0}
-    results = {task: of | {"auc": auc} for task, auc in (("click", 0.7), ("cart", 0.5), ("buy", 0.8))}
-    lines = evaluation.table(manifests.load(str(chain_data)), results, {}, ["cart"]).splitlines()
-    assert [line.split()[0] for line in lines if line.endswith("not trained")] == ["cart"]
-    assert lines[-1].split()[:2] == ["mean", ".7500"]
 
 
 def test_a_flag_file_holds_config_keys(run_job: Job, tmp_path: Path) -> None:
