@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_tf.compare.comparison import Arm, Comparison, Settings
-from stem_tf.evaluation import calibration, intervals, metrics, slices
+from stem_tf.evaluation import calibration, intervals, slices
 from stem_tf.evaluation.intervals import Difference, Resamples, Runs
 from stem_tf.evaluation.predictions import Predictions
 
@@ -191,7 +191,7 @@ def _measured(predicted: Predictions, task: str, rows: NDArray[np.int64], resamp
         return _Measured(positives, negatives, 0, float("nan"), np.full(1, np.nan))
     within = resamples.within(rows)
     users = within.users(y, w, binary=True)
-    return _Measured(positives, negatives, users, metrics.auc(y, s, w), within.aucs(y, s, w, approximate=True))
+    return _Measured(positives, negatives, users, *within.expansion(y, s, w))
 
 
 def _lifts(

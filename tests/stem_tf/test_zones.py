@@ -7,6 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from stem_tf.compare.comparison import Comparison
+from stem_tf.compare.document import Cell, Table
+from stem_tf.compare.page import render
+from stem_tf.compare.sections.zones import section
 from stem_tf.compare.zones import EVERY_MRF, Lift, Zones, zones
 from tests.stem_tf.made_up import comparison
 
@@ -44,7 +48,7 @@ def test_lifts_are_scikit_learns_aucs_of_the_rows() -> None:
     weights = random.integers(0, 3, 4000)
     labels["a"][weights == 0] = np.nan
     single = [_noisy(random, signal, random.normal(size=4000), noise=1.0) for _ in range(2)]
-    arm = [{"a": scores["a"]} for scores in (_noisy(random, signal, signal, noise=0.5) for _ in range(3))]
+    arm = [{"a": scores["a"]} for scores in (_noisy(random, signal, signal, noise=0.5) for _ in range(2))]
     group = random.integers(300, size=4000)
     made = comparison(
         labels, {"single": single, "arm": arm}, regressions="b", weights={"a": weights}, group=group, resamples=50
@@ -84,7 +88,7 @@ def _equally_good(seed: int, rows: int) -> list[Lift]:
 
 def test_single_tasks_own_zones_favour_an_equally_good_rival() -> None:
     """The picture of the paper's Figure 1, up in the overwhelming zones and down in between, without any transfer."""
-    logs = [_equally_good(seed, 100_000) for seed in range(3)]
+    logs = [_equally_good(seed, 80_000) for seed in range(3)]
     assert [lift.alike for lift in logs[0]] == [True] * 3 + [False] * 3
     estimates, errors = (
         np.array([[getattr(lift.difference, name) for lift in lifts] for lifts in logs])
@@ -95,3 +99,53 @@ def test_single_tasks_own_zones_favour_an_equally_good_rival() -> None:
     assert b > 0.01
     assert comparable < -0.004
     np.testing.assert_allclose((estimates / errors).sum(axis=0)[:3] / np.sqrt(len(logs)), 0, atol=2.5)
+
+
+def _better_and_worse(rows: int) -> Comparison:
+    """Arms of two seeds: one far better than Single-Task on a, one far worse."""
+    random = np.random.default_rng(5)
+    a, b, c = random.normal(size=(3, rows))
+    labels = {"a <b>": random.random(rows) < 1 / (1 + np.exp(-a)), "b": random.random(rows) < 0.5, "c": c}
+    noise = {"single": 1.0, "better": 0.2, "worse": 9.0}
+    arms = {
+        name: [{"a <b>": s["a"], "b": s["b"], "c": c} for s in (_noisy(random, a, b, noise=n) for _ in range(2))]
+        for name, n in noise.items()
+    }
+    return comparison(labels, arms, regressions="c", group=np.arange(rows) % 200, resamples=40)
+
+
+def test_section_says_which_arms_differ_and_where() -> None:
+    found = section(_better_and_worse(2000))
+    assert "`better` is better in" in found.lead
+    assert "`worse` is worse in" in found.lead
+    page = render("x", "", [found])
+    assert "a &lt;b&gt; overwhelms" in page
+    assert "<b> overwhelms" not in page
+    assert len(page) < 300_000
+    assert len(found.data["pairs"]) == 3
+    assert all(sum(pair["rows"].values()) == 2000 for pair in found.data["pairs"])
+    assert {lift["mrf"] for lift in found.data["by_mrf"]} == set(range(-9, 10))
+    cells = [cell for block in found.blocks if isinstance(block, Table) for row in block.rows for cell in row[1:]]
+    assert {cell.tone for cell in cells if isinstance(cell, Cell)} >= {"good", "bad"}
+
+
+def test_few_rows_are_said_to_be_few() -> None:
+    found = section(_better_and_worse(60))
+    assert found.lead.startswith("In no zone") or found.lead.startswith("Nothing can be said")
+    assert "only " in render("x", "", [found])
+    assert all(lift["lift"] is None for lift in found.data["by_mrf"])
+
+
+def test_comparisons_without_zones_say_so() -> None:
+    scores = {"a": np.arange(40.0), "b": np.arange(40.0)}
+    labels = {"a": np.arange(40) % 2, "b": np.arange(40) % 3 == 0}
+    without = [
+        comparison(labels, {"x": [scores], "y": [scores]}, single=None),
+        comparison(labels, {"single": [scores]}),
+        comparison(labels, {"single": [{"a": scores["a"]}], "x": [scores]}),
+        comparison(labels, {"single": [scores], "x": [scores]}, regressions=("a", "b")),
+    ]
+    assert [section(made).blocks for made in without] == [()] * 4
+    one_seed = section(comparison(labels, {"single": [scores], "x": [scores]}, resamples=20))
+    assert one_seed.lead.startswith("Nothing can be said")
+    assert "too few users or seeds" in render("x", "", [one_seed])
