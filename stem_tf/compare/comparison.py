@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.manifest import Manifest
 from pipelines.schema import Task
+from stem_tf.compare import effects
 from stem_tf.evaluation import predictions
 from stem_tf.evaluation.predictions import Predictions
 from stem_tf.workdir import Workdir
@@ -114,6 +115,11 @@ class Comparison:
     settings: Settings
     provenance: Mapping[str, Any] = field(default_factory=dict)
     output: Path | None = None
+
+    @functools.cached_property
+    def measured(self) -> effects.Measured:
+        """What the arms reach on test and on resamples of its users: read once, used by several sections."""
+        return effects.measure(self)
 
     @property
     def tasks(self) -> tuple[Task, ...]:

@@ -90,10 +90,9 @@ def test_single_tasks_own_zones_favour_an_equally_good_rival() -> None:
     """The picture of the paper's Figure 1, up in the overwhelming zones and down in between, without any transfer."""
     logs = [_equally_good(seed, 80_000) for seed in range(3)]
     assert [lift.alike for lift in logs[0]] == [True] * 3 + [False] * 3
-    estimates, errors = (
-        np.array([[getattr(lift.difference, name) for lift in lifts] for lifts in logs])
-        for name in ("estimate", "sd_rows")
-    )
+    differences = [[lift.difference for lift in lifts if lift.difference is not None] for lifts in logs]
+    estimates = np.array([[found.estimate for found in of_log] for of_log in differences])
+    errors = np.array([[found.users.error for found in of_log] for of_log in differences])
     a, comparable, b = estimates.mean(axis=0)[3:]
     assert a > 0.01
     assert b > 0.01
