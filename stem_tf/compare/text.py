@@ -13,6 +13,8 @@ Kind = Literal["plain", "code", "strong"]
 _SPANS = re.compile(r"`([^`]+)`|\*\*([^*]+)\*\*")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 """Control characters, and those that turn the direction of all that follows."""
+_SHORT = 30
+"""Characters of code that fit a line of a phone."""
 _MARKDOWN = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 """What Markdown may read as markup inside a line; an underscore within a word is none."""
 _BLOCK = re.compile(r"^(?:([#+=>-])|(\d+)([.)]))")
@@ -37,9 +39,18 @@ def spans(text: str) -> Iterator[tuple[Kind, str]]:
 
 
 def html(text: str) -> Markup:
-    """A paragraph's content as HTML."""
-    tags = {"plain": "{}", "code": "<code>{}</code>", "strong": "<strong>{}</strong>"}
-    return Markup("").join(Markup(tags[kind]).format(escape(part)) for kind, part in spans(text))
+    """A paragraph's content as HTML; short code never breaks over two lines."""
+
+    def shown(kind: Kind, part: str) -> Markup:
+        match kind:
+            case "code":
+                return Markup('<code class="short">{}</code>' if len(part) < _SHORT else "<code>{}</code>").format(part)
+            case "strong":
+                return Markup("<strong>{}</strong>").format(part)
+            case "plain":
+                return escape(part)
+
+    return Markup("").join(shown(kind, part) for kind, part in spans(text))
 
 
 def plain(text: str) -> str:
