@@ -92,10 +92,11 @@ class Campaign:
         self._forecast_given = False
 
     def open_searches(self) -> None:
-        """Opens the searches, which are kept in the output."""
+        """Opens the searches, which are kept in the output, and ends those that an earlier call has finished."""
         for arm in self._arms.values():
             if arm.planned.search is not None:
                 arm.tuner = Tuner(arm.planned, self._output / "trials.log", self._plan.settings.seed)
+                self._choose(arm)
 
     def run(self) -> None:
         """Runs all cells that are missing.

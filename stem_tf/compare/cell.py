@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1
 def main(argv: Sequence[str]) -> None:
     del argv
     if _PARENT.value:
-        _follow(_PARENT.value)
+        follow(_PARENT.value)
     start = time.monotonic()
     start_tensorflow()
     from stem_tf import api
@@ -68,7 +68,7 @@ def _report(workdir: Workdir) -> None:
     files.write_json(workdir.path / cells.FOLDER / "measures.json", tree)
 
 
-def _follow(parent: int) -> None:
+def follow(parent: int) -> None:
     """Has the kernel kill this process when its parent ends, however that ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended before

@@ -346,6 +346,7 @@ class _Reader:
         known = configs.keys(config.model.module)
         set_here = {text.partition("=")[0] for text in fixed}
         space: dict[str, Dimension] = {}
+        places: dict[str, Node] = {}
         for is_own, given in spaces:
             for key, child in given.mapping("a mapping from config keys to choices").items():
                 if key in (*_OF_THE_PLAN, "train.monitor", "model.name"):
@@ -358,7 +359,8 @@ class _Reader:
                 if is_own and idle:
                     child.fail(f"would do nothing with the model {config.model.name}")
                 if key not in set_here and not idle:
-                    space[key] = self._dimension(child, key, known[key], words)
+                    space[key], places[key] = _dimension(child, key, known[key]), child
+        self._try_each(places, space, words)
         higher = monitor.monitor(config, configs.data(config)).kind == "auc"
         return self._checked(node, fields, space, higher) if space else None
 
@@ -378,34 +380,53 @@ class _Reader:
         trials = fields["trials"].integer(1) if "trials" in fields else points or 1
         return Search(sampler, trials if points is None else min(trials, points), space, higher)
 
-    def _dimension(self, node: Node, key: str, declared: base.Key, words: Sequence[str]) -> Dimension:
-        if isinstance(node.value, list):
-            texts = tuple(word(key, item.value).partition("=")[2] for item in node.items("choices"))
-            if len(set(texts)) < len(texts):
-                node.fail("names a choice twice")
+    def _try_each(self, places: Mapping[str, Node], space: Mapping[str, Dimension], words: Sequence[str]) -> None:
+        """Refuses a choice that no config could have: neither alone, nor beside the ends of the other keys."""
+        ends = {key: _ends(key, dimension) for key, dimension in space.items()}
+        for key, dimension in space.items():
+            texts = [f"{key}={text}" for text in dimension] if isinstance(dimension, tuple) else ends[key]
             for text in texts:
-                self._try(node, f"{key}={text}", words)
-            return texts
-        fields = node.record(
-            {"low": "the least number", "high": "the greatest number"}, ("log",), "a range; or a list of choices"
-        )
-        low, high = fields["low"].number(), fields["high"].number()
-        log = fields["log"].flag() if "log" in fields else False
-        if not low < high or (log and low <= 0):
-            node.fail(f"should go from low to a greater high{', both above 0 for log' if log else ''}")
-        if type(declared.default) not in (int, float):
-            node.fail("has no range of numbers: give a list of choices")
-        whole = isinstance(declared.default, int)
-        if whole and not (low.is_integer() and high.is_integer()):
-            node.fail("should go from a whole number to a whole number")
-        for end in (low, high):
-            self._try(node, word(key, int(end) if whole else end), words)
-        return Range(low, high, log, whole)
+                others = [[end[place] for other, end in ends.items() if other != key] for place in (0, -1)]
+                refusals = [self._refusal([*words, *beside, text]) for beside in ([], *others)]
+                if all(refusals):
+                    places[key].fail(refusals[0])
 
-    def _try(self, node: Node, text: str, words: Sequence[str]) -> None:
-        """Refuses a point of a space that no config could have, whatever the other keys are."""
-        with _at(node):
-            configs.load(self._experiment, [*words, text], lambda sentence: None)
+    def _refusal(self, words: Sequence[str]) -> str:
+        """Why no config has these words; "" where one has."""
+        try:
+            configs.load(self._experiment, words, lambda sentence: None)
+        except UserError as error:
+            return str(error)
+        return ""
+
+
+def _dimension(node: Node, key: str, declared: base.Key) -> Dimension:
+    """What a search may choose for a key."""
+    if isinstance(node.value, list):
+        texts = tuple(word(key, item.value).partition("=")[2] for item in node.items("choices"))
+        if len(set(texts)) < len(texts):
+            node.fail("names a choice twice")
+        return texts
+    fields = node.record(
+        {"low": "the least number", "high": "the greatest number"}, ("log",), "a range; or a list of choices"
+    )
+    low, high = fields["low"].number(), fields["high"].number()
+    log = fields["log"].flag() if "log" in fields else False
+    if not low < high or (log and low <= 0):
+        node.fail(f"should go from low to a greater high{', both above 0 for log' if log else ''}")
+    if type(declared.default) not in (int, float):
+        node.fail("has no range of numbers: give a list of choices")
+    whole = isinstance(declared.default, int)
+    if whole and not (low.is_integer() and high.is_integer()):
+        node.fail("should go from a whole number to a whole number")
+    return Range(low, high, log, whole)
+
+
+def _ends(key: str, dimension: Dimension) -> list[str]:
+    """The first and the last choice, as words."""
+    if isinstance(dimension, tuple):
+        return [f"{key}={dimension[0]}", f"{key}={dimension[-1]}"]
+    return [word(key, int(end) if dimension.whole else end) for end in (dimension.low, dimension.high)]
 
 
 def _arm_named(fields: Mapping[str, Node], key: str, arms: Mapping[str, Planned]) -> str | None:

@@ -23,7 +23,7 @@ _STILL_TO_GROW = 1.5
 """Before any cell has ended: the peak of a cell over what running ones have taken so far."""
 _SPARE = 1.1
 """Memory that must be free for another cell, over what it is expected to take."""
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_MEMORY = re.compile(r"^Vm(HWM|RSS):\s+(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,20 @@ class _Running:
     log: Path
     started: float
     device: str | None
+    peak: int = 0
 
     def resident(self) -> int:
-        """Bytes that it holds now; 0 if it has just ended."""
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * _PAGE
-        return 0
+        """Bytes that it holds now; 0 if it has just ended. Notes its peak.
+
+        Not the peak that the system reports at its end: that counts this process, which it was a copy of at its start.
+        """
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return 0
+        found = {name: int(number) * 1024 for name, number in _MEMORY.findall(status)}
+        self.peak = max(self.peak, found.get("HWM", 0))
+        return found.get("RSS", 0)
 
 
 class Scheduler:
@@ -133,16 +141,15 @@ class Scheduler:
 
     def _poll(self, name: str) -> Ended | None:
         running = self._running[name]
-        pid, status, usage = os.wait4(running.process.pid, os.WNOHANG)
-        if not pid:
+        running.resident()
+        code = running.process.poll()
+        if code is None:
             return None
-        code = running.process.returncode = os.waitstatus_to_exitcode(status)
-        peak = usage.ru_maxrss * 1024
         if code == 0:
-            self._peak = max(self._peak, peak)
+            self._peak = max(self._peak, running.peak)
         del self._running[name]
         why = _why(code, running.log) if code else ""
-        return Ended(name, code, time.monotonic() - running.started, peak, why)
+        return Ended(name, code, time.monotonic() - running.started, running.peak, why)
 
     def stop(self) -> list[Ended]:
         """Tells all processes to stop, which a training does after a checkpoint, and waits for them."""
