@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ _HALVES_SEED = 1
 
 def _prepare(given: Prepare) -> Options:
     schema = schema_yaml.load("census_income")
-    integers = [feature.column for feature in schema.features if feature.dtype == "int64"]
-    train, test = (_read(given.files[file.name], integers) for file in RECIPE.files)
+    integers = {feature.column for feature in schema.features if feature.dtype == "int64"}
+    kinds: dict[str, text.Kind] = {name: "integer" if name in integers else "text" for name in COLUMNS}
+    train, test = (_read(given.files[file.name], kinds) for file in RECIPE.files)
     order, half = np.random.RandomState(_HALVES_SEED).permutation(len(test)), len(test) // 2
     parts = {"train": train, "validation": test.take(order[:half]), "test": test.take(order[half:])}
     paths = {split: str(given.scratch / f"{split}.parquet") for split in parts}
@@ -42,9 +44,9 @@ def _prepare(given: Prepare) -> Options:
     return Options(schema=schema, output="", given=paths)
 
 
-def _read(path: Path, integers: list[str]) -> pa.Table:
+def _read(path: Path, kinds: Mapping[str, text.Kind]) -> pa.Table:
     if path.suffix != ".parquet":
-        return pa.concat_tables(text.tables(path, COLUMNS, ",", _GET, integers))
+        return pa.concat_tables(text.tables(path, kinds, _GET))
     try:
         return pq.read_table(path, columns=list(COLUMNS))
     except (pa.ArrowException, OSError) as error:

@@ -196,15 +196,16 @@ def _scratch(output: str) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write(scratch: Path, tables: Iterable[pa.Table], rows: int | None = None) -> Path:
+def write(scratch: Path, tables: Iterable[pa.Table], rows: int | None = None, name: str = "log") -> Path:
     """Writes a prepared log as one Parquet file, each table as a row group; returns its path.
 
     Args:
       scratch: where to write it.
       tables: the rows in order, at least one table.
       rows: how many there are, if that is known.
+      name: of the file.
     """
-    path, stream = scratch / "log.parquet", iter(tables)
+    path, stream = scratch / f"{name}.parquet", iter(tables)
     first = next(stream)
     with Progress(rows, unit="rows", desc="prepare") as progress, pq.ParquetWriter(path, first.schema) as writer:
         for table in itertools.chain([first], stream):

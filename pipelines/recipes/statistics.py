@@ -1,7 +1,8 @@
 """Compares converted data with the statistics that a paper prints about the same data.
 
 Statistics go by name: ``samples`` (rows of all splits), ``train samples`` and so on, ``fields`` (features), ``tasks``,
-``users`` and ``items`` (distinct values of the schema's group and item), ``<task> rate``. A published value is text, as
+``users`` and ``items`` (distinct values of the schema's group and item), ``frequent users`` and ``frequent items``
+(those that keep an id of their own under the feature's ``min_count``), ``<task> rate``. A published value is text, as
 it is printed (``223.4M``, ``28.31%``), and equals what was found if that rounds to the same text.
 """
 
@@ -70,9 +71,12 @@ def compare(manifest: Manifest, published: Mapping[str, str], options: Options) 
         inside = {split: manifest.task_rows(split, task) for split in SPLITS if manifest.task_rows(split, task)}
         positive = sum(manifest.task_rate(split, task) * rows for split, rows in inside.items())
         found[f"{task} rate"] = positive / sum(inside.values())
+    sizes = {feature.column: manifest.vocabularies.get(feature.name) for feature in schema.features}
     for name, column in (("users", schema.group), ("items", schema.item)):
         if name in published and column:
             found[name] = _distinct(options, column)
+        if column and (vocabulary := sizes.get(column)):
+            found[f"frequent {name}"] = vocabulary.size
     return [Compared(name, text, found[name]) for name, text in published.items()]
 
 

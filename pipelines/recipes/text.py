@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.log import casts, source
 from pipelines.log.parts import Chunk, CsvOptions
 from stem_util.errors import UserError
 
+Kind = Literal["text", "integer", "id", "label"]
+"""What a column holds: text, an integer, an integer that is never missing, or 0 and 1."""
+
 
 def tables(
-    path: Path, columns: Sequence[str], delimiter: str, get: str, integers: Collection[str]
+    path: Path,
+    columns: Mapping[str, Kind],
+    get: str,
+    *,
+    delimiter: str = ",",
+    header: bool = False,
+    nulls: tuple[str, ...] = ("",),
 ) -> Iterator[pa.Table]:
-    """Yields the rows of a file without header or quotes, as strings and int64; spaces around values are removed.
+    """Yields the rows of a file in order, as strings and int64; spaces around values are removed.
 
     Args:
       path: the file, UTF-8.
-      columns: names of its columns, in order.
-      delimiter: one character.
+      columns: the columns to read. Without a header these are all there are, in order.
       get: how to get the file, the fix in an error.
-      integers: the columns that hold integers.
+      delimiter: one character.
+      header: whether the first line names the columns. If so, values may be quoted.
+      nulls: texts that mean a missing value.
 
     Raises:
-      UserError: a row has another number of values, or a value is no integer or not UTF-8.
+      UserError: a column is missing, a row has another number of values, or a value is none of the column's kind.
     """
-    log, expected = source.open_log([str(path)], CsvOptions(delimiter, tuple(columns), quotes=False)), 0
-    for chunk in source.read(log, log.units[0], columns, skip_malformed=True):
+    csv = CsvOptions(delimiter, () if header else tuple(columns), nulls, quotes=header)
+    log, expected = source.open_log([str(path)], csv), 0
+    for name in columns:
+        if name not in log.types:
+            names = ", ".join(log.types)
+            raise UserError(f"{path}: its first line names no column {name} ({names}): the file is another one; {get}")
+    for chunk in source.read(log, log.units[0], list(columns), skip_malformed=True):
         if chunk.malformed:
             gap = np.flatnonzero(chunk.rows != expected + np.arange(len(chunk.rows)))
-            line = expected + (int(gap[0]) if len(gap) else len(chunk.rows)) + 1
-            raise wrong_length(path, line, columns, get)
+            row = expected + (int(gap[0]) if len(gap) else len(chunk.rows))
+            raise wrong_length(path, row + 1 + header, list(log.types), get)
         expected += len(chunk.rows)
-        yield pa.table({name: _column(chunk, name, name in integers, get) for name in columns})
+        yield pa.table({name: _column(chunk, name, kind, header, get) for name, kind in columns.items()})
 
 
 def split_lines(path: Path, columns: Sequence[str], separator: str, encoding: str, get: str) -> Iterator[list[str]]:
@@ -80,13 +97,20 @@ def not_integer(path: Path, line: int, column: str, value: str, get: str) -> Use
     return UserError(f"{path}, line {line:,}: {column} is '{value}', no integer: the file is damaged; {get}")
 
 
-def _column(chunk: Chunk, name: str, is_integer: bool, get: str) -> pa.Array:
+def _column(chunk: Chunk, name: str, kind: Kind, header: bool, get: str) -> pa.Array:
     array = chunk.columns[name]
-    cast, bad = casts.to_int64(array) if is_integer else casts.to_text(array)
-    if bad.any():
-        place = int(np.argmax(bad))
-        path, line, value = Path(chunk.path), int(chunk.rows[place]) + 1, array[place].as_py().decode(errors="replace")
-        if is_integer:
-            raise not_integer(path, line, name, value, get)
-        raise UserError(f"{path}, line {line:,}: {name} is not UTF-8 ('{value}'): the file is damaged; {get}")
-    return cast
+    cast, bad = casts.to_text(array) if kind == "text" else casts.to_int64(array)
+    if kind == "label":
+        bad |= ~casts.to_numpy(pc.is_in(cast, pa.array([0, 1])))
+    elif kind == "id":
+        bad |= casts.to_numpy(cast.is_null())
+    if not bad.any():
+        return cast
+    row = int(np.argmax(bad))
+    path, line, value = Path(chunk.path), int(chunk.rows[row]) + 1 + header, array[row].as_py() or b""
+    shown = value.decode(errors="replace")
+    if kind == "text":
+        raise UserError(f"{path}, line {line:,}: {name} is not UTF-8 ('{shown}'): the file is damaged; {get}")
+    if kind == "label":
+        raise UserError(f"{path}, line {line:,}: {name} is '{shown}', not 0 or 1: the file is damaged; {get}")
+    raise not_integer(path, line, name, shown, get)
