@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipelines.batches.damage import naming_corrupt_records
 from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
-from stem_tf import configs, report
+from stem_tf import configs, dead_experts, report
 from stem_tf.layers.gate import Gate, observe, observe_mixtures
 from stem_tf.models.predictor import Batch, Predictor
 from stem_tf.models.ranking_model import RankingModel
@@ -25,9 +25,6 @@ from stem_tf.workdir import Workdir
 from stem_util import owned
 from stem_util.files import replace_file, write_json
 from stem_util.progress import Progress
-
-UNUSED = 0.01
-"""An expert that no gate gives this mean weight does next to nothing."""
 
 Use = dict[str, dict[str, Any]]
 """Numbers of each gate, or of each expert, by its name."""
@@ -56,7 +53,7 @@ class Inspection:
         if not self.gates:
             return self.summary
         heading = f"gates on {self.split}, {self.rows:,} rows: mean weight of each expert ± standard deviation"
-        warnings = [f"warning: {sentence}" for sentence in dead(self.experts)]
+        warnings = [f"warning: {sentence}" for sentence in dead_experts.sentences(self.experts)]
         return "\n".join([f"{self.summary}\n\n{heading}\n{table(self.gates)}", *warnings])
 
 
@@ -175,26 +172,6 @@ def utilisation(model: Predictor, batches: Iterable[Batch]) -> tuple[Use, Use]:
             )
             known |= {"weight": max(known["weight"], weight), "zeros": min(known["zeros"], share)}
     return by_gate, by_expert
-
-
-def dead(experts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each expert that adds nothing to any mixture: its outputs are 0, or no gate gives it weight.
-
-    HoME (Wang et al., KDD 2025) found both in a production MMoE.
-    """
-    sentences = []
-    for name, expert in experts.items():
-        if expert["zeros"] == 1:
-            sentences.append(
-                f"expert '{name}' is dead: its outputs are 0 for every row, so it gets no gradient and cannot recover; "
-                "a smaller config.optimizer.learning_rate may keep it alive"
-            )
-        elif expert["weight"] < UNUSED:
-            sentences.append(
-                f"expert '{name}' is not used: no gate gives it even {report.percent(UNUSED)} of its weight, on "
-                "average; the model may do as well with fewer experts"
-            )
-    return sentences
 
 
 def table(gates: Mapping[str, Mapping[str, Any]]) -> str:

@@ -45,6 +45,17 @@ def percent(share: float) -> str:
     return f"{number(100 * share, 0 if 0.01 <= share <= 0.99 else 1)} %"
 
 
+def size(count: float) -> str:
+    """Formats a number of bytes: ``817 kB``, ``1.2 GB``."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB"):
+        count /= 1000
+        if count < 1000:
+            return f"{count:.{1 if count < 9.95 else 0}f} {unit}"
+    return f"{count / 1000:.1f} GB"
+
+
 def age(epoch: int | Mapping[str, int], step: int) -> str:
     """Says how far weights are trained: ``epoch 3``, ``epoch 4, step 120``, or each task's best epoch."""
     if isinstance(epoch, Mapping):

@@ -24,18 +24,10 @@ def _tables(model: RankingModel) -> str:
             size = rows * group.width * 4
             total, total_bytes = total + rows, total_bytes + size
             tables = str(len(group.tables))
-            cells.append([field.name, kinds[field.name], f"{rows:,}", tables, str(group.dim), _bytes(size), ""])
-    cells.append(["all", "", f"{total:,}", "", "", _bytes(total_bytes), ""])
+            cells.append([field.name, kinds[field.name], f"{rows:,}", tables, str(group.dim), report.size(size), ""])
+    cells.append(["all", "", f"{total:,}", "", "", report.size(total_bytes), ""])
     names = ", ".join(model.embeddings.tables)
     return f"tables: {names}\n" + report.table(["feature", "kind", "rows", "tables", "width", "bytes", ""], cells)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def _network(model: RankingModel) -> str:

@@ -21,7 +21,7 @@ from stem_tf.models.ranking_model import RankingModel
 Sets = Sequence[tuple[RankingModel, tuple[str, ...]]]
 """Sets of weights, each with the tasks that it scores: :func:`stem_tf.inspection.members`."""
 
-BINS = 20
+BINS = 40
 """Of the histograms of distances, which lie between 0 and 2."""
 _ROWS_AT_A_TIME = 1 << 18
 

@@ -35,8 +35,8 @@ def importance(
       resamples, seed: of the bootstrap.
 
     Returns:
-      By feature and task: ``lost``, mean of the shuffles; ``sd_shuffles``, their standard deviation; ``sd_rows``, the
-      standard error of ``lost`` over users. NaN where the task's metric is not defined on these rows.
+      By feature and task: ``lost``, the mean of the shuffles, and its standard errors ``sd_shuffles`` over them and
+      ``sd_rows`` over users. NaN where the task's metric is not defined on these rows.
     """
     count = len(rows["row_id"])
     drawn = Resamples(groups, resamples, seed, rows=count)
@@ -68,7 +68,7 @@ def importance(
             lost = whole - np.array([of_shuffle[task] for of_shuffle in after])  # [SHUFFLES, 1 + R]
             found[name][task] = {
                 "lost": float(lost[:, 0].mean()),
-                "sd_shuffles": float(lost[:, 0].std(ddof=1)),
+                "sd_shuffles": float(lost[:, 0].std(ddof=1) / SHUFFLES**0.5),
                 "sd_rows": float(lost[:, 1:].mean(axis=0).std(ddof=1)),
             }
     return found

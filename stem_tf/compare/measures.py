@@ -17,11 +17,9 @@ from pipelines.batches.dataset import read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, inspection, report
 from stem_tf.compare import cost, embeddings, importance
+from stem_tf.compare.measured import VERSION
 from stem_tf.trained import Trained
 from stem_tf.workdir import Workdir
-
-VERSION = 1
-"""Of the tree that :func:`measure` returns. Sections leave out runs that were measured by another version."""
 
 SPLIT = "test"
 MOST_ROWS = 20_000

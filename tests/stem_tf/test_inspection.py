@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
-from stem_tf import configs, inspection, models, trained
+from stem_tf import configs, dead_experts, inspection, models, trained
 from stem_tf.layers.gate import observe
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.models.snapshots import Snapshots
@@ -38,7 +38,7 @@ def test_parameters_and_multiply_adds_by_hand(tiny_settings: dict[str, Any]) -> 
     assert lines["shared"] == ["136", "0", "0", "136"]
     assert lines["tables:"] == ["task:click,", "task:watched,", "shared"]
     rows = int(lines["user"][1])
-    assert lines["user"][4:] == [f"{rows * 3 * 4 * 4 / 1000:.0f}", "kB"]
+    assert lines["user"][4:] == [f"{rows * 3 * 4 * 4 / 1000:.1f}", "kB"]
 
 
 def test_every_model_has_a_summary(zoo_settings: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def test_dead_and_unused_experts(tiny_settings: dict[str, Any], tiny_data: Path)
     np.testing.assert_allclose([experts[f"expert {i}"]["zeros"] for i in (1, 2, 3, 4)], (outputs == 0).mean((1, 2)))
     largest = np.max([gate["mean"] for gate in gates.values()], axis=0)
     np.testing.assert_allclose([experts[f"expert {i}"]["weight"] for i in (1, 2, 3, 4)], largest)
-    dead, unused = inspection.dead(experts)
+    dead, unused = dead_experts.sentences(experts)
     assert dead.startswith("expert 'expert 2' is dead: its outputs are 0 for every row")
     assert unused.startswith("expert 'expert 3' is not used: no gate gives it even 1 % of its weight")
     shown = repr(inspection.Inspection("test", 150, 1, "", gates, experts))
@@ -125,4 +125,4 @@ def test_experts_of_two_sets_of_weights(tiny_settings: dict[str, Any], tiny_data
     _, experts = inspection.utilisation(both, batches)
     _, alive = inspection.utilisation(members[1], batches)
     assert [expert["zeros"] for expert in experts.values()] == [expert["zeros"] for expert in alive.values()]
-    assert not inspection.dead(experts)
+    assert not dead_experts.sentences(experts)
