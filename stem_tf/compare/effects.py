@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.recipes import truth
+from stem_tf.compare.document import Tone
 from stem_tf.evaluation import intervals, metrics
 from stem_tf.evaluation.intervals import Difference, Resamples, Runs
 from stem_util.progress import Progress
@@ -28,6 +29,7 @@ MEAN = None
 
 Key = str | None
 Verdict = Literal["better", "worse", "undecided"]
+TONES: Mapping[Verdict, Tone] = {"better": "good", "worse": "bad", "undecided": "unsure"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Effect:
       p: ``difference.p``, adjusted for all comparisons with this opponent (Holm).
       verdict: ``undecided`` unless ``p`` is below the level.
       rows: test rows of the task.
+      auc: the difference is one of AUC, and not of MSE.
       alone: level that each comparison would have to pass if it were the first of Holm's: level / comparisons.
     """
 
@@ -50,7 +53,22 @@ class Effect:
     p: float
     verdict: Verdict
     rows: int
+    auc: bool
     alone: float
+
+    @property
+    def tone(self) -> Tone:
+        """The verdict as a cell's tone."""
+        return TONES[self.verdict]
+
+    def shown(self) -> str:
+        """The difference, ``+.0031``."""
+        return number(self.difference.estimate, auc=self.auc, sign=True)
+
+    def interval(self) -> str:
+        """The interval of this difference alone, ``-.0010 to +.0072``; a dash where it has none."""
+        ends = (self.difference.low, self.difference.high)
+        return "-" if math.isnan(ends[0]) else " to ".join(number(end, auc=self.auc, sign=True) for end in ends)
 
     def way_out(self) -> str:
         """What it would take to decide: "" where it is decided."""
@@ -200,10 +218,17 @@ def effects(comparison: Comparison, opponent: str) -> dict[tuple[str, Key], Effe
             p=p,
             verdict=verdict(difference, p),
             rows=max(measured.rows[name] for name in (measured.averaged(arm, opponent) if task is None else [task])),
+            auc=task is None or task in measured.binary,
             alone=level / max(1, tested),
         )
         for ((arm, task), difference), p in zip(found.items(), adjusted, strict=True)
     }
+
+
+def columns(comparison: Comparison, found: Mapping[tuple[str, Key], object]) -> list[Key]:
+    """The tasks of effects in the schema's order, and their mean last."""
+    present = {task for _, task in found}
+    return [task for task in (*(task.name for task in comparison.tasks), MEAN) if task in present]
 
 
 def heading(comparison: Comparison, task: Key) -> str:

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from stem_tf import report
@@ -14,10 +15,16 @@ from stem_util.errors import UserError
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 """Okabe and Ito's, which people with the common colour blindnesses can tell apart; one per arm, in the plan's order."""
 
+_MARKERS = "osD^"
 _numbers = itertools.count()
 _FONTS = ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]
 """matplotlib measures texts in the first; a browser without it takes one that is no wider."""
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each name: the marker tells those apart that share a colour, from the ninth on."""
+    return {name: (COLOURS[i % len(COLOURS)], _MARKERS[i // len(COLOURS) % 4]) for i, name in enumerate(names)}
 
 
 def pyplot() -> Any:

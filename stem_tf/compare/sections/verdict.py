@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from stem_tf import report
 from stem_tf.compare import effects
 from stem_tf.compare.comparison import Comparison
-from stem_tf.compare.document import Block, Cell, Details, Section, Table, Tone
+from stem_tf.compare.document import Block, Cell, Details, Section, Table
 from stem_tf.compare.effects import MEAN, Effect, Key
 from stem_tf.evaluation import intervals
-
-TONES: Mapping[str, Tone] = {"better": "good", "worse": "bad", "undecided": "unsure"}
 
 
 def section(comparison: Comparison) -> Section:
@@ -69,21 +67,14 @@ def _task(task: Key) -> str:
     return "the mean AUC" if task is MEAN else task
 
 
-def _keys(comparison: Comparison, found: Mapping[tuple[str, Key], object]) -> list[Key]:
-    """The tasks of the comparisons, and their mean last."""
-    present = {task for _, task in found}
-    return [task for task in (*(task.name for task in comparison.tasks), MEAN) if task in present]
-
-
 def _matrix(comparison: Comparison, opponent: str, found: Mapping[tuple[str, Key], Effect]) -> Table:
-    keys = _keys(comparison, found)
+    keys = effects.columns(comparison, found)
 
     def cell(arm: str, task: Key) -> Cell:
         effect = found.get((arm, task))
         if effect is None:
             return Cell("-", "muted", hint="not a task of both arms")
-        text = _number(comparison, effect, effect.difference.estimate, sign=True)
-        return Cell(f"{effect.verdict} {text}", TONES[effect.verdict], hint=_interval(comparison, effect))
+        return Cell(f"{effect.verdict} {effect.shown()}", effect.tone, hint=effect.interval())
 
     arms = dict.fromkeys(arm for arm, _ in found)
     return Table(
@@ -99,10 +90,10 @@ def _all(comparison: Comparison, opponent: str, found: Mapping[tuple[str, Key], 
         (
             effect.arm,
             effects.heading(comparison, effect.task),
-            _number(comparison, effect, effect.difference.estimate, sign=True),
-            _interval(comparison, effect),
+            effect.shown(),
+            effect.interval(),
             _p(effect.p),
-            Cell(effect.verdict, TONES[effect.verdict]),
+            Cell(effect.verdict, effect.tone),
             effect.way_out(),
         )
         for effect in found.values()
@@ -212,17 +203,6 @@ def _explained(comparison: Comparison) -> str:
     elif min(seeds.values()) == 2:
         text += " With two seeds per arm only large differences can be decided: take three to five."
     return text
-
-
-def _number(comparison: Comparison, effect: Effect, value: float, *, sign: bool = False) -> str:
-    return effects.number(value, auc=effect.task is MEAN or effect.task in comparison.measured.binary, sign=sign)
-
-
-def _interval(comparison: Comparison, effect: Effect) -> str:
-    low, high = effect.difference.low, effect.difference.high
-    if math.isnan(low):
-        return "-"
-    return f"{_number(comparison, effect, low, sign=True)} to {_number(comparison, effect, high, sign=True)}"
 
 
 def _p(p: float) -> str:

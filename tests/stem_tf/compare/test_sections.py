@@ -15,10 +15,10 @@ from ml_collections import config_dict
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
-from stem_tf.compare import effects, page
+from stem_tf.compare import effects, page, published
 from stem_tf.compare.comparison import Arm, Comparison, Finished, Settings
-from stem_tf.compare.document import Cell, Section, Table
-from stem_tf.compare.sections import verdict
+from stem_tf.compare.document import Cell, Details, Figure, Section, Table
+from stem_tf.compare.sections import gain, seesaw, verdict
 from stem_tf.evaluation import metrics
 from stem_tf.evaluation.predictions import Predictions
 from stem_tf.workdir import Workdir
@@ -67,8 +67,10 @@ def made(tiny_data: Path) -> Made:
         **options: Any,
     ) -> Comparison:
         names = rename or {}
+        data = options.get("data", whole.schema.name)
         schema = dataclasses.replace(
             whole.schema,
+            name=data,
             tasks=tuple(
                 dataclasses.replace(task, name=names.get(task.name, task.name), type="binary" if binary else task.type)
                 for task in whole.schema.tasks
@@ -204,12 +206,81 @@ def test_one_seed_decides_nothing_by_itself(made: Made) -> None:
     assert any("was taken from the arms with several" in block for block in section.blocks if isinstance(block, str))
 
 
+def test_gain(made: Made) -> None:
+    section = gain.section(made(ARMS))
+    assert section.lead.startswith("Of 4 gains over Single-Task (each arm on each task), 1 is above 0")
+    assert "1 is below 0 beyond chance" in section.lead
+    (heat,) = tables(section)
+    cells = {row[0]: row[1:] for row in heat.rows}
+    found = effects.effects(made(ARMS), "single_task")
+    for place, task in enumerate(("click", "watched")):
+        cell, difference = cells["seesaw"][place], found["seesaw", task].difference
+        assert isinstance(cell, Cell) and cell.shade == (1.0, -1.0)[place]  # AUC and an error have scales of their own
+        assert cell.text.startswith(effects.number(difference.estimate, auc=task == "click", sign=True))
+        assert cell.tone == ("good", "bad")[place]
+    assert sum(isinstance(block, Figure) for block in section.blocks) == 1
+
+
+def test_gain_beside_published_numbers(made: Made) -> None:
+    names = {"click": "income", "watched": "never_married"}
+    arms = {arm: {names[task]: value for task, value in of.items()} for arm, of in ARMS.items()}
+    comparison = made({"single_task": arms["single_task"], "mmoe": arms["seesaw"]}, rename=names, data="census_income")
+    section = gain.section(comparison)
+    beside = tables(section)[1]
+    assert beside.header == ("arm", "income, here", "income, paper", "never_married, here", "never_married, paper")
+    assert [text(row[0]) for row in beside.rows] == ["mmoe", "ple (not run)"]
+    assert [text(row[2]) for row in beside.rows] == ["-.0052", "+.0077"]
+    assert [text(row[4]) for row in beside.rows] == ["+.0005", "+.0022"]
+    assert "+.0048" in beside.caption and "PLE" in beside.caption
+
+
+def test_published_numbers() -> None:
+    stem = published.of_data("tiktok")
+    assert stem is not None and stem.gain("stem_net", "is_like") == 0.0037 and stem.gain("ple", "finish") == 0.0006
+    assert stem.auc("sluice", "like") is None and stem.auc("ple", "share") is None
+    assert published.of_data("a log of your own") is None
+    averages = {"tiktok": (0.8281, 0.8304), "qk_video": (0.9317, 0.9331), "kuairand_1k": (0.8433, 0.8480)}
+    for data, printed in averages.items():  # the papers' own averages of the same rows
+        table = published.of_data(data)
+        assert table is not None
+        for model, average in zip(("single_task", "stem_net"), printed, strict=True):
+            assert np.mean(table.aucs[model]) == pytest.approx(average, abs=1.01e-4)
+        assert {len(values) for values in table.aucs.values()} == {len(table.tasks)}
+
+
+def test_seesaw(made: Made) -> None:
+    section = seesaw.section(made(ARMS))
+    assert "seesaw gains on click and loses on watched" in section.lead
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    rows = {text(row[0]): row[1:] for row in table.rows}
+    assert text(rows["seesaw"][2]) == "seesaw" and text(rows["same"][2]) == "undecided"
+    worse = rows["seesaw"][1]
+    assert isinstance(worse, Cell) and worse.shade == -1
+    assert section.data["pairs"] == [["click", "watched"]]
+    assert not any(isinstance(block, Details) for block in section.blocks)
+    section = seesaw.section(made(ARMS, seeds=1))
+    assert "no seesaw is established" in section.lead
+
+
+def test_without_single_task_there_is_no_gain(made: Made) -> None:
+    comparison = made({"ple": {"click": 0.0, "watched": 0.0}}, single=None)
+    alone = made({"single_task": {"click": 0.0}})
+    for module in (gain, seesaw):
+        assert module.section(comparison).lead == gain.NO_SINGLE
+        assert module.section(alone).lead == gain.NO_OTHER
+
+
+def test_one_task_has_gains_and_no_seesaw(made: Made) -> None:
+    comparison = made({"single_task": {"click": 0.0}, "b": {"click": 0.5}})
+    assert not any(isinstance(block, Figure) for block in seesaw.section(comparison).blocks)
+    assert "1 is above 0" in gain.section(comparison).lead
+
+
 @pytest.mark.parametrize("name", ["<b>\"x\" & 'y'", "a|b`c*", "mean AUC", "tâche  1", "$x$"])
 def test_names_of_tasks_and_arms_may_hold_any_character(made: Made, tmp_path: Path, name: str) -> None:
     arms = {"single_task": {name: 0.0, "watched": 0.0}, name: {name: 0.5, "watched": 0.5}}
     comparison = made(arms, rename={"click": name}, binary=True, incumbent=name)
-    for module in (verdict,):
-        page.write("t", [module.section(comparison)], tmp_path)
+    page.write("t", [module.section(comparison) for module in (verdict, gain, seesaw)], tmp_path)
 
 
 @pytest.mark.parametrize(
