@@ -13,7 +13,7 @@ from stem_tf import report
 from stem_util.errors import UserError
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
-"""Okabe and Ito's, which people with the common colour blindnesses can tell apart; one per arm, in the plan's order."""
+"""Okabe and Ito's, which people with the common colour blindnesses can tell apart."""
 
 _MARKERS = "osD^"
 _numbers = itertools.count()
@@ -37,6 +37,20 @@ def pyplot() -> Any:
     if found is None:
         raise UserError("matplotlib is not installed, and a report needs it: pip install 'stem-tf[compare]'")
     return found
+
+
+def colours(arms: Iterable[str]) -> dict[str, str]:
+    """The colour of each arm, the same in all figures if ``arms`` are all of the comparison, in the plan's order.
+
+    More than 8 arms have matplotlib's 20 colours, which are harder to tell apart.
+    """
+    import matplotlib
+
+    names = list(arms)
+    if len(names) <= len(COLOURS):
+        return dict(zip(names, COLOURS, strict=False))
+    many = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["tab20"].colors]
+    return dict(zip(names, itertools.cycle(many), strict=False))
 
 
 def svg(figure: Any) -> str:

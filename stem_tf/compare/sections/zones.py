@@ -200,13 +200,12 @@ def _figure(pair: Pair, lifts: Sequence[Lift], comparison: Comparison) -> Figure
             axis.axvspan(-settings.comparable - 0.5, settings.comparable + 0.5, color="0.93")
             for side in (-1, 1):
                 axis.axvline(side * (settings.overwhelming - 0.5), color="0.6", linewidth=0.8, linestyle=":")
-            for place, arm in enumerate(comparison.arms):
+            for arm, colour in figures.colours(comparison.arms).items():
                 chosen = [
                     lift for lift in lifts if (lift.pair, lift.task, lift.arm, lift.alike) == (pair, task, arm, alike)
                 ]
                 if not chosen:
                     continue
-                colour = figures.COLOURS[place % len(figures.COLOURS)]
                 x = np.array([lift.cell - last for lift in chosen])
                 y, low, high = (
                     np.array([getattr(lift.difference, name) if lift.difference else np.nan for lift in chosen])

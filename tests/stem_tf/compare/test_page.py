@@ -150,3 +150,8 @@ def test_labels_of_figures_are_not_formulas_but_powers_are() -> None:
 
 def test_one_line() -> None:
     assert text.one_line(" a\t b\r\nc\x00\u202e ") == "a b c\ufffd\ufffd"
+
+
+@pytest.mark.parametrize("arms", (1, 8, 9, 16))
+def test_arms_have_colours_of_their_own(arms: int) -> None:
+    assert len(set(figures.colours(map(str, range(arms))).values())) == arms
