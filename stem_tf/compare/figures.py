@@ -49,7 +49,7 @@ def colours(arms: Iterable[str]) -> dict[str, str]:
     names = list(arms)
     if len(names) <= len(COLOURS):
         return dict(zip(names, COLOURS, strict=False))
-    many = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["tab20"].colors]
+    many = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["tab20"](range(20))]
     return dict(zip(names, itertools.cycle(many), strict=False))
 
 
