@@ -127,7 +127,7 @@ class Zones:
     def lifts(self, pairs: Sequence[Pair], cells: Cells) -> list[Lift]:
         """All lifts over Single-Task in the cells of these pairs, drawn by Single-Task alone and drawn alike."""
         settings = self._comparison.settings
-        aucs: dict[tuple[str, Pair, str, int], dict[str, list[_Measured]]] = defaultdict(lambda: defaultdict(list))
+        aucs: dict[tuple[str, Pair, str, int], dict[str, _Measured]] = defaultdict(dict)
         resamples: Resamples | None = None
         for name, arm in self._comparison.arms.items():
             frames = list(self._buckets) if name == self._single.name else ["", name]
@@ -145,10 +145,13 @@ class Zones:
                 ]
                 for (frame, pair, task), by_cell in self._measure(wanted, predicted, cells, resamples):
                     for cell, measured in enumerate(by_cell):
-                        aucs[frame, pair, task, cell][name].append(measured)
-        return _adjusted(
-            [lift for key, by_arm in aucs.items() for lift in _lifts(key, by_arm, self._single.name, settings)]
-        )
+                        of_cell = aucs[frame, pair, task, cell]
+                        of_cell[name] = of_cell[name].joined(measured) if name in of_cell else measured
+        assert resamples is not None
+        found: list[Lift] = []
+        for key, by_arm in aucs.items():
+            found += _lifts(key, by_arm, resamples, self._single.name, settings)
+        return _adjusted(found)
 
     def _mrf(self, frame: str, pair: Pair) -> NDArray[np.int8]:
         a, b = (self._buckets[frame][task] for task in pair)
@@ -174,13 +177,18 @@ class Zones:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One run's AUC in one cell, and on the resamples, [R]."""
+    """The AUCs of an arm's runs in one cell, [S], and their mean influences, [U]; empty for too few rows."""
 
     positives: int
     negatives: int
     users: int
-    auc: float
-    resampled: NDArray[np.float64]
+    aucs: NDArray[np.float64]
+    influence: NDArray[np.float64]
+
+    def joined(self, other: _Measured) -> _Measured:
+        aucs = np.concatenate([self.aucs, other.aucs])
+        share = len(other.aucs) / max(len(aucs), 1)
+        return replace(self, aucs=aucs, influence=(1 - share) * self.influence + share * other.influence)
 
 
 def _measured(predicted: Predictions, task: str, rows: NDArray[np.int64], resamples: Resamples) -> _Measured:
@@ -188,25 +196,34 @@ def _measured(predicted: Predictions, task: str, rows: NDArray[np.int64], resamp
     positives = int(np.count_nonzero(y > 0.5))
     negatives = len(y) - positives
     if slices.too_few(positives, negatives):
-        return _Measured(positives, negatives, 0, float("nan"), np.full(1, np.nan))
+        return _Measured(positives, negatives, 0, np.zeros(0), np.zeros(0))
     within = resamples.within(rows)
-    users = within.users(y, w, binary=True)
-    return _Measured(positives, negatives, users, *within.expansion(y, s, w))
+    auc, influence = within.auc_influence(y, s, w)
+    return _Measured(positives, negatives, within.users(y, w, binary=True), np.array([auc]), influence)
 
 
 def _lifts(
-    key: tuple[str, Pair, str, int], by_arm: Mapping[str, list[_Measured]], single: str, settings: Settings
+    key: tuple[str, Pair, str, int],
+    by_arm: Mapping[str, _Measured],
+    resamples: Resamples,
+    single: str,
+    settings: Settings,
 ) -> Iterator[Lift]:
     frame, pair, task, cell = key
-    one = by_arm[single][0]  # labels are the same for all
-    runs = {
-        name: Runs(np.array([m.auc for m in measured]), np.stack([m.resampled for m in measured]), one.users)
-        for name, measured in by_arm.items()
-    }
-    spread = intervals.pooled(list(runs.values()))
-    for name in (name for name in runs if name != single):
-        too_few = slices.too_few(one.positives, one.negatives)
-        difference = None if too_few else intervals.compare(runs[name], runs[single], settings.level, spread)
+    one = by_arm[single]  # labels are the same for all
+    runs: dict[str, Runs] = {}
+    spread = None
+    if len(one.aucs):
+        moved = resamples.moved(np.stack([of.influence for of in by_arm.values()]))
+        if one.users < intervals.MIN_USERS:
+            moved[:] = np.nan
+        runs = {
+            name: Runs(of.aucs, (of.aucs.mean() + by)[np.newaxis], one.users)
+            for (name, of), by in zip(by_arm.items(), moved, strict=True)
+        }
+        spread = intervals.pooled(list(runs.values()))
+    for name in (name for name in by_arm if name != single):
+        difference = intervals.compare(runs[name], runs[single], settings.level, spread) if runs else None
         yield Lift(
             pair=pair,
             task=task,
@@ -216,8 +233,8 @@ def _lifts(
             rows=one.positives + one.negatives,
             positives=one.positives,
             negatives=one.negatives,
-            single=runs[single].mean,
-            auc=runs[name].mean,
+            single=runs[single].mean if runs else float("nan"),
+            auc=runs[name].mean if runs else float("nan"),
             difference=difference,
             p=float("nan") if difference is None else difference.p,
         )

@@ -72,7 +72,9 @@ class Resamples:
         part._units = self._units[rows]
         return part
 
-    def aucs(self, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
+    def aucs(
+        self, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike, *, approximate: bool = False
+    ) -> NDArray[np.float64]:
         """The AUC of each resample.
 
         Scores are sorted once; each resample then takes one pass over the rows (about 15 ms per million). Where that
@@ -91,6 +93,7 @@ class Resamples:
           labels: [N], 0 or 1; any value, NaN too, where the weight is 0.
           scores: [N].
           weights: [N]; a row of weight 0 is left out.
+          approximate: take the expansion however few the rows.
 
         Returns:
           [R] float64; NaN where a resample has one class only, and everywhere with fewer than `MIN_USERS` users.
@@ -98,8 +101,9 @@ class Resamples:
         if self.users(labels, weights, binary=True) < MIN_USERS:
             return np.full(len(self._counts), np.nan)
         positives, negatives = self._sides(labels, scores, weights)
-        if (len(positives.scores) + len(negatives.scores)) * len(self._counts) > _EXACT:
-            return self._expanded(positives, negatives)[1]
+        if approximate or (len(positives.scores) + len(negatives.scores)) * len(self._counts) > _EXACT:
+            auc, influence = self._influence(positives, negatives)
+            return auc + self.moved(influence[np.newaxis])[0]
         first = np.searchsorted(negatives.scores, positives.scores, "left")
         last = np.searchsorted(negatives.scores, positives.scores, "right")
 
@@ -113,15 +117,33 @@ class Resamples:
 
         return np.array([of_resample(counts) for counts in self._counts])
 
-    def expansion(self, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> tuple[float, NDArray[np.float64]]:
-        """The AUC, and that of each resample by its first-order expansion however few the rows: for thousands of AUCs.
+    def auc_influence(
+        self, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike
+    ) -> tuple[float, NDArray[np.float64]]:
+        """The AUC, and the influence of each of the U users (blocks, rows), [U]: see `aucs`.
+
+        Influences of thousands of AUCs, or means of them over seeds, are resampled together by `moved`.
 
         Args:
           labels, scores, weights: as of `aucs`; both classes have a row.
         """
-        auc, resampled = self._expanded(*self._sides(labels, scores, weights))
-        enough = self.users(labels, weights, binary=True) >= MIN_USERS
-        return auc, resampled if enough else np.full(len(self._counts), np.nan)
+        return self._influence(*self._sides(labels, scores, weights))
+
+    def mean_influence(self, values: ArrayLike, weights: ArrayLike) -> tuple[float, NDArray[np.float64]]:
+        """The weighted mean, and the influence of each user: the sum of its rows' w_i (value_i - mean) / W, [U].
+
+        Args:
+          values: [N].
+          weights: [N]; one at least is above 0.
+        """
+        v, w = np.asarray(values, np.float64), np.asarray(weights, np.float64)
+        mean = float(np.average(v, weights=w))
+        shares = w * (v - mean) / w.sum()
+        return mean, np.bincount(self._units, shares, minlength=self._counts.shape[1]).astype(np.float64)
+
+    def moved(self, influences: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far each resample moves each of K numbers, to first order: [K, R] from their influences, [K, U]."""
+        return np.atleast_2d(self._sums(influences.T).T)
 
     def _sides(self, labels: ArrayLike, scores: ArrayLike, weights: ArrayLike) -> tuple[_Side, _Side]:
         """The positives and the negatives."""
@@ -131,7 +153,7 @@ class Resamples:
         up, down = (rows[np.argsort(s[rows])] for rows in (np.flatnonzero(y), np.flatnonzero(~y)))
         return _Side(s[up], w[up], units[up]), _Side(s[down], w[down], units[down])
 
-    def _expanded(self, positives: _Side, negatives: _Side) -> tuple[float, NDArray[np.float64]]:
+    def _influence(self, positives: _Side, negatives: _Side) -> tuple[float, NDArray[np.float64]]:
         below = positives.weight_below(negatives) / negatives.weights.sum()
         above = 1 - negatives.weight_below(positives) / positives.weights.sum()
         auc = float(np.average(below, weights=positives.weights))
@@ -139,7 +161,7 @@ class Resamples:
         for side, values in ((positives, below), (negatives, above)):
             shares = side.weights * (values - auc) / side.weights.sum()
             influence += np.bincount(side.units, shares, minlength=len(influence))
-        return auc, auc + self._sums(influence)
+        return auc, influence
 
     def means(self, values: ArrayLike, weights: ArrayLike) -> NDArray[np.float64]:
         """The weighted mean of each resample, of losses or squared errors for example.
@@ -160,7 +182,7 @@ class Resamples:
         return np.divide(sums, weight, out=np.full(len(sums), np.nan), where=weight > 0)
 
     def _sums(self, of_units: NDArray) -> NDArray[np.float64]:
-        """The sum over the drawn units of each resample, [R]; 100 resamples at a time, as they become float64."""
+        """The sum over the drawn units of each resample, [R, ...]; 100 resamples at a time, as they become float64."""
         blocks = range(0, len(self._counts), 100)
         return np.concatenate([self._counts[block : block + 100] @ of_units for block in blocks])
 

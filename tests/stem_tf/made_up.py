@@ -24,7 +24,7 @@ def comparison(
     regressions: Sequence[str] = (),
     weights: Scores | None = None,
     group: NDArray | None = None,
-    manifest: Mapping[str, Any] | None = None,
+    row_id: NDArray | None = None,
     **settings: Any,
 ) -> Comparison:
     """A comparison of arms, each of one mapping of scores ([N] by task) per seed; both splits are the same rows."""
@@ -41,19 +41,24 @@ def comparison(
 
     def described(names: Sequence[str]) -> Any:
         schema = Schema("made_up", (), tuple(tasks[name] for name in names), group=None if group is None else "user")
-        return SimpleNamespace(schema=schema, **(manifest or {}))
+        return SimpleNamespace(schema=schema)
 
     def run(seed: int, scores: Scores) -> Any:
         rows = len(next(iter(scores.values())))
         predicted = Predictions(
-            row_id=np.arange(rows),
+            row_id=np.arange(rows) if row_id is None else row_id,
             labels={task: labels[task].astype(np.float32) for task in scores},
             scores={task: values.astype(np.float32) for task, values in scores.items()},
             weights={task: values.astype(np.float32) for task, values in weights.items() if task in scores},
             group=group,
             item=None,
         )
-        return SimpleNamespace(seed=seed, manifest=described(list(scores)), predictions=lambda split: predicted)
+        return SimpleNamespace(
+            seed=seed,
+            manifest=described(list(scores)),
+            predictions=lambda split: predicted,
+            metrics=lambda split: {"mean_auc": 0.5},
+        )
 
     return Comparison(
         name="made up",
