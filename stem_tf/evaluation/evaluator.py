@@ -19,6 +19,7 @@ from stem_tf import configs, report
 from stem_tf.evaluation import preconditions, predictions, standing, table
 from stem_tf.evaluation import slices as slicing
 from stem_tf.evaluation.calibration import calibration
+from stem_tf.evaluation.intervals import Resamples
 from stem_tf.evaluation.metrics import Results
 from stem_tf.evaluation.predictions import Predictions
 from stem_tf.evaluation.ranking import ranking
@@ -104,7 +105,8 @@ def evaluate_run(
             name: answers.scores(answer, predicted) for answer, name in standing.answers_of(manifest.schema).items()
         }
         untrained = learning.untrained(config, manifest)
-        results, tree = measured(predicted, manifest, by_name, untrained, k)
+        resamples = standing.drawn_again(predicted)
+        results, tree = measured(predicted, manifest, by_name, untrained, k, resamples)
         tree = report.finite(
             {
                 "split": split,
@@ -115,7 +117,7 @@ def evaluate_run(
                 "step": found.step,  # of an epoch that was not finished; 0 after one that was
                 **tree,
                 "prior_rows": trivial.PRIOR_ROWS,
-                "slices": _slices(slices, predicted, manifest, split),
+                "slices": _slices(slices, predicted, manifest, split, resamples),
             }
         )
         output = _write(output, split, manifest, predicted, tree)
@@ -129,6 +131,7 @@ def measured(
     answers: Mapping[str, Iterable[tuple[str, NDArray[np.float64]]]],
     untrained: Mapping[str, str],
     k: int,
+    resamples: Resamples,
 ) -> tuple[Results, dict[str, Any]]:
     """Measures scores.
 
@@ -138,6 +141,7 @@ def measured(
       answers: by name, the scores of each trivial answer, task by task.
       untrained: tasks that were not trained, which means leave out.
       k: of NDCG@k.
+      resamples: draws of the split's users.
 
     Returns:
       The metrics of each task, and the part of ``<split>.json`` that is about them.
@@ -164,7 +168,7 @@ def measured(
     counted = [
         task for task, values in results.items() if task not in untrained and not np.isnan(values.get("auc", np.nan))
     ]
-    against, mean = standing.standing(schema.tasks, predicted, results, answers, counted)
+    against, mean = standing.standing(schema.tasks, predicted, results, answers, counted, resamples)
     mean |= {
         name: float(np.mean([results[task][name] for task in counted]))
         for name in ("auc", "grouped_auc", f"ndcg@{k}", "map", "logloss")
@@ -182,22 +186,21 @@ def measured(
     }
 
 
-def _slices(spelled: Sequence[str], predicted: Predictions, manifest: Manifest, split: str) -> list[dict[str, Any]]:
-    """The metrics of each slice."""
+def _slices(
+    spelled: Sequence[str], predicted: Predictions, manifest: Manifest, split: str, resamples: Resamples
+) -> list[dict[str, Any]]:
+    """The metrics of each slice, with intervals."""
     if not spelled:
         return []
-    slicer = slicing.Slicer(manifest, split, predicted.row_id)
-    return [
-        {
-            "name": one.name,
-            "column": one.column,
-            "about": one.about,
-            "rows": int(np.count_nonzero(one.rows)),
-            "tasks": slicing.evaluate(manifest.schema.tasks, predicted, one.rows),
-        }
-        for text in spelled
-        for one in slicer(text)
-    ]
+    slicer, found = slicing.Slicer(manifest, split, predicted.row_id), []
+    nothing = np.zeros(len(predicted.row_id), bool)
+    for one in (one for text in spelled for one in slicer(text) or [slicing.Slice(text, text, "no rows", nothing)]):
+        tasks = slicing.evaluate(manifest.schema.tasks, predicted, one.rows)
+        for task in manifest.schema.tasks:
+            tasks[task.name] |= standing.slice_intervals(task, predicted, one.rows, resamples)
+        rows = int(np.count_nonzero(one.rows))
+        found.append({"name": one.name, "column": one.column, "about": one.about, "rows": rows, "tasks": tasks})
+    return found
 
 
 def _write(output: Path, split: str, manifest: Manifest, predicted: Predictions, tree: dict[str, Any]) -> Path:

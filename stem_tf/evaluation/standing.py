@@ -20,6 +20,9 @@ from stem_tf.evaluation.predictions import Predictions
 
 RESAMPLES = 1000
 LEVEL = 0.05
+_EXACT_ROWS = (
+    20_000  # up to here each resample's AUC is made of its rows; above, of its expansion, which is much faster
+)
 
 
 def answers_of(schema: Schema) -> dict[str, str]:
@@ -28,12 +31,18 @@ def answers_of(schema: Schema) -> dict[str, str]:
     return found | ({"both": f"{schema.group} + {schema.item}"} if len(found) == 2 else {})
 
 
+def drawn_again(predicted: Predictions) -> Resamples:
+    """Draws of the users of a split, or of its rows where the schema has no group."""
+    return Resamples(predicted.group, RESAMPLES, 0, rows=len(predicted.row_id))
+
+
 def standing(
     tasks: Sequence[Task],
     predicted: Predictions,
     results: Results,
     answers: Mapping[str, Iterable[tuple[str, NDArray[np.float64]]]],
     counted: Sequence[str],
+    resamples: Resamples,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Measures each task, and the mean over the binary tasks.
 
@@ -43,6 +52,7 @@ def standing(
       results: the model's metrics by task.
       answers: by name, each trivial answer's scores [N] of the tasks that it has.
       counted: the tasks that the mean AUC is over.
+      resamples: `drawn_again` of ``predicted``.
 
     Returns:
       By task and for the mean: ``interval``, the ends of the interval of 95 % of the AUC or MSE; ``trivial``, each
@@ -50,13 +60,10 @@ def standing(
       MSE: the answer's less the model's), with the ends ``low`` and ``high`` of its interval. Numbers that are not
       defined, or that rest on too few users, are NaN.
     """
-    resamples = Resamples(predicted.group, RESAMPLES, 0, rows=len(predicted.row_id))
 
     def drawn(task: Task, scores: NDArray) -> NDArray[np.float64]:
-        labels, weights = predicted.labels[task.name], predicted.weights_of(task.name)
-        if task.type == "binary":
-            return resamples.aucs(labels, scores, weights)
-        return resamples.means((labels - scores.astype(np.float64)) ** 2, weights)
+        few = len(scores) <= _EXACT_ROWS
+        return _drawn(resamples, task, predicted.labels[task.name], scores, predicted.weights_of(task.name), exact=few)
 
     by_name = {task.name: task for task in tasks}
     own = {task.name: drawn(task, predicted.scores[task.name]) for task in tasks}
@@ -81,6 +88,40 @@ def standing(
         mean["trivial"][answer] = float(np.mean(_mean(trivial, counted)))
         mean["over_trivial"][answer] = _lead(float(np.mean(_mean(differences, counted))), _mean(leads, counted))
     return found, mean
+
+
+def slice_intervals(
+    task: Task, predicted: Predictions, rows: NDArray[np.bool_], resamples: Resamples
+) -> dict[str, list[float]]:
+    """The intervals of a slice's metrics, for the users that it has.
+
+    Args:
+      task: a task of ``predicted``.
+      predicted: scores and labels of N rows.
+      rows: bool [N], those of the slice.
+      resamples: `drawn_again` of ``predicted``.
+
+    Returns:
+      The ends of ``interval`` (AUC or MSE) and ``predicted_over_observed_interval``; NaN where they rest on too few
+      users, or the ratio is not defined.
+    """
+    at = np.flatnonzero(rows)
+    part = resamples.within(at)
+    labels, scores = predicted.labels[task.name][at], predicted.scores[task.name][at]
+    weights = predicted.weights_of(task.name)[at]
+    means, rates = part.means(scores, weights), part.means(labels, weights)
+    ratios = np.divide(means, rates, out=np.full(len(means), np.nan), where=(rates > 0) & (means >= 0))
+    own = _drawn(part, task, labels, scores, weights, exact=False)
+    return {"interval": [*interval(own, LEVEL)], "predicted_over_observed_interval": [*interval(ratios, LEVEL)]}
+
+
+def _drawn(
+    resamples: Resamples, task: Task, labels: NDArray, scores: NDArray, weights: NDArray, *, exact: bool
+) -> NDArray[np.float64]:
+    """The AUC or MSE of each resample, [R]."""
+    if task.type == "binary":
+        return resamples.aucs(labels, scores, weights, approximate=not exact)
+    return resamples.means((labels - scores.astype(np.float64)) ** 2, weights)
 
 
 def _better(task: Task) -> int:

@@ -130,19 +130,27 @@ def _interval(ends: Sequence[float | None]) -> str:
 def _slices(slices: Sequence[Mapping[str, Any]], schema: Schema) -> str:
     """One line per slice: the metric of each task, and below it predicted over observed."""
     texts = []
-    for head, name_of in (
-        ("AUC (MSE of regressions)", lambda task: MAIN[task.type]),
-        ("predicted/observed", lambda task: "predicted_over_observed"),
-    ):
-        lines = [
-            [
-                one["name"],
-                f"{one['rows']:,}",
-                *[report.number(one["tasks"][task.name][name_of(task)]) for task in schema.tasks],
-                "",
-            ]
-            for one in slices
-        ]
-        texts.append(report.table([head, "rows", *schema.task_names, ""], lines))
-    about = [f"{one['name']}: {one['about']}" for one in slices if one["about"]]
-    return "\n\n".join([*texts, *(["\n".join(about)] if about else [])])
+    for head in ("AUC", "predicted/observed"):
+        lines = []
+        for one in slices:
+            cells = [one["name"], f"{one['rows']:,}"]
+            for task in schema.tasks:
+                values = one["tasks"][task.name]
+                if head == "AUC":
+                    cells.append(_plus_minus(values[MAIN[task.type]], values["interval"]))
+                else:
+                    ends = values["predicted_over_observed_interval"]
+                    cells.append(_plus_minus(values["predicted_over_observed"], ends))
+            lines.append([*cells, ""])
+        names = [f"{t.name} MSE" if head == "AUC" and t.type == "regression" else t.name for t in schema.tasks]
+        texts.append(report.table([head, "rows", *names, ""], lines))
+    notes = [f"{one['name']}: {one['about']}" for one in slices if one["about"]]
+    notes.append("±: half of the 95 % interval; -: too few rows, users, or rows of a class to say")
+    return "\n\n".join([*texts, "\n".join(notes)])
+
+
+def _plus_minus(value: float | None, ends: Sequence[float | None]) -> str:
+    low, high = ends
+    if value is None or low is None or high is None:
+        return "-"
+    return f"{report.number(value, 3)} ±{report.number((high - low) / 2, 3)}"

@@ -15,7 +15,7 @@ from pipelines import schema_yaml
 from pipelines.convert.conversion import convert
 from pipelines.convert.options import Options
 from stem_tf import configs, models, report
-from stem_tf.evaluation import evaluator, predictions, scoring, table, trivial
+from stem_tf.evaluation import evaluator, predictions, scoring, standing, table, trivial
 
 SCHEMA = """
 name: weighted
@@ -79,8 +79,8 @@ def test_evaluation_is_that_of_scikit_learn(tmp_path: Path, tiny_settings: dict[
         frame["rating"], means[frame["item"]].to_numpy(), sample_weight=frame["worth"]
     )
     assert by_item["rating"] == pytest.approx(expected, rel=1e-6)
-    scores = {"item": answers.scores("item", got), "user + item": answers.scores("both", got)}
-    results, tree = evaluator.measured(got, manifest, scores, {}, 10)
+    scores = {name: answers.scores(answer, got) for answer, name in standing.answers_of(manifest.schema).items()}
+    results, tree = evaluator.measured(got, manifest, scores, {}, 10, standing.drawn_again(got))
     assert tree["tasks"]["rating"]["trivial"]["item"] == by_item["rating"]
     weights = got.weights_of("click")
     inside = weights > 0

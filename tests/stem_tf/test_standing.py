@@ -10,7 +10,6 @@ import sklearn.metrics
 from numpy.typing import NDArray
 
 from pipelines import schema_yaml
-from stem_tf import report
 from stem_tf.evaluation import metrics, standing, table
 from stem_tf.evaluation.predictions import Predictions
 from stem_tf.evaluation.standing import answers_of
@@ -61,7 +60,7 @@ def stand(predicted: Predictions, answers: dict[str, dict[str, NDArray]]) -> tup
         {task.name: predicted.weights_of(task.name) for task in tasks},
     )
     scores = {name: iter(of_tasks.items()) for name, of_tasks in answers.items()}
-    return standing.standing(tasks, predicted, results, scores, ["click", "buy"])
+    return standing.standing(tasks, predicted, results, scores, ["click", "buy"], standing.drawn_again(predicted))
 
 
 def test_differences_and_their_intervals_are_those_of_redrawn_users() -> None:
@@ -102,7 +101,30 @@ def test_few_users_and_missing_answers_have_no_interval() -> None:
     assert found["click"]["over_trivial"]["user"]["difference"] > 0
     tasks = schema_yaml.loads(SCHEMA).tasks
     results = {task.name: {metrics.MAIN[task.type]: float("nan")} for task in tasks}
-    assert np.isnan(standing.standing(tasks, predicted, results, {"user": iter([])}, [])[1]["trivial"]["user"])
+    draws = standing.drawn_again(predicted)
+    nothing = standing.standing(tasks, predicted, results, {"user": iter([])}, [], draws)[1]
+    assert np.isnan(nothing["trivial"]["user"]) and np.isnan(nothing["interval"]).all()
+
+
+def test_intervals_of_a_slice_are_those_of_its_users() -> None:
+    predicted, _ = log()
+    assert predicted.group is not None
+    rows = predicted.group < 60
+    draws, rng = standing.drawn_again(predicted), np.random.default_rng(2)
+    of_user = [np.flatnonzero(predicted.group == user) for user in range(60)]
+    click, _, stars = schema_yaml.loads(SCHEMA).tasks
+    y, s = predicted.labels["click"], predicted.scores["click"]
+    aucs, ratios = [], []
+    for _ in range(400):
+        # All users are drawn, and those of the slice are looked at.
+        at = np.concatenate([of_user[user] for user in rng.integers(100, size=100) if user < 60])
+        aucs.append(sklearn.metrics.roc_auc_score(y[at], s[at]))
+        ratios.append(s[at].mean() / y[at].mean())
+    found = standing.slice_intervals(click, predicted, rows, draws)
+    for name, values in (("interval", aucs), ("predicted_over_observed_interval", ratios)):
+        assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.4 * float(np.std(values)))
+    few = standing.slice_intervals(stars, predicted, predicted.group < 5, draws)
+    assert np.isnan(few["interval"]).all()
 
 
 def tree(**leads: tuple[float | None, float | None]) -> dict[str, Any]:
@@ -154,7 +176,3 @@ def test_remarks(leads: tuple[tuple[float | None, float | None], ...], remark: s
     lines = {line.split()[0]: line for line in reversed(text.splitlines()) if line}
     assert lines["click"].endswith(remark or ".6000")
     assert lines["buy"].endswith("not trained")
-
-
-def test_report_has_no_nan() -> None:
-    assert report.finite({"a": [float("nan"), (1.0, float("inf"))]}) == {"a": [None, [1.0, None]]}
