@@ -120,7 +120,9 @@ def _drawn(
 ) -> NDArray[np.float64]:
     """The AUC or MSE of each resample, [R]."""
     if task.type == "binary":
-        return resamples.aucs(labels, scores, weights, approximate=not exact)
+        if exact or not resamples.users(labels, weights, binary=True):
+            return resamples.aucs(labels, scores, weights)
+        return resamples.expansion(labels, scores, weights)[1]
     return resamples.means((labels - scores.astype(np.float64)) ** 2, weights)
 
 

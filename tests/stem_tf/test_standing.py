@@ -125,6 +125,8 @@ def test_intervals_of_a_slice_are_those_of_its_users() -> None:
         assert found[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.4 * float(np.std(values)))
     few = standing.slice_intervals(stars, predicted, predicted.group < 5, draws)
     assert np.isnan(few["interval"]).all()
+    nobody = standing.slice_intervals(click, predicted, np.zeros(ROWS, bool), draws)
+    assert np.isnan([*nobody["interval"], *nobody["predicted_over_observed_interval"]]).all()
 
 
 def tree(**leads: tuple[float | None, float | None]) -> dict[str, Any]:
