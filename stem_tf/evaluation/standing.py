@@ -20,9 +20,8 @@ from stem_tf.evaluation.predictions import Predictions
 
 RESAMPLES = 1000
 LEVEL = 0.05
-_EXACT_ROWS = (
-    20_000  # up to here each resample's AUC is made of its rows; above, of its expansion, which is much faster
-)
+_EXACT_ROWS = 20_000
+"""Up to here the AUC of each resample is made of its rows; above, of its expansion, which is much faster."""
 
 
 def answers_of(schema: Schema) -> dict[str, str]:
@@ -120,9 +119,7 @@ def _drawn(
 ) -> NDArray[np.float64]:
     """The AUC or MSE of each resample, [R]."""
     if task.type == "binary":
-        if exact or not resamples.users(labels, weights, binary=True):
-            return resamples.aucs(labels, scores, weights)
-        return resamples.expansion(labels, scores, weights)[1]
+        return resamples.aucs(labels, scores, weights, approximate=not exact)
     return resamples.means((labels - scores.astype(np.float64)) ** 2, weights)
 
 
