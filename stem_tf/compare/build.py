@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from stem_tf.compare import page
 from stem_tf.compare.comparison import Comparison
 from stem_tf.compare.document import Section
+from stem_tf.compare.sections import calibration, cost, gain, provenance, seesaw, verdict, why, words, zones
 from stem_util.progress import Progress
 
-ORDER = ("verdict", "gain", "seesaw", "zones", "calibration", "why", "cost", "provenance", "words")
+SECTIONS = (verdict, gain, seesaw, zones, calibration, why, cost, provenance, words)
 
 
 def write(comparison: Comparison, sections: Sequence[Section], output: Path) -> Path:
@@ -29,18 +28,12 @@ def write(comparison: Comparison, sections: Sequence[Section], output: Path) -> 
 
 def sections_of(comparison: Comparison) -> list[Section]:
     """All sections of the report."""
-    makers = [_maker(name) for name in ORDER if importlib.util.find_spec(f"stem_tf.compare.sections.{name}")]
     sections = []
-    with Progress(len(makers), unit="sections", desc="report") as progress:
-        for make in makers:
-            sections.append(make(comparison))
+    with Progress(len(SECTIONS), unit="sections", desc="report") as progress:
+        for module in SECTIONS:
+            sections.append(module.section(comparison))
             progress.update(1)
     return sections
-
-
-def _maker(name: str) -> Callable[[Comparison], Section]:
-    make: Callable[[Comparison], Section] = importlib.import_module(f"stem_tf.compare.sections.{name}").section
-    return make
 
 
 def subject(comparison: Comparison) -> str:
