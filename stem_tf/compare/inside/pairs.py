@@ -34,9 +34,9 @@ def part(comparison: Comparison, of_arms: OfArms) -> Part:
     first = next(iter(measured_arms.values()))[0]
     (a, b), *others = chosen
     blocks: list[Block] = [
-        f"{heading} Some pairs of a user and an item get the feedback {a} and not {b}. A table that both tasks share "
-        "has one place for such a user and item; with a table for each task they can be near in one and far in the "
-        "other. "
+        f"{heading} Some pairs of a user and an item get the feedback `{a}` and not `{b}`. A table that both tasks "
+        "share has one place for such a user and item; with a table for each task they can be near in one and far in "
+        "the other. "
         f"The distance is that of the embeddings of `{first['user']}` and `{first['item']}`, each scaled to length 1, "
         f"in {first['rows']:,} test rows whose user and item occur in train. A network reads more than distances, so "
         "this is a picture of the tables and no proof of what the model makes of them.",
