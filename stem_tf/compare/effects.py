@@ -233,7 +233,10 @@ def columns(comparison: Comparison, found: Mapping[tuple[str, Key], object]) -> 
 
 def heading(comparison: Comparison, task: Key) -> str:
     """A task as the head of a column, with its metric."""
-    return "mean AUC" if task is None else f"{task}, {'AUC' if task in comparison.measured.binary else 'MSE'}"
+    if task is None:
+        return "mean AUC"
+    (kind,) = (other.type for other in comparison.tasks if other.name == task)
+    return f"{task}, {metrics.MAIN[kind].upper()}"
 
 
 def number(value: float, *, auc: bool = True, sign: bool = False) -> str:

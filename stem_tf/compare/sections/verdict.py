@@ -11,6 +11,7 @@ from stem_tf.compare.comparison import Comparison
 from stem_tf.compare.document import Block, Cell, Details, Section, Table
 from stem_tf.compare.effects import MEAN, Effect, Key
 from stem_tf.evaluation import intervals
+from stem_tf.evaluation.standing import answers_of
 
 
 def section(comparison: Comparison) -> Section:
@@ -25,7 +26,7 @@ def section(comparison: Comparison) -> Section:
     return Section(
         key="verdict",
         title="Verdict",
-        lead=_lead(found),
+        lead=_lead(comparison, found),
         blocks=tuple(blocks),
         data={
             "against": {name: [_data(effect) for effect in of.values()] for name, of in found.items()},
@@ -34,20 +35,26 @@ def section(comparison: Comparison) -> Section:
     )
 
 
-def _lead(found: Mapping[str, Mapping[tuple[str, Key], Effect]]) -> str:
+def _lead(comparison: Comparison, found: Mapping[str, Mapping[tuple[str, Key], Effect]]) -> str:
     if not found:
         return "There is no arm to compare with: name one (`--single`, `--incumbent`)."
-    return " ".join(_sentence(opponent, list(of.values())) for opponent, of in found.items())
+    drawn = _drawn(comparison)
+    return " ".join(_sentence(opponent, list(of.values()), drawn) for opponent, of in found.items())
 
 
-def _sentence(opponent: str, found: Sequence[Effect]) -> str:
+def _drawn(comparison: Comparison) -> str:
+    """What the bootstrap draws."""
+    return "users" if comparison.manifest.schema.group else "rows"
+
+
+def _sentence(opponent: str, found: Sequence[Effect], drawn: str) -> str:
     decided = [effect for effect in found if effect.verdict != "undecided"]
     if not found:
         return f"No other arm has a task in common with {opponent}."
     if not decided:
         return (
             f"Against {opponent}, none of {len(found)} differences is decided: each could come from chance in the test "
-            "users or the seeds."
+            f"{drawn} or the seeds."
         )
     arms = dict.fromkeys(effect.arm for effect in decided)
     parts = []
@@ -140,8 +147,11 @@ def _reached(comparison: Comparison) -> list[Block]:
 
     rows: list[tuple[str | Cell, ...]] = [(arm, *(of_arm(arm, task) for task in keys)) for arm in comparison.arms]
     trivial = _trivial(comparison)
-    for name, values in trivial.items():
-        rows.append((f"trivial answer: {name}", *(Cell(of_answer(values, task), "muted") for task in keys)))
+    names = answers_of(comparison.manifest.schema)
+    for answer, values in trivial.items():
+        rows.append(
+            (f"trivial answer: {names.get(answer, answer)}", *(Cell(of_answer(values, task), "muted") for task in keys))
+        )
     if measured.best:
         rows.append(("the best anyone could reach", *(of_answer(measured.best, task) for task in keys)))
     caption = (
@@ -154,41 +164,42 @@ def _reached(comparison: Comparison) -> list[Block]:
     if measured.averaged(*comparison.arms) != list(measured.binary):
         caption += " The mean AUC of an arm is over the tasks that it has."
     blocks: list[Block] = [Table(("arm", *(effects.heading(comparison, task) for task in keys)), tuple(rows), caption)]
-    below = _below_trivial(comparison, trivial)
+    below = _below_trivial(comparison)
     if below:
         blocks.append(
-            f"**No arm is above a trivial answer on {effects.listed(below)}**: there, no model knows more than who the "
-            "user or what the item is, and a difference between arms says little."
+            f"**No run is clearly above each trivial answer on {effects.listed(below)}**: there, the arms hardly know "
+            "more than who the user and what the item is, and a difference between arms says little."
         )
     return blocks
 
 
 def _trivial(comparison: Comparison) -> dict[str, dict[str, float]]:
-    """What the trivial answers reach, by answer and task; errors with a minus, as `effects` counts them."""
+    """What trivial answers reach, by answer (`answers_of`) and task; errors with a minus, as `effects` counts."""
     found: dict[str, dict[str, float]] = {}
     for arm in comparison.arms.values():
         for task, values in arm.runs[0].metrics("test")["tasks"].items():
-            for name, value in values.get("trivial", {}).items():
+            for answer, value in values["trivial"].items():
                 if value is not None:
                     sign = 1 if "auc" in values else -1
-                    found.setdefault(name, {}).setdefault(task, sign * value)
+                    found.setdefault(answer, {}).setdefault(task, sign * value)
     return found
 
 
-def _below_trivial(comparison: Comparison, trivial: Mapping[str, Mapping[str, float]]) -> list[str]:
-    runs = comparison.measured.runs
-    below = []
-    for task in (task.name for task in comparison.tasks):
-        arms = [of[task].mean for of in runs.values() if task in of]
-        answers = [values[task] for values in trivial.values() if task in values]
-        if arms and answers and max(arms) <= max(answers):
-            below.append(task)
-    return below
+def _below_trivial(comparison: Comparison) -> list[str]:
+    """The tasks on which no run's lead over each trivial answer has an interval above 0."""
+    leads: dict[str, list[float]] = {}
+    for arm in comparison.arms.values():
+        for run in arm.runs:
+            for task, values in run.metrics("test")["tasks"].items():
+                lows = [lead["low"] for lead in values.get("over_trivial", {}).values() if lead["low"] is not None]
+                if lows and task in comparison.measured.runs[arm.name]:
+                    leads.setdefault(task, []).append(min(lows))
+    return [task.name for task in comparison.tasks if task.name in leads and max(leads[task.name]) <= 0]
 
 
 def _explained(comparison: Comparison) -> str:
     """How the intervals are made, and what makes them weak here."""
-    drawn = "users" if comparison.manifest.schema.group else "rows"
+    drawn = _drawn(comparison)
     text = (
         f"How sure it is: an interval adds up, as squares, how much a difference changes when other test {drawn} are "
         f"drawn ({comparison.settings.resamples:,} draws with replacement, the same ones for all arms) and how much it "

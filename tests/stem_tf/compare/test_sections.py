@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
+from pipelines.recipes import truth
 from pipelines.schema import Schema
 from stem_tf.compare import effects, page, published
 from stem_tf.compare.comparison import Arm, Comparison, Finished, Settings
@@ -106,9 +107,10 @@ def made(tiny_data: Path) -> Made:
                     users,
                     None,
                 )
+                lead = {"item": {"low": options.get("lead", 0.1)}}
                 tree = {
                     "tasks": {
-                        task.name: {"auc" if task.type == "binary" else "mse": 0.7, "trivial": {"user": 0.6}}
+                        task.name: {metrics.MAIN[task.type]: 0.7, "trivial": {"item": 0.6}, "over_trivial": lead}
                         for task in tasks
                     }
                 }
@@ -182,8 +184,32 @@ def test_verdict(made: Made, tmp_path: Path) -> None:
     assert [cell.tone for cell in cells["seesaw"]] == ["good", "bad"]
     assert [cell.tone for cell in cells["same"]] == ["unsure", "unsure"]
     reached = tables(section)[-1]
-    assert [text(row[0]) for row in reached.rows] == [*ARMS, "trivial answer: user"]
+    assert [text(row[0]) for row in reached.rows] == [*ARMS, "trivial answer: item"]
     page.write("t", [section], tmp_path)
+
+
+def test_verdict_with_the_best_anyone_could_reach(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = made(ARMS, lead=-0.01)
+    predicted = comparison.arms["single_task"].runs[0].predictions("test")
+    truths = {"click": predicted.labels["click"] * 0.5 + 0.1}
+    monkeypatch.setattr(truth, "load", lambda manifest, split: truths)
+    section = verdict.section(comparison)
+    reached = tables(section)[-1]
+    assert [text(cell) for cell in reached.rows[-1]] == ["the best anyone could reach", "1.0000", "-"]
+    assert any("No run is clearly above each trivial answer on click and watched" in str(b) for b in section.blocks)
+
+
+def test_rows_are_drawn_without_users_and_tasks_of_one_class_are_left_out(made: Made) -> None:
+    comparison = made(ARMS, seeds=1)
+    del comparison.manifest.__dict__["schema"]
+    comparison.manifest.__dict__["schema"] = dataclasses.replace(comparison.manifest.schema, group=None)
+    for arm in comparison.arms.values():
+        predicted = arm.runs[0].predictions("test")
+        predicted.labels["click"][:] = 1
+    section = verdict.section(comparison)
+    assert "test rows or the seeds" in section.lead and "none of 2 differences" in section.lead
+    reached = tables(section)[-1]
+    assert reached.header == ("arm", "click, AUC", "watched, MSE") and reached.rows[0][1] == "-"
 
 
 def test_verdict_without_anything_to_compare_with(made: Made) -> None:
