@@ -185,7 +185,7 @@ def _errors(comparison: Comparison, found: Found) -> Table:
         if of is None or np.isnan(of[0].error):
             return Cell("-", "muted")
         error, floor, limit = (_mean(of, name) for name in ("error", "floor", "limit"))
-        text = f"{report.number(error)} (chance: {report.number(floor)})"
+        text = f"{report.number(error)} ({report.number(floor)})"
         return Cell(
             text, "bad" if error > limit else "", hint=f"a calibrated model is above {report.number(limit)} once in 20"
         )
@@ -194,8 +194,8 @@ def _errors(comparison: Comparison, found: Found) -> Table:
         ("calibration error", *tasks),
         tuple((arm, *(cell(arm, task) for task in tasks)) for arm in comparison.arms),
         "Expected calibration error: how far predicted and observed means are apart in ten buckets of equally many "
-        "rows, mean over buckets and seeds. Chance: what perfect scores show on so many rows. Marked where perfect "
-        "scores would show less in 19 of 20 test sets, if rows were independent.",
+        "rows, mean over buckets and seeds. In brackets: what perfect scores show by chance on so many rows. Marked "
+        "where perfect scores would show less in 19 of 20 test sets, if rows were independent.",
     )
 
 
