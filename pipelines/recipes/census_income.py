@@ -33,8 +33,8 @@ _HALVES_SEED = 1
 
 def _prepare(given: Prepare) -> Options:
     schema = schema_yaml.load("census_income")
-    integers = {feature.column for feature in schema.features if feature.dtype == "int64"}
-    kinds: dict[str, text.Kind] = {name: "integer" if name in integers else "text" for name in COLUMNS}
+    kinds: dict[str, text.Kind] = dict.fromkeys(COLUMNS, "text")
+    kinds |= {feature.column: "optional integer" for feature in schema.features if feature.dtype == "int64"}
     train, test = (_read(given.files[file.name], kinds) for file in RECIPE.files)
     order, half = np.random.RandomState(_HALVES_SEED).permutation(len(test)), len(test) // 2
     parts = {"train": train, "validation": test.take(order[:half]), "test": test.take(order[half:])}

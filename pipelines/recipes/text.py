@@ -14,8 +14,8 @@ from pipelines.log import casts, source
 from pipelines.log.parts import Chunk, CsvOptions
 from stem_util.errors import UserError
 
-Kind = Literal["text", "integer", "id", "label"]
-"""What a column holds: text, an integer, an integer that is never missing, or 0 and 1."""
+Kind = Literal["text", "integer", "optional integer", "label"]
+"""What a column holds. Labels are 0 and 1; texts and optional integers may be missing."""
 
 
 def tables(
@@ -102,7 +102,7 @@ def _column(chunk: Chunk, name: str, kind: Kind, header: bool, get: str) -> pa.A
     cast, bad = casts.to_text(array) if kind == "text" else casts.to_int64(array)
     if kind == "label":
         bad |= ~casts.to_numpy(pc.is_in(cast, pa.array([0, 1])))
-    elif kind == "id":
+    elif kind == "integer":
         bad |= casts.to_numpy(cast.is_null())
     if not bad.any():
         return cast

@@ -13,18 +13,18 @@ _GET = (
     "https://github.com/LiangcaiSu/STEM links to it)"
 )
 COLUMNS: dict[str, text.Kind] = {
-    "uid": "id",
-    "user_city": "integer",
-    "item_id": "id",
-    "author_id": "integer",
-    "item_city": "integer",
-    "channel": "integer",
+    "uid": "integer",
+    "user_city": "optional integer",
+    "item_id": "integer",
+    "author_id": "optional integer",
+    "item_city": "optional integer",
+    "channel": "optional integer",
     "finish": "label",
     "like": "label",
-    "music_id": "integer",
-    "device_id": "integer",
-    "create_time": "integer",
-    "video_duration": "integer",
+    "music_id": "optional integer",
+    "device_id": "optional integer",
+    "create_time": "optional integer",
+    "video_duration": "optional integer",
 }
 """The columns of the raw file, in order."""
 
@@ -44,8 +44,8 @@ One row is a video shown to a user. Features are the eight of the STEM authors' 
 item_city, channel, music_id, device_id and video_duration, all categorical; user_city and create_time are not used.
 Values seen fewer than 10 times in train share one id, and Table 1 counts the users and items that are left. Split as in
 that code: 10 % of all rows at random are test, and 10 % of the others validation; the authors' random numbers are
-others than these. Rows are read in blocks: memory stays below 1 GB before the conversion, and the prepared log needs
-about 8 GB of disk until the end.""",
+others than these. Rows are read in blocks: until the conversion, memory stays below 1 GB, and the prepared log takes
+less disk than the raw file.""",
     source="ICME 2019 Grand Challenge on Short Video Understanding; Su et al., STEM, AAAI 2024",
     licence="academic research only; no commercial use (README of the STEM authors' code)",
     get=_GET,

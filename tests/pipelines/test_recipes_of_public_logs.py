@@ -83,7 +83,9 @@ def test_census_income_as_parquet_gives_the_same_records(tmp_path: Path) -> None
     bundled = tmp_path / "bundled"
     bundled.mkdir()
     integers = {f.column for f in whole.schema.features if f.dtype == "int64"}
-    kinds: dict[str, text.Kind] = {name: "integer" if name in integers else "text" for name in census_income.COLUMNS}
+    kinds: dict[str, text.Kind] = {
+        name: "optional integer" if name in integers else "text" for name in census_income.COLUMNS
+    }
     for name, stored in (("census-income.data", "train"), ("census-income.test", "test")):
         pq.write_table(pa.concat_tables(text.tables(tmp_path / name, kinds, "")), bundled / f"{stored}.parquet")
     same = made("census_income", bundled, tmp_path / "parquet").manifest
