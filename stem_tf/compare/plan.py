@@ -190,7 +190,7 @@ def load(root: Node) -> Plan:
     manifest = manifests.load(str(Path(data).expanduser()))
     runs.check_data(manifest)
     for_all = fields["set"].mapping() if "set" in fields else {}
-    for key in ("data.dir", "data.tasks", "seed"):
+    for key in ("data.dir", "seed"):
         if key in for_all:
             for_all[key].fail(_OF_THE_PLAN[key])
     search = fields.get("search")

@@ -11,6 +11,7 @@ from pipelines.yaml_reader import Node, parse
 from stem_tf import configs
 from stem_tf.compare import plan
 from stem_tf.compare.plan import Range
+from stem_tf.configs import base
 from stem_util.errors import UserError
 
 
@@ -176,3 +177,23 @@ def test_files_of_plans(tmp_path: Path) -> None:
         plan.read(str(tmp_path / "p.yaml"))
     for name in plan.shipped():
         assert isinstance(plan.read(name), Node)
+
+
+def test_tasks_for_all_arms(tiny_data: Path) -> None:
+    found = read("set: {data.tasks: click}\narms: {ple: {}, mmoe: {tasks: [watched]}}", tiny_data)
+    assert found.arms["ple"].words[1] == "data.tasks=click" and found.arms["mmoe"].words[-1] == "data.tasks=watched"
+
+
+@pytest.mark.parametrize("name", plan.shipped())
+def test_shipped_plans_name_models_keys_and_experiments_that_are_there(name: str) -> None:
+    fields = plan.read(name).mapping()
+    known, models = configs.keys(), base.models()
+    assert fields["config"].value in configs.shipped() if "config" in fields else True
+    assert set(fields["set"].value) <= set(known) if "set" in fields else True
+    arms = fields["arms"].value
+    for arm, sets in arms.items():
+        sets = sets or {}
+        model = sets.get("model.name", arm)
+        own = {key.removeprefix("model.") for key in sets if key.startswith("model.")} - {"name", "dim"}
+        assert model in models and own <= set(models[model].keys) and set(sets) - {"tasks"} <= set(known)
+    assert fields["incumbent"].value in arms if "incumbent" in fields else True
