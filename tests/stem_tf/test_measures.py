@@ -91,3 +91,13 @@ def test_a_request_scores_as_its_rows_do(tiny_settings: dict[str, Any], monkeypa
     rows = {name: values[np.arange(200) % 150] for name, values in features.items()}
     rows["user"] = np.repeat(features["user"][:1], 200)
     np.testing.assert_allclose(scored[0]["click"], scores(model(rows))["click"], rtol=1e-5)
+
+
+def test_a_model_in_half_precision_is_measured(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    config = configs.checked(tiny_settings | {"train.precision": "mixed_bfloat16", "model.init_std": 0.5})
+    manifest = manifests.load(config.data.dir)
+    found = trained.Trained(models.build(config, manifest, training=False), "ckpt", 1, 0)
+    tree = measures.measure(Workdir(tmp_path), config, manifest, found)
+    assert all(abs(sum(gate["mean"]) - 1) < 1e-5 for gate in tree["gates"].values())
+    assert all(0 <= expert["zeros"] < 1 for expert in tree["experts"].values())
+    assert tree["cost"]["multiply_adds"] > 0 and tree["importance"]["user"]["click"]["sd_rows"] > 0
