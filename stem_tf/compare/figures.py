@@ -16,15 +16,18 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f
 """Okabe and Ito's, which people with the common colour blindnesses can tell apart."""
 
 _MARKERS = "osD^"
-_numbers = itertools.count()
 _FONTS = ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]
 """matplotlib measures texts in the first; a browser without it takes one that is no wider."""
+_numbers = itertools.count()
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each name: the marker tells those apart that share a colour, from the ninth on."""
-    return {name: (COLOURS[i % len(COLOURS)], _MARKERS[i // len(COLOURS) % 4]) for i, name in enumerate(names)}
+def styles(arms: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The colour and the marker of each arm; the marker tells those apart that share a colour, from the ninth on.
+
+    They are the same in all figures if ``arms`` are all of the comparison, in the plan's order.
+    """
+    return {arm: (COLOURS[i % len(COLOURS)], _MARKERS[i // len(COLOURS) % 4]) for i, arm in enumerate(arms)}
 
 
 def pyplot() -> Any:
@@ -37,20 +40,6 @@ def pyplot() -> Any:
     if found is None:
         raise UserError("matplotlib is not installed, and a report needs it: pip install 'stem-tf[compare]'")
     return found
-
-
-def colours(arms: Iterable[str]) -> dict[str, str]:
-    """The colour of each arm, the same in all figures if ``arms`` are all of the comparison, in the plan's order.
-
-    More than 8 arms have matplotlib's 20 colours, which are harder to tell apart.
-    """
-    import matplotlib
-
-    names = list(arms)
-    if len(names) <= len(COLOURS):
-        return dict(zip(names, COLOURS, strict=False))
-    many = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["tab20"](range(20))]
-    return dict(zip(names, itertools.cycle(many), strict=False))
 
 
 def svg(figure: Any) -> str:

@@ -211,7 +211,7 @@ def _figure(comparison: Comparison, found: Found) -> Figure:
         axis.set_axis_off()
     handles: dict[str, Any] = {}
     for axis, task in zip(axes.flat, tasks, strict=False):
-        for place, arm in enumerate(comparison.arms):
+        for arm, (colour, marker) in figures.styles(comparison.arms).items():
             of = found.get((arm, task.name))
             if of is None or not len(of[0].rows):
                 continue
@@ -220,8 +220,8 @@ def _figure(comparison: Comparison, found: Found) -> Figure:
                 x,
                 y,
                 yerr=[np.maximum(y - low, 0), np.maximum(high - y, 0)],
-                color=figures.COLOURS[place % len(figures.COLOURS)],
-                marker="o",
+                color=colour,
+                marker=marker,
                 markersize=3,
                 linewidth=1.1,
                 elinewidth=0.5,

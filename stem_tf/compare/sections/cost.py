@@ -11,8 +11,6 @@ from stem_tf.compare import figures, measured
 from stem_tf.compare.comparison import Arm, Comparison
 from stem_tf.compare.document import Block, Figure, Section, Table
 
-_MARKERS = "os^Dv<>P"
-
 Costs = Mapping[str, Sequence[Mapping[str, Any]]]
 """Costs of the measured runs, by arm."""
 
@@ -26,7 +24,7 @@ def section(comparison: Comparison) -> Section:
     }
     lead = "What each arm needs in memory and in time."
     if not costs:
-        return Section("cost", "Cost", f"{lead} None of these runs was measured.", data={"arms": {}})
+        return Section("cost", "Cost: memory and time", f"{lead} None of these runs was measured.", data={"arms": {}})
     reference = next((name for name in costs if name == comparison.single), next(iter(costs)))
     serving = {name: _serving(of[0]) for name, of in costs.items()}
     largest = max(serving, key=lambda name: serving[name])
@@ -48,7 +46,7 @@ def section(comparison: Comparison) -> Section:
     blocks += _worth(comparison, serving)
     if without := [name for name in comparison.arms if name not in costs]:
         blocks.append(f"Not measured: {', '.join(without)}.")
-    return Section("cost", "Cost", lead, tuple(blocks), {"reference": reference, "arms": dict(costs)})
+    return Section("cost", "Cost: memory and time", lead, tuple(blocks), {"reference": reference, "arms": dict(costs)})
 
 
 def _table(costs: Costs, reference: str) -> Table:
@@ -103,14 +101,12 @@ def _worth(comparison: Comparison, serving: Mapping[str, float]) -> list[Block]:
     figure, axis = figures.pyplot().subplots(figsize=(6.4, 3.2), layout="constrained")
     from matplotlib import ticker
 
-    for place, name in enumerate(comparison.arms):
+    for name, (colour, marker) in figures.styles(comparison.arms).items():
         if name not in aucs:
             continue
         found = measured.estimate(aucs[name], None, comparison.settings.level)
         error = None if len(aucs[name]) == 1 else [found.half]
-        colour = figures.COLOURS[place % len(figures.COLOURS)]
         megabytes = serving[name] / 1e6
-        marker = _MARKERS[place % len(_MARKERS)]
         axis.errorbar([megabytes], [found.mean], yerr=error, fmt=marker, color=colour, capsize=3, label=name)
     axis.set_xscale("log")
     axis.margins(x=0.15)

@@ -87,7 +87,7 @@ def _matrix(comparison: Comparison, opponent: str, found: Mapping[tuple[str, Key
     return Table(
         (f"against {opponent}", *(effects.heading(comparison, task) for task in keys)),
         tuple((arm, *(cell(arm, task) for task in keys)) for arm in arms),
-        f"Difference to {opponent} on test, mean over the seeds; positive is better, for an error too.",
+        f"Difference from {opponent} on test, mean over the seeds; positive is better, for an error too.",
     )
 
 
@@ -121,7 +121,7 @@ def _all(comparison: Comparison, opponent: str, found: Mapping[tuple[str, Key], 
         f"a probability of {_percent(intervals.POWER)}.",
         left=(1, 5, 6),
     )
-    return Details(f"Every difference to {opponent}, with its interval and what it would take to decide", (table,))
+    return Details(f"Every difference from {opponent}, with its interval and what it would take to decide", (table,))
 
 
 def _reached(comparison: Comparison) -> list[Block]:

@@ -19,6 +19,9 @@ _PARTS: Mapping[str, Callable[[Comparison, Mapping[str, Sequence[Mapping[str, An
 }
 
 
+_TITLE = "Why: what the models do inside"
+
+
 def section(comparison: Comparison) -> Section:
     """How gates use experts, where tables place contradictory pairs, how much of them is used, what features matter."""
     lead = (
@@ -27,10 +30,11 @@ def section(comparison: Comparison) -> Section:
     )
     of_arms = {name: trees for name, arm in comparison.arms.items() if (trees := measured.of_runs(arm))}
     if not of_arms:
-        return Section("why", "Why", f"{lead} None of these runs was measured.", data={})
+        return Section("why", _TITLE, f"{lead} None of these runs was measured.", data={})
     parts = {name: part(comparison, of_arms) for name, part in _PARTS.items()}
     blocks: list[Block] = [block for part in parts.values() for block in part.blocks]
     if without := [name for name in comparison.arms if name not in of_arms]:
         blocks.append(f"Not measured: {', '.join(without)}.")
     found = " ".join(part.finding for part in parts.values() if part.finding)
-    return Section("why", "Why", f"{lead} {found}".strip(), tuple(blocks), {n: part.data for n, part in parts.items()})
+    data = {name: part.data for name, part in parts.items()}
+    return Section("why", _TITLE, f"{lead} {found}".strip(), tuple(blocks), data)

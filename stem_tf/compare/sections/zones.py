@@ -200,7 +200,7 @@ def _figure(pair: Pair, lifts: Sequence[Lift], comparison: Comparison) -> Figure
             axis.axvspan(-settings.comparable - 0.5, settings.comparable + 0.5, color="0.93")
             for side in (-1, 1):
                 axis.axvline(side * (settings.overwhelming - 0.5), color="0.6", linewidth=0.8, linestyle=":")
-            for arm, colour in figures.colours(comparison.arms).items():
+            for arm, (colour, marker) in figures.styles(comparison.arms).items():
                 chosen = [
                     lift for lift in lifts if (lift.pair, lift.task, lift.arm, lift.alike) == (pair, task, arm, alike)
                 ]
@@ -212,7 +212,7 @@ def _figure(pair: Pair, lifts: Sequence[Lift], comparison: Comparison) -> Figure
                     for name in ("estimate", "low", "high")
                 )
                 axis.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
-                axis.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1.2, label=arm)
+                axis.plot(x, y, color=colour, marker=marker, markersize=3, linewidth=1.2, label=arm)
             axis.set_title(f"{task}; drawn by {'both' if alike else 'Single-Task alone'}", fontsize="medium")
             axis.set_xlim(-last - 0.5, last + 0.5)
             axis.set_xticks(range(-last, last + 1, 3))

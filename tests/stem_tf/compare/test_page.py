@@ -153,5 +153,5 @@ def test_one_line() -> None:
 
 
 @pytest.mark.parametrize("arms", (1, 8, 9, 16))
-def test_arms_have_colours_of_their_own(arms: int) -> None:
-    assert len(set(figures.colours(map(str, range(arms))).values())) == arms
+def test_arms_have_styles_of_their_own(arms: int) -> None:
+    assert len(set(figures.styles(map(str, range(arms))).values())) == arms
