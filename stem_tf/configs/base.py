@@ -103,8 +103,9 @@ KEYS: dict[str, Key] = {
     "loss.weights": Key(1.0, "weights of the tasks, times the schema's", by="task", low=0),
     "loss.weighting": Key(
         "static",
-        "how the tasks' weights change in training: static, decaying (PLE Eq. 10) or uncertainty (Kendall et al.)",
-        ("static", "decaying", "uncertainty"),
+        "how the tasks' weights change in training: static, decaying (PLE Eq. 10), uncertainty (Kendall et al.), or"
+        " gradnorm (Chen et al.), for a backward pass per task",
+        ("static", "decaying", "uncertainty", "gradnorm"),
     ),
     "loss.gamma": Key(
         1.0,
@@ -118,6 +119,18 @@ KEYS: dict[str, Key] = {
         "whether gamma acts per epoch or per step",
         ("epoch", "step"),
         only_if=("loss.weighting", ("decaying",)),
+    ),
+    "loss.gradnorm_alpha": Key(
+        1.5,
+        "how much more a task that learns slowly is to pull on what the tasks share; at 0 all pull alike",
+        low=0,
+        only_if=("loss.weighting", ("gradnorm",)),
+    ),
+    "loss.gradnorm_learning_rate": Key(
+        0.01,
+        "learning rate of the tasks' weights, whose sum stays",
+        above=0,
+        only_if=("loss.weighting", ("gradnorm",)),
     ),
     "loss.label_smoothing": Key(0.0, "e: binary labels become y (1 - e) + e / 2", by="task", low=0, below=1),
     "loss.positive_weight": Key(1.0, "weight of a binary task's positive rows", by="task", above=0),
@@ -142,6 +155,12 @@ KEYS: dict[str, Key] = {
         0.0, "fraction of the peak at which the cosine ends", low=0, high=1, only_if=("optimizer.schedule", ("cosine",))
     ),
     "optimizer.clip_norm": Key(10.0, "global norm to which gradients are scaled down; 0 never does", low=0),
+    "optimizer.conflicts": Key(
+        "sum",
+        "tasks' gradients on the weights that several tasks train: sum; or pcgrad (Yu et al.), what points against"
+        " another task's is taken out of each first, for a backward pass per task",
+        ("sum", "pcgrad"),
+    ),
     "optimizer.l2": Key(
         1e-6,
         "pulls tables to 0 by l2 / 2 * ||table||^2; lazy and adagrad: only the batch's rows",

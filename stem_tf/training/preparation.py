@@ -12,10 +12,12 @@ from pipelines.schema import Schema
 from stem_tf import configs
 from stem_tf.layers.embedding import PackedTable
 from stem_tf.training import learning
+from stem_tf.training.balancing import Balancing, Conflicts
 from stem_tf.training.learning_rate import Schedule
 from stem_tf.training.loss_weighting import Weighting
 from stem_tf.training.losses import TaskLoss
 from stem_tf.training.optimizers import BETAS, Adam, Betas
+from stem_tf.training.reach import reach
 from stem_tf.training.replicas import Replicas
 from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS
 from stem_tf.training.train_step import TrainStep
@@ -43,6 +45,7 @@ class Training:
       xla: what is compiled: ``off`` nothing; ``network`` the network, forward and backward; ``step`` the whole step, in
         static shapes, for a single replica.
       weighting: adds up the tasks' losses; by the schema's weights when None.
+      conflicts: what becomes of tasks' gradients that contradict each other, ``sum`` or ``pcgrad``.
       label_smoothing, positive_weight: of :class:`TaskLoss`, by task.
     """
 
@@ -57,6 +60,7 @@ class Training:
     tables_betas: Betas = BETAS
     xla: str = "off"
     weighting: Weighting | None = None
+    conflicts: Conflicts = "sum"
     label_smoothing: Mapping[str, float] = field(default_factory=dict)
     positive_weight: Mapping[str, float] = field(default_factory=dict)
 
@@ -97,6 +101,8 @@ def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
         loss.weighting,
         list(by_task(loss.gamma, 1.0).values()),
         loss.gamma_per,
+        loss.gradnorm_alpha,
+        loss.gradnorm_learning_rate,
     )
 
     def schedule(peak: float) -> Schedule:
@@ -121,6 +127,7 @@ def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
         seed=config.seed,
         xla=_xla(config),
         weighting=weighting,
+        conflicts=optimizer.conflicts,
         label_smoothing=by_task(loss.label_smoothing, 0.0),
         positive_weight=by_task(loss.positive_weight, 1.0),
     )
@@ -183,10 +190,29 @@ def prepare(model: RankingModel, training: Training) -> None:
         model.network_optimizer,
         model.table_optimizers,
         Replicas(tf.distribute.get_strategy()),
+        balancing=_balancing(model, training),
         clip_norm=training.clip_norm,
         seed=training.seed,
         xla=training.xla,
     )
+
+
+def _balancing(model: RankingModel, training: Training) -> Balancing | None:
+    """What puts the tasks' gradients together; None where their losses are just added up."""
+    if training.conflicts == "sum" and model.weighting.grad_norm is None:
+        return None
+    found = reach(model)
+    if not found.shared:
+        key, default = (
+            ("optimizer.conflicts=pcgrad", "sum")
+            if training.conflicts == "pcgrad"
+            else ("loss.weighting=gradnorm", "static")
+        )
+        raise UserError(
+            f"config.{key} would do nothing: no two tasks of this model train the same weights; leave it at {default}"
+        )
+    shapes = [variable.shape for variable in model.network_optimizer.variables_]
+    return Balancing(found, shapes, model.weighting, training.conflicts, training.seed)
 
 
 def _l2(group: PackedTable, training: Training) -> float | tf.Tensor:

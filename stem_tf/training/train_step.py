@@ -7,6 +7,9 @@
     loss   = weighting(losses) + the network's own penalty, where it has one
     network, rows <- Adam(gradient of the loss, and of L2, clipped to a global norm)
 
+Where the tasks' gradients are balanced, each is taken by itself, and :class:`~stem_tf.training.balancing.Balancing`
+puts them together after they were added up over the replicas.
+
 ``w_ti`` is the weight of row i for task t: 1 where the schema has none, 0 outside the task's space. Sums run over the
 rows of the batch on all replicas.
 """
@@ -20,6 +23,7 @@ import tensorflow as tf
 
 from stem_tf.runtime import start_xla
 from stem_tf.training import loss_logs, non_finite
+from stem_tf.training.balancing import Balancing
 from stem_tf.training.loss_weighting import Weighting
 from stem_tf.training.losses import TaskLoss
 from stem_tf.training.optimizers import Adam
@@ -35,8 +39,9 @@ class Gradients(NamedTuple):
     """The results of one forward and one backward pass.
 
     Attributes:
-      network: gradient of the network's variables ``[N]``, see :class:`~stem_tf.training.optimizers.Adam`.
-      looked_up: gradients of the rows that the batch looked up ``[B * P, W]``, one per table.
+      network: gradient of the network's variables ``[N]``, see :class:`~stem_tf.training.optimizers.Adam`; where
+        gradients are balanced, R of them ``[R, N]``.
+      looked_up: gradients of the rows that the batch looked up ``[B * P, W]``, or ``[B * P, R * W]``, one per table.
       losses: losses by task ``[T]``.
       loss: the loss that was differentiated, a scalar.
     """
@@ -71,6 +76,7 @@ class TrainStep:
       network_optimizer: trains all variables but the packed tables.
       table_optimizers: one per packed table that has rows.
       replicas: the replicas that share a batch.
+      balancing: puts the tasks' gradients together; None differentiates the sum of the losses.
       clip_norm: global norm to which the gradient, L2 included, is scaled down; 0 for no clipping.
       seed: determines the dropout masks, together with the step.
       xla: what is compiled: ``off`` nothing; ``network`` :meth:`differentiate`; ``step`` :meth:`update`, in static
@@ -86,13 +92,15 @@ class TrainStep:
         table_optimizers: Sequence[TableOptimizer],
         replicas: Replicas,
         *,
+        balancing: Balancing | None = None,
         clip_norm: float = 0.0,
         seed: int = 0,
         xla: str = "off",
     ) -> None:
         self.model, self.task_losses, self.weighting = model, losses, weighting
         self.network_optimizer, self.table_optimizers = network_optimizer, table_optimizers
-        self.replicas, self.clip_norm, self.seed, self.static = replicas, clip_norm, seed, xla == "step"
+        self.replicas, self.balancing = replicas, balancing
+        self.clip_norm, self.seed, self.static = clip_norm, seed, xla == "step"
         self._differentiate = _compiled(self.differentiate) if xla == "network" else self.differentiate
         self._update = _compiled(self.update) if xla == "step" else self.update
 
@@ -125,6 +133,9 @@ class TrainStep:
             self._on_all_replicas(optimizer, step, read, gradient)
             for optimizer, read, gradient in zip(self.table_optimizers, rows, found.looked_up, strict=True)
         ]
+        if self.balancing is not None:
+            network, of_rows = self.balancing(network, [gradient for _, gradient in summed], losses, step)
+            summed = [(state, gradient) for (state, _), gradient in zip(summed, of_rows, strict=True)]
 
         network = self.network_optimizer.regularised(network)
         tables = [
@@ -158,11 +169,14 @@ class TrainStep:
           looked_up: looked-up rows by group ``[B * P, W]``, None where there is no table.
         """
         variables, read = self.network_optimizer.variables_, [rows for rows in looked_up if rows is not None]
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=self.balancing is not None) as tape:
             tape.watch(read)
             outputs = self.model.forward(batch["inputs"], looked_up, training=True, seed=seed)
             losses = self.losses(batch, outputs, spaces)
             loss = self.loss(batch, outputs, losses, spaces)
+            terms = None if self.balancing is None else self.terms(batch, outputs, losses, spaces)
+        if self.balancing is not None and terms is not None:
+            return Gradients(*self.balancing.differentiate(tape, *terms, variables, read), losses, loss)
         gradients, by_position = tape.gradient(
             loss, [variables, read], unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
@@ -184,6 +198,14 @@ class TrainStep:
         model, share = self.model, 1.0 / self.replicas.count
         total = self.weighting(losses, model.global_step, model.epoch, share)
         return total + model.network.penalty(outputs, batch["weights"], spaces, share)
+
+    def terms(
+        self, batch: Batch, outputs: dict[str, tf.Tensor], losses: tf.Tensor, spaces: Mapping[str, tf.Tensor]
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """What :meth:`loss` is the sum of, scalars: each task's weighted loss, and what is no task's."""
+        model, share = self.model, 1.0 / self.replicas.count
+        weighted = tf.unstack(self.weighting.weights(model.global_step, model.epoch) * losses)
+        return weighted, self.weighting.rest(share) + model.network.penalty(outputs, batch["weights"], spaces, share)
 
     def read(self, inputs: Mapping[str, tf.Tensor], step: tf.Tensor, static: bool = False) -> list[BatchRows]:
         """The distinct rows of every table that transformed inputs need, after ``step`` steps."""

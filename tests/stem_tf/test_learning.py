@@ -19,6 +19,8 @@ from stem_util.errors import UserError
 OPTIONS: dict[str, dict[str, Any]] = {
     "uncertainty": {"loss.weighting": "uncertainty", "model.batch_norm": True},
     "normalised experts": {"model.expert_norm": "batch", "model.dropout": 0.3},
+    "gradnorm": {"loss.weighting": "gradnorm", "loss.gradnorm_learning_rate": 0.1},
+    "pcgrad": {"optimizer.conflicts": "pcgrad", "model.dropout": 0.3},
     "decaying by step": {
         "loss.weighting": "decaying",
         "loss.gamma": {"click": 0.5, "watched": 1.1},
@@ -55,6 +57,7 @@ CASES = {
     f"{name}, {tables}": (options, tables) for name, options in OPTIONS.items() for tables in ("dense", "deferred")
 }
 CASES |= {f"{slots}, deferred": ({"optimizer.slots": slots}, "deferred") for slots in ("bfloat16", "rowwise")}
+CASES |= {"balanced, compiled": (OPTIONS["gradnorm"] | OPTIONS["pcgrad"] | {"train.xla": "step"}, "dense")}
 CASES |= {"compiled, deferred": ({"train.xla": "step", "model.dropout": 0.3}, "deferred")}
 
 
