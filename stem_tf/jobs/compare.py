@@ -31,6 +31,7 @@ from stem_tf.compare.campaign import Campaign, duration
 from stem_tf.compare.comparison import Comparison
 from stem_tf.compare.plan import Plan
 from stem_tf.compare.scheduler import Scheduler, cores
+from stem_tf.compare.text import plain
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
 from stem_util import cli, files, owned
@@ -309,7 +310,7 @@ def _report(comparison: Comparison, output: Path) -> None:
     """Writes the report and prints what it says first."""
     sections = build.sections_of(comparison)
     build.write(comparison, sections, output)
-    print(f"\n{sections[0].lead}\n")
+    print(f"\n{plain(sections[0].lead)}\n")
     print(f"written to {output}: {page.HTML}, {page.MARKDOWN}, {page.JSON}")
     print(f"next: open {shlex.quote(str(output / page.HTML))} in a browser")
 
