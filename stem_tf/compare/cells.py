@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stem_tf.compare.measured import VERSION
 from stem_tf.workdir import Workdir
 from stem_util import files
 
@@ -56,7 +57,9 @@ class Cell:
     def done(self) -> bool:
         """Whether it needs no process any more."""
         path = done_file(Workdir(self.workdir))
-        return path.exists() and (files.read_json(path, "remove it")["report"] or not self.reported)
+        if not path.exists():
+            return False
+        return not self.reported or (files.read_json(path, "remove it")["report"] and is_measured(self.workdir))
 
     @property
     def seconds(self) -> float | None:
@@ -110,7 +113,13 @@ def lacks_evaluation(run: Path, splits: tuple[str, ...]) -> bool:
         checkpoint = files.read_json(path, "remove it").get("checkpoint")
         if Path(str(checkpoint)).parent.name != workdir.best.name:
             return True
-    return not (run / FOLDER / "measures.json").exists()
+    return not is_measured(run)
+
+
+def is_measured(run: Path) -> bool:
+    """Whether a run holds the measures that this version's report shows."""
+    path = run / FOLDER / "measures.json"
+    return path.exists() and files.read_json(path, "remove it").get("version") == VERSION
 
 
 def done_file(workdir: Workdir) -> Path:

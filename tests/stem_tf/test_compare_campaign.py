@@ -13,6 +13,7 @@ import pytest
 from pipelines.yaml_reader import parse
 from stem_tf.compare import cells, plan
 from stem_tf.compare.campaign import Campaign, duration
+from stem_tf.compare.measured import VERSION
 from stem_tf.compare.scheduler import Scheduler
 
 CELL = """
@@ -31,6 +32,7 @@ if dim == 14:
 (run / "comparison").mkdir(parents=True)
 best = {"epoch": 2, "score": 0.5 + dim / 100 - (dim > 10)}
 (run / "report.json").write_text(json.dumps({"best": best, "monitor": "auc", "epochs": 3, "stopped": "at its end"}))
+(run / "comparison" / "measures.json").write_text(json.dumps({"version": int(os.environ["VERSION"])}))
 (run / "comparison" / "cell.json").write_text(json.dumps({"report": "--report" in sys.argv, "seconds": 2}))
 """
 
@@ -43,6 +45,7 @@ def run(tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> Mad
     (tmp_path / "cell.py").write_text(CELL)
     monkeypatch.setattr(cells, "python", lambda: [sys.executable, str(tmp_path / "cell.py")])
     monkeypatch.setenv("ORDER", str(tmp_path / "order"))
+    monkeypatch.setenv("VERSION", str(VERSION))
 
     def run(text: str, hours: float | None = None, parallel: int = 1) -> tuple[Campaign, list[str], list[str]]:
         (tmp_path / "order").write_text("")
@@ -83,6 +86,10 @@ def test_first_seeds_come_first_and_the_winner_is_trained_with_all_seeds(run: Ma
     again, said, order = run(SEARCH)
     assert order == [] and again.found() == found and "wins on validation" in said[0]
     assert [line.split()[1:3] for line in said[1].splitlines()[1:]] == [["1", "1"], ["3", "3"], ["1", "1"], ["2", "2"]]
+
+    ran = again.found()["mmoe"].runs[0]
+    (Path(ran) / "comparison" / "measures.json").write_text(json.dumps({"version": 0}))
+    assert not cells.is_measured(Path(ran))  # by an earlier version: such a run is measured again
 
     _, said, order = run(SEARCH.replace("[5, 3]", "[5, 3, 2]").replace("mmoe: {}", "mmoe: {model.experts: 3}"))
     assert order == ["mmoe 8 5 report", "mmoe 8 3 report", "mmoe 8 2 report", "ple 8 2 report"]
