@@ -8,6 +8,7 @@ it is printed (``223.4M``, ``28.31%``), and equals what was found if that rounds
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ class Compared:
 
     @property
     def verdict(self) -> str:
+        if math.isnan(self.found):
+            return "no rows"
         if self.equal:
             return "equal"
         printed = _PRINTED.fullmatch(self.published)
@@ -70,7 +73,7 @@ def compare(manifest: Manifest, published: Mapping[str, str], options: Options) 
     for task in schema.task_names:
         inside = {split: manifest.task_rows(split, task) for split in SPLITS if manifest.task_rows(split, task)}
         positive = sum(manifest.task_rate(split, task) * rows for split, rows in inside.items())
-        found[f"{task} rate"] = positive / sum(inside.values())
+        found[f"{task} rate"] = positive / sum(inside.values()) if inside else math.nan
     sizes = {feature.column: manifest.vocabularies.get(feature.name) for feature in schema.features}
     for name, column in (("users", schema.group), ("items", schema.item)):
         if name in published and column:

@@ -38,7 +38,8 @@ def tables(
       nulls: texts that mean a missing value.
 
     Raises:
-      UserError: a column is missing, a row has another number of values, or a value is none of the column's kind.
+      UserError: a column is missing, a row has another number of values, a value is none of the column's kind, or
+        there are no rows.
     """
     csv = CsvOptions(delimiter, () if header else tuple(columns), nulls, quotes=header)
     log, expected = source.open_log([str(path)], csv), 0
@@ -53,6 +54,8 @@ def tables(
             raise wrong_length(path, row + 1 + header, list(log.types), get)
         expected += len(chunk.rows)
         yield pa.table({name: _column(chunk, name, kind, header, get) for name, kind in columns.items()})
+    if not expected:
+        raise UserError(f"{path} holds no rows: the file is cut or another one; {get}")
 
 
 def split_lines(path: Path, columns: Sequence[str], separator: str, encoding: str, get: str) -> Iterator[list[str]]:

@@ -1,6 +1,7 @@
 """PLE on Ali-CCP: click and conversion. The PLE paper's settings, Table 5.
 
-    stem-train --config=ali_ccp --config.data.dir=DATA --workdir=runs/ali_ccp
+    stem-recipe ali_ccp --raw=DIR --output=data/ali_ccp
+    stem-train --config=ali_ccp --workdir=runs/ali_ccp
 
 Two levels of single-layer experts below the towers, 256-128-64, and linear gates without bias (Eq. 3). The paper gives
 no number of experts, batch size or learning rate: here one expert per task, a shared one, and this project's defaults.

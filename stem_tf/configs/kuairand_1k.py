@@ -1,10 +1,12 @@
 """STEM-Net on KuaiRand-1K: the eight tasks A to H. The STEM paper's settings, Table 4.
 
-    stem-train --config=kuairand_1k --config.data.dir=DATA --workdir=runs/kuairand_1k
+    stem-recipe kuairand_1k --raw=DIR --output=data/kuairand_1k
+    stem-train --config=kuairand_1k --workdir=runs/kuairand_1k
 
 The paper chooses K1 and K2 from 1, 2, 4 and 8 and the learning rate from 1e-3, 5e-4 and 1e-4 without saying which it
 took here: these are the smallest numbers of experts and the largest rate. Ids seen fewer than 10 times in train share
-one (min_count: 10 in the schema).
+one (min_count: 10 in the schema). For the other sizes: stem-recipe kuairand_pure or kuairand_27k, and
+--config.data.dir.
 """
 
 import ml_collections

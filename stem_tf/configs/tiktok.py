@@ -1,6 +1,7 @@
 """STEM-Net on TikTok (ICME 2019, track 1): finish and like. The STEM paper's settings, Table 2.
 
-    stem-train --config=tiktok --config.data.dir=DATA --workdir=runs/tiktok
+    stem-recipe tiktok --raw=DIR --output=data/tiktok
+    stem-train --config=tiktok --workdir=runs/tiktok
 
 K1 = 1 and K2 = 8 as released; the baselines there have lr 1e-4 (--config.optimizer.learning_rate), MMoE and OMoE 8
 experts, PLE K2 = 8, AITM and Shared-Bottom towers of 128-128, ESMM towers of 512-512-512. Ids seen fewer than 10 times

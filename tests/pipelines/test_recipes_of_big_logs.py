@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest as manifests
+from pipelines.convert.options import Options
 from pipelines.recipes import ali_ccp, kuairand, qk_video, tiktok
 from pipelines.recipes.catalogue import RECIPES
 from pipelines.recipes.lookup import Lookup
 from pipelines.recipes.recipe import Made, make
+from pipelines.recipes.statistics import compare
 from stem_util.errors import UserError
 
 
@@ -76,6 +80,16 @@ def test_tiktok_is_divided_as_the_authors_divide_it(tmp_path: Path) -> None:
 def test_a_damaged_line_of_tiktok_is_named(line: str, message: str, tmp_path: Path) -> None:
     raw = tiktok_log(tmp_path / "raw", [tiktok_line(0), tiktok_line(1), line, tiktok_line(2)])
     assert message in refused("tiktok", raw, tmp_path / "data")
+
+
+def test_files_of_other_line_ends_or_without_rows(tmp_path: Path) -> None:
+    raw = tiktok_log(tmp_path / "raw", [tiktok_line(row) for row in range(300)])
+    path = raw / "final_track1_train.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    done = made("tiktok", raw, tmp_path / "data")
+    assert sum(done.manifest.rows(split) for split in manifests.SPLITS) == 300
+    path.write_bytes(b"\n")
+    assert "final_track1_train.txt holds no rows: the file is cut" in refused("tiktok", raw, tmp_path / "other")
 
 
 # QK-Video: CSV with a header; users stand together, a missing category is \\N.
@@ -141,6 +155,7 @@ def test_qk_video_is_divided_over_blocks_of_rows(tmp_path: Path, monkeypatch: py
         ("\n5,1,1", "\n,1,1", "ctr_data_1M.csv, line 3: user_id is '', no integer"),
         ("\n5,1,1", "\n-5,1,1", "ctr_data_1M.csv: users -5 to 5 are not Tenrec's"),
         ("\n5,1,1", "\n5000000000,1,1", "ctr_data_1M.csv: users 5 to 5000000000 are not Tenrec's"),
+        ("\n", ",x\n", "ctr_data_1M.csv, line 2: should have 21 values (user_id, item_id, click, ...)"),
         ("\n5,1,1", "\n5,1", "ctr_data_1M.csv, line 3: should have 20 values (user_id, item_id, click, ...)"),
     ],
 )
@@ -348,6 +363,15 @@ def test_files_of_ali_ccp_that_are_cut_or_do_not_fit_are_named(
     assert replaced in path.read_text()
     path.write_text(path.read_text().replace(replaced, by, 1))
     assert message in refused("ali_ccp", tmp_path / "raw", tmp_path / "data")
+
+
+def test_a_task_without_rows_has_no_rate(tmp_path: Path) -> None:
+    raw = ali_files(tmp_path / "raw")
+    for path in raw.glob("sample_skeleton_*.csv"):
+        path.write_text(re.sub(r"(?m)^(\d+),\d,\d", r"\1,0,0", path.read_text()))
+    done = made("ali_ccp", raw, tmp_path / "data")
+    rate = compare(done.manifest, {"conversion rate": "0.53%"}, Options(done.manifest.schema, ""))[0]
+    assert math.isnan(rate.found) and rate.verdict == "no rows"
 
 
 def test_lists_of_features_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
