@@ -114,7 +114,7 @@ def _print_statistics(recipe: Recipe, made: Made) -> None:
     if not made.statistics:
         return
     rows = [("", "published", "found", "")]
-    rows += [(s.name, s.published, f"{s.found:,.10g}", s.verdict) for s in made.statistics]
+    rows += [(s.name, s.published, s.shown, s.verdict) for s in made.statistics]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print(f"{recipe.title}, beside {recipe.published_in}:")
     for name, published, found, verdict in rows:

@@ -47,6 +47,11 @@ class Compared:
         return f"{self.found / _UNITS[printed['unit']]:.{len(printed['decimals'] or '')}f}{printed['unit']}"
 
     @property
+    def shown(self) -> str:
+        """What was found, in full; a share in percent, as the published value is."""
+        return f"{100 * self.found:.6g}%" if self.published.endswith("%") else f"{self.found:,.10g}"
+
+    @property
     def verdict(self) -> str:
         if math.isnan(self.found):
             return "no rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.log import casts, source
-from pipelines.log.parts import Chunk, CsvOptions
+from pipelines.log.parts import Chunk, CsvOptions, Log
 from stem_util.errors import UserError
 
 Kind = Literal["text", "integer", "optional integer", "label"]
@@ -38,16 +39,18 @@ def tables(
       nulls: texts that mean a missing value.
 
     Raises:
-      UserError: a column is missing, a row has another number of values, a value is none of the column's kind, or
-        there are no rows.
+      UserError: the file is no text, a column is missing, a row has another number of values, a value is none of the
+        column's kind, or there are no rows.
     """
     csv = CsvOptions(delimiter, () if header else tuple(columns), nulls, quotes=header)
-    log, expected = source.open_log([str(path)], csv), 0
+    expected = 0
+    with _in_terms_of_recipes(path, get):
+        log = source.open_log([str(path)], csv)
     for name in columns:
         if name not in log.types:
             names = ", ".join(log.types)
             raise UserError(f"{path}: its first line names no column {name} ({names}): the file is another one; {get}")
-    for chunk in source.read(log, log.units[0], list(columns), skip_malformed=True):
+    for chunk in _chunks(path, log, list(columns), get):
         if chunk.malformed:
             gap = np.flatnonzero(chunk.rows != expected + np.arange(len(chunk.rows)))
             row = expected + (int(gap[0]) if len(gap) else len(chunk.rows))
@@ -56,6 +59,21 @@ def tables(
         yield pa.table({name: _column(chunk, name, kind, header, get) for name, kind in columns.items()})
     if not expected:
         raise UserError(f"{path} holds no rows: the file is cut or another one; {get}")
+
+
+def _chunks(path: Path, log: Log, columns: list[str], get: str) -> Iterator[Chunk]:
+    with _in_terms_of_recipes(path, get):
+        yield from source.read(log, log.units[0], columns, skip_malformed=True)
+
+
+@contextlib.contextmanager
+def _in_terms_of_recipes(path: Path, get: str) -> Iterator[None]:
+    """Replaces what an error advises to do about a log of one's own by how to get the raw file."""
+    try:
+        yield
+    except UserError as error:
+        what = ": ".join(str(error).removeprefix(str(path)).split(": ")[:2])
+        raise UserError(f"{path}{what}: the file is cut or another one; {get}") from None
 
 
 def split_lines(path: Path, columns: Sequence[str], separator: str, encoding: str, get: str) -> Iterator[list[str]]:
