@@ -98,12 +98,12 @@ RECIPE = Recipe(
     about="""\
 One row is a video shown to a user. The STEM paper does not say how it prepared QK-Video, but its numbers do: 120.3
 million rows and a click rate of 24 % are those of Tenrec's file ctr_data_1M.csv (not of QK-video.csv, which has 493
-million rows); the 16 fields are all columns of this file that are no feedback; and its three sizes come about when each
-user's n rows are divided in the file's order, train up to floor(.8 n), validation up to floor(.9 n). (A random split
-would give 96.3M, 12.0M and 12.0M.) This is our reading; the statistics below say how well it fits.
+million rows); the 16 fields are all its columns but the four labels; and its three sizes come about when each user's n
+rows are divided in the file's order, train up to floor(.8 n), validation up to floor(.9 n). (A random split would give
+96.3M, 12.0M and 12.0M.) This is our reading; the statistics that are printed say how well it fits.
 One of the 16 is watching_times, how often the user watched the video. It is known only afterwards and gives the click
-away: this may be why the paper's AUC of click is .92, where Tenrec's own benchmark, without it, has .79. With
---fields=15 it is left out; do so unless you compare with the paper.
+away. This may be why the paper's AUC of click is .92, where Tenrec's own benchmark, without it and on a sample of the
+rows, has about .79. With --fields=15 it is left out; do so unless you compare with the paper.
 Values seen fewer than 10 times in train share one id, and Table 1 counts the users and items that are left. The file is
 read twice, in blocks: until the conversion, memory stays below 1 GB, and the prepared log takes less disk than the raw
 file.""",
