@@ -88,10 +88,10 @@ def _numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:
 def main(recipe: Recipe | None, flags: _Flags, argv: Sequence[str]) -> None:
     started = time.monotonic()
     if len(argv) < 2:
-        raise UserError(f"name a recipe, as in stem-recipe contradictory --output=DIR; they are {', '.join(RECIPES)}")
+        raise UserError(f"name a recipe, as in stem-recipe contradictory --output=DIR. Recipes: {', '.join(RECIPES)}")
     if recipe is None or argv[1] != recipe.name:
-        hint = did_you_mean(argv[1], RECIPES)
-        raise UserError(f"there is no recipe '{argv[1]}'{hint}; they are {', '.join(RECIPES)}")
+        hint = did_you_mean(argv[1], RECIPES) or "."
+        raise UserError(f"there is no recipe '{argv[1]}'{hint} Recipes: {', '.join(RECIPES)}")
     if len(argv) > 2:
         raise UserError(f"unexpected argument '{argv[2]}'; flags are written --name=value")
     if not flags.output.value:

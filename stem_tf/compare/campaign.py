@@ -356,7 +356,7 @@ class Campaign:
         seconds = [self.expected(step) or 0.0 for step in left]
         together = sum(seconds) / self._scheduler.most
         how = f"{self._scheduler.most} side by side" if self._scheduler.most > 1 else "one after another"
-        text = f"{_count(len(left), 'cell')} left to start, about {duration(together)} {how}"
+        text = f"{_count(len(left), 'cell')} left to start: about {duration(together)}, {how}"
         if self._deadline is None:
             return text
         room = max(0.0, self._deadline - time.monotonic())

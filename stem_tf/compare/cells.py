@@ -122,6 +122,12 @@ def is_measured(run: Path) -> bool:
     return path.exists() and files.read_json(path, "remove it").get("version") == VERSION
 
 
+def is_trial(run: Path) -> bool:
+    """Whether a run is a trial of a search that has ended: it was trained to choose a config, not to be reported."""
+    path = done_file(Workdir(run))
+    return path.exists() and not files.read_json(path, "remove it")["report"]
+
+
 def done_file(workdir: Workdir) -> Path:
     """The file that a cell's process writes at its end."""
     return workdir.path / FOLDER / "cell.json"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import report
+from stem_tf.compare import cells
 from stem_tf.compare.comparison import Arm, Comparison, Finished, Settings
 from stem_tf.configs import base
 from stem_tf.workdir import Workdir
@@ -26,6 +28,9 @@ SPLITS = ("validation", "test")
 
 SAME_ARM = ("seed", "data.dir", "train.checkpoint_every", "train.log_every")
 """Config keys in which runs of one arm may differ."""
+
+_CONFIG = "config.json"
+"""The file that makes a directory a run."""
 
 Paths = Sequence[str | os.PathLike[str]]
 
@@ -105,7 +110,7 @@ def compare(
     for flag, wanted_name in (("single", single), ("incumbent", incumbent)):
         if wanted_name is not None and wanted_name not in found:
             raise UserError(
-                f"{flag}: no arm '{wanted_name}'{did_you_mean(wanted_name, found)} Arms: {', '.join(found)}"
+                f"{flag}: no arm '{wanted_name}'{did_you_mean(wanted_name, found) or '.'} Arms: {', '.join(found)}"
             )
     return Comparison(
         name, manifest, found, single, incumbent, settings or Settings(), dict(provenance or {}), output=output
@@ -134,6 +139,40 @@ def _measurable(manifest: Manifest, task: str, kind: str) -> bool:
     """Whether a metric of the task is defined on test."""
     rows, rate = manifest.task_rows("test", task), manifest.task_rate("test", task)
     return rows > 0 and (kind == "regression" or 0 < rate < 1)
+
+
+def found_at(word: str) -> tuple[list[Path], list[Path]]:
+    """The runs that a word names, and those of them that are not trained to their end.
+
+    Args:
+      word: the directory of a run; or one with runs below it; or a pattern of directories, as ``runs/ple-*``.
+        Trials of a search, whose seeds no report shows, count only where they are named by themselves.
+
+    Returns:
+      The trained runs, and the others: sorted, each once. A run that is named by itself is among the first.
+
+    Raises:
+      UserError: there is no run.
+    """
+    place = Path(os.path.expanduser(word))
+    if (place / _CONFIG).exists():
+        return [Path(os.path.realpath(place))], []
+    places = [place] if place.is_dir() else [Path(path) for path in sorted(glob.glob(str(place), recursive=True))]
+    found = dict.fromkeys(run for place in places for run in _below(place) if not cells.is_trial(run))
+    if not found:
+        where = f"no run at or below {word}" if places else f"there is no {word}"
+        raise UserError(f"--runs: {where}; name directories that stem-train has written, or a directory of such ones")
+    trained = {run: Workdir(run).report.exists() for run in found}
+    return [run for run in found if trained[run]], [run for run in found if not trained[run]]
+
+
+def _below(place: Path) -> Iterator[Path]:
+    """The directories of runs at or below a place."""
+    for directory, names, inside in os.walk(place):
+        names.sort()
+        if _CONFIG in inside:
+            names.clear()
+            yield Path(os.path.realpath(directory))
 
 
 def check_trained(workdir: Workdir) -> None:
@@ -167,7 +206,7 @@ def config_of(workdir: Workdir) -> dict[str, Any]:
     Raises:
       UserError: there is no run.
     """
-    path = workdir.path / "config.json"
+    path = workdir.path / _CONFIG
     if not path.exists():
         raise UserError(f"{workdir.path} holds no run (no config.json); stem-train writes one")
     values = {key: declared.default for key, declared in base.KEYS.items()}

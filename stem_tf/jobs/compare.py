@@ -3,6 +3,7 @@
     stem-compare PLAN.yaml --output=OUTPUT
     stem-compare --models=single_task,mmoe,ple,stem_net --seeds=3 --data=DATA --output=OUTPUT
     stem-compare --runs=RUN,RUN,... --output=OUTPUT
+    stem-compare --runs='runs/ple-*' --output=OUTPUT
 
 A plan is a YAML file, or the name of a shipped one. Every cell (arm x trial x seed) is an ordinary stem-train run in a
 process of its own. If the job is killed, the same command goes on with what is missing.
@@ -42,7 +43,11 @@ flags = cli.Flags()
 
 _OUTPUT = flags.DEFINE(cli.PATH, "output", None, "Directory of the comparison: runs, searches and the report.")
 _MODELS = flags.DEFINE_list("models", [], "Models to compare, instead of a plan.")
-_RUNS = flags.DEFINE_list("runs", [], "Directories of finished runs to compare, instead of training.")
+_RUNS = flags.DEFINE_list(
+    "runs",
+    [],
+    "Finished runs to compare, instead of training: their directories, directories above them, or patterns (*).",
+)
 _DATA = flags.DEFINE(cli.PATH, "data", None, "Converted data; with --runs, where it has moved to.")
 _CONFIG = flags.DEFINE(cli.PATH, "config", None, "Experiment that all arms start from; small by default.")
 _OVERRIDES = flags.DEFINE_multi_string(
@@ -159,9 +164,9 @@ def _compare_plan(found: Plan) -> None:
 def _say_plan(found: Plan, campaign: Campaign, scheduler: Scheduler) -> None:
     manifest = found.manifest
     print(
-        f"{found.name}: {len(found.arms)} arms on {manifest.data_dir} ({manifest.rows('train'):,} train, "
-        f"{manifest.rows('validation'):,} validation and {manifest.rows('test'):,} test rows); "
-        f"{scheduler.most} side by side at most"
+        f"{found.name}: {len(found.arms)} arms, config {found.config}, on {manifest.data_dir} "
+        f"({manifest.rows('train'):,} train, {manifest.rows('validation'):,} validation and "
+        f"{manifest.rows('test'):,} test rows); {scheduler.most} side by side at most"
     )
     lines = []
     for name, arm in found.arms.items():
@@ -169,7 +174,7 @@ def _say_plan(found: Plan, campaign: Campaign, scheduler: Scheduler) -> None:
             role for role, other in (("Single-Task", found.single), ("incumbent", found.incumbent)) if other == name
         ]
         sets = ", ".join(plan.word(key, value) for key, value in arm.overrides.items())
-        lines.append([name, "; ".join([sets or "nothing", *role])])
+        lines.append([name, (sets or "nothing") + (f" ({', '.join(role)})" if role else "")])
         for sentence in arm.left_out:
             lines.append(["", sentence])
     print(report.table(["arm", "sets"], lines))
@@ -196,7 +201,12 @@ def _scheduler(found: Plan) -> Scheduler:
 def _compare_runs() -> None:
     """Compares runs that exist; evaluates those that lack it, each in a process of its own."""
     figures.pyplot()
-    paths = [Path(os.path.realpath(os.path.expanduser(path))) for path in _RUNS.value]
+    words = [runs.found_at(word) for word in _RUNS.value]
+    paths = list(dict.fromkeys(path for trained, _ in words for path in trained))
+    for path in dict.fromkeys(path for _, others in words for path in others):
+        report.warn(f"{path} is not trained to its end and is left out")
+    if not paths:
+        raise UserError(f"--runs={','.join(_RUNS.value)}: no run is trained to its end; go on with stem-train")
     for path in paths:
         runs.check_trained(Workdir(path))
     manifest = manifests.load(_DATA.value or runs.config_of(Workdir(paths[0]))["data.dir"])

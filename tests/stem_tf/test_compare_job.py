@@ -80,7 +80,7 @@ def test_runs_that_exist_are_compared(
     copies = [Path(shutil.copytree(path, tmp_path / f"run {number}")) for number, path in enumerate(paths)]
     (copies[0] / "evaluation" / "test.json").unlink()
     weights = {path: path.read_bytes() for path in copies[0].glob("best/*.data*")}
-    job = run_job("stem_tf.jobs.compare", f"--runs={','.join(map(str, copies))}", f"--output={tmp_path / 'out'}")
+    job = run_job("stem_tf.jobs.compare", f"--runs={tmp_path}/run *", f"--output={tmp_path / 'out'}")
     assert job.returncode == 0, job.stderr
     assert "2 runs on" in job.stdout and "1 of them to be evaluated" in job.stdout
     assert weights == {path: path.read_bytes() for path in copies[0].glob("best/*.data*")}
@@ -112,7 +112,8 @@ def test_the_plan_alone(plan: Path, tiny_data: Path, tmp_path: Path, job_in_proc
         (["--models=ple", "--output=OUT", "--incumbent=mmoe"], "incumbent: 'mmoe'"),
         (["--models=ple", "--output=OUT", "--config.model.dmi=3"], "did you mean 'model.dim'"),
         (["--models=ple", "--output=OUT", "--comparable=7"], "should be less than overwhelming"),
-        (["--runs=nowhere", "--output=OUT"], "nowhere holds no run"),
+        (["--runs=nowhere", "--output=OUT"], "--runs: there is no nowhere"),
+        (["--runs=nowhere/*", "--output=OUT"], "--runs: there is no nowhere/*"),
         (["nowhere.yaml", "--output=OUT"], "no such plan"),
     ],
 )

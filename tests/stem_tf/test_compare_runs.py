@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest as manifests
-from stem_tf.compare import runs
+from stem_tf.compare import cells, runs
 from stem_tf.configs import base
 from stem_tf.evaluation import predictions
 from stem_tf.evaluation.predictions import Predictions
+from stem_tf.workdir import Workdir
 from stem_util.errors import UserError
 
 Made = Callable[..., Path]
@@ -42,7 +43,7 @@ def made(tmp_path: Path, tiny_data: Path) -> Made:
             labels = {task: np.round(values) for task, values in scores.items()}
             predicted = Predictions(np.arange(rows) + 1200, labels, scores, {}, np.arange(rows), None)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(predictions, "_raw_values", lambda raw, column, ids: ids)
+                patch.setattr(predictions, "raw_values", lambda raw, column, ids: ids)
                 predictions.write(run / "evaluation" / f"{split}.parquet", manifest, split, predicted)
             metrics = {"split": split, "checkpoint": f"{run}/best/ckpt-1", "tasks": {}}
             (run / "evaluation" / f"{split}.json").write_text(json.dumps(metrics))
@@ -65,6 +66,25 @@ def test_runs_of_one_config_are_an_arm(made: Made) -> None:
     assert found.arms["ple, optimizer.l2=1e-05"].overrides == {"model.name": "ple", "optimizer.l2": 1e-5}
     run = found.arms["single_task"].runs[1]
     assert len(run.predictions("test").row_id) == 150 and run.metrics("test")["split"] == "test" and not run.measures
+
+
+def test_runs_are_found_by_directory_and_by_pattern(made: Made, tmp_path: Path, monkeypatch: Any) -> None:
+    one, two, begun, trial = made("all/ple/seed-1"), made("all/ple/seed-0"), made("all/mmoe [x]"), made("all/trial")
+    (begun / "report.json").unlink()
+    cells.done_file(Workdir(trial)).parent.mkdir()
+    cells.done_file(Workdir(trial)).write_text(json.dumps({"report": False, "seconds": 1.0}))
+    (tmp_path / "all" / "seed-0.log").touch()
+    assert runs.found_at(f"{tmp_path}/all/ple/seed-1") == ([one], [])
+    assert runs.found_at(str(begun)) == ([begun], []) and runs.found_at(str(trial)) == ([trial], [])
+    assert runs.found_at(f"{tmp_path}/all") == ([two, one], [begun])
+    assert runs.found_at(f"{tmp_path}/all/*") == ([two, one], [begun])
+    assert runs.found_at(f"{tmp_path}/**/seed-*") == ([two, one], [])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert runs.found_at("~/all/p*") == ([two, one], [])
+    with pytest.raises(UserError, match="no run at or below .*evaluation;"):
+        runs.found_at(str(one / "evaluation"))
+    with pytest.raises(UserError, match="there is no nowhere"):
+        runs.found_at("nowhere*")
 
 
 def damage_report(run: Path, other: Path) -> None:
@@ -118,6 +138,8 @@ def test_what_cannot_be_compared_is_refused(made: Made, damage: Callable[[Path, 
 def test_names_of_arms_are_checked(made: Made) -> None:
     with pytest.raises(UserError, match="incumbent: no arm 'stem_ne'; did you mean 'stem_net'"):
         runs.comparison_of([made("a")], name="x", incumbent="stem_ne")
+    with pytest.raises(UserError, match=r"single: no arm 'none'\. Arms: stem_net"):
+        runs.comparison_of([made("b")], name="x", single="none")
     with pytest.raises(UserError, match="no runs to compare"):
         runs.comparison_of([], name="x")
 

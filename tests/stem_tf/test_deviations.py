@@ -107,3 +107,40 @@ def test_without_raw_rows_there_are_no_slices(tiny_data: Path, tmp_path: Path) -
     vars(moved.manifest)["schema"] = made.manifest.schema
     found = section(moved)
     assert any(isinstance(block, str) and block.startswith("There are no slices: ") for block in found.blocks)
+
+
+@pytest.mark.parametrize(
+    ("slope", "shift", "says"),
+    [
+        (
+            1,
+            0,
+            "Mean predictions are right for every arm and task, as far as these test rows can tell, and so are those",
+        ),
+        (
+            5,
+            0,
+            "single scores are not: for 1 of 1 pairs of arm and task, high scores are too high and low ones too low",
+        ),
+        (0, 0, "but single scores are not: for 1 of 1 pairs of arm and task, scores are too high or too low in some"),
+        (
+            1,
+            3,
+            ". By buckets of rows with similar scores: for 1 of 1 pairs of arm and task, scores are too high or too",
+        ),
+    ],
+)
+def test_the_lead_tells_means_from_single_scores(tiny_data: Path, slope: int, shift: int, says: str) -> None:
+    real = _on_tiny(tiny_data)
+    row_id = real.arms["single"].runs[0].predictions("test").row_id
+    logits = np.where(np.arange(len(row_id)) % 2, 0.7, -0.7)
+    labels = np.arange(len(row_id)) // 2 % 3 < np.where(logits > 0, 2, 1)  # rates of 2/3 and 1/3
+    scores = 1 / (1 + np.exp(-slope * logits - shift))
+    if slope == 0:
+        scores = np.where(logits > 0, 0.52, 0.48)
+    made = comparison({"click": labels}, {"single": [{"click": scores}] * 2}, resamples=100, row_id=row_id)
+    manifest = dataclasses.replace(real.manifest)
+    vars(manifest)["schema"] = dataclasses.replace(
+        real.manifest.schema, tasks=tuple(task for task in real.manifest.schema.tasks if task.name == "click")
+    )
+    assert says in section(dataclasses.replace(made, manifest=manifest)).lead

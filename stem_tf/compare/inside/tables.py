@@ -32,7 +32,7 @@ def part(comparison: Comparison, of_arms: OfArms) -> Part:
         "line, the table has collapsed: more numbers would not help it. Information abundance, the sum of a table's "
         "singular values over the largest one, counts the directions in use: from 1 (collapsed) to D (all alike). "
         "Every value that occurs in train counts once, however often it occurs.",
-        *([_picture(bars)] if bars else []),
+        *([_picture(comparison, bars)] if bars else []),
         Details("Each table and feature", (_table(found),)),
     ]
     return Part(_finding(found), tuple(blocks), found)
@@ -57,9 +57,9 @@ def _mean(tree: Abundance, kind: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _picture(bars: Sequence[tuple[str, str, Sequence[float]]]) -> Figure:
+def _picture(comparison: Comparison, bars: Sequence[tuple[str, str, Sequence[float]]]) -> Figure:
     figure, axis = figures.pyplot().subplots(figsize=(6.4, 0.6 + 0.24 * len(bars)), layout="constrained")
-    arms = list(dict.fromkeys(arm for arm, *_ in bars))
+    styles = figures.styles(comparison.arms)
     places = np.arange(len(bars))
     means = [float(np.mean(values)) for *_, values in bars]
     lines = [[mean - min(values), max(values) - mean] for mean, (*_, values) in zip(means, bars, strict=True)]
@@ -67,7 +67,7 @@ def _picture(bars: Sequence[tuple[str, str, Sequence[float]]]) -> Figure:
         places,
         means,
         xerr=np.transpose(lines).tolist(),
-        color=[figures.COLOURS[arms.index(arm) % len(figures.COLOURS)] for arm, *_ in bars],
+        color=[styles[arm][0] for arm, *_ in bars],
         error_kw={"capsize": 2, "elinewidth": 0.8},
         height=0.7,
     )

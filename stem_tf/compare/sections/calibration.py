@@ -45,7 +45,7 @@ def section(comparison: Comparison) -> Section:
     return Section(
         key="calibration",
         title="Calibration, and slices that stand out",
-        lead=_lead(comparison, overall, worst, arms),
+        lead=_lead(comparison, overall, found, worst, arms),
         blocks=tuple(blocks),
         data={
             "overall": [_json(one) for one in overall],
@@ -117,16 +117,22 @@ def _slices(comparison: Comparison, row_ids: NDArray[np.int64]) -> tuple[list[Sl
     return [one for one in found if not one.rows.all()], unread
 
 
-def _lead(comparison: Comparison, overall: Sequence[Deviation], worst: Sequence[Deviation], arms: Sequence[Arm]) -> str:
+def _lead(
+    comparison: Comparison,
+    overall: Sequence[Deviation],
+    found: Found,
+    worst: Sequence[Deviation],
+    arms: Sequence[Arm],
+) -> str:
     off = [one for one in overall if one.p < comparison.settings.level]
     if off:
         most = max(off, key=lambda one: _factor(one))
         first = (
             f"{len(off)} of {len(overall)} mean predictions, by arm and task, are further from what was observed than "
-            f"chance allows; the furthest: `{most.arm}` predicts {_ratio(most)} times the observed `{most.task}`."
+            f"chance allows; the furthest: `{most.arm}` predicts {_ratio(most)} times the observed `{most.task}`"
         )
     else:
-        first = "No arm predicts more or less of any task, on average, than chance allows."
+        first = "Mean predictions are right for every arm and task, as far as these test rows can tell"
     stand_out = {(one.task, one.slice.name) for one in worst if one.slice}
     names = " and ".join(f"`{arm.name}`" for arm in arms)
     second = (
@@ -135,7 +141,35 @@ def _lead(comparison: Comparison, overall: Sequence[Deviation], worst: Sequence[
         if stand_out
         else f"No slice of the log stands out for {names}."
     )
-    return f"{first} {second}"
+    return f"{first}{_in_buckets(found, bool(off))}. {second}"
+
+
+def _in_buckets(found: Found, means_are_off: bool) -> str:
+    """What the calibration errors say: scores can be wrong although their mean is right."""
+    known = [of for of in found.values() if not np.isnan(of[0].error)]
+    off = [of for of in known if _is_off(of)]
+    if not off:
+        return "" if means_are_off else ", and so are those of low, middle and high scores"
+    too_sure = all(_slope(one) < 1 for of in off for one in of)
+    how = (
+        "high scores are too high and low ones too low"
+        if too_sure
+        else "scores are too high or too low in some buckets"
+    )
+    joint = ". By buckets of rows with similar scores" if means_are_off else ", but single scores are not"
+    return f"{joint}: for {len(off)} of {len(known)} pairs of arm and task, {how}"
+
+
+def _is_off(of: Sequence[Calibration]) -> bool:
+    """Whether the calibration error is larger than perfect scores show in 19 of 20 test sets."""
+    return _mean(of, "error") > _mean(of, "limit")
+
+
+def _slope(of: Calibration) -> float:
+    """How much observed means rise with predicted ones, by least squares over buckets: below 1, scores are too sure."""
+    predicted = of.predicted - np.average(of.predicted, weights=of.rows)
+    spread = float(np.sum(of.rows * predicted**2))
+    return float(np.sum(of.rows * predicted * of.observed)) / spread if spread else 1.0
 
 
 def _factor(one: Deviation) -> float:
@@ -187,7 +221,7 @@ def _errors(comparison: Comparison, found: Found) -> Table:
         error, floor, limit = (_mean(of, name) for name in ("error", "floor", "limit"))
         text = f"{report.number(error)} ({report.number(floor)})"
         return Cell(
-            text, "bad" if error > limit else "", hint=f"a calibrated model is above {report.number(limit)} once in 20"
+            text, "bad" if _is_off(of) else "", hint=f"a calibrated model is above {report.number(limit)} once in 20"
         )
 
     return Table(

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from pipelines.schema import Label, Schema, Task
-from stem_tf.compare import measured, page
+from stem_tf.compare import figures, measured, page
 from stem_tf.compare.comparison import Arm, Comparison, Settings
 from stem_tf.compare.document import Block, Cell, Details, Figure, Section, Table
 from stem_tf.compare.sections import cost, why
@@ -163,6 +163,13 @@ def test_why_shows_gates_pairs_tables_and_features(tmp_path: Any) -> None:
     assert len([block for block in flat(section.blocks) if isinstance(block, Figure)]) == 4
     page.write("made up", [section], tmp_path / "page", subject="", settings={})
     assert "<b>l" not in (tmp_path / "page" / "report.html").read_text()
+
+
+def test_an_arm_that_was_not_measured_does_not_change_the_colours_of_others() -> None:
+    section = why.section(comparison({"single": [{}], "joint": [measures()]}))
+    bars = next(one for one in flat(section.blocks) if isinstance(one, Figure) and one.alt.startswith("Bars"))
+    colours = figures.styles(["single", "joint"])
+    assert colours["joint"][0] in bars.svg and colours["single"][0] not in bars.svg
 
 
 def test_experts_that_do_nothing_are_named() -> None:
