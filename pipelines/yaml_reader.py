@@ -65,7 +65,8 @@ class Node:
 
     def fail(self, message: str) -> NoReturn:
         """Raises a ``UserError`` that names file and path."""
-        raise UserError(": ".join(filter(None, [self.source, self.path, message])))
+        path = "".join(letter if letter.isprintable() else "\ufffd" for letter in self.path)  # a message is one line
+        raise UserError(": ".join(filter(None, [self.source, path, message])))
 
     def _expected(self, what: str) -> NoReturn:
         self.fail(f"should be {what}; got {shown(self.value)}")
@@ -123,9 +124,10 @@ class Node:
             self._expected("true or false")
         return self.value
 
-    def integer(self, minimum: int) -> int:
-        if not isinstance(self.value, int) or isinstance(self.value, bool) or self.value < minimum:
-            self._expected(f"a whole number of at least {minimum}")
+    def integer(self, minimum: int, maximum: int | None = None) -> int:
+        most = math.inf if maximum is None else maximum
+        if not isinstance(self.value, int) or isinstance(self.value, bool) or not minimum <= self.value <= most:
+            self._expected(f"a whole number of at least {minimum}{f', at most {maximum:,}' if maximum else ''}")
         return self.value
 
     def number(self, minimum: float = -math.inf) -> float:

@@ -36,6 +36,7 @@ from stem_tf.compare import runs
 from stem_tf.compare.comparison import Settings
 from stem_tf.configs import base
 from stem_tf.training import monitor
+from stem_tf.training.monitor import Monitor
 from stem_util.errors import UserError, did_you_mean
 
 SAMPLERS = ("grid", "random", "tpe")
@@ -48,7 +49,8 @@ _OF_THE_PLAN = {
     "model.module": "the key may stand in 'set' or in the config, since it adds models for all arms",
 }
 """Keys of the config that an arm cannot set, and what to do instead."""
-_MAX_GRID = 1000
+_MOST_TRIALS, _MOST_SEEDS, _MOST_RESAMPLES = 1000, 1000, 100_000
+"""More would be a slip: each trial and seed is a training, and resamples are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ def changed(root: Node, **values: Any) -> Node:
     plain = {key: node.value for key, node in tree.items()}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            plain[key] = {**(plain.get(key) or {}), **value}
+            given = tree[key].mapping() if plain.get(key) is not None else {}
+            plain[key] = {**{name: node.value for name, node in given.items()}, **value}
         elif value is not None:
             plain[key] = value
     return Node(root.source, "", plain)
@@ -199,6 +202,8 @@ def load(root: Node) -> Plan:
         fields["arms"].fail("is empty; at least one arm is needed")
     reader = _Reader(experiment, manifest, for_all, search)
     arms = {name: reader.arm(name, node) for name, node in children.items()}
+    if search is not None:
+        _check_searched(search, arms)
     single = _arm_named(fields, "single", arms)
     return Plan(
         name=fields["name"].text() if "name" in fields else manifest.name,
@@ -279,7 +284,8 @@ class _Reader:
     def arm(self, name: str, node: Node) -> Planned:
         if not name.strip() or len(name) > 100 or not name.isprintable():
             node.fail("an arm's name should be text of one line, at most 100 characters")
-        fields = Node(node.source, node.path, node.value or {}).mapping("a mapping of what the arm sets")
+        value = {} if node.value is None else node.value
+        fields = Node(node.source, node.path, value).mapping("a mapping of what the arm sets")
         tasks, search = fields.pop("tasks", None), fields.pop("search", None)
         for key, child in fields.items():
             if key in _OF_THE_PLAN:
@@ -342,7 +348,7 @@ class _Reader:
             if self._search is not None and not fields:
                 self._search.fail("the key 'space' is missing (the config keys to choose, and from what)")
             return None
-        acting = configs.model_of(config).keys
+        acting, monitored = configs.model_of(config).keys, monitor.monitor(config, configs.data(config))
         known = configs.keys(config.model.module)
         set_here = {text.partition("=")[0] for text in fixed}
         space: dict[str, Dimension] = {}
@@ -360,9 +366,8 @@ class _Reader:
                     child.fail(f"would do nothing with the model {config.model.name}")
                 if key not in set_here and not idle:
                     space[key], places[key] = _dimension(child, key, known[key]), child
-        self._try_each(places, space, words)
-        higher = monitor.monitor(config, configs.data(config)).kind == "auc"
-        return self._checked(node, fields, space, higher) if space else None
+        self._try_each(places, space, words, monitored)
+        return self._checked(node, fields, space, monitored.kind == "auc") if space else None
 
     def _checked(self, node: Node, fields: Mapping[str, Node], space: Mapping[str, Dimension], higher: bool) -> Search:
         sampler = fields["sampler"].choice(SAMPLERS) if "sampler" in fields else "grid"
@@ -373,30 +378,35 @@ class _Reader:
             if points is None:
                 numbers = [key for key, dimension in space.items() if isinstance(dimension, Range)]
                 node.fail(f"a grid needs a list of choices for {numbers[0]}; random and tpe take a range")
-            if points > _MAX_GRID:
-                node.fail(f"its grid has {points:,} points, more than {_MAX_GRID:,}: take sampler random or tpe")
+            if points > _MOST_TRIALS:
+                node.fail(f"its grid has {points:,} points, more than {_MOST_TRIALS:,}: take sampler random or tpe")
         elif "trials" not in fields:
             node.fail(f"the search needs the key 'trials': how many points {sampler} tries")
-        trials = fields["trials"].integer(1) if "trials" in fields else points or 1
+        trials = fields["trials"].integer(1, _MOST_TRIALS) if "trials" in fields else points or 1
         return Search(sampler, trials if points is None else min(trials, points), space, higher)
 
-    def _try_each(self, places: Mapping[str, Node], space: Mapping[str, Dimension], words: Sequence[str]) -> None:
+    def _try_each(
+        self, places: Mapping[str, Node], space: Mapping[str, Dimension], words: Sequence[str], monitored: Monitor
+    ) -> None:
         """Refuses a choice that no config could have: neither alone, nor beside the ends of the other keys."""
         ends = {key: _ends(key, dimension) for key, dimension in space.items()}
         for key, dimension in space.items():
             texts = [f"{key}={text}" for text in dimension] if isinstance(dimension, tuple) else ends[key]
             for text in texts:
                 others = [[end[place] for other, end in ends.items() if other != key] for place in (0, -1)]
-                refusals = [self._refusal([*words, *beside, text]) for beside in ([], *others)]
+                refusals = [self._refusal([*words, *beside, text], monitored) for beside in ([], *others)]
                 if all(refusals):
                     places[key].fail(refusals[0])
 
-    def _refusal(self, words: Sequence[str]) -> str:
-        """Why no config has these words; "" where one has."""
+    def _refusal(self, words: Sequence[str], monitored: Monitor) -> str:
+        """Why no trial may have these words; "" where one may."""
         try:
-            configs.load(self._experiment, words, lambda sentence: None)
+            config = configs.load(self._experiment, words, lambda sentence: None)
+            found = monitor.monitor(config, configs.data(config))
         except UserError as error:
             return str(error)
+        if (found.kind, found.weights) != (monitored.kind, monitored.weights):
+            return "cannot be searched: it changes what train.monitor measures, so that trials could not be compared"
         return ""
 
 
@@ -429,17 +439,28 @@ def _ends(key: str, dimension: Dimension) -> list[str]:
     return [word(key, int(end) if dimension.whole else end) for end in (dimension.low, dimension.high)]
 
 
+def _check_searched(search: Node, arms: Mapping[str, Planned]) -> None:
+    """Refuses a search for all arms, or a key of it, that is used for none."""
+    searches = [arm.search for arm in arms.values() if arm.search is not None]
+    if not searches:
+        search.fail("searches nothing: no arm has a key to choose (the key 'space' says which, and from what)")
+    for key, child in (search.mapping()["space"].mapping() if "space" in search.value else {}).items():
+        if not any(key in found.space for found in searches):
+            child.fail("is searched for no arm: each one sets it, searches nothing, or has a model without such a key")
+
+
 def _arm_named(fields: Mapping[str, Node], key: str, arms: Mapping[str, Planned]) -> str | None:
     return fields[key].choice(arms) if key in fields else None
 
 
 def _seeds(node: Node) -> tuple[int, ...]:
     if isinstance(node.value, list):
-        seeds = tuple(item.integer(0) for item in node.items("seeds"))
+        most = int(base.KEYS["seed"].high or 0) - 1  # the one after it is the trials'
+        seeds = tuple(item.integer(0, most) for item in node.items("a list of whole numbers"))
         if len(set(seeds)) < len(seeds):
             node.fail("names a seed twice")
     else:
-        seeds = tuple(range(node.integer(1)))
+        seeds = tuple(range(node.integer(1, _MOST_SEEDS)))
     return seeds
 
 
@@ -455,9 +476,9 @@ def judging(root: Node) -> Settings:
         found["level"] = fields["level"].number(0)
         if not 0 < found["level"] < 1:
             fields["level"].fail(f"should lie between 0 and 1, as in 0.05; got {found['level']:g}")
-    for key, least in (("resamples", 100), ("comparable", 0), ("overwhelming", 1)):
+    for key, least, most in (("resamples", 100, _MOST_RESAMPLES), ("comparable", 0, 9), ("overwhelming", 1, 9)):
         if key in fields:
-            found[key] = fields[key].integer(least)
+            found[key] = fields[key].integer(least, most)
     settings = Settings(**found)
     if not settings.comparable < settings.overwhelming <= 9:
         place = fields.get("overwhelming") or fields.get("comparable")

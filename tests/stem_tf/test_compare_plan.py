@@ -147,6 +147,31 @@ def test_equal_configs_have_one_name(tiny_data: Path) -> None:
             "arms: {ple: {search: {sampler: tpe, trials: 2, space: {model.expert: {low: 1, high: 2}}}}}",
             "has no range of numbers",
         ),
+        ("arms: {ple: {}}\nset: [1]", "p.yaml: set: should be a mapping"),
+        ("arms: {ple: false}", "arms.ple: should be a mapping"),
+        ('arms: {"a\\nb": {model.name: ple}}', "an arm's name should be text of one line"),
+        ("arms: {ple: {}}\nseeds: 1000000000", "seeds: should be a whole number of at least 1, at most 1,000"),
+        ("arms: {ple: {}}\nseeds: [2147483647]", "seeds.0.: should be a whole number .* at most 2,147,483,646"),
+        ("arms: {ple: {}}\nresamples: 1000000000", "resamples: .* at most 100,000"),
+        ("arms: {ple: {}}\nsearch: {trials: 3}", "search: searches nothing"),
+        ("arms: {ple: {}}\nsearch: {space: {}}", "search: searches nothing"),
+        ("arms: {single_task: {}}\nsearch: {space: {model.experts: [1, 2]}}", "search: searches nothing"),
+        (
+            "arms: {single_task: {}}\nsearch: {space: {model.experts: [1, 2], model.dim: [4, 8]}}",
+            "search.space.model.experts: is searched for no arm",
+        ),
+        (
+            "arms: {ple: {}}\nsearch: {sampler: random, trials: 100000000, space: {model.dim: {low: 4, high: 8}}}",
+            "trials: .* at most 1,000",
+        ),
+        (
+            "arms: {ple: {train.monitor: loss}}\nsearch: {space: {loss.weights: [{click: 1}, {click: 2}]}}",
+            "space.loss.weights: cannot be searched: it changes what train.monitor measures",
+        ),
+        (
+            "arms: {ple: {}}\nsearch: {space: {loss.weights: [{click: 1}, {click: 0}]}}",
+            "space.loss.weights: ",
+        ),
         (
             "arms: {ple: {search: {sampler: tpe, trials: 2, space: {optimizer.l2: {low: 0, high: 1, log: true}}}}}",
             "both above 0 for log",
@@ -155,7 +180,7 @@ def test_equal_configs_have_one_name(tiny_data: Path) -> None:
 )
 def test_mistakes_name_the_place(text: str, why: str, tiny_data: Path) -> None:
     with pytest.raises(UserError, match=why) as raised:
-        read(text, tiny_data)
+        plan.load(plan.changed(parse(text, "p.yaml"), data=str(tiny_data), set={}))
     assert "\n" not in str(raised.value)
 
 
