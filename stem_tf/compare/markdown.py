@@ -12,7 +12,7 @@ def render(title: str, subject: str, sections: Sequence[Section]) -> str:
     """The report; folded blocks stand under a heading of their own."""
     blocks = [f"# {markdown(title)}", markdown(subject)]
     for section in sections:
-        blocks += [f"## {markdown(section.title)}", f"**{markdown(section.lead)}**"]
+        blocks += [f"## {markdown(section.title)}", f"> {markdown(section.lead)}"]
         blocks += _blocks(section.blocks, level=3)
     return "\n\n".join(blocks) + "\n"
 

@@ -107,7 +107,7 @@ def test_markdown_is_as_written(tmp_path: Path) -> None:
             "# A \\<b\\>",
             "S",
             "## T",
-            "**L**",
+            "> L",
             "\\# no `he*d` heading, **b\\_**",
             "Test rows",
             "| arm | AUC |\n| :-- | --: |\n| ple\\|x | ▲ .71 |\n| stem_net | - |",
