@@ -53,6 +53,9 @@ _CONFIG = flags.DEFINE(cli.PATH, "config", None, "Experiment that all arms start
 _OVERRIDES = flags.DEFINE_multi_string(
     configs.OVERRIDE, [], "KEY=VALUE for all arms; --config.KEY=VALUE is short for it."
 )
+_TASKS = flags.DEFINE_list(
+    "tasks", [], "Compare on these tasks only, and leave out the data's others: short for --config.data.tasks."
+)
 _SEEDS = flags.DEFINE_list("seeds", [], "How many seeds each arm gets, or several seeds; 3 by default.")
 _NAME = flags.DEFINE_string("name", None, "Title of the report; the data's name by default.")
 _SINGLE = flags.DEFINE_string("single", None, "Arm that trains each task alone; the one of the model single_task.")
@@ -81,6 +84,10 @@ def main(argv: Sequence[str]) -> None:
     if _OUTPUT.value is None and not _DRY_RUN.value:
         raise UserError("--output is required: the directory of the comparison")
     if _RUNS.value:
+        about_training = {"config": _CONFIG, "config.KEY": _OVERRIDES, "tasks": _TASKS, "seeds": _SEEDS, "hours": _HOURS}
+        for name, flag in about_training.items():
+            if flag.value:
+                raise UserError(f"--{name} says what to train, but the runs of --runs are trained already: leave it out")
         _compare_runs()
     else:
         _compare_plan(_plan(plans))
@@ -95,6 +102,8 @@ def _plan(plans: Sequence[str]) -> Plan:
         if len(root.value["arms"]) < len(_MODELS.value):
             raise UserError(f"--models={','.join(_MODELS.value)} names a model twice")
     words = dict(text.partition("=")[::2] if "=" in text else (text, True) for text in _OVERRIDES.value)
+    if _TASKS.value:
+        words["data.tasks"] = ",".join(_TASKS.value)
     quieten_tensorflow()
     return plan.load(
         plan.changed(root, data=_DATA.value, config=_CONFIG.value, seeds=_seeds(), set=words or None, **_judging())

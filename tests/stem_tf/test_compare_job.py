@@ -114,6 +114,10 @@ def test_the_plan_alone(plan: Path, tiny_data: Path, tmp_path: Path, job_in_proc
         (["--models=ple", "--output=OUT", "--comparable=7"], "should be less than overwhelming"),
         (["--runs=nowhere", "--output=OUT"], "--runs: there is no nowhere"),
         (["--runs=nowhere/*", "--output=OUT"], "--runs: there is no nowhere/*"),
+        (["--models=ple", "--output=OUT", "--tasks=clik"], "did you mean 'click'"),
+        (["--runs=nowhere", "--output=OUT", "--seeds=3"], "--seeds says what to train"),
+        (["--runs=nowhere", "--output=OUT", "--tasks=click"], "--tasks says what to train"),
+        (["--runs=nowhere", "--output=OUT", "--config.model.dim=3"], "--config.KEY says what to train"),
         (["nowhere.yaml", "--output=OUT"], "no such plan"),
     ],
 )
