@@ -84,10 +84,16 @@ def main(argv: Sequence[str]) -> None:
     if _OUTPUT.value is None and not _DRY_RUN.value:
         raise UserError("--output is required: the directory of the comparison")
     if _RUNS.value:
-        about_training = {"config": _CONFIG, "config.KEY": _OVERRIDES, "tasks": _TASKS, "seeds": _SEEDS, "hours": _HOURS}
-        for name, flag in about_training.items():
+        for_training = {
+            "config": _CONFIG,
+            "config.KEY": _OVERRIDES,
+            "tasks": _TASKS,
+            "seeds": _SEEDS,
+            "hours": _HOURS,
+        }
+        for name, flag in for_training.items():
             if flag.value:
-                raise UserError(f"--{name} says what to train, but the runs of --runs are trained already: leave it out")
+                raise UserError(f"--{name} says what to train, but --runs are trained already: leave one of them out")
         _compare_runs()
     else:
         _compare_plan(_plan(plans))

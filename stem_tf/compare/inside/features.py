@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -39,17 +39,24 @@ def part(comparison: Comparison, of_arms: OfArms) -> Part:
     binary = [task for task, kind in tasks.items() if kind == "binary"]
     known = dict.fromkeys(name for of in lost.values() for name in of)
     features = sorted(known, key=lambda name: -_most(lost, name, binary))
-    trees = next(iter(of_arms.values()))
+    rows = [tree["importance_rows"] for trees in of_arms.values() for tree in trees]
+    seeds = [len(trees) for trees in of_arms.values()]
     blocks: list[Block] = [
         "**Features.** If a feature's values are shuffled among the rows, a model that needs it gets worse; how much "
         "worse is the feature's importance for a task. Features that can stand in for each other look less important "
-        f"than they are together. {trees[0]['importance_rows']:,} test rows, {len(trees)} seeds."
+        f"than they are together. {_range(rows)} test rows; {_range(seeds)} {'seed' if max(seeds) == 1 else 'seeds'} "
+        "per arm."
     ]
     if binary:
         blocks.append(_picture(lost, features[:_MOST], binary, len(features)))
     blocks.append(Details("All numbers", tuple(_table(lost, features, arm, tasks) for arm in lost)))
     data = {arm: [tree["importance"] for tree in trees] for arm, trees in of_arms.items()}
     return Part(_finding(lost, features), tuple(blocks), data)
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """``200``, or ``200 to 1,000`` where arms differ."""
+    return " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)}))
 
 
 def _error(found: Mapping[str, float | None]) -> float | None:

@@ -183,6 +183,14 @@ def test_experts_that_do_nothing_are_named() -> None:
     assert "Some experts of joint do nothing." in section.lead
 
 
+def test_rows_and_seeds_of_features_are_those_of_all_arms() -> None:
+    many, few = measures(importance_rows=2000), measures()
+    said = [text for text in why.section(comparison({"a": [many, many], "b": [few]})).blocks if isinstance(text, str)]
+    assert any(text.endswith("200 to 2,000 test rows; 1 to 2 seeds per arm.") for text in said)
+    said = [text for text in why.section(comparison({"a": [few]})).blocks if isinstance(text, str)]
+    assert any(text.endswith("200 test rows; 1 seed per arm.") for text in said)
+
+
 def test_what_cannot_be_shown_is_said() -> None:
     bare = measures(gates={}, experts={}, abundance=[], distances={"reason": "the schema has no user"})
     section = why.section(comparison({"single": [bare]}))
