@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ import pyarrow.compute as pc
 from pipelines.log import casts, source
 from pipelines.log.parts import Chunk, CsvOptions, Log
 from stem_util.errors import UserError
+
+_INTEGER = re.compile(r"[-+]?[0-9]{1,19}")
 
 Kind = Literal["text", "integer", "optional integer", "label"]
 """What a column holds. Labels are 0 and 1; texts and optional integers may be missing."""
@@ -97,12 +100,11 @@ def integer(path: Path, line: int, column: str, value: str, get: str) -> int:
     """A value as an integer.
 
     Raises:
-      UserError: it is none.
+      UserError: it is none of 64 bits.
     """
-    try:
-        return int(value)
-    except ValueError:
-        raise not_integer(path, line, column, value, get) from None
+    if not _INTEGER.fullmatch(value) or not -(2**63) <= (number := int(value)) < 2**63:
+        raise not_integer(path, line, column, value, get)
+    return number
 
 
 def wrong_length(path: Path, line: int, columns: Sequence[str], get: str) -> UserError:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import random
 import warnings
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ class Tuner:
     """The search of one arm, kept in a journal beside the runs.
 
     A trial that was asked for and never told, because the job was killed or the trial failed, is handed out again by
-    the next job. A search whose arm or space has changed is another one.
+    the next job; one that was not written to its end counts as failed. A search whose arm or space has changed is
+    another one.
 
     Args:
       arm: an arm with a search.
@@ -44,7 +46,7 @@ class Tuner:
       seed: of the sampler.
 
     Raises:
-      UserError: Optuna is not installed.
+      UserError: Optuna is not installed, or the journal is damaged.
     """
 
     def __init__(self, arm: Planned, journal: Path, seed: int) -> None:
@@ -66,6 +68,7 @@ class Tuner:
             seed,
         ]
         name = f"{arm.name} {hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]}"
+        _mend(journal)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study = optuna.create_study(
@@ -74,6 +77,7 @@ class Tuner:
                 direction="maximize" if arm.search.higher else "minimize",
                 load_if_exists=True,
             )
+        self._fail_unwritten()
         self._study.sampler = self._sampler(seed + len(self._study.trials))
         if arm.search.sampler == "grid":
             self._enqueue_grid(seed)
@@ -134,8 +138,20 @@ class Tuner:
                 "score": trial.value if trial.state == self._complete else None,
             }
             for trial in self._study.get_trials(deepcopy=False)
-            if trial.params
+            if self._written(trial)
         ]
+
+    def _written(self, trial: FrozenTrial) -> bool:
+        """Whether the journal holds all parameters of a trial."""
+        return trial.params.keys() == self._distributions.keys()
+
+    def _fail_unwritten(self) -> None:
+        """Ends trials that a job was writing down when it was killed."""
+        from optuna.trial import TrialState
+
+        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+            if not self._written(trial):
+                self._study.tell(trial.number, state=TrialState.FAIL)
 
     def _words(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         return tuple(f"{key}={_text(params[key])}" for key in self._search.space)
@@ -153,13 +169,44 @@ class Tuner:
     def _enqueue_grid(self, seed: int) -> None:
         """Queues the points of the grid, in an order drawn once: a budget that ends early has then seen all of it.
 
-        Not Optuna's GridSampler, which can only be used inside of Optuna's own loop.
+        Not Optuna's GridSampler, which can only be used inside of Optuna's own loop. A point whose trial was not
+        written to its end is queued again.
         """
+        from optuna.trial import TrialState
+
         choices = [d for d in self._search.space.values() if not isinstance(d, Range)]
         points = list(itertools.product(*choices))
         random.Random(seed).shuffle(points)
+        trials = self._study.get_trials(deepcopy=False)
+        known = [t.system_attrs.get("fixed_params", t.params) for t in trials if t.state != TrialState.FAIL]
         for point in points[: self._search.trials]:
-            self._study.enqueue_trial(dict(zip(self._search.space, point, strict=True)), skip_if_exists=True)
+            params = dict(zip(self._search.space, point, strict=True))
+            if params not in known:
+                self._study.enqueue_trial(params)
+
+
+def _mend(journal: Path) -> None:
+    """Cuts off a last line that a killed job, or a full disk, has left unfinished: Optuna would write behind it.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    if not journal.exists():
+        return
+    text = journal.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(journal, len(whole))
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            sound = "op_code" in json.loads(line)
+        except (ValueError, TypeError):
+            sound = False
+        if not sound:
+            raise UserError(
+                f"{journal} is damaged (line {number:,}): remove it; the search starts anew, and finds the trials that "
+                "are trained already"
+            )
 
 
 def _distribution(dimension: tuple[str, ...] | Range) -> BaseDistribution:

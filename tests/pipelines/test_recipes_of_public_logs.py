@@ -177,6 +177,8 @@ def test_movielens_counts_users_of_the_whole_log(tmp_path: Path) -> None:
             "ratings.dat, line 41: should have 4 values (UserID, MovieID, Rating, ...)",
         ),
         ({"ratings": ["1::1::five::978300000"]}, "ratings.dat, line 1: Rating is 'five', no integer"),
+        ({"ratings": [f"1::1::5::{10**19}"]}, "ratings.dat, line 1: Timestamp is '10000000000000000000', no integer"),
+        ({"ratings": ["1::1::5::978_300_000"]}, "ratings.dat, line 1: Timestamp is '978_300_000', no integer"),
         ({"users": USERS[1:]}, "ratings.dat, line 1: 1 is not in "),
         ({"movies": MOVIES[:1]}, "ratings.dat, line 2: 260 is not in "),
         ({"users": ("1,F,1,10,48067",)}, "users.dat, line 1: should have 5 values"),

@@ -8,6 +8,7 @@ import pytest
 
 from stem_tf.compare.plan import Dimension, Planned, Range, Search
 from stem_tf.compare.search import Point, Tuner
+from stem_util.errors import UserError
 
 GRID: dict[str, Dimension] = {"a": ("1", "2", "3"), "b": ("x", "y,z")}
 NUMBERS: dict[str, Dimension] = {"a": ("1", "2"), "l": Range(1e-6, 1e-2, True, False), "w": Range(1, 8, False, True)}
@@ -66,3 +67,33 @@ def test_lower_losses_win_and_another_arm_is_another_search(tmp_path: Path) -> N
     winner = tuner.winner()
     assert winner is not None and winner.number == 1
     assert Tuner(arm("grid", 6, higher=False, name="mmoe"), tmp_path / "j", 0).ended == 0
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_a_job_may_be_killed_while_it_writes_the_journal(sampler: str, tmp_path: Path) -> None:
+    journal = tmp_path / "j"
+    tuner = Tuner(arm(sampler, 3), journal, 0)
+    one = tuner.ask()
+    assert one is not None
+    tuner.tell(one.number, 0.7)
+    tuner.ask()
+    whole = journal.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in [5, *ends, *(end - 2 for end in ends)]:
+        journal.write_bytes(whole[:cut])
+        points = rest(Tuner(arm(sampler, 3), journal, 0))
+        again = Tuner(arm(sampler, 3), journal, 0)
+        assert again.ended == 3 and again.left == 0 and again.ask() is None, cut
+        tried = [row["overrides"] for row in again.table() if row["score"] is not None]
+        assert len(points) in (2, 3) and all(overrides.keys() == tried[0].keys() for overrides in tried)
+        if sampler == "grid":
+            assert len({tuple(overrides.items()) for overrides in tried}) == 3
+
+
+@pytest.mark.parametrize("line", [b"hello", b"[]", b"{}", b"1", b"\0\0"])
+def test_a_damaged_journal_is_named(line: bytes, tmp_path: Path) -> None:
+    rest(Tuner(arm("grid", 2), tmp_path / "j", 0))
+    text = (tmp_path / "j").read_bytes().split(b"\n")
+    (tmp_path / "j").write_bytes(b"\n".join([text[0], line, *text[2:]]))
+    with pytest.raises(UserError, match="j is damaged .line 2.: remove it"):
+        Tuner(arm("grid", 2), tmp_path / "j", 0)
