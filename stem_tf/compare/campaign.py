@@ -60,8 +60,9 @@ class _Arm:
 class Campaign:
     """Takes a plan to its end.
 
-    Every arm has its first seed before any has its second; searches come before both. What an earlier call has done is
-    not done again. A cell that fails is remembered, and the rest goes on.
+    Arms without a search have their first seed, then come the searches and the first seeds of their winners, and second
+    seeds when every arm has its first. What an earlier call has done is not done again. A cell that fails is
+    remembered, and the rest goes on.
 
     Args:
       plan: what to run.

@@ -42,14 +42,17 @@ def section(comparison: Comparison) -> Section:
             else f" No arm takes longer than {reference} for a request of {candidates} candidates, as far as these "
             "times can tell."
         )
-    blocks: list[Block] = [_table(costs, reference)]
+    references = [name for name in costs if name in (reference, comparison.incumbent)]
+    blocks: list[Block] = [_table(costs, references)]
     blocks += _worth(comparison, serving)
     if without := [name for name in comparison.arms if name not in costs]:
         blocks.append(f"Not measured: {', '.join(without)}.")
     return Section("cost", "Cost: memory and time", lead, tuple(blocks), {"reference": reference, "arms": dict(costs)})
 
 
-def _table(costs: Costs, reference: str) -> Table:
+def _table(costs: Costs, references: Sequence[str]) -> Table:
+    """One row per arm; its memory also as multiples of each of the references'."""
+    candidates = costs[references[0]][0]["request"]["candidates"]
     rows = []
     for name, of in costs.items():
         one = of[0]
@@ -61,7 +64,7 @@ def _table(costs: Costs, reference: str) -> Table:
                 f"{one['parameters']['tables']:,}",
                 f"{one['parameters']['network']:,}",
                 report.size(_serving(one)),
-                _times(_serving(one), _serving(costs[reference][0])),
+                *(_times(_serving(one), _serving(costs[reference][0]), 2) for reference in references),
                 report.size(sum(one["bytes"].values()) + one["slots"]),
                 f"{one['multiply_adds']:,}",
                 f"{request:.1f} ({low:.1f} to {high:.1f})",
@@ -74,7 +77,7 @@ def _table(costs: Costs, reference: str) -> Table:
             "parameters in tables",
             "in the network",
             "memory to serve",
-            f"times {reference}",
+            *(f"times {reference}" for reference in references),
             "memory to train",
             "multiply-adds per row",
             "ms per request",
@@ -82,7 +85,7 @@ def _table(costs: Costs, reference: str) -> Table:
         ),
         tuple(rows),
         "Memory to serve: all weights in float32. To train: one set of weights and what the optimizer keeps beside it, "
-        f"without gradients. A request scores {costs[reference][0]['request']['candidates']} candidates for one user "
+        f"without gradients. A request scores {candidates} candidates for one user "
         "inside the process that trained the model, without a network: the median, and from the lowest to the highest "
         "quartile of the runs. Times depend on what else the machine did.",
     )
@@ -144,5 +147,5 @@ def _request(costs: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:
     )
 
 
-def _times(value: float, reference: float) -> str:
-    return f"{value / reference:.{1 if value / reference < 10 else 0}f}"
+def _times(value: float, reference: float, digits: int = 1) -> str:
+    return f"{value / reference:.{digits if value / reference < 10 else 0}f}"

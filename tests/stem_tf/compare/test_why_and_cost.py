@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,7 +209,8 @@ def test_costs_beside_single_task() -> None:
     larger = measures()
     larger["cost"] |= {"sets": 3, "samples_per_second": None}
     larger["cost"]["request"] = {"candidates": 200, "repeats": 9, "ms": 8.0, "ms_low": 7.0, "ms_high": 9.0}
-    section = cost.section(comparison({"single": [measures(), measures()], ODD: [larger]}))
+    found = comparison({"single": [measures(), measures()], ODD: [larger]})
+    section = cost.section(found)
     json.dumps(dict(section.data), allow_nan=False)
     assert f"{ODD} takes the most memory to serve, 18 kB, which is 3.0 times that of single." in section.lead
     assert f"A request of 200 candidates takes longer with {ODD} than with single." in section.lead
@@ -218,13 +220,16 @@ def test_costs_beside_single_task() -> None:
         "1,000",
         "500",
         "6.0 kB",
-        "1.0",
+        "1.00",
         "18 kB",
         "400",
         "2.0 (1.5 to 3.0)",
         "100",
     ]
-    assert texts(table.rows[1]) == [ODD, "1,000", "500", "18 kB", "3.0", "18 kB", "400", "8.0 (7.0 to 9.0)", "-"]
+    assert texts(table.rows[1]) == [ODD, "1,000", "500", "18 kB", "3.00", "18 kB", "400", "8.0 (7.0 to 9.0)", "-"]
+    (beside,) = tables_of(cost.section(replace(found, incumbent=ODD)))
+    assert beside.header[4:6] == ("times single", f"times {ODD}")
+    assert [texts(row)[4:6] for row in beside.rows] == [["1.00", "0.33"], ["3.00", "1.00"]]
     assert isinstance(section.blocks[-1], Figure)
     alone = cost.section(comparison({"single": [measures()]}))
     assert not any(isinstance(block, Figure) for block in alone.blocks) and alone.lead.endswith("in time.")
