@@ -87,9 +87,10 @@ class Progress:
             total = "" if self._total is None else f" of {self._total:,}"
             rate = (self._done - self._initial) / (now - self._started)
             left = f", {(self._total - self._done) / rate:,.0f} s left" if self._total and rate else ""
+            speed = f", {rate:,.0f}/s" if rate >= 1 else ""
             note = f", {self._note()}" if self._note is not None else ""
             print(
-                f"{self._desc}: {self._done:,}{total} {self._unit}, {rate:,.0f}/s{left}{note}",
+                f"{self._desc}: {self._done:,}{total} {self._unit}{speed}{left}{note}",
                 file=self._stream,
                 flush=True,
             )

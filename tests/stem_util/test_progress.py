@@ -25,6 +25,16 @@ def test_prints_plain_lines_for_long_work(monkeypatch: pytest.MonkeyPatch) -> No
     assert stream.getvalue().startswith("count: 1,500 of 2,000 rows, ")
 
 
+def test_slow_work_shows_no_rate_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    times = iter([0.0, 100.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    stream = io.StringIO()
+    with Progress(9, unit="sections", desc="report", stream=stream) as bar:
+        bar.update(3)
+    assert stream.getvalue() == "report: 3 of 9 sections, 200 s left\n"
+
+
 def test_draws_a_bar_on_a_terminal() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

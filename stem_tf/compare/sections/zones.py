@@ -106,10 +106,13 @@ def _lead(lifts: Sequence[Lift], comparison: Comparison) -> str:
             of = [lift for lift in decided if lift.arm == arm and sign * (lift.auc - lift.single) > 0]
             if of:
                 inside = sum(lift.cell == _COMPARABLE for lift in of)
-                said.append(f"`{arm}` is {word} in {len(of)}, of which {inside or 'none'} in a comparable zone")
+                places = [f"{inside} comparable zone{'s' if inside > 1 else ''}"] if inside else []
+                if len(of) > inside:
+                    places.append(f"{len(of) - inside} where one task overwhelms the other")
+                said.append(f"`{arm}` is {word} in {' and '.join(places)}")
     return (
-        f"{len(decided):,} of {len(compared):,} differences from Single-Task, by task and zone, are larger than "
-        f"chance: {'; '.join(said)}."
+        f"Beyond chance: {len(decided):,} of {len(compared):,} differences from Single-Task, by task and zone. "
+        f"{'; '.join(said)}."
     )
 
 
@@ -160,7 +163,7 @@ def _tables(
         drawn = "drawn by Single-Task and the arm together" if alike else "drawn by Single-Task alone"
         caption = f"AUC of {task} less Single-Task's, with intervals, in zones of {_named(pair)} {drawn}."
         if alike:
-            caption += f" Of all test rows, {rows[0]:,}, {rows[1]:,} and {rows[2]:,} are in them, {rows[3]:,} between."
+            caption += f" Test rows in them: {rows[0]:,}, {rows[1]:,} and {rows[2]:,}; in between: {rows[3]:,}."
         blocks.append(Table((f"AUC of {task}", *header), tuple(body), caption))
     return blocks
 
@@ -168,7 +171,8 @@ def _tables(
 def _cell(lift: Lift, comparison: Comparison) -> Cell:
     difference = lift.difference
     if difference is None:
-        return Cell(f"only {lift.too_few}", "muted", hint=f"{lift.rows:,} rows")
+        few = lift.too_few
+        return Cell(f"no{few[1:]}" if few.startswith("0 ") else f"only {few}", "muted", hint=f"{lift.rows:,} rows")
     if np.isnan(lift.p):
         return Cell(f"{_signed(difference.estimate)} (too few users or seeds)", "unsure")
     text = f"{_signed(difference.estimate)} ({_signed(difference.low)} to {_signed(difference.high)})"

@@ -101,13 +101,13 @@ def test_a_page_loads_nothing_and_its_ids_differ(tmp_path: Path) -> None:
 def test_markdown_is_as_written(tmp_path: Path) -> None:
     table = Table(("arm", "AUC"), (("ple|x", Cell(".71", "good")), ("stem_net", Cell("-", "muted"))), "Test rows")
     blocks = ("# no `he*d` heading, **b_**", table, Details("More", ("1. no list", Figure("<svg/>", "bars", "Read."))))
-    page.write("A <b>", [Section("k", "T", "L", blocks)], tmp_path, subject="S")
+    page.write("A <b>", [Section("k", "T", "L is **worse**.", blocks)], tmp_path, subject="S")
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == "\n\n".join(
         (
             "# A \\<b\\>",
             "S",
             "## T",
-            "> L",
+            "> L is **worse**.",
             "\\# no `he*d` heading, **b\\_**",
             "Test rows",
             "| arm | AUC |\n| :-- | --: |\n| ple\\|x | ▲ .71 |\n| stem_net | - |",
