@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,8 @@ def _why(label: Label, rate: float, done: Manifest, csv: CsvOptions) -> str:
     """The end of the warning: the label's condition, and what its column holds."""
     limits = {key: limit for key, limit in label.thresholds.items() if not isinstance(limit, Threshold)}
     if not label.values and not limits:
+        return ""
+    if not all(os.path.exists(file.path) for file in done.sources):  # a recipe removes the log that it has written
         return ""
     log = source.open_log([file.path for file in done.sources], csv)
     column = f"column '{label.column}'"

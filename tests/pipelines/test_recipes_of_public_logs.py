@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest as manifests
+from pipelines.convert import constant_labels
+from pipelines.log.parts import CsvOptions
 from pipelines.recipes import census_income, text
 from pipelines.recipes.catalogue import RECIPES
 from pipelines.recipes.recipe import Made, make
@@ -167,6 +169,11 @@ def test_movielens_counts_users_of_the_whole_log(tmp_path: Path) -> None:
     done = made("movielens_1m", movielens(tmp_path), tmp_path / "data")
     assert {found.name: found.found for found in done.statistics} == {"samples": 40, "users": 3}
     assert sum(done.manifest.rows(split) for split in manifests.SPLITS) == 40
+
+
+def test_a_label_of_one_value_is_said_although_the_log_is_gone(tmp_path: Path) -> None:
+    done = made("movielens_1m", movielens(tmp_path, ratings=RATINGS[3:5]), tmp_path / "data", split="time").manifest
+    assert constant_labels.warnings(done, CsvOptions()) == ["task 'liked': every label is 1"]
 
 
 @pytest.mark.parametrize(
