@@ -115,14 +115,14 @@ def test_without_raw_rows_there_are_no_slices(tiny_data: Path, tmp_path: Path) -
         (
             1,
             0,
-            "Mean predictions are right for every arm and task, as far as these test rows can tell, and so are those",
+            "by more than chance allows, nor is that of low, middle or high scores. ",
         ),
         (
             5,
             0,
-            "single scores are not: for 1 of 1 pairs of arm and task, high scores are too high and low ones too low",
+            "single scores are: for 1 of 1 pairs of arm and task, high scores are too high and low ones too low",
         ),
-        (0, 0, "but single scores are not: for 1 of 1 pairs of arm and task, scores are too high or too low in some"),
+        (0, 0, "but single scores are: for 1 of 1 pairs of arm and task, scores are too high or too low in some"),
         (
             1,
             3,

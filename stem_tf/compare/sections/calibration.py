@@ -132,7 +132,7 @@ def _lead(
             f"chance allows; the furthest: `{most.arm}` predicts {_ratio(most)} times the observed `{most.task}`"
         )
     else:
-        first = "Mean predictions are right for every arm and task, as far as these test rows can tell"
+        first = "No mean prediction of an arm for a task is off by more than chance allows"
     stand_out = {(one.task, one.slice.name) for one in worst if one.slice}
     names = " and ".join(f"`{arm.name}`" for arm in arms)
     second = (
@@ -149,14 +149,14 @@ def _in_buckets(found: Found, means_are_off: bool) -> str:
     known = [of for of in found.values() if not np.isnan(of[0].error)]
     off = [of for of in known if _is_off(of)]
     if not off:
-        return "" if means_are_off else ", and so are those of low, middle and high scores"
+        return "" if means_are_off else ", nor is that of low, middle or high scores"
     too_sure = all(_slope(one) < 1 for of in off for one in of)
     how = (
         "high scores are too high and low ones too low"
         if too_sure
         else "scores are too high or too low in some buckets"
     )
-    joint = ". By buckets of rows with similar scores" if means_are_off else ", but single scores are not"
+    joint = ". By buckets of rows with similar scores" if means_are_off else ", but single scores are"
     return f"{joint}: for {len(off)} of {len(known)} pairs of arm and task, {how}"
 
 
