@@ -28,7 +28,7 @@ def test_prints_plain_lines_for_long_work(monkeypatch: pytest.MonkeyPatch) -> No
 def test_slow_work_shows_no_rate_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
     times = iter([0.0, 100.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr("stem_util.progress.time.monotonic", lambda: next(times))
     stream = io.StringIO()
     with Progress(9, unit="sections", desc="report", stream=stream) as bar:
         bar.update(3)
