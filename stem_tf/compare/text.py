@@ -15,6 +15,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 """Control characters, and those that turn the direction of all that follows."""
 _SHORT = 30
 """Characters of code that fit a line of a phone."""
+_BEFORE_PERCENT = re.compile(r"(?<=\d) (?=%)")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>&|~$]|(?<![^\W_])_|_(?![^\W_])")
 """What Markdown may read as markup inside a line; an underscore within a word is none."""
 _BLOCK = re.compile(r"^(?:([#+=>-])|(\d+)([.)]))")
@@ -39,7 +40,7 @@ def spans(text: str) -> Iterator[tuple[Kind, str]]:
 
 
 def html(text: str) -> Markup:
-    """A paragraph's content as HTML; short code never breaks over two lines."""
+    """A paragraph's content as HTML; short code and "80 %" never break over two lines."""
 
     def shown(kind: Kind, part: str) -> Markup:
         match kind:
@@ -48,7 +49,7 @@ def html(text: str) -> Markup:
             case "strong":
                 return Markup("<strong>{}</strong>").format(part)
             case "plain":
-                return escape(part)
+                return escape(_BEFORE_PERCENT.sub("\N{NO-BREAK SPACE}", part))
 
     return Markup("").join(shown(kind, part) for kind, part in spans(text))
 

@@ -44,7 +44,8 @@ def _finding(found: Mapping[str, Sequence[Abundance]]) -> str:
         return ""
     most = sorted({entry["most"] for entry in entries})
     low, high = (f(entry["abundance"] for entry in entries) for f in (min, max))
-    return f"Tables use {low:.1f} to {high:.1f} of their {' or '.join(map(str, most[:3]))} directions."
+    of = f"{most[0]}" if len(most) == 1 else f"{most[0]} to {most[-1]}"
+    return f"Tables use {low:.1f} to {high:.1f} of their {of} directions."
 
 
 def _kind(table: str) -> str:

@@ -155,3 +155,7 @@ def test_one_line() -> None:
 @pytest.mark.parametrize("arms", (1, 8, 9, 16))
 def test_arms_have_styles_of_their_own(arms: int) -> None:
     assert len(set(figures.styles(map(str, range(arms))).values())) == arms
+
+
+def test_a_percentage_stays_on_one_line() -> None:
+    assert text.html("with 80 % of <rows>, a % b") == "with 80\N{NO-BREAK SPACE}% of &lt;rows&gt;, a % b"
