@@ -279,7 +279,8 @@ def _evaluate(lacking: Sequence[Path], scheduler: Scheduler, output: Path) -> di
 
 def _record(path: Path, why: str) -> dict[str, Any]:
     """What provenance says of a run that existed before."""
-    values = runs.config_of(Workdir(path))
+    workdir = Workdir(path)
+    values = runs.config_of(workdir)
     return {
         "arm": values["model.name"],
         "trial": None,
@@ -288,6 +289,7 @@ def _record(path: Path, why: str) -> dict[str, Any]:
         "workdir": str(path),
         "state": "failed" if why else "done",
         "why": why,
+        "score": files.read_json(workdir.report, "go on with stem-train")["best"]["score"],
     }
 
 

@@ -83,6 +83,9 @@ def test_runs_that_exist_are_compared(
     job = run_job("stem_tf.jobs.compare", f"--runs={tmp_path}/run *", f"--output={tmp_path / 'out'}")
     assert job.returncode == 0, job.stderr
     assert "2 runs on" in job.stdout and "1 of them to be evaluated" in job.stdout
+    known = files.read_json(tmp_path / "out" / "report.json", "")["sections"]["provenance"]["cells"]
+    scores = [files.read_json(path / "report.json", "")["best"]["score"] for path in copies]
+    assert [cell["score"] for cell in known] == scores
     assert weights == {path: path.read_bytes() for path in copies[0].glob("best/*.data*")}
     (copies[1] / "report.json").unlink()
     job = run_job("stem_tf.jobs.compare", f"--runs={','.join(map(str, copies))}", f"--output={tmp_path / 'out'}")

@@ -39,8 +39,7 @@ def section(comparison: Comparison) -> Section:
         lead += (
             f" A request of {candidates} candidates takes longer with {' and '.join(slower)} than with {reference}."
             if slower
-            else f" No arm takes longer than {reference} for a request of {candidates} candidates, as far as these "
-            "times can tell."
+            else f" These times show no arm to be slower than {reference} in a request of {candidates} candidates."
         )
     references = [name for name in costs if name in (reference, comparison.incumbent)]
     blocks: list[Block] = [_table(costs, references)]
