@@ -211,7 +211,7 @@ def test_job_lists_recipes_and_describes_one(job_in_process: Job) -> None:
     [
         (["--output=x"], "name a recipe, as in"),
         (["--output", "contradictory"], "name a recipe, as in"),
-        (["more", "contradictory"], "there is no recipe 'more'; they are census_income, "),
+        (["more", "contradictory"], "there is no recipe 'more'. Recipes: census_income, "),
         (["contradictory", "--output=x", "--strength=nan"], "--strength=nan: should be a finite number"),
         (["contradictry", "--output=x"], "there is no recipe 'contradictry'; did you mean 'contradictory'?"),
         (["contradictory"], "--output is required"),
