@@ -103,8 +103,9 @@ ZOO: dict[str, dict[str, object]] = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Gives a test of ``zoo_settings`` every model there is. Only here, as it imports TensorFlow."""
-    if "zoo_settings" in metafunc.fixturenames:
+    """Gives a test of ``zoo_settings`` every model there is, unless it names some. Here, as it imports TensorFlow."""
+    named = any(mark.args[0] == "zoo_settings" for mark in metafunc.definition.iter_markers("parametrize"))
+    if "zoo_settings" in metafunc.fixturenames and not named:
         metafunc.parametrize("zoo_settings", list(dict.fromkeys([*models(), *ZOO])), indirect=True)
 
 

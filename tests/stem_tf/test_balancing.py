@@ -191,6 +191,9 @@ def test_each_task_reaches_the_weights_that_learn_from_it(zoo_settings: dict[str
             assert named(tasks) == (tables[table] if set(group.tables) == set(network.tables) else set(names))
 
 
+@pytest.mark.parametrize(
+    "zoo_settings", ["single_task", "aitm", "esmm", "sluice", "ple", "me_ple", "stem_net, two layers"], indirect=True
+)
 def test_the_gradients_one_by_one_add_up_to_that_of_the_loss(zoo_settings: dict[str, Any]) -> None:
     if zoo_settings["model.name"] == "single_task":
         with pytest.raises(UserError, match=r"^config\.optimizer\.conflicts=pcgrad would do nothing: no two tasks "):

@@ -38,7 +38,12 @@ def test_measures_of_a_run(tmp_path: Path, tiny_settings: dict[str, Any], train:
     assert tree["cost"]["request"]["ms_low"] <= tree["cost"]["request"]["ms"] <= tree["cost"]["request"]["ms_high"]
 
 
-def test_every_model_is_measured(zoo_settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "zoo_settings",
+    ["single_task", "shared_bottom of fwfm", "mmoe of dcn", "ml_mmoe", "sluice", "ple", "me_ple", "stem_net, F"],
+    indirect=True,
+)
+def test_models_of_every_kind_are_measured(zoo_settings: dict[str, Any], tmp_path: Path) -> None:
     config = configs.checked(zoo_settings)
     manifest = manifests.load(config.data.dir)
     found = trained.Trained(models.build(config, manifest, training=False), "ckpt", 1, 0)
