@@ -379,6 +379,12 @@ def save(manifest: Manifest) -> None:
     files.write_json(os.path.join(manifest.data_dir, FILENAME), tree)
 
 
+def checksum(data_dir: str | os.PathLike[str]) -> str:
+    """SHA-256, in hexadecimal, of the manifest in a directory of data, or in a run that has a copy of it."""
+    with open(os.path.join(data_dir, FILENAME), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _own_sha256(tree: dict[str, Any]) -> str:
     """SHA-256 of a manifest, computed without its checksum entry."""
     said = {key: value for key, value in tree.items() if key != "sha256"}

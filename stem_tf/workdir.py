@@ -11,12 +11,12 @@ tensorboard/     the same for TensorBoard
 report.json, learning_curves.png            at the end
 evaluation/      metrics and predictions of a split, by stem-evaluate
 inspection/      how the gates use the experts, by stem-inspect
+comparison/      what stem-compare measured in the model
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -53,6 +53,8 @@ class Workdir:
         self.learning_curves = self.path / "learning_curves.png"
         self.evaluation = self.path / "evaluation"
         self.inspection = self.path / "inspection"
+        self.comparison = self.path / "comparison"
+        self.measures = self.comparison / "measures.json"
         self.metrics = self.path / "metrics.jsonl"
         self._config = self.path / "config.json"
 
@@ -123,14 +125,19 @@ class Workdir:
             f"are in {aside}"
         )
 
+    def is_of(self, manifest: Manifest) -> bool:
+        """Whether the run was trained on the data of ``manifest``, going by its copy of the file."""
+        ours, theirs = self.path / manifests.FILENAME, Path(manifest.data_dir) / manifests.FILENAME
+        return ours.exists() and ours.read_bytes() == theirs.read_bytes()
+
     def check_data(self, manifest: Manifest) -> None:
         """Checks that ``manifest`` is the manifest of the run's data, and that the data and the run's copies are whole.
 
         Raises:
           UserError: other data, or a file that is missing or has changed.
         """
-        ours, theirs = self.path / manifests.FILENAME, Path(manifest.data_dir) / manifests.FILENAME
-        if not ours.exists() or ours.read_bytes() != theirs.read_bytes():
+        if not self.is_of(manifest):
+            theirs = Path(manifest.data_dir) / manifests.FILENAME
             try:
                 manifests.load(str(self.path))
             except UserError as error:
@@ -176,7 +183,7 @@ class Workdir:
 
     def data_checksum(self) -> str:
         """SHA-256 of the manifest of the run's data, in hexadecimal."""
-        return hashlib.sha256((self.path / manifests.FILENAME).read_bytes()).hexdigest()
+        return manifests.checksum(self.path)
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Adds a line to metrics.jsonl."""

@@ -11,11 +11,13 @@ import contextlib
 import functools
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -171,6 +173,13 @@ def _line(error: BaseException, memory: str) -> str:
     if isinstance(error, app.UsageError | absl.flags.Error):
         return " ".join(_REQUIRED.sub(r"--\1 is required", str(error)).split())
     return message(error, memory)
+
+
+def command_line(module: str) -> str:
+    """The command line of the job that runs, ``module``, as one would type it again."""
+    program = Path(sys.argv[0])
+    words = [program.name] if program.suffix != ".py" else ["python", "-m", module]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def _help(main: Callable[..., Any], flags: Flags, arguments: str, described: str) -> str:

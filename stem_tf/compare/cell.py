@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> None:
     if _CONFIG.value is not None:
         api.train(configs.load(_CONFIG.value, _OVERRIDES.value, lambda sentence: None), workdir=_WORKDIR.value)
     workdir = Workdir(_WORKDIR.value)
+    files.make_directory(workdir.comparison)
     if _REPORT.value:
         _report(workdir)
-    files.make_directory(workdir.path / cells.FOLDER)
     files.write_json(cells.done_file(workdir), {"report": _REPORT.value, "seconds": round(time.monotonic() - start, 1)})
 
 
@@ -64,8 +64,7 @@ def _report(workdir: Workdir) -> None:
     with manifests.in_use(manifest.data_dir):
         assert found is not None
         tree = measures.measure(workdir, config, manifest, found)
-    files.make_directory(workdir.path / cells.FOLDER)
-    files.write_json(workdir.path / cells.FOLDER / "measures.json", tree)
+    files.write_json(workdir.measures, tree)
 
 
 def follow(parent: int) -> None:

@@ -14,8 +14,6 @@ from stem_tf.compare.measured import VERSION
 from stem_tf.workdir import Workdir
 from stem_util import files
 
-FOLDER = "comparison"
-"""Directory in a run for what a comparison adds to it."""
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9,=+_-]+")
 _LONGEST = 60
 
@@ -118,7 +116,7 @@ def lacks_evaluation(run: Path, splits: tuple[str, ...]) -> bool:
 
 def is_measured(run: Path) -> bool:
     """Whether a run holds the measures that this version's report shows."""
-    path = run / FOLDER / "measures.json"
+    path = Workdir(run).measures
     return path.exists() and files.read_json(path, "remove it").get("version") == VERSION
 
 
@@ -130,7 +128,7 @@ def is_trial(run: Path) -> bool:
 
 def done_file(workdir: Workdir) -> Path:
     """The file that a cell's process writes at its end."""
-    return workdir.path / FOLDER / "cell.json"
+    return workdir.comparison / "cell.json"
 
 
 def directory(output: Path, arm: str, fingerprint: str, seed: int) -> Path:

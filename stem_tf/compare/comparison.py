@@ -36,7 +36,7 @@ class Finished:
     @functools.cached_property
     def measures(self) -> Mapping[str, Any]:
         """What `stem_tf.compare.measures.measure` found in the trained model; {} where nothing was measured."""
-        path = self.workdir.path / "comparison" / "measures.json"
+        path = self.workdir.measures
         return files.read_json(path, "run stem-compare again") if path.exists() else {}
 
     def metrics(self, split: str) -> dict[str, Any]:

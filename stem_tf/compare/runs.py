@@ -43,8 +43,8 @@ class Wanted:
     runs: Paths
 
 
-def comparison_of(
-    paths: Paths,
+def compare(
+    arms: Mapping[str, Wanted],
     *,
     name: str,
     single: str | None = None,
@@ -54,13 +54,10 @@ def comparison_of(
     provenance: Mapping[str, Any] | None = None,
     output: Path | None = None,
 ) -> Comparison:
-    """The comparison of finished runs, grouped into arms: runs whose configs differ in their seed alone are one arm.
-
-    An arm has its model's name; where several arms have the same model, the keys in which they differ follow it, as in
-    ``ple, optimizer.l2=0.0001``.
+    """The comparison of finished runs.
 
     Args:
-      paths: directories of runs that are trained and evaluated on validation and test.
+      arms: by name; :func:`grouped` makes them of directories.
       name: title of the report.
       single: name of the arm that trains each task alone; the one arm of the model ``single_task`` if not given.
       incumbent: name of the arm to beat.
@@ -73,32 +70,6 @@ def comparison_of(
       UserError: a directory holds no finished and evaluated run, two runs of an arm have one seed, the runs have
         different data or test rows, or there is no arm of a given name.
     """
-    if not paths:
-        raise UserError("no runs to compare: name their directories")
-    return compare(
-        grouped(paths),
-        name=name,
-        single=single,
-        incumbent=incumbent,
-        settings=settings,
-        data=data,
-        provenance=provenance,
-        output=output,
-    )
-
-
-def compare(
-    arms: Mapping[str, Wanted],
-    *,
-    name: str,
-    single: str | None = None,
-    incumbent: str | None = None,
-    settings: Settings | None = None,
-    data: str | None = None,
-    provenance: Mapping[str, Any] | None = None,
-    output: Path | None = None,
-) -> Comparison:
-    """The comparison of given arms; see :func:`comparison_of`."""
     first = Workdir(next(iter(arms.values())).runs[0])
     manifest = manifests.load(data or config_of(first)["data.dir"])
     check_data(manifest)
@@ -192,8 +163,7 @@ def check_same_data(workdir: Workdir, manifest: Manifest) -> None:
     Raises:
       UserError: such a run.
     """
-    data, copy = Path(manifest.data_dir) / manifests.FILENAME, workdir.path / manifests.FILENAME
-    if not copy.exists() or copy.read_bytes() != data.read_bytes():
+    if not workdir.is_of(manifest):
         raise UserError(
             f"{workdir.path} was trained on other data than {manifest.data_dir} holds now: compare runs of one "
             "conversion"
@@ -214,11 +184,19 @@ def config_of(workdir: Workdir) -> dict[str, Any]:
 
 
 def grouped(paths: Paths) -> dict[str, Wanted]:
-    """The arms of runs, by name; see :func:`comparison_of`.
+    """The arms of finished runs, by name: runs whose configs differ in their seed alone are one arm.
+
+    An arm has its model's name; where several arms have the same model, the keys in which they differ follow it, as in
+    ``ple, optimizer.l2=0.0001``.
+
+    Args:
+      paths: directories of runs that are trained and evaluated on validation and test.
 
     Raises:
-      UserError: a directory holds no run.
+      UserError: no directories, or one that holds no run.
     """
+    if not paths:
+        raise UserError("no runs to compare: name their directories")
     arms: list[tuple[dict[str, Any], list[str]]] = []
     for path in dict.fromkeys(os.path.realpath(path) for path in paths):
         values = {key: value for key, value in config_of(Workdir(path)).items() if key not in SAME_ARM}

@@ -12,7 +12,6 @@ process of its own. If the job is killed, the same command goes on with what is 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -71,6 +70,7 @@ _PARALLEL = flags.DEFINE_integer(
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan, and do nothing.")
 
 _STATE = "comparison.json"
+_MODULE = "stem_tf.jobs.compare"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -153,7 +153,7 @@ def _compare_plan(found: Plan) -> None:
             with manifests.in_use(found.manifest.data_dir):
                 campaign.run()
         except BaseException:
-            print(f"stopped; to go on: {_command()}", flush=True)
+            print(f"stopped; to go on: {cli.command_line(_MODULE)}", flush=True)
             raise
         arms = campaign.found()
         for record in campaign.failed:
@@ -244,8 +244,8 @@ def _compare_runs() -> None:
         provenance = _provenance(manifest, "", scheduler.most)
         records = [_record(path, "") for path in paths] + [_record(Path(path), why) for path, why in failed.items()]
         provenance["cells"] = records
-        found = runs.comparison_of(
-            paths,
+        found = runs.compare(
+            runs.grouped(paths),
             name=judging["name"] or manifest.name,
             single=judging["single"],
             incumbent=judging["incumbent"],
@@ -302,7 +302,7 @@ def _claimed(output: Path, manifest: Manifest) -> Iterator[None]:
     """
     owned.claim(output, owned.COMPARISON)
     with files.locked(output / ".lock", output):
-        state, checksum = output / _STATE, _checksum(manifest)
+        state, checksum = output / _STATE, manifests.checksum(manifest.data_dir)
         if state.exists():
             before = files.read_json(state, "choose another --output")
             if before.get("data_sha256") != checksum:
@@ -314,10 +314,6 @@ def _claimed(output: Path, manifest: Manifest) -> Iterator[None]:
         yield
 
 
-def _checksum(manifest: Manifest) -> str:
-    return hashlib.sha256((Path(manifest.data_dir) / manifests.FILENAME).read_bytes()).hexdigest()
-
-
 def _provenance(manifest: Manifest, text: str, side_by_side: int) -> dict[str, Any]:
     packages = ("tensorflow", "tf-keras", "numpy", "pyarrow", "optuna")
     versions = {"stem-tf": __version__, "Python": platform.python_version()}
@@ -325,11 +321,15 @@ def _provenance(manifest: Manifest, text: str, side_by_side: int) -> dict[str, A
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
-        "command": _command(),
+        "command": cli.command_line(_MODULE),
         "plan": text,
         "versions": versions,
         "machine": {"system": platform.platform(), "cores": cores(), "side_by_side": side_by_side},
-        "data": {"dir": manifest.data_dir, "sha256": _checksum(manifest), "created_by": manifest.created_by},
+        "data": {
+            "dir": manifest.data_dir,
+            "sha256": manifests.checksum(manifest.data_dir),
+            "created_by": manifest.created_by,
+        },
     }
 
 
@@ -340,13 +340,6 @@ def _report(comparison: Comparison, output: Path) -> None:
     print(f"\n{plain(sections[0].lead)}\n")
     print(f"written to {output}: {page.HTML}, {page.MARKDOWN}, {page.JSON}")
     print(f"next: open {shlex.quote(str(output / page.HTML))} in a browser")
-
-
-def _command() -> str:
-    """The command line of this job, as one would type it again."""
-    program = Path(sys.argv[0])
-    words = [program.name] if program.suffix != ".py" else ["python", "-m", "stem_tf.jobs.compare"]
-    return shlex.join([*words, *sys.argv[1:]])
 
 
 def run() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import manifest as manifests
@@ -76,17 +75,10 @@ def _train(config: Any, manifest: Manifest, workdir: Workdir) -> None:
     except Interrupted as interrupted:
         print(
             f"{interrupted}: stopped at step {trainer.global_step:,}, checkpoint written to {workdir.checkpoints}\n"
-            f"to go on: {command()}"
+            f"to go on: {cli.command_line('stem_tf.jobs.train')}"
         )
         sys.exit(128 + interrupted.signal)
     _say_end(trainer, outcome.write(trainer))
-
-
-def command() -> str:
-    """The command line of this job, as one would type it again."""
-    program = Path(sys.argv[0])
-    words = [program.name] if program.suffix != ".py" else ["python", "-m", "stem_tf.jobs.train"]
-    return shlex.join([*words, *sys.argv[1:]])
 
 
 def _say_start(trainer: Trainer) -> None:

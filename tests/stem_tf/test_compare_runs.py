@@ -59,7 +59,7 @@ def test_runs_of_one_config_are_an_arm(made: Made) -> None:
         made("q", **{"model.name": "ple", "optimizer.l2": 1e-5, "model.dim": 16}),
         made("s0", seed=0, **{"model.name": "single_task", "train.log_every": 7}),
     ]
-    found = runs.comparison_of([*paths, paths[0]], name="x", incumbent="ple, optimizer.l2=1e-05")
+    found = runs.compare(runs.grouped([*paths, paths[0]]), name="x", incumbent="ple, optimizer.l2=1e-05")
     assert list(found.arms) == ["single_task", "ple, optimizer.l2=0.0001", "ple, optimizer.l2=1e-05"]
     assert [run.seed for run in found.arms["single_task"].runs] == [0, 1]
     assert found.single == "single_task" and found.arms["ple, optimizer.l2=0.0001"].model == "ple"
@@ -132,16 +132,16 @@ def test_what_cannot_be_compared_is_refused(made: Made, damage: Callable[[Path, 
     paths = [made("a"), made("b", seed=1)]
     damage(paths[1], paths[0])
     with pytest.raises(UserError, match=why):
-        runs.comparison_of(paths, name="x")
+        runs.compare(runs.grouped(paths), name="x")
 
 
 def test_names_of_arms_are_checked(made: Made) -> None:
     with pytest.raises(UserError, match="incumbent: no arm 'stem_ne'; did you mean 'stem_net'"):
-        runs.comparison_of([made("a")], name="x", incumbent="stem_ne")
+        runs.compare(runs.grouped([made("a")]), name="x", incumbent="stem_ne")
     with pytest.raises(UserError, match=r"single: no arm 'none'\. Arms: stem_net"):
-        runs.comparison_of([made("b")], name="x", single="none")
+        runs.compare(runs.grouped([made("b")]), name="x", single="none")
     with pytest.raises(UserError, match="no runs to compare"):
-        runs.comparison_of([], name="x")
+        runs.compare(runs.grouped([]), name="x")
 
 
 def test_data_without_test_rows_or_with_one_class_are_refused(tiny_data: Path) -> None:
