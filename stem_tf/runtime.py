@@ -104,4 +104,16 @@ def set_up(config: Any) -> tf.distribute.Strategy:
             f"config.data.batch_size={config.data.batch_size} does not divide by the {len(devices)} replicas of "
             "config.train.strategy=mirrored"
         )
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return _mirrored(tuple(device.name for device in devices))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """The process's only strategy over ``devices``.
+
+    TensorFlow remembers a process's collective operations by number, and every new strategy counts from the start: its
+    sums would be taken for those of a strategy before, and fail where their shapes differ.
+    """
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(devices)

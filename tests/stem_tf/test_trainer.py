@@ -79,6 +79,11 @@ def test_two_replicas_reach_the_losses_of_one(make: Make, one_epoch: Trainer) ->
         assert replicas.state.best_score == pytest.approx(one_epoch.state.best_score, abs=1e-3)
 
 
+def test_a_process_trains_models_of_different_sizes_on_replicas(make: Make) -> None:
+    for dim in (4, 8):  # the sums of the second have other shapes
+        make(f"dim_{dim}", **{"train.strategy": "mirrored", "train.epochs": 1, "model.dim": dim}).run()
+
+
 def test_replicas_share_the_batch_evenly(make: Make) -> None:
     with pytest.raises(UserError, match="data.batch_size=63 does not divide by the 2 replicas"):
         make(**{"train.strategy": "mirrored", "data.batch_size": 63})
