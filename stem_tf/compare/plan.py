@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -202,6 +203,9 @@ def load(root: Node) -> Plan:
         fields["arms"].fail("is empty; at least one arm is needed")
     reader = _Reader(experiment, manifest, for_all, search)
     arms = {name: reader.arm(name, node) for name, node in children.items()}
+    for one, other in itertools.combinations(arms.values(), 2):
+        if sorted(one.words) == sorted(other.words) and one.search == other.search:
+            children[other.name].fail(f"sets the same as the arm '{one.name}'; leave one of the two out")
     if search is not None:
         _check_searched(search, arms)
     single = _arm_named(fields, "single", arms)

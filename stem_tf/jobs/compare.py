@@ -12,7 +12,6 @@ process of its own. If the job is killed, the same command goes on with what is 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import shlex
@@ -36,7 +35,7 @@ from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
 from stem_util import cli, files, owned
 from stem_util.errors import JobError, UserError
-from stem_util.version import __version__
+from stem_util.version import versions
 
 flags = cli.Flags()
 
@@ -280,16 +279,17 @@ def _evaluate(lacking: Sequence[Path], scheduler: Scheduler, output: Path) -> di
 def _record(path: Path, why: str) -> dict[str, Any]:
     """What provenance says of a run that existed before."""
     workdir = Workdir(path)
-    values = runs.config_of(workdir)
+    values, reached = runs.config_of(workdir), files.read_json(workdir.report, "go on with stem-train")
     return {
         "arm": values["model.name"],
         "trial": None,
         "seed": values["seed"],
-        "command": "",
+        "command": reached.get("command", ""),
+        "versions": reached.get("versions", {}),
         "workdir": str(path),
         "state": "failed" if why else "done",
         "why": why,
-        "score": files.read_json(workdir.report, "go on with stem-train")["best"]["score"],
+        "score": reached["best"]["score"],
     }
 
 
@@ -315,15 +315,10 @@ def _claimed(output: Path, manifest: Manifest) -> Iterator[None]:
 
 
 def _provenance(manifest: Manifest, text: str, side_by_side: int) -> dict[str, Any]:
-    packages = ("tensorflow", "tf-keras", "numpy", "pyarrow", "optuna")
-    versions = {"stem-tf": __version__, "Python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
         "command": cli.command_line(_MODULE),
         "plan": text,
-        "versions": versions,
+        "versions": versions(),
         "machine": {"system": platform.platform(), "cores": cores(), "side_by_side": side_by_side},
         "data": {
             "dir": manifest.data_dir,

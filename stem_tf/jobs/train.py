@@ -78,7 +78,7 @@ def _train(config: Any, manifest: Manifest, workdir: Workdir) -> None:
             f"to go on: {cli.command_line('stem_tf.jobs.train')}"
         )
         sys.exit(128 + interrupted.signal)
-    _say_end(trainer, outcome.write(trainer))
+    _say_end(trainer, outcome.write(trainer, cli.command_line("stem_tf.jobs.train")))
 
 
 def _say_start(trainer: Trainer) -> None:

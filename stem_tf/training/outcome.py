@@ -9,6 +9,7 @@ from stem_tf import report
 from stem_tf.training.logger import by_metric
 from stem_tf.training.trainer import Trainer
 from stem_util.files import write_json
+from stem_util.version import versions
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Outcome:
 
     Attributes:
       report: what report.json holds: the best epoch and its metrics, the best of each task, why the run ended, samples
-        per second and all validation metrics.
+        per second, the command and the versions that made it, and all validation metrics.
       complete: whether metrics.jsonl has the evaluation of every epoch.
       picture: whether learning_curves.png was drawn; it is not where matplotlib is not installed.
     """
@@ -27,8 +28,13 @@ class Outcome:
     picture: bool
 
 
-def write(trainer: Trainer) -> Outcome:
-    """Writes report.json and learning_curves.png of a run that is finished."""
+def write(trainer: Trainer, command: str = "") -> Outcome:
+    """Writes report.json and learning_curves.png of a run that is finished.
+
+    Args:
+      trainer: has trained the run to its end.
+      command: the command line that did; "" where a program did.
+    """
     state, workdir = trainer.state, trainer.workdir
     records = workdir.read_metrics()
     curves = [record for record in records if record["kind"] == "validation"]
@@ -49,6 +55,8 @@ def write(trainer: Trainer) -> Outcome:
         "steps": trainer.global_step,
         "stopped": trainer.why_ended(),
         "samples_per_second": round(state.samples / state.seconds, 1) if state.seconds else None,
+        "command": command,
+        "versions": versions(),
         "learning_curves": curves,
     }
     write_json(workdir.report, tree)

@@ -97,6 +97,7 @@ def test_equal_configs_have_one_name(tiny_data: Path) -> None:
     [
         ("arms: {}", "p.yaml: arms: is empty"),
         ("seeds: 2", "the key 'arms' is missing"),
+        ("arms: {ple: {}, again: {model.name: ple}}", "arms.again: sets the same as the arm 'ple'"),
         ("arms: [ple]", "p.yaml: arms: should be a mapping"),
         ("arm: {ple: {}}", "unknown key 'arm' of a plan; did you mean 'arms'"),
         ("arms: {pel: {}}", "p.yaml: arms.pel: sets nothing, and no model has its name; did you mean 'ple'"),

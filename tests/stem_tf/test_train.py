@@ -98,6 +98,8 @@ def test_report(undisturbed: Path) -> None:
     assert report["epochs"] == 3 and report["steps"] == 54 and len(report["learning_curves"]) == 3
     assert report["best"]["score"] == max(record["score"] for record in report["learning_curves"])
     assert report["samples_per_second"] > 0
+    assert "stem_tf.jobs.train" in report["command"] and f"--workdir={undisturbed}" in report["command"]
+    assert {"stem-tf", "Python", "tensorflow"} <= set(report["versions"])
     picture = undisturbed / "learning_curves.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
 

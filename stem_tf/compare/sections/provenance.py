@@ -104,14 +104,19 @@ def _data(comparison: Comparison) -> Table:
 
 def _versions(known: Mapping[str, Any]) -> Iterator[Block]:
     if "versions" in known:
-        versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
         machine = known.get("machine", {})
-        rows = [("versions", versions)]
+        rows = [("versions", _listed(known["versions"]))]
+        made = {_listed(cell["versions"]) for cell in known.get("cells", ()) if cell.get("versions")}
+        rows += [("versions that trained runs", other) for other in sorted(made - {rows[0][1]})]
         if machine:
             side = machine["side_by_side"]
             how = f", up to {side} runs side by side" if side > 1 else ""
             rows.append(("machine", f"{machine['system']}, {_count(machine['cores'], 'core')}{how}"))
         yield Table(("", ""), tuple((name, Cell(text)) for name, text in rows), "What it was run with.", (1,))
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _runs(comparison: Comparison, of_run: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
