@@ -29,9 +29,9 @@ def model_of(config: Any) -> Model:
 
 
 def task_features(config: Any) -> tuple[str, ...] | None:
-    """The names in ``config.model.task_features``, or None where it is a word (all, none, user, item, schema)."""
+    """The names in ``config.model.task_features``, or None where it is a word (all, none, user, item, ids, schema)."""
     text = config.model.task_features
-    return None if text in ("schema", "all", "none", "user", "item") else tuple(text.replace(" ", "").split(","))
+    return None if text in ("schema", "all", "none", "user", "item", "ids") else tuple(text.replace(" ", "").split(","))
 
 
 def best(config: Any) -> str:

@@ -115,8 +115,18 @@ def _field(feature: Feature, manifest: Manifest) -> Field:
 
 
 def _specific(config: Any, schema: Schema) -> list[str]:
-    """The F of STEM-Net-(F): names of the features that have a table for each task."""
+    """The F of STEM-Net-(F): names of the features that have a table for each task.
+
+    Raises:
+      UserError: the ids are asked for, and the schema has no feature of its group or item.
+    """
     chosen: Any = configs.task_features(config) or config.model.task_features
+    if chosen == "ids":
+        chosen = tuple(feature.name for feature in schema.features if feature.column in {schema.group, schema.item})
+        if not chosen:
+            raise UserError(
+                "config.model.task_features=ids: the schema has no feature of its group's or its item's column; name the features"
+            )
     if chosen != "schema":
         schema = dataclasses.replace(schema, task_tables=chosen)
     return [feature.name for feature in schema.task_features]
