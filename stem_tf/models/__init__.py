@@ -125,7 +125,8 @@ def _specific(config: Any, schema: Schema) -> list[str]:
         chosen = tuple(feature.name for feature in schema.features if feature.column in {schema.group, schema.item})
         if not chosen:
             raise UserError(
-                "config.model.task_features=ids: the schema has no feature of its group's or its item's column; name the features"
+                "config.model.task_features=ids: the schema has no feature of its group's or its item's column; name "
+                "the features"
             )
     if chosen != "schema":
         schema = dataclasses.replace(schema, task_tables=chosen)

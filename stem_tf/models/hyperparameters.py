@@ -166,5 +166,6 @@ class TaskTables(Hyperparameters):
 
     task_features: str = hyperparameter(
         "schema",
-        "features with tables of their own for each task: all, none, user or item side, ids (of the schema's group and item), names a,b, or as the schema says",
+        "features with tables of their own for each task: all, none, user, item, ids (the schema's group and item), "
+        "names a,b, or as the schema says",
     )

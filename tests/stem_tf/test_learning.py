@@ -268,7 +268,8 @@ def test_names_that_the_data_has_not(tiny_settings: dict[str, Any], settings: di
 
 
 @pytest.mark.parametrize(
-    ("chosen", "widths"), [("none", [4]), ("item", [12, 4]), ("user", [12, 4]), ("user,item", [12, 4]), ("ids", [12, 4]), ("all", [12])]
+    ("chosen", "widths"),
+    [("none", [4]), ("item", [12, 4]), ("user", [12, 4]), ("user,item", [12, 4]), ("ids", [12, 4]), ("all", [12])],
 )
 def test_stem_net_f(tiny_settings: dict[str, Any], chosen: str, widths: list[int]) -> None:
     """Packed tables: three of width 4 for features in F, one for the others."""
