@@ -17,8 +17,8 @@ VERSION = 2
 
 
 def of_runs(arm: Arm) -> list[Mapping[str, Any]]:
-    """The measures of an arm's runs, without those of runs that were not measured."""
-    return [run.measures for run in arm.runs if run.measures.get("version") == VERSION]
+    """The measures of an arm's runs and their ``seed``, without those of runs that were not measured."""
+    return [{**run.measures, "seed": run.seed} for run in arm.runs if run.measures.get("version") == VERSION]
 
 
 @dataclass(frozen=True)

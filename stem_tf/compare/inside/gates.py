@@ -24,9 +24,9 @@ def part(comparison: Comparison, of_arms: OfArms) -> Part:
     if not gated:
         return Part("", ("**Gates.** None of these arms has gates.",))
     idle = [
-        (name, run, expert, state)
+        (name, tree["seed"], expert, state)
         for name, trees in gated.items()
-        for run, tree in enumerate(trees, 1)
+        for tree in trees
         for expert, state in dead_experts.idle(tree["experts"]).items()
     ]
     blocks: list[Block] = [
@@ -38,8 +38,8 @@ def part(comparison: Comparison, of_arms: OfArms) -> Part:
     if idle:
         blocks.append(
             Table(
-                ("arm", "run", "expert", "state"),
-                tuple((name, str(run), expert, state) for name, run, expert, state in idle),
+                ("arm", "seed", "expert", "state"),
+                tuple((name, str(seed), expert, state) for name, seed, expert, state in idle),
                 "Experts that do nothing. Dead: all outputs are 0 for every row, and no gradient can revive them. "
                 "Unused: no gate gives it 1 % of its weight on average.",
                 left=(2, 3),

@@ -14,7 +14,7 @@ from stem_tf import report
 from stem_tf.compare.document import Block
 
 OfArms = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Measures of each arm's runs, as `stem_tf.compare.measures.measure` returns them; at least one per arm."""
+"""Measures of each arm's runs, as `stem_tf.compare.measured.of_runs` returns them; at least one per arm."""
 
 SHARED, TASK = "shared", "task:"
 """Names of the shared table and experts, and what a task's table begins with: those of `stem_tf.layers.embedding`."""

@@ -180,7 +180,7 @@ def test_experts_that_do_nothing_are_named() -> None:
     tree["experts"]["shared"]["weight"] = 0.001
     section = why.section(comparison({"joint": [measures(), tree]}))
     idle = next(table for table in tables_of(section) if table.header[-1] == "state")
-    assert idle.rows == (("joint", "2", "click 2", "dead"), ("joint", "2", "shared", "unused"))
+    assert idle.rows == (("joint", "1", "click 2", "dead"), ("joint", "1", "shared", "unused"))
     assert "Some experts of joint do nothing." in section.lead
 
 
