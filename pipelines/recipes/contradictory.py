@@ -29,7 +29,7 @@ from stem_util.errors import UserError
 
 _BLOCK = 1 << 17
 """Rows that are drawn at a time, each block from a seed of its own."""
-_BIAS, _CONCENTRATION = 0.5, 0.3
+_CONCENTRATION = 0.3
 _FOR_INTERCEPTS = 400_000
 """Pairs of user and item from which the intercepts are found that give the wanted rates."""
 
@@ -39,7 +39,13 @@ class World:
 
     Attributes:
       tasks: the tasks' names: a, b, ...
+      topics: what each item is about, ``[items, Z]``.
+      generosity, appeal: ``[T, users]`` and ``[T, items]``.
+      intercepts: ``[T]``.
     """
+
+    BIAS = 0.5
+    """Standard deviation of generosity and appeal."""
 
     def __init__(
         self,
@@ -62,25 +68,25 @@ class World:
             """[T, *shape]: N(0, 1), a common part and one for each task."""
             return common * random.normal(size=shape) + own * random.normal(size=(len(rates), *shape))
 
-        self._topics = random.dirichlet(np.full(topics, _CONCENTRATION), items)
+        self.topics = random.dirichlet(np.full(topics, _CONCENTRATION), items)
         self._taste = strength * mixed(users, topics)
-        self._generosity, self._appeal = _BIAS * mixed(users), _BIAS * mixed(items)
+        self.generosity, self.appeal = self.BIAS * mixed(users), self.BIAS * mixed(items)
         shown = random.permutation(np.arange(1, items + 1) ** -popularity)
         self._shown = np.cumsum(shown / shown.sum())
-        self._intercepts = np.zeros(len(rates))
+        self.intercepts = np.zeros(len(rates))
         logits = self._logits(*self._pairs(random, _FOR_INTERCEPTS))
-        self._intercepts = np.array([_intercept(*of_task) for of_task in zip(logits, rates, strict=True)])
+        self.intercepts = np.array([_intercept(*of_task) for of_task in zip(logits, rates, strict=True)])
 
     def _pairs(self, random: np.random.Generator, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Users and items of some impressions, int64 [N] each."""
-        user = random.integers(len(self._generosity[0]), size=rows)
+        user = random.integers(len(self.generosity[0]), size=rows)
         item = np.searchsorted(self._shown, random.random(rows), "right")
-        return user, np.minimum(item, len(self._topics) - 1)
+        return user, np.minimum(item, len(self.topics) - 1)
 
     def _logits(self, user: NDArray[np.int64], item: NDArray[np.int64]) -> NDArray[np.float64]:
         """[T, N]."""
-        taste = np.einsum("tnz,nz->tn", self._taste[:, user], self._topics[item])
-        return taste + self._generosity[:, user] + self._appeal[:, item] + self._intercepts[:, None]
+        taste = np.einsum("tnz,nz->tn", self._taste[:, user], self.topics[item])
+        return taste + self.generosity[:, user] + self.appeal[:, item] + self.intercepts[:, None]
 
     def block(self, number: int, rows: int) -> pa.Table:
         """Rows of one block: user, item, a label (0 or 1) and a truth for each task."""
