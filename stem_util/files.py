@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,29 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         beside.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def moved_into_place(path: str | os.PathLike[str], scratch: str | os.PathLike[str]) -> Iterator[str]:
+    """Yields a path in ``scratch`` to write to, and renames it to ``path`` when the context ends without error.
+
+    For files of a directory that is flushed to the disk and published as a whole. Several processes may write the same
+    file: each writes one of its own, and the last one to end wins. Once ``scratch`` is removed, none can any more.
+    """
+    beside = os.path.join(scratch, f"{uuid.uuid4().hex}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)
+
+
+def remove_tree(directory: str | os.PathLike[str]) -> None:
+    """Removes a directory, in which others may still be writing: their paths lead nowhere from the first moment on."""
+    gone = f"{directory}.{uuid.uuid4().hex}"
+    os.rename(directory, gone)
+    shutil.rmtree(gone)
 
 
 def _remove_leftovers(path: Path) -> None:

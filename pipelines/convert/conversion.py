@@ -12,7 +12,6 @@ bounded by the sizes of segments and shards, and grows with vocabularies only.
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from typing import Any
 
@@ -121,8 +120,8 @@ class _Conversion:
             encoded = self._encode(pool, job, fits)
             shards = self._shards(pool, job, fits)
             sources = self._sources(pool, unit_rows)
+        files.remove_tree(self._scratch)  # from now on, nobody writes to the output but this process
         self._number_raw_parts(job)
-        shutil.rmtree(self._scratch)
         files.write_atomically(os.path.join(self._directory, "schema.yaml"), schema_yaml.dumps(self._schema).encode())
         bad = sum((fit.bad for fit in fits), Counter())
         others = [path for path in owned.entries(self._directory) if not path.startswith(LAYOUTS)]
@@ -192,7 +191,12 @@ class _Conversion:
     def _vocabularies(self, pool: Pool, job: Job) -> dict[str, Vocabulary]:
         names = job.counted_features()
         sizes = pool.run(build_vocabulary, [(f"the vocabulary of {name}", (job, name)) for name in names])
-        return {name: Vocabulary(*size) for name, size in zip(names, sizes, strict=True)}
+        vocabularies = {}
+        for name, size in zip(names, sizes, strict=True):
+            vocabularies[name] = Vocabulary(*size)
+            for unit in self._log.units:
+                os.unlink(job.counts_path(name, unit.index))
+        return vocabularies
 
     def _encode(self, pool: Pool, job: Job, fits: list[Fit]) -> list[Encoded]:
         tasks = [
@@ -201,8 +205,10 @@ class _Conversion:
         ]
         results = []
         with Progress(int(sum(fit.rows.sum() for fit in fits)), unit="rows", desc="pass 2 of 2") as progress:
-            for fit, encoded in zip(fits, pool.run(encode, tasks), strict=True):
+            for unit, fit, encoded in zip(self._log.units, fits, pool.run(encode, tasks), strict=True):
                 results.append(encoded)
+                for number in range(fit.segments):
+                    os.unlink(job.segment_path(unit.index, number))
                 progress.update(int(fit.rows.sum()))
         return results
 

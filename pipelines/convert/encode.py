@@ -7,10 +7,12 @@ validation and test. Worker processes run it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,32 @@ from pipelines.schema import Schema
 from pipelines.vocabulary import Lookup
 from stem_util import files
 
-_Writers = dict[str, pa.ipc.RecordBatchFileWriter | pq.ParquetWriter]
+
+class _Outputs:
+    """The files that a unit's rows go to: each is whole once the context ends without an error."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._open = contextlib.ExitStack()
+        self._writers: dict[str, pa.ipc.RecordBatchFileWriter | pq.ParquetWriter] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    def write(self, path: str, batch: pa.RecordBatch) -> None:
+        if path not in self._writers:
+            beside = self._open.enter_context(self._job.written(path))
+            parquet = path.endswith(".parquet")
+            writer = (pq.ParquetWriter if parquet else pa.ipc.new_file)(beside, batch.schema)
+            if parquet:  # belongs to the output; the others are scratch files
+                self._open.callback(files.sync, beside)
+            self._writers[path] = self._open.enter_context(writer)
+        self._writers[path].write_batch(batch)
 
 
 @dataclass
@@ -54,29 +81,20 @@ def encode(job: Job, unit: Unit, segments: int, keep_raw: bool) -> Encoded:
     """
     features = job.counted_features()
     counts = Encoded(*({name: np.zeros(3, np.int64) for name in features} for _ in range(2)))
-    writers: _Writers = {}
-    encoded = (_encode(job, unit, number, counts, writers) for number in range(segments))
-    try:
+    with _Outputs(job) as outputs:
+        encoded = (_encode(job, unit, number, counts, outputs) for number in range(segments))
         if keep_raw:
-            _keep_raw(job, unit, encoded, writers)
+            _keep_raw(job, unit, encoded, outputs)
         for _ in encoded:
             pass
-    finally:
-        for writer in writers.values():
-            writer.close()
-    for path in writers:
-        if path.endswith(".parquet"):
-            files.sync(path)
     pa.default_memory_pool().release_unused()
     return counts
 
 
-def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writers) -> tuple[np.ndarray, np.ndarray]:
+def _encode(job: Job, unit: Unit, number: int, counts: Encoded, outputs: _Outputs) -> tuple[np.ndarray, np.ndarray]:
     """Writes the encoded rows of a segment, by split; returns row_id, int64 [n], and split, uint8 [n], of each row."""
-    path = job.segment_path(unit.index, number)
-    with pa.memory_map(path) as file:
+    with pa.memory_map(job.segment_path(unit.index, number)) as file:
         batch = _with_ids(job, pa.ipc.open_file(file).get_batch(0))
-    os.unlink(path)
     row_ids, splits = (batch.column(name).to_numpy() for name in ("key:row_id", SPLIT))
     batch = batch.drop_columns([SPLIT])
     for i, split in enumerate(SPLITS):
@@ -91,11 +109,11 @@ def _encode(job: Job, unit: Unit, number: int, counts: Encoded, writers: _Writer
             rows = batch.take(pa.array(places))
         _count_ids(counts, i, rows)
         if job.layouts:
-            _write(writers, job.rows_path(split, unit.index), rows)
+            outputs.write(job.rows_path(split, unit.index), rows)
     return row_ids, splits
 
 
-def _keep_raw(job: Job, unit: Unit, encoded: Iterator[tuple[np.ndarray, np.ndarray]], writers: _Writers) -> None:
+def _keep_raw(job: Job, unit: Unit, encoded: Iterator[tuple[np.ndarray, np.ndarray]], outputs: _Outputs) -> None:
     """Writes the raw rows of validation and test; ``encoded`` yields row_id and split of the good rows in order."""
     row_ids, splits = np.zeros(0, np.int64), np.zeros(0, np.uint8)
     kinds = kept_types(job.log, job.cleaner.schema)
@@ -115,15 +133,8 @@ def _keep_raw(job: Job, unit: Unit, encoded: Iterator[tuple[np.ndarray, np.ndarr
             if len(kept):
                 columns = kept_columns(chunk.take(np.searchsorted(ids, kept)).columns, kinds)
                 batch = pa.RecordBatch.from_pydict(columns | {"row_id": pa.array(kept)})
-                _write(writers, job.raw_path(split, f"unit-{unit.index}"), batch)
+                outputs.write(job.raw_path(split, f"unit-{unit.index}"), batch)
         row_ids, splits = row_ids[end:], splits[end:]
-
-
-def _write(writers: _Writers, path: str, batch: pa.RecordBatch) -> None:
-    if path not in writers:
-        parquet = path.endswith(".parquet")
-        writers[path] = (pq.ParquetWriter if parquet else pa.ipc.new_file)(path, batch.schema)
-    writers[path].write_batch(batch)
 
 
 def _with_ids(job: Job, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -6,7 +6,6 @@ dictionary-encoded. :func:`build_vocabulary` merges a feature's counts. Worker p
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def fit(job: Job, unit: Unit) -> Fit:
     if any(len(part.row_ids) for part in segment):
         _leave(job, unit, result, counts, segment)
     for name, counter in counts.items():
-        _write_table(job.counts_path(name, unit.index), counter.table())
+        _write_table(job, job.counts_path(name, unit.index), counter.table())
     pa.default_memory_pool().release_unused()
     return result
 
@@ -123,12 +122,12 @@ def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], se
         return encoded
 
     columns = record_columns(job.cleaner.schema, rows, places) | {SPLIT: pa.array(rows.split)}
-    _write_table(job.segment_path(unit.index, result.segments), pa.table(columns))
+    _write_table(job, job.segment_path(unit.index, result.segments), pa.table(columns))
     result.segments += 1
 
 
-def _write_table(path: str, table: pa.Table) -> None:
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+def _write_table(job: Job, path: str, table: pa.Table) -> None:
+    with job.written(path) as beside, pa.OSFile(beside, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
 
 
@@ -138,13 +137,11 @@ def build_vocabulary(job: Job, name: str) -> tuple[int, int]:
 
     def pieces() -> Iterator[pa.Table]:
         for unit in job.log.units:
-            path = job.counts_path(name, unit.index)
-            with pa.OSFile(path) as file:
+            with pa.OSFile(job.counts_path(name, unit.index)) as file:
                 yield pa.ipc.open_file(file).read_all()
-            os.unlink(path)
 
     table, distinct = vocabulary.build(pieces(), feature.dtype, feature.min_count)
-    path = vocabulary_path(job.directory, name)
-    vocabulary.save(table, path)
-    files.sync(path)
+    with job.written(vocabulary_path(job.directory, name)) as beside:
+        vocabulary.save(table, beside)
+        files.sync(beside)
     return len(table), distinct

@@ -1,12 +1,18 @@
-"""What workers know of a conversion: the log, how its rows are cleaned, and where scratch files and output are."""
+"""What workers know of a conversion: the log, how its rows are cleaned, and where scratch files and output are.
+
+A worker's task may be done twice, even at the same time: it reads files that stay until its step is over, and leaves
+each file that it writes whole, with the same bytes (`Job.written`).
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from pipelines.convert.cleaner import Cleaner
 from pipelines.log.parts import Log
+from stem_util import files
 
 HASH = "hash"
 """Column of scratch files: the hash by which train rows are shuffled."""
@@ -41,6 +47,10 @@ class Job:
     def counted_features(self) -> list[str]:
         """Names of the features that have a vocabulary."""
         return [f.name for f in self.cleaner.schema.features if f.kind in ("categorical", "multivalent")]
+
+    def written(self, path: str) -> AbstractContextManager[str]:
+        """Gives a path in the scratch directory to write to, which becomes ``path`` once it is complete."""
+        return files.moved_into_place(path, self.scratch)
 
     def counts_path(self, feature: str, unit: int) -> str:
         return os.path.join(self.scratch, f"counts-{self.counted_features().index(feature)}-{unit}.arrow")

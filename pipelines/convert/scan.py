@@ -29,6 +29,7 @@ from pipelines.convert.split import (
 from pipelines.convert.times import LAST_KEY, parse_time, time_kind
 from pipelines.log import source
 from pipelines.log.parts import Log, Unit
+from stem_util import files
 from stem_util.errors import UserError
 from stem_util.progress import Progress
 from stem_util.workers import Pool
@@ -200,7 +201,7 @@ def gather_times(log: Log, unit: Unit, cleaner: Cleaner, policy: TimeSplit, path
     if path is None:
         return count_rows(log, unit, cleaner.drop)
     rows = 0
-    with open(path, "wb") as file:
+    with files.moved_into_place(path, os.path.dirname(path)) as beside, open(beside, "wb") as file:
         for chunk in source.read(log, unit, [policy.column], skip_malformed=cleaner.drop):
             rows += len(chunk.rows) + chunk.malformed
             file.write(cleaner.times(chunk, policy.column, policy.kind).tobytes())
@@ -223,7 +224,7 @@ def gather_last_rows(log: Log, unit: Unit, cleaner: Cleaner, policy: LastSplit, 
             kept = np.isin(places, unsplit.clean(chunk, chunk.rows, unit.file)[0].places)
             groups, times, places = groups[kept], times[kept], places[kept]
         last.add(groups, times, chunk.rows[places])
-    with open(path, "wb") as file:
+    with files.moved_into_place(path, os.path.dirname(path)) as beside, open(beside, "wb") as file:
         np.save(file, last.kept())
     return rows
 

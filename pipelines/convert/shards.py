@@ -55,7 +55,7 @@ def write_shard(job: Job, plan: ShardPlan) -> dict[str, Shard]:
     shards = {}
     for layout in job.layouts:
         path = os.path.join(layout, f"{plan.split}-{plan.index:05d}-of-{plan.shards:05d}.tfrecord")
-        with Writer(os.path.join(job.directory, path)) as writer:
+        with job.written(os.path.join(job.directory, path)) as beside, Writer(beside) as writer:
             if layout == "blocks":
                 for _, payload in records.blocks(rows, job.block_rows):
                     writer.write(payload)

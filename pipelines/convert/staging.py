@@ -53,7 +53,8 @@ def staged(output: str, *, kind: Kind, overwrite: bool) -> Iterator[str]:
             stop.add_note(kept)
             raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # published
+                files.remove_tree(partial)
 
 
 def _tidy_up(output: Path, kind: Kind) -> None:
@@ -68,7 +69,7 @@ def _tidy_up(output: Path, kind: Kind) -> None:
         if name.startswith(replaced) and not output.exists():  # killed between the two renames
             path.rename(output)
         else:
-            shutil.rmtree(path)
+            files.remove_tree(path)
 
 
 def _check_output(output: str, kind: Kind, overwrite: bool) -> None:
