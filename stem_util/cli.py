@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import absl.flags
 from absl import app
 
+from stem_util import progress
 from stem_util.errors import Stopped, UserError, message
 
 
@@ -124,7 +125,7 @@ def run(
     def guarded(argv: Sequence[str]) -> Any:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _stop)
-        with _one_sentence(flags.debug.value, memory):
+        with _one_sentence(flags.debug.value, memory), progress.of_one_job():
             result = main(argv)
             sys.stdout.flush()
         return result

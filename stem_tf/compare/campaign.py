@@ -18,6 +18,7 @@ from stem_tf.compare.runs import Wanted
 from stem_tf.compare.scheduler import Ended, Scheduler
 from stem_tf.compare.search import Tuner
 from stem_util.errors import UserError, message
+from stem_util.progress import duration
 
 _HOUR = 3600.0
 _LOOK_SECONDS = 5.0
@@ -411,13 +412,6 @@ class Campaign:
     def failed(self) -> list[dict[str, Any]]:
         """Records of the cells that failed."""
         return [record for record in self._records if record["state"] == "failed"]
-
-
-def duration(seconds: float) -> str:
-    """``8 s``, ``4 min``, ``2.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / _HOUR:.1f} h"
 
 
 def _count(number: int, what: str) -> str:

@@ -26,7 +26,7 @@ from pipelines.manifest import Manifest
 from pipelines.yaml_reader import Node
 from stem_tf import configs, report
 from stem_tf.compare import build, cells, figures, page, plan, runs
-from stem_tf.compare.campaign import Campaign, duration
+from stem_tf.compare.campaign import Campaign
 from stem_tf.compare.comparison import Comparison
 from stem_tf.compare.plan import Plan
 from stem_tf.compare.scheduler import Scheduler, cores
@@ -35,6 +35,7 @@ from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
 from stem_util import cli, files, owned
 from stem_util.errors import JobError, UserError
+from stem_util.progress import duration
 from stem_util.version import versions
 
 flags = cli.Flags()

@@ -140,7 +140,10 @@ class Steps(Callback):
 
 
 class Display(Callback):
-    """One live line on a terminal, a plain line per minute elsewhere: epoch, samples/s, time left, loss per task."""
+    """One live line on a terminal, a plain line per minute elsewhere.
+
+    It shows the epoch, its rows so far and per second, the step, each task's mean loss so far, and the time left.
+    """
 
     def __init__(self, desc: str, state: RunState, steps: int, batch_size: int) -> None:
         super().__init__()
@@ -148,7 +151,7 @@ class Display(Callback):
         self._shown = state.step
         self._logs: Logs = {}
         self._progress = Progress(
-            steps * batch_size, unit="samples", desc=desc, initial=state.step * batch_size, note=self._note
+            steps * batch_size, unit="rows", desc=desc, initial=state.step * batch_size, note=self._note
         )
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
@@ -162,7 +165,7 @@ class Display(Callback):
 
     def _note(self) -> str:
         losses = " ".join(f"{task} {value:.4f}" for task, value in by_task(numbers(self._logs)).items())
-        return f"step {self._state.step:,}/{self._steps:,}, loss {losses}"
+        return f"step {self._state.step:,} of {self._steps:,}, loss {losses}"
 
 
 def numbers(logs: Logs) -> dict[str, float]:

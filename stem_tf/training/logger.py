@@ -33,10 +33,12 @@ class Logger:
       workdir: the run's directory.
       model: the model that is trained.
       config: the run's config, shown in TensorBoard's HParams tab beside ``best_score``.
+      steps: steps per epoch.
     """
 
-    def __init__(self, workdir: Workdir, model: RankingModel, config: Any) -> None:
+    def __init__(self, workdir: Workdir, model: RankingModel, config: Any, steps: int) -> None:
         self._workdir, self._model = workdir, model
+        self._batch_size, self._steps = config.data.batch_size, steps * config.train.epochs
         with writing(workdir.tensorboard):
             with tf.summary.create_file_writer(str(workdir.tensorboard)).as_default(step=0):
                 hparams.hparams({key: _shown(value) for key, value in configs.flat(config).items()})
@@ -47,6 +49,9 @@ class Logger:
     def train(self, epoch: int, step: int, losses: dict[str, float]) -> None:
         """Writes mean losses over the epoch so far. ``epoch`` counts from 0, ``step`` is the steps done in all epochs.
 
+        metrics.jsonl also gets ``rows``, how many rows were trained on so far, those of repeated epochs each time, and
+        ``progress``, the share of the steps of all ``train.epochs`` that is done.
+
         Raises:
           JobError: a loss is not finite.
         """
@@ -54,7 +59,8 @@ class Logger:
             check_finite(self._model)
         rate = float(self._model.network_optimizer.schedule(tf.constant(step - 1, tf.int64)))
         values = {"learning_rate": rate, **losses}
-        self._append("train", epoch, step, values)
+        seen = {"rows": step * self._batch_size, "progress": round(step / self._steps, 6)}
+        self._append("train", epoch, step, seen | values)
         self._show("train", step, values)
 
     def validation(self, epoch: int, step: int, metrics: dict[str, float]) -> None:

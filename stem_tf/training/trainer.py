@@ -66,7 +66,7 @@ class Trainer:
         # Patience may have changed since, and epochs may have been added whose learning rate would be 0.
         self.state.stopped = "" if self.state.step else self._why_stopped()
         workdir.rewind_metrics(self.state.epoch, self.global_step)
-        self._logger = Logger(workdir, self.model, config)
+        self._logger = Logger(workdir, self.model, config, self.steps)
         self._epoch_start = time.monotonic()
         self._logged_step = -1
         self._compiled = self._said_heading = False

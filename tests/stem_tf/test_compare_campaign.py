@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.yaml_reader import parse
 from stem_tf.compare import cells, plan
-from stem_tf.compare.campaign import Campaign, duration
+from stem_tf.compare.campaign import Campaign
 from stem_tf.compare.measured import VERSION
 from stem_tf.compare.scheduler import Scheduler
 
@@ -155,7 +155,3 @@ def test_directories_of_arms_differ(tmp_path: Path) -> None:
     found = {cells.directory(tmp_path, name, "f", 0) for name in names}
     assert len(found) == len(names) and all(path.parent.parent.parent == tmp_path / "runs" for path in found)
     assert all(path.resolve() == path and not path.parent.parent.name.startswith("-") for path in found)
-
-
-def test_durations() -> None:
-    assert [duration(seconds) for seconds in (7.6, 240, 9000)] == ["8 s", "4 min", "2.5 h"]

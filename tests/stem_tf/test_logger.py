@@ -40,7 +40,7 @@ def model() -> Any:
 def shown(tmp_path: Path, model: Any) -> Workdir:
     """The work directory of two epochs of 5 steps."""
     workdir = Workdir(tmp_path)
-    log = logger.Logger(workdir, model, configs.checked({"experiment": "tiny", "model.expert_units": (8, 4)}))
+    log = logger.Logger(workdir, model, configs.checked({"experiment": "tiny", "model.expert_units": (8, 4)}), 5)
     for epoch, score in enumerate((0.7, 0.6)):
         log.train(epoch, 5 * epoch + 5, {"loss": 1.5, "loss/click": 0.5, "loss/watched": 1.0})
         log.validation(epoch, 5 * epoch + 5, {"score": score, "logloss/click": 0.4, "mse/watched": 18.0})

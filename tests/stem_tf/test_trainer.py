@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
 from stem_tf import configs, trained
 from stem_tf.evaluation import scoring
+from stem_tf.training import callbacks
 from stem_tf.training.callbacks import Interrupted
-from stem_tf.training.checkpoints import latest
+from stem_tf.training.checkpoints import RunState, latest
 from stem_tf.training.gradient_shares import shared_gradients
 from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
@@ -105,6 +107,10 @@ def test_a_run_from_start_to_end_and_on(make: Make) -> None:
     assert [(r["epoch"], r["step"]) for r in records if r["kind"] == "train"] == [
         (1, 7), (1, 14), (1, 18), (2, 25), (2, 32), (2, 36),
     ]  # fmt: skip
+    rows = trainer.config.data.batch_size
+    assert [(r["rows"], r["progress"]) for r in records if r["kind"] == "train"] == [
+        (step * rows, round(step / 36, 6)) for step in (7, 14, 18, 25, 32, 36)
+    ]
     validation = [r for r in records if r["kind"] == "validation"]
     assert [r["epoch"] for r in validation] == [1, 2]
     assert {"score", "auc/click", "grouped_auc/click", "logloss/click", "mse/watched"} <= set(validation[0])
@@ -121,6 +127,24 @@ def test_a_run_from_start_to_end_and_on(make: Make) -> None:
     assert raised.state.epoch == 3 and int(raised.model.global_step) == 54
     assert raised.workdir.read_metrics()[: len(records)] == records
     assert trained.load(raised.workdir, raised.config, raised.manifest, "best").epoch == raised.state.best_epoch + 1
+
+
+def test_away_from_a_terminal_a_line_per_minute_says_how_it_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 0.0, 59.0, 61.0, 119.0, 122.0])  # at the start, and after each of 4 executions of 5 steps
+    monkeypatch.setattr("stem_util.progress.time", SimpleNamespace(monotonic=lambda: next(times)))
+    state = RunState(epoch=1)
+    display = callbacks.Display("epoch 2/20", state, steps=60, batch_size=1000)
+    for batch in range(4):
+        state.step += 5
+        losses = {"loss": tf.constant(0.75), "loss/click": tf.constant(0.5), "loss/like": tf.constant(0.25)}
+        display.on_train_batch_end(5 * batch + 4, losses)
+    display.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch 2/20: 10,000 of 60,000 rows, 164/s, step 10 of 60, loss click 0.5000 like 0.2500, 5 min left",
+        "epoch 2/20: 20,000 of 60,000 rows, 164/s, step 20 of 60, loss click 0.5000 like 0.2500, 4 min left",
+    ]
 
 
 def test_patience_ends_a_run_that_does_not_get_better(make: Make) -> None:
