@@ -78,8 +78,12 @@ setup(
         "dev": [
             *COMPARE,
             "build>=1.2",
+            # moto's S3 server, without the packages that its other services need (moto[server]).
+            "flask>=3,<4",
+            "flask-cors>=5",
             "hypothesis>=6.100,<7",
             "kubernetes-validate>=1.31",
+            "moto[s3]>=5.1,<6",
             "mypy>=2.1,<3",
             "pandas-stubs>=2.2,<3",
             "pytest>=8",

@@ -19,7 +19,7 @@ from export.published import Call
 from pipelines.convert.raw_columns import kept_types
 from pipelines.log.parts import CsvOptions, Log
 from pipelines.schema import Schema
-from stem_util import files, owned
+from stem_util import files, owned, stores
 from stem_util.errors import UserError
 from stem_util.progress import Progress
 
@@ -83,7 +83,8 @@ def score_log(
     """
     schema = raw.without_outcomes(model.schema)
     log = raw.open_log(patterns, schema, csv)
-    if any(os.path.exists(output) and os.path.samefile(output, path) for path in log.files):
+    local = [path for path in log.files if not stores.is_uri(path)]
+    if any(os.path.exists(output) and os.path.samefile(output, path) for path in local):
         raise UserError(f"--output={output} is a file of the log")
     owned.check_scores(output)
     files.make_directory(output.parent)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import google_crc32c
 
-from stem_util import files
+from stem_util import files, stores
 from stem_util.errors import UserError
 
 _READ_BYTES = 8 << 20
@@ -40,6 +40,10 @@ class Stamp:
 
 
 def stamp(path: str) -> Stamp:
+    """The stamp of a file, which may be in a store (those have no inodes)."""
+    if stores.is_uri(path):
+        stored = stores.stamp(path)
+        return Stamp(0, stored.bytes, stored.mtime_ns)
     status = os.stat(path)
     return Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 

@@ -15,7 +15,7 @@ from typing import Any
 from pipelines import integrity, schema_yaml
 from pipelines.schema import Schema
 from pipelines.yaml_reader import hint
-from stem_util import files
+from stem_util import files, stores
 from stem_util.errors import UserError
 from stem_util.version import __version__
 
@@ -50,7 +50,8 @@ class Source:
 
     Attributes:
       mtime_ns: when it was last written. A file with the same size and time counts as unchanged.
-      crc32c: CRC-32C of its content, in hex; "" in format 1 and for CSV, which is not read again after conversion.
+      crc32c: CRC-32C of its content, in hex; "" in format 1, for CSV, which is not read again after conversion,
+        and for a file of a store.
     """
 
     path: str
@@ -358,7 +359,9 @@ def check_source(source: Source, watch: integrity.Watch) -> Source:
     """
 
     def same() -> bool:
-        touched = os.stat(source.path).st_mtime_ns != source.mtime_ns
+        touched = integrity.stamp(source.path).mtime_ns != source.mtime_ns
+        if stores.is_uri(source.path):  # what is in a store is never written in place
+            return not touched
         return not (touched and source.crc32c) or integrity.crc32c(source.path) == source.crc32c
 
     way_out = "restore it, or convert the log again"

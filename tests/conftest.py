@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +19,8 @@ import pytest
 
 from stem_tf import configs
 from stem_tf.configs.base import models
+from stem_util import stores
+from tests.stores import KEYS, Server
 
 
 @pytest.fixture(scope="session")
@@ -198,3 +200,25 @@ def tiny_settings(tiny_data: Path) -> dict[str, object]:
         "train.patience": 0,
         "train.log_every": 1,
     }
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """moto's S3 server."""
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, ``s3://NAME``, that this process and the jobs that it runs find; copies lie in ``cache``."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_server.port}")
+    monkeypatch.setenv("STEM_TF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setattr(stores, "_WAITS", (0.01,))
+    return f"s3://{s3_server.bucket()}"

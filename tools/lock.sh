@@ -19,5 +19,5 @@ compile() {
         --custom-compile-command='make lock' --output-file="requirements/$extra.txt" "$@" >/dev/null
 }
 
-compile plots "$@"
-compile dev "$@" --constraints=requirements/plots.txt
+compile dev "$@"
+compile plots "$@" --constraints=requirements/dev.txt

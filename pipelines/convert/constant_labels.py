@@ -15,6 +15,7 @@ from pipelines.log import casts, source
 from pipelines.log.parts import CsvOptions, Log
 from pipelines.manifest import SPLITS, Manifest
 from pipelines.schema import Label, Threshold
+from stem_util import stores
 
 _ROWS = 1_000_000  # rows to search for values
 _VALUES = 10_000  # distinct values to compare
@@ -45,7 +46,8 @@ def _why(label: Label, rate: float, done: Manifest, csv: CsvOptions) -> str:
     limits = {key: limit for key, limit in label.thresholds.items() if not isinstance(limit, Threshold)}
     if not label.values and not limits:
         return ""
-    if not all(os.path.exists(file.path) for file in done.sources):  # a recipe removes the log that it has written
+    local = [file.path for file in done.sources if not stores.is_uri(file.path)]
+    if not all(map(os.path.exists, local)):  # a recipe removes the log that it has written
         return ""
     log = source.open_log([file.path for file in done.sources], csv)
     column = f"column '{label.column}'"

@@ -32,7 +32,7 @@ from pipelines.log import sniff, source
 from pipelines.log.find import find_files
 from pipelines.log.parts import Log
 from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, LabelScale, Manifest, Split, TaskCounts, Vocabulary
-from stem_util import files, owned
+from stem_util import files, owned, stores
 from stem_util.errors import FULL_DISK, JobError, UserError
 from stem_util.progress import Progress
 from stem_util.workers import Pool
@@ -93,6 +93,8 @@ def _open(options: Options) -> tuple[Log, tuple[int, ...]]:
 
 
 def _is_inside(path: str, directory: str) -> bool:
+    if stores.is_uri(path):
+        return False
     directory = os.path.realpath(directory)
     return os.path.commonpath([os.path.realpath(path), directory]) == directory
 
@@ -143,15 +145,16 @@ class _Conversion:
 
     def _sources(self, pool: Pool, unit_rows: list[int]) -> tuple[manifest.Source, ...]:
         """The files of the log, after checking that they have not changed since the conversion began."""
-        tasks = [] if self._log.text else [(path, (path,)) for path in self._log.files]
-        checksums = list(pool.run(integrity.crc32c, tasks)) or [""] * len(self._log.files)
+        # CSV is not read again. A file of a store is known by its size and time: its content costs a download.
+        read_again = [path for path in self._log.files if not (self._log.text or stores.is_uri(path))]
+        found = pool.run(integrity.crc32c, [(path, (path,)) for path in read_again])
+        checksums = dict(zip(read_again, found, strict=True))
         sources = []
-        for path, rows, before, checksum in zip(
-            self._log.files, self._log.file_rows(unit_rows), self._stamps, checksums, strict=True
-        ):
+        for path, rows, before in zip(self._log.files, self._log.file_rows(unit_rows), self._stamps, strict=True):
             if integrity.stamp(path) != before:
                 raise UserError(f"{path} changed while it was converted: convert it again when nobody writes to it")
-            sources.append(manifest.Source(os.path.abspath(path), rows, before.bytes, before.mtime_ns, checksum))
+            place = path if stores.is_uri(path) else os.path.abspath(path)
+            sources.append(manifest.Source(place, rows, before.bytes, before.mtime_ns, checksums.get(path, "")))
         return tuple(sources)
 
     def _job(self, policy: SplitPolicy, unit_rows: list[int]) -> Job:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -53,7 +52,7 @@ def draw(log: Log, limit: int, seed: int = 0) -> LogSample:
     Raises:
       UserError: a file is damaged or has no columns.
     """
-    rows = sum(os.path.getsize(unit.path) // _ROW_BYTES if log.text else unit.rows for unit in log.units)
+    rows = sum(source.file_bytes(unit.path) // _ROW_BYTES if log.text else unit.rows for unit in log.units)
     count = min(max(len(log.units) * _ROWS // max(rows, 1), _MIN_UNITS), len(log.units))
     units = [log.units[i * len(log.units) // count] for i in range(count)]
     names = [name for name, kind in log.types.items() if guess.is_read(kind)] or list(log.types)

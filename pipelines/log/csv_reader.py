@@ -10,7 +10,7 @@ import pyarrow.csv
 
 from pipelines.log import csv_text
 from pipelines.log.parts import Chunk, CsvOptions, Log, Unit, unreadable
-from stem_util.errors import UserError
+from stem_util.errors import JobError, UserError
 
 _BLOCK_BYTES = 8 << 20
 _HEADER_BYTES = 1 << 20
@@ -137,7 +137,7 @@ def _check_quotes(path: str, csv: CsvOptions) -> None:
         raise problem
 
 
-def _unreadable(path: str, error: Exception) -> UserError:
+def _unreadable(path: str, error: Exception) -> UserError | JobError:
     if "straddling" in str(error):
         error = ValueError(f"a row of more than {_BLOCK_BYTES >> 20} MiB")
     return unreadable(path, "CSV", error)

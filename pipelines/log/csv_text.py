@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stem_util import stores
 from stem_util.errors import UserError
 
 _PACKED = {
@@ -48,14 +49,19 @@ def _open_bytes(path: str) -> pa.NativeFile:
     Raises:
       UserError: the file is compressed, but its name does not say so.
     """
-    with open(path, "rb") as file:
+    with stores.open_file(path) as file:
         head = file.read(8)
     for magic, (kind, suffix) in _PACKED.items():
         if head.startswith(magic):
             if not path.lower().endswith(suffix):
                 raise UserError(f"{path}: is packed with {kind}: name it {os.path.basename(path)}{suffix}")
-            return pa.input_stream(path, compression=kind)
-    return pa.input_stream(path, compression=None)
+            return pa.input_stream(_source(path), compression=kind)
+    return pa.input_stream(_source(path), compression=None)
+
+
+def _source(path: str) -> str | pa.NativeFile:
+    """What Arrow opens: a file of a store, or the path of a local one."""
+    return stores.open_file(path) if stores.is_uri(path) else path
 
 
 def check(path: str, header: bool) -> None:

@@ -1,11 +1,13 @@
-"""Finds the files of a log."""
+"""Finds the files of a log, on this machine and in stores (see `stem_util.stores`)."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Iterator
 
+from stem_util import stores
 from stem_util.errors import UserError
 
 _PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -17,33 +19,66 @@ def find_files(patterns: str) -> list[str]:
     """The log's files, sorted, each once.
 
     Args:
-      patterns: comma-separated files, globs and directories. Directories are searched, through links too, for files
-        that end in .parquet, .pq, .csv, .tsv or .txt (the text ones also with .gz), and for Parquet files of any name.
-        Names that begin with a dot or an underscore are left out.
+      patterns: comma-separated files, globs and directories, or URIs of them. Directories are searched, through links
+        too, for files that end in .parquet, .pq, .csv, .tsv or .txt (the text ones also with .gz), and for Parquet
+        files of any name. Names that begin with a dot or an underscore are left out.
 
     Raises:
       UserError: a pattern matches no file.
+      JobError: a store does not answer.
     """
     found: set[str] = set()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         pattern = os.path.expanduser(pattern)
+        if stores.is_uri(pattern):
+            found.update(_find_stored(stores.check(pattern)))
+            continue
         if os.path.isdir(pattern):
             matches = list(_walk(pattern))
             if not matches:
-                raise UserError(
-                    f"{pattern}: the directory holds no Parquet files, nor any ending in .csv, .tsv or .txt"
-                )
+                raise _no_log(pattern)
         elif os.path.exists(pattern):
             matches = [pattern]
         else:
             matches = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
             if not matches:
-                what = "no file matches it" if glob.has_magic(pattern) else "no such file or directory"
-                raise UserError(f"{pattern}: {what}")
+                raise _missing(pattern)
         found.update(map(os.path.normpath, matches))
     if not found:
         raise UserError("the log is empty: name at least one file, glob or directory")
     return sorted(found)
+
+
+def _find_stored(pattern: str) -> list[str]:
+    """The files of a pattern that is a URI."""
+    base, wanted = pattern, ""
+    while glob.has_magic(base):
+        base, _, name = base.rpartition("/")
+        wanted = f"{name}/{wanted}" if wanted else name
+    below = stores.listing(base)
+    if wanted:
+        matches = [f"{base}/{path}" for path in below if stores.matches(path, wanted)]
+    elif below:
+        visible = (path for path in below if not any(name.startswith((".", "_")) for name in path.split("/")))
+        matches = [uri for path in visible if _is_log(uri := f"{base}/{path}")]
+        if not matches:
+            raise _no_log(pattern)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            stores.stamp(base)
+            return [base]
+        matches = []
+    if not matches:
+        raise _missing(pattern)
+    return matches
+
+
+def _no_log(directory: str) -> UserError:
+    return UserError(f"{directory}: the directory holds no Parquet files, nor any ending in .csv, .tsv or .txt")
+
+
+def _missing(pattern: str) -> UserError:
+    return UserError(f"{pattern}: {'no file matches it' if glob.has_magic(pattern) else 'no such file or directory'}")
 
 
 def _walk(directory: str) -> Iterator[str]:
@@ -78,8 +113,8 @@ def _is_log(path: str) -> bool:
 
 def is_parquet(path: str) -> bool:
     """Whether a file is read as Parquet: it begins like one or has such a name. Every other file is CSV."""
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
+    if stores.is_uri(path) or os.path.isfile(path):
+        with stores.open_file(path) as file:
             if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC:
                 return True
     return path.lower().endswith(_PARQUET_SUFFIXES)

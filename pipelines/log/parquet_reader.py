@@ -11,19 +11,23 @@ import pyarrow.parquet as pq
 
 from pipelines.log.find import PARQUET_MAGIC
 from pipelines.log.parts import Chunk, Unit, unreadable
+from stem_util import stores
 from stem_util.errors import UserError
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
-    with open(path, "rb") as start:
+    with stores.open_file(path) as start:
         magic = start.read(len(PARQUET_MAGIC))
     if magic != PARQUET_MAGIC:
         begins = magic.decode(errors="replace")
         raise UserError(f"{path}: is named like Parquet, but begins with {begins!r}: give CSV files another name")
+    # What is read of a store is read in few large requests; a local file is mapped.
+    stored = stores.is_uri(path)
+    source, how = stores.open_file(path) if stored else path, {"pre_buffer" if stored else "memory_map": True}
     try:
-        file = pq.ParquetFile(path, memory_map=True)
+        file = pq.ParquetFile(source, **how)
         if any(map(_is_hint, file.schema_arrow.types)):
-            return pq.ParquetFile(path, memory_map=True, metadata=_without_hints(file.metadata))
+            return pq.ParquetFile(source, metadata=_without_hints(file.metadata), **how)
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, "Parquet", error) from None
     return file

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.log import casts
-from stem_util.errors import UserError, did_you_mean
+from stem_util import stores
+from stem_util.errors import JobError, UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,9 @@ class Log:
         return {name: casts.to_type(array, self.types[name]) for name, array in columns.items()}
 
 
-def unreadable(path: str, kind: str, error: Exception) -> UserError:
-    """The error for a file that Arrow cannot read as ``kind``."""
+def unreadable(path: str, kind: str, error: Exception) -> UserError | JobError:
+    """The error for a file that Arrow cannot read as ``kind``, or that a store does not deliver."""
     why = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if stores.is_uri(path) and isinstance(error, OSError):
+        return JobError(f"{path}: cannot be read ({why})")
     return UserError(f"{path}: cannot be read as {kind} ({why})")

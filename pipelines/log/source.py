@@ -1,7 +1,8 @@
 """Opens a log as one source of rows: checks that its files agree, and reads them as streams of chunks.
 
-A log is a list of CSV or Parquet files. It is cut into units (one CSV file, or consecutive row groups of a Parquet
-file) that depend on the files alone, so that work on units gives the same result whatever the number of processes.
+A log is a list of CSV or Parquet files, whose paths may be URIs of a store. It is cut into units (one CSV file, or
+consecutive row groups of a Parquet file) that depend on the files alone, so that work on units gives the same result
+whatever the number of processes.
 
 Only columns that are used have to agree (see `Log.problems`). Directories named ``column=value`` are columns, too.
 """
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pipelines.log import casts, csv_reader, parquet_reader
 from pipelines.log.find import is_parquet
 from pipelines.log.parts import Chunk, CsvOptions, Log, Unit
+from stem_util import stores
 from stem_util.errors import UserError, did_you_mean
 
 CHUNK_ROWS = 131_072
@@ -42,7 +44,7 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int
     schemas: list[list[tuple[str, pa.DataType]]] = []
     units: list[Unit] = []
     for number, path in enumerate(files):
-        if os.path.getsize(path) == 0:
+        if file_bytes(path) == 0:
             raise UserError(f"{path}: the file is empty (0 bytes)")
         if is_parquet(path) == text:
             raise UserError(f"{path}: a log is either CSV or Parquet; {files[0]} is {'CSV' if text else 'Parquet'}")
@@ -66,6 +68,11 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int
     types, problems = _agreement([files[i] for i in sorted(full)], [schemas[i] for i in sorted(full)])
     directories = [{n: value for n, value in names.items() if n in types} for names in directories]
     return Log(tuple(files), types, tuple(units), text, csv, problems, tuple(directories))
+
+
+def file_bytes(path: str) -> int:
+    """The size of a file of a log."""
+    return stores.stamp(path).bytes if stores.is_uri(path) else os.path.getsize(path)
 
 
 def _directory_columns(path: str) -> dict[str, bytes | None]:

@@ -1,0 +1,100 @@
+"""Files in a store: what URIs may be, what mistakes are answered with, and connections that break."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from stem_util import stores
+from stem_util.errors import JobError, UserError
+from tests.stores import Proxy, Server
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        ("s4://b/x", "s4:// is not known; a path is local or begins with one of s3://, gs://, hdfs://"),
+        ("s3://", "should be s3://BUCKET/PATH"),
+        ("hdfs:///x", "should be hdfs://HOST:PORT/PATH"),
+        ("s3://b//x", "should be s3://BUCKET/PATH"),
+        ("s3://key:secret@b/x", "credentials do not belong in a URI"),
+        ("s3://b/x?region=eu-west-1", "options after a question mark are not read"),
+    ],
+)
+def test_uris_that_are_refused(uri: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        stores.check(uri)
+    assert problem in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_uris_are_known_by_their_scheme() -> None:
+    assert stores.check("gs://b/x/") == "gs://b/x" and stores.check("hdfs://h:8020/x") == "hdfs://h:8020/x"
+    assert stores.is_uri("s4://b") and not stores.is_uri("a/b://c") and not stores.is_uri('{"a": "s3://b"}')
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "fits"),
+    [
+        ("day=1/a.parquet", "day=*/*.parquet", True),
+        ("day=1/h=2/a.parquet", "day=*/*.parquet", False),
+        ("day=1/h=2/a.parquet", "**/*.parquet", True),
+        ("a.parquet", "**/*.parquet", True),
+        ("day=11/a", "day=1[0-2]/?", True),
+        ("day=13/a", "day=1[0-2]/?", False),
+    ],
+)
+def test_patterns(path: str, pattern: str, fits: bool) -> None:
+    assert stores.matches(path, pattern) is fits
+
+
+def test_a_file_there_and_back(s3: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"content" * 1000)
+    sha256 = stores.put(source, f"{s3}/x/a=1/file")
+    assert sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert list(stores.listing(s3)) == ["x/a=1/file"] and stores.listing(f"{s3}/x")["a=1/file"].bytes == 7000
+    assert stores.stamp(f"{s3}/x/a=1/file").mtime_ns > 0
+    stores.get(f"{s3}/x/a=1/file", target, sha256)
+    assert target.read_bytes() == source.read_bytes()
+    with pytest.raises(JobError, match="SHA-256 differs.*tried 2 times"):
+        stores.get(f"{s3}/x/a=1/file", target, "0" * 64)
+    stores.delete(f"{s3}/x/a=1/file")
+    stores.delete(f"{s3}/x/a=1/file")
+    assert not stores.listing(f"{s3}/x") and stores.read(f"{s3}/x/a=1/file") is None
+    with pytest.raises(FileNotFoundError):
+        stores.stamp(f"{s3}/x/a=1/file")
+
+
+def test_mistakes_are_one_sentence(s3: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for action in (stores.listing, stores.check_writable):
+        with pytest.raises(UserError, match="s3://nowhere/x.*: there is no bucket 'nowhere'"):
+            action("s3://nowhere/x")
+        with s3_server.denying(), pytest.raises(UserError, match="access is denied; check AWS_ACCESS_KEY_ID"):
+            action(f"{s3}/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(JobError, match="NETWORK_CONNECTION.*tried 2 times"):
+        stores.listing(f"{s3}/x")
+    with pytest.raises(UserError, match="hdfs:// needs Java and Hadoop's libhdfs"):
+        stores.listing("hdfs://127.0.0.1:9/x")
+
+
+def test_connections_that_break_in_the_middle(
+    s3: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(bytes(range(256)) * 20_000)
+    with Proxy(s3_server.port) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        proxy.cuts = 2
+        sha256 = stores.put(source, f"{s3}/whole")
+        assert not proxy.cuts
+        proxy.cuts = 2
+        stores.get(f"{s3}/whole", target, sha256)
+        assert not proxy.cuts and target.read_bytes() == source.read_bytes()
+        proxy.cuts = 1_000_000
+        with pytest.raises(JobError, match="tried 2 times"):
+            stores.put(source, f"{s3}/broken")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_server.port}")
+    assert list(stores.listing(s3)) == ["whole"]
