@@ -15,7 +15,7 @@ from typing import Any
 from pipelines import integrity, schema_yaml
 from pipelines.schema import Schema
 from pipelines.yaml_reader import hint
-from stem_util import files, stores
+from stem_util import copies, files, owned, stores
 from stem_util.errors import UserError
 from stem_util.version import __version__
 
@@ -395,11 +395,13 @@ def _own_sha256(tree: dict[str, Any]) -> str:
 
 
 def load(data_dir: str) -> Manifest:
-    """Reads the manifest of a converted data directory.
+    """Reads the manifest of a converted data directory; of a URI, that of its local copy, which is downloaded.
 
     Raises:
       UserError: there is no finished conversion, or its manifest is damaged or has an unknown format.
+      JobError: a store does not answer.
     """
+    data_dir = copies.local(data_dir, owned.DATA)
     path = os.path.join(data_dir, FILENAME)
     try:
         with open(path, "rb") as file:

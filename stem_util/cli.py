@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import absl.flags
 from absl import app
 
-from stem_util import progress
+from stem_util import progress, stores
 from stem_util.errors import Stopped, UserError, message
 
 
@@ -33,16 +33,28 @@ class _Path(absl.flags.ArgumentParser):
 
     syntactic_help = "a path"
 
+    def __init__(self, *, stored: bool = False) -> None:
+        self._stored = stored
+
     def parse(self, argument: str) -> str:
         try:
             argument.encode()
         except UnicodeEncodeError:
             raise ValueError("its bytes are not UTF-8") from None
-        return os.path.expanduser(argument)
+        if not stores.is_uri(argument):
+            return os.path.expanduser(argument)
+        if not self._stored:
+            raise ValueError("it has to be on this machine, not in a store")
+        try:
+            return stores.check(argument)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
 
 PATH = _Path()
-"""For flags that are paths: ``flags.DEFINE(cli.PATH, name, default, help)``."""
+"""For flags that are paths of this machine: ``flags.DEFINE(cli.PATH, name, default, help)``."""
+PLACE = _Path(stored=True)
+"""For flags that are paths or URIs, such as s3://bucket/path."""
 
 _HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
 _REQUIRED = re.compile(r"flag --(\S+)=None: Flag --\1 must have a value other than None\.")

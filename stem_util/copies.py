@@ -317,7 +317,7 @@ class Copy:
         """Locks the copy until this process ends. A shared lock waits; False where no exclusive one can be had."""
         if self._lock is None:
             files.make_directory(self.path.parent)
-            self._lock = os.open(files.hidden(self.path, "lock"), os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(files.hidden(self.path, "copy.lock"), os.O_RDWR | os.O_CREAT, 0o644)
         return files.try_lock(self._lock, shared=not exclusive, wait=not exclusive)
 
 

@@ -137,7 +137,7 @@ def read(uri: str) -> bytes | None:
     system, path = _open(uri)
 
     def once() -> bytes:
-        with system.open_input_stream(path) as stream:
+        with system.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
 
     try:
@@ -151,7 +151,7 @@ def write(uri: str, data: bytes) -> None:
     system, path = _open(uri)
 
     def once() -> None:
-        with system.open_output_stream(path) as stream:
+        with system.open_output_stream(path, compression=None) as stream:
             stream.write(data)
 
     _retried(uri, once)
@@ -163,7 +163,7 @@ def put(source: Path, uri: str) -> str:
 
     def once() -> str:
         digest, sent = hashlib.sha256(), 0
-        with open(source, "rb") as file, system.open_output_stream(path) as stream:
+        with open(source, "rb") as file, system.open_output_stream(path, compression=None) as stream:
             while block := file.read(_BLOCK_BYTES):
                 stream.write(block)
                 digest.update(block)
@@ -187,7 +187,7 @@ def get(uri: str, target: Path, sha256: str) -> None:
 
     def once() -> None:
         digest = hashlib.sha256()
-        with system.open_input_stream(path) as stream, open(target, "wb") as file:
+        with system.open_input_stream(path, compression=None) as stream, open(target, "wb") as file:
             while block := stream.read(_BLOCK_BYTES):
                 file.write(block)
                 digest.update(block)

@@ -19,5 +19,6 @@ compile() {
         --custom-compile-command='make lock' --output-file="requirements/$extra.txt" "$@" >/dev/null
 }
 
+# dev first: it holds everything in plots, and its tools allow fewer versions of some packages.
 compile dev "$@"
 compile plots "$@" --constraints=requirements/dev.txt

@@ -32,18 +32,18 @@ from pipelines.log import sniff, source
 from pipelines.log.find import find_files
 from pipelines.log.parts import Log
 from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, LabelScale, Manifest, Split, TaskCounts, Vocabulary
-from stem_util import files, owned, stores
+from stem_util import copies, files, owned, stores
 from stem_util.errors import FULL_DISK, JobError, UserError
 from stem_util.progress import Progress
 from stem_util.workers import Pool
 
 
 def convert(options: Options) -> Manifest:
-    """Converts a log; returns the manifest of the finished data.
+    """Converts a log; returns the manifest of the finished data, of the local copy where ``output`` is a URI.
 
     Raises:
       UserError: the options, the schema or the log have a mistake.
-      JobError: the disk is full, or a worker process died.
+      JobError: the disk is full, a worker process died, or a store does not answer.
     """
     options.check()
     log, given = _open(options)
@@ -65,8 +65,9 @@ def convert(options: Options) -> Manifest:
         raise UserError(f"{inside[0]}: a file of the log lies in the output directory {options.output}")
     try:
         with (
-            manifest.replacing(options.output, options.overwrite),
-            staging.staged(options.output, kind=owned.DATA, overwrite=options.overwrite) as directory,
+            copies.output(options.output, owned.DATA, overwrite=options.overwrite) as output,
+            manifest.replacing(output, options.overwrite),
+            staging.staged(output, kind=owned.DATA, overwrite=options.overwrite) as directory,
         ):
             _Conversion(options, log, given, directory).run()
     except OSError as error:
@@ -76,7 +77,7 @@ def convert(options: Options) -> Manifest:
         raise
     finally:
         forget_vocabularies()
-    return manifest.load(options.output)
+    return manifest.load(output)
 
 
 def _open(options: Options) -> tuple[Log, tuple[int, ...]]:

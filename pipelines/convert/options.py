@@ -22,7 +22,7 @@ class Options:
 
     Attributes:
       schema: the log's schema.
-      output: directory to create.
+      output: directory to create, or its URI.
       log: patterns of the log's files; "" with ``given``.
       given: patterns by split, instead of ``log`` and ``split``.
       split: time, hash, random or leave_last.

@@ -4,8 +4,9 @@
     stem-convert --train=a/*.parquet --validation=b.parquet --test=c.parquet --schema=my.yaml --output=DIR
     stem-convert --train=a.csv --validation_share=0.1 --test=b.csv --schema=my.yaml --output=DIR
 
-LOG: comma-separated files, globs or directories. The same log, schema, flags and seed give the same bytes, whatever the
-number of processes. An interrupted conversion leaves nothing at DIR.
+LOG: comma-separated files, globs or directories, on this machine or in a store (s3://, gs://, hdfs://). The same log,
+schema, flags and seed give the same bytes, whatever the number of processes. An interrupted conversion leaves nothing
+at DIR.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from pipelines.convert.options import FRACTIONS, Options
 from pipelines.jobs import csv_flags
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
-from stem_util import cli
+from stem_util import cli, stores
 from stem_util.errors import UserError
 
 flags = cli.Flags()
 
 _LOG = flags.DEFINE_string("log", None, "The log (or give it as the argument).")
 _SCHEMA = flags.DEFINE(cli.PATH, "schema", None, "Schema file, or the name of a shipped one.")
-_OUTPUT = flags.DEFINE(cli.PATH, "output", None, "Directory to create.")
+_OUTPUT = flags.DEFINE(cli.PLACE, "output", None, "Directory to create, or its URI, such as s3://bucket/data.")
 _SPLIT = flags.DEFINE_enum(
     "split",
     None,
@@ -131,8 +132,16 @@ def _fractions(texts: list[str]) -> tuple[float, float, float]:
     return train, validation, test
 
 
-def report(done: Manifest, seconds: float, csv: CsvOptions, config: str = "CONFIG") -> None:
-    """Prints what was written as tables on stdout, and warnings on stderr; ``config`` is the experiment to train."""
+def report(done: Manifest, where: str, seconds: float, csv: CsvOptions, config: str = "CONFIG") -> None:
+    """Prints what was written as tables on stdout, and warnings on stderr.
+
+    Args:
+      done: the manifest.
+      where: the path or URI that the data were written to.
+      seconds: how long it took.
+      csv: how CSV files are written.
+      config: the experiment to train.
+    """
     rows = sum(done.rows(split) for split in SPLITS)
     tasks = done.schema.task_names
     width = max(map(len, ("task", *tasks)))
@@ -153,9 +162,9 @@ def report(done: Manifest, seconds: float, csv: CsvOptions, config: str = "CONFI
             print(f"{name:{width}}  {done.num_ids(name):>12,}  {sizes.distinct:>12,}" + "".join(shares))
     for dropped in done.dropped:
         print(dropped)
-    print(f"\nwritten to {done.data_dir}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")
+    print(f"\nwritten to {where}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")
     source = "" if done.splits["train"].shards else " --input_format=parquet"
-    print(f"next: stem-train --config={config} --config.data.dir={done.data_dir}{source}")
+    print(f"next: stem-train --config={config} --config.data.dir={where}{source}")
     for split in SPLITS[1:]:
         if not done.rows(split):
             needed = ": stem-train will refuse these data" if split == "validation" else ""
@@ -167,7 +176,8 @@ def report(done: Manifest, seconds: float, csv: CsvOptions, config: str = "CONFI
 def main(argv: Sequence[str]) -> None:
     started, options = time.monotonic(), _options(argv)
     done = convert(options)
-    report(done, time.monotonic() - started, options.csv)
+    where = options.output if stores.is_uri(options.output) else done.data_dir
+    report(done, where, time.monotonic() - started, options.csv)
 
 
 def run() -> None:

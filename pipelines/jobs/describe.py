@@ -3,9 +3,9 @@
     stem-describe data/*.parquet > schema.yaml
     stem-describe --label=is_click,"marital_stat=Never married","rating>=4" --output=schema.yaml data/
 
-LOG: CSV or Parquet files, globs or directories, of whose rows a sample is read. Columns that look like outcomes, or
-that predict a label too well by themselves, are commented out. Read the draft before you use it: it is guessed from
-names and values alone.
+LOG: CSV or Parquet files, globs or directories, on this machine or in a store (s3://, gs://, hdfs://), of whose rows a
+sample is read. Columns that look like outcomes, or that predict a label too well by themselves, are commented out. Read
+the draft before you use it: it is guessed from names and values alone.
 """
 
 from __future__ import annotations

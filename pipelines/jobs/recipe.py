@@ -107,7 +107,7 @@ def main(recipe: Recipe | None, flags: _Flags, argv: Sequence[str]) -> None:
     )
     _print_statistics(recipe, made)
     _print_best(made.manifest)
-    convert.report(made.manifest, time.monotonic() - started, CsvOptions(), recipe.config)
+    convert.report(made.manifest, made.manifest.data_dir, time.monotonic() - started, CsvOptions(), recipe.config)
 
 
 def _print_statistics(recipe: Recipe, made: Made) -> None:

@@ -43,7 +43,7 @@ _WINDOW = 4096  # quotes that are examined at a time
 _NEWLINE, _SPACE, _QUOTE = b'\n "'
 
 
-def _open_bytes(path: str) -> pa.NativeFile:
+def open_bytes(path: str) -> pa.NativeFile:
     """Opens a file, and decompresses it if its name says that it is compressed.
 
     Raises:
@@ -55,13 +55,15 @@ def _open_bytes(path: str) -> pa.NativeFile:
         if head.startswith(magic):
             if not path.lower().endswith(suffix):
                 raise UserError(f"{path}: is packed with {kind}: name it {os.path.basename(path)}{suffix}")
-            return pa.input_stream(_source(path), compression=kind)
-    return pa.input_stream(_source(path), compression=None)
+            return _stream(path, kind)
+    return _stream(path, None)
 
 
-def _source(path: str) -> str | pa.NativeFile:
-    """What Arrow opens: a file of a store, or the path of a local one."""
-    return stores.open_file(path) if stores.is_uri(path) else path
+def _stream(path: str, compression: str | None) -> pa.NativeFile:
+    if not stores.is_uri(path):
+        return pa.input_stream(path, compression=compression)
+    stored = stores.open_file(path)
+    return stored if compression is None else pa.CompressedInputStream(stored, compression)
 
 
 def check(path: str, header: bool) -> None:
@@ -70,7 +72,7 @@ def check(path: str, header: bool) -> None:
     Raises:
       UserError: says what the file is instead, and what to do.
     """
-    with _open_bytes(path) as file:
+    with open_bytes(path) as file:
         head = file.read(_HEAD_BYTES)
     for magic, what in _NO_TEXT.items():
         if head.startswith(magic):
@@ -120,7 +122,7 @@ class Text:
     def __init__(self, path: str) -> None:
         self.marked = self.quoted = False
         self.lines = 0
-        self._file, self._rest, self._blocks = _open_bytes(path), b"", 0
+        self._file, self._rest, self._blocks = open_bytes(path), b"", 0
 
     def read(self, size: int) -> pa.Buffer:
         block = self._file.read_buffer(size - len(self._rest))
@@ -175,7 +177,7 @@ def unclosed(path: str, delimiter: str) -> UserError | None:
 def _line(path: str, place: int) -> int:
     """The number of the line, from 1, that holds the byte at ``place``."""
     lines = 1
-    with _open_bytes(path) as file:
+    with open_bytes(path) as file:
         while place > 0 and (block := file.read(min(place, 1 << 20))):
             place -= len(block)
             lines += block.count(b"\n")

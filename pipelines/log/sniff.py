@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from pipelines.log import csv_text
 from pipelines.log.parts import CsvOptions, Log
 from stem_util.errors import UserError
 
@@ -80,7 +81,7 @@ def explain(log: Log, columns: Iterable[str]) -> None:
 def _lines(path: str) -> list[str]:
     """The first whole lines that are not empty."""
     try:
-        with pa.input_stream(path, compression="detect") as file:
+        with csv_text.open_bytes(path) as file:
             data = file.read(_BYTES)
     except (pa.ArrowException, OSError):
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -98,3 +99,13 @@ def test_connections_that_break_in_the_middle(
             stores.put(source, f"{s3}/broken")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_server.port}")
     assert list(stores.listing(s3)) == ["whole"]
+
+
+def test_a_packed_file_stays_as_it_is(s3: str, tmp_path: Path) -> None:
+    """pyarrow would pack once more what is named .gz."""
+    source, target, packed = tmp_path / "a.gz", tmp_path / "b.gz", gzip.compress(b"content")
+    source.write_bytes(packed)
+    sha256 = stores.put(source, f"{s3}/a.gz")
+    stores.get(f"{s3}/a.gz", target, sha256)
+    assert target.read_bytes() == packed and stores.read(f"{s3}/a.gz") == packed
+    assert stores.listing(s3)["a.gz"].bytes == len(packed)
