@@ -24,6 +24,8 @@ def long_description() -> str:
 
 PLOTS = ["matplotlib>=3.8,<4"]
 COMPARE = [*PLOTS, "optuna>=4.2,<5"]
+# pipelines/convert/beam.py starts the direct runner's processes by parts that another minor version may change.
+BEAM = ["apache-beam>=2.72,<2.78"]
 
 setup(
     name="stem-tf",
@@ -75,12 +77,17 @@ setup(
         "gpu": ["tensorflow[and-cuda]==2.16.2"],
         "plots": PLOTS,
         "compare": COMPARE,
+        "beam": BEAM,
+        # Google's libraries of newer versions of Beam need protobuf 6.
+        "dataflow": ["apache-beam[gcp]>=2.72,<2.73"],
         "dev": [
             *COMPARE,
+            *BEAM,
             "build>=1.2",
             # moto's S3 server, without the packages that its other services need (moto[server]).
             "flask>=3,<4",
             "flask-cors>=5",
+            "duckdb>=2,<3",
             "hypothesis>=6.100,<7",
             "kubernetes-validate>=1.31",
             "moto[s3]>=5.1,<6",

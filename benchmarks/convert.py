@@ -1,6 +1,7 @@
 """Conversion speed and memory: generates Parquet logs, runs the real job on them, and measures it from outside.
 
     python -m benchmarks.convert --rows=1000000,5000000,20000000
+    python -m benchmarks.convert --rows=1000000,5000000 --runners=local,direct
 
 The log has 8 categorical int64 features whose values follow a power law, 2 binary labels and a time by which it is
 sorted; it is divided at random, 80 / 10 / 10. Printed: rows/s of the whole job (starting processes, both passes,
@@ -10,13 +11,14 @@ system may drop), and the rank correlation of input and output place in train.
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ flags = cli.Flags()
 
 _ROWS = flags.DEFINE_list("rows", ["1000000", "5000000", "20000000"], "Rows of the logs, one after another.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Worker processes.")
+_RUNNERS = flags.DEFINE_list("runners", ["local"], "Runners that convert each log, one after another: local, direct.")
 _LAYOUTS = flags.DEFINE_string("layouts", "blocks", "Layouts to write.")
 _IDS = flags.DEFINE_integer("ids", 1_000_000, "Values that a feature can take.")
 _DIRECTORY = flags.DEFINE(cli.PATH, "directory", None, "Where to work; a temporary directory by default.")
@@ -125,44 +128,47 @@ def rank_correlation(done: manifest.Manifest) -> float:
     return float(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1])
 
 
-def convert(rows: int) -> dict[str, Any]:
-    """Converts a log of so many rows; what was measured."""
+def convert(rows: int) -> Iterator[dict[str, Any]]:
+    """Converts a log of so many rows with each runner; what was measured."""
     with tempfile.TemporaryDirectory(dir=_DIRECTORY.value) as directory:
         log, schema, output = (os.path.join(directory, name) for name in ("log.parquet", "schema.yaml", "data"))
         generate(log, rows, _IDS.value)
         with open(schema, "w", encoding="utf-8") as file:
             file.write(_SCHEMA)
-        command = [sys.executable, "-m", "pipelines.jobs.convert", log, f"--schema={schema}", f"--output={output}"]
-        command += ["--split=random", f"--processes={_PROCESSES.value}", f"--layouts={_LAYOUTS.value}"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds, everything, anonymous = measure(command)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = manifest.load(output)
-        return {
-            "rows": rows,
-            "seconds": round(seconds, 2),
-            "rows_per_second": round(rows / seconds),
-            "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
-            "peak_bytes": everything,
-            "peak_anonymous_bytes": anonymous,
-            "rank_correlation": rank_correlation(done) if "blocks" in _LAYOUTS.value else None,
-            "distinct": done.vocabularies["f0"].distinct,
-            "log_bytes": os.path.getsize(log),
-            "processes": _PROCESSES.value,
-            "layouts": _LAYOUTS.value,
-        }
+        for runner in _RUNNERS.value:
+            workers = {"local": f"--processes={_PROCESSES.value}"}
+            workers["direct"] = f"--runner=direct --beam_args=--direct_num_workers={_PROCESSES.value}"
+            command = [sys.executable, "-m", "pipelines.jobs.convert", log, f"--schema={schema}", f"--output={output}"]
+            command += ["--split=random", f"--layouts={_LAYOUTS.value}", "--overwrite", *workers[runner].split()]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds, everything, anonymous = measure(command)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = manifest.load(output)
+            yield {
+                "rows": rows,
+                "runner": runner,
+                "seconds": round(seconds, 2),
+                "rows_per_second": round(rows / seconds),
+                "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+                "peak_bytes": everything,
+                "peak_anonymous_bytes": anonymous,
+                "rank_correlation": rank_correlation(done) if "blocks" in _LAYOUTS.value else None,
+                "distinct": done.vocabularies["f0"].distinct,
+                "log_bytes": os.path.getsize(log),
+                "processes": _PROCESSES.value,
+                "layouts": _LAYOUTS.value,
+            }
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     results = []
-    print("      rows  seconds      rows/s  CPU seconds  peak MB  without files  rank correlation", flush=True)
-    for rows in map(int, _ROWS.value):
-        result = convert(rows)
+    print("      rows  runner  seconds      rows/s  CPU seconds  peak MB  without files  rank correlation", flush=True)
+    for result in itertools.chain.from_iterable(map(convert, map(int, _ROWS.value))):
         results.append(result)
         correlation = "-" if result["rank_correlation"] is None else f"{result['rank_correlation']:.4f}"
         print(
-            f"{rows:>10,}{result['seconds']:>9}{result['rows_per_second']:>12,}{result['cpu_seconds']:>13}"
+            f"{result['rows']:>10,}{result['runner']:>8}{result['seconds']:>9}{result['rows_per_second']:>12,}{result['cpu_seconds']:>13}"
             f"{result['peak_bytes'] / 1e6:>9,.0f}{result['peak_anonymous_bytes'] / 1e6:>15,.0f}{correlation:>18}",
             flush=True,
         )

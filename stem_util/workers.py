@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import pyarrow as pa
 
@@ -56,6 +56,13 @@ class _Context(SpawnContext):
     def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]
         self.workers.append(_Worker(*args, **kwargs))
         return self.workers[-1]
+
+
+class Workers(Protocol):
+    """Those who do tasks: a `Pool`, or others with the same method."""
+
+    def run(self, function: Callable[..., Result], tasks: Sequence[tuple[str, tuple]]) -> Iterator[Result]:
+        """Yields ``function(*arguments)`` for every (name, arguments), in the order of the tasks."""
 
 
 class Pool:

@@ -6,13 +6,17 @@
 4. `shards` writes the records.
 
 Worker processes run the steps, one unit of the log, feature or shard at a time, without TensorFlow. Their memory is
-bounded by the sizes of segments and shards, and grows with vocabularies only.
+bounded by the sizes of segments and shards, and grows with vocabularies only. They are processes of this machine, or
+workers of Apache Beam (`beam.py`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
+from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,7 +39,7 @@ from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, LabelScale, 
 from stem_util import copies, files, owned, stores
 from stem_util.errors import FULL_DISK, JobError, UserError
 from stem_util.progress import Progress
-from stem_util.workers import Pool
+from stem_util.workers import Pool, Workers
 
 
 def convert(options: Options) -> Manifest:
@@ -46,6 +50,8 @@ def convert(options: Options) -> Manifest:
       JobError: the disk is full, a worker process died, or a store does not answer.
     """
     options.check()
+    if options.runner != "local":
+        _beam().check(options.runner, options.beam_args)
     log, given = _open(options)
     source_name = log.files[0] if len(log.files) == 1 else f"the log ({log.files[0]}, ...)"
     used = [*Cleaner(options.schema, GivenSplit(()), drop=False).columns]
@@ -80,17 +86,39 @@ def convert(options: Options) -> Manifest:
     return manifest.load(output)
 
 
+def _beam() -> ModuleType:
+    """The module of `pipelines.convert` that needs Apache Beam, which is an extra."""
+    logging.disable(logging.WARNING)  # Beam lists the libraries of Google that are not there
+    try:
+        from pipelines.convert import beam
+    except ModuleNotFoundError as error:
+        if error.name != "apache_beam":
+            raise
+        raise UserError("Apache Beam is not installed, and --runner needs it: pip install 'stem-tf[beam]'") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return beam
+
+
 def _open(options: Options) -> tuple[Log, tuple[int, ...]]:
     """The log, and the split of each file if splits are given."""
     if not options.given:
-        return source.open_log(find_files(options.log), options.csv), ()
+        return source.open_log(_files(options.log, options), options.csv), ()
     split_of: dict[str, int] = {}
     for number, name in enumerate(SPLITS):
-        for path in find_files(options.given[name]) if name in options.given else ():
+        for path in _files(options.given[name], options) if name in options.given else ():
             if path in split_of:
                 raise UserError(f"{path}: given for both --{SPLITS[split_of[path]]} and --{name}")
             split_of[path] = number
     return source.open_log(list(split_of), options.csv), tuple(split_of.values())
+
+
+def _files(patterns: str, options: Options) -> list[str]:
+    found = find_files(patterns)
+    if options.runner == "local":
+        return found
+    # Workers of Beam have directories of their own.
+    return [path if stores.is_uri(path) else os.path.abspath(path) for path in found]
 
 
 def _is_inside(path: str, directory: str) -> bool:
@@ -108,14 +136,12 @@ class _Conversion:
         self._stamps = [integrity.stamp(path) for path in log.files]
         self._schema = options.schema
         self._scratch = os.path.join(directory, "scratch")
-        # There is no use for more processes than units, and starting one takes a second.
-        self._processes = min(options.processes, max(len(log.units), 1))
 
     def run(self) -> None:
         for name in ("scratch", "vocabulary", *self._options.layouts, "raw/validation", "raw/test"):
             os.makedirs(os.path.join(self._directory, name))
         scan = Scan(self._options, self._log, self._given, self._directory, self._scratch)
-        with Pool(self._processes) as pool:
+        with self._workers() as pool:
             policy, unit_rows = scan.run(pool)
             job = self._job(policy, unit_rows)
             fits, constants = self._fit(pool, job, sum(unit_rows))
@@ -144,7 +170,16 @@ class _Conversion:
             )
         )
 
-    def _sources(self, pool: Pool, unit_rows: list[int]) -> tuple[manifest.Source, ...]:
+    def _workers(self) -> AbstractContextManager[Workers]:
+        if self._options.runner == "local":
+            # There is no use for more processes than units, and starting one takes a second.
+            return Pool(min(self._options.processes, max(len(self._log.units), 1)))
+        pool: AbstractContextManager[Workers] = _beam().BeamPool(
+            self._options.runner, self._options.beam_args, self._scratch
+        )
+        return pool
+
+    def _sources(self, pool: Workers, unit_rows: list[int]) -> tuple[manifest.Source, ...]:
         """The files of the log, after checking that they have not changed since the conversion began."""
         # CSV is not read again. A file of a store is known by its size and time: its content costs a download.
         read_again = [path for path in self._log.files if not (self._log.text or stores.is_uri(path))]
@@ -171,7 +206,7 @@ class _Conversion:
             scratch=self._scratch,
         )
 
-    def _fit(self, pool: Pool, job: Job, rows: int) -> tuple[list[Fit], dict[str, Constants]]:
+    def _fit(self, pool: Workers, job: Job, rows: int) -> tuple[list[Fit], dict[str, Constants]]:
         fits = []
         numerics: dict[str, Any] = {}
         tasks = [(self._log.unit_name(unit), (job, unit)) for unit in self._log.units]
@@ -192,7 +227,7 @@ class _Conversion:
             raise UserError(f"the train split has no rows (the log has {rows:,}{why})")
         return fits, {name: numeric.constants() for name, numeric in numerics.items()}
 
-    def _vocabularies(self, pool: Pool, job: Job) -> dict[str, Vocabulary]:
+    def _vocabularies(self, pool: Workers, job: Job) -> dict[str, Vocabulary]:
         names = job.counted_features()
         sizes = pool.run(build_vocabulary, [(f"the vocabulary of {name}", (job, name)) for name in names])
         vocabularies = {}
@@ -202,7 +237,7 @@ class _Conversion:
                 os.unlink(job.counts_path(name, unit.index))
         return vocabularies
 
-    def _encode(self, pool: Pool, job: Job, fits: list[Fit]) -> list[Encoded]:
+    def _encode(self, pool: Workers, job: Job, fits: list[Fit]) -> list[Encoded]:
         tasks = [
             (self._log.unit_name(unit), (job, unit, fit.segments, bool(fit.rows[1:].any())))
             for unit, fit in zip(self._log.units, fits, strict=True)
@@ -216,7 +251,7 @@ class _Conversion:
                 progress.update(int(fit.rows.sum()))
         return results
 
-    def _shards(self, pool: Pool, job: Job, fits: list[Fit]) -> dict[str, dict[str, list[manifest.Shard]]]:
+    def _shards(self, pool: Workers, job: Job, fits: list[Fit]) -> dict[str, dict[str, list[manifest.Shard]]]:
         if not self._options.layouts:
             return {split: {} for split in SPLITS}
         plans = [

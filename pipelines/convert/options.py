@@ -12,6 +12,8 @@ from stem_util.errors import UserError, did_you_mean
 
 POLICIES = ("time", "hash", "random", "leave_last")
 """Values of ``split``."""
+RUNNERS = ("local", "direct", "flink", "spark", "dataflow")
+"""Values of ``runner``."""
 FRACTIONS = (0.8, 0.1, 0.1)
 """The default shares of train, validation and test."""
 
@@ -31,6 +33,9 @@ class Options:
       validation_by: how these rows are chosen: time, hash or random (default).
       fractions: shares of train, validation and test; `FRACTIONS` if not given.
       layouts: layouts of the records to write; none if the log itself will be read.
+      processes: number of processes of the local runner.
+      runner: local, or a runner of Apache Beam: direct, flink, spark or dataflow.
+      beam_args: Apache Beam's pipeline options, written as on a command line.
     """
 
     schema: Schema
@@ -48,6 +53,8 @@ class Options:
     layouts: tuple[str, ...] = LAYOUTS
     seed: int = 0
     processes: int = 1
+    runner: str = "local"
+    beam_args: str = ""
     drop_bad_rows: bool = False
     overwrite: bool = False
     csv: CsvOptions = field(default_factory=CsvOptions)
@@ -97,6 +104,11 @@ class Options:
         if len(shares) != len(SPLITS) or min(shares) < 0 or shares[0] <= 0 or abs(sum(shares) - 1) >= 1e-9:
             text = ",".join(f"{share:g}" for share in shares)
             raise UserError(f"--fractions={text}: should be three shares that add up to 1, train above 0")
+        if self.runner not in RUNNERS:
+            hint = did_you_mean(self.runner, RUNNERS)
+            raise UserError(f"--runner={self.runner} should be one of {', '.join(RUNNERS)}{hint}")
+        if self.runner == "local" and self.beam_args:
+            raise UserError(f"--beam_args belongs to --runner={', '.join(RUNNERS[1:-1])} and {RUNNERS[-1]}")
         for layout in self.layouts:
             if layout not in LAYOUTS:
                 hint = did_you_mean(layout, LAYOUTS)

@@ -32,7 +32,7 @@ from pipelines.log.parts import Log, Unit
 from stem_util import files
 from stem_util.errors import UserError
 from stem_util.progress import Progress
-from stem_util.workers import Pool
+from stem_util.workers import Workers
 
 
 class Scan:
@@ -50,7 +50,7 @@ class Scan:
         self._options, self._log, self._given = options, log, given
         self._directory, self._scratch = directory, scratch
 
-    def run(self, pool: Pool) -> tuple[SplitPolicy, list[int]]:
+    def run(self, pool: Workers) -> tuple[SplitPolicy, list[int]]:
         """The split policy, and the number of rows in each unit."""
         options = self._options
         if self._given and not options.validation_share:
@@ -69,7 +69,7 @@ class Scan:
         return policy, self._count(pool)
 
     def _divide(
-        self, pool: Pool, by: str, fractions: tuple[float, float, float]
+        self, pool: Workers, by: str, fractions: tuple[float, float, float]
     ) -> tuple[HashSplit | RandomSplit | TimeSplit, list[int]]:
         """The policy that divides all rows (if splits are given: those of train files), and each unit's rows."""
         if by == "time":
@@ -79,7 +79,7 @@ class Scan:
         return policy, self._count(pool)
 
     def _scan_times(
-        self, pool: Pool, column: str, fractions: tuple[float, float, float]
+        self, pool: Workers, column: str, fractions: tuple[float, float, float]
     ) -> tuple[TimeSplit, list[int]]:
         """Reads all times, and finds the limits that divide them by the fractions."""
         kind, _ = self._time_kind(column)
@@ -106,7 +106,7 @@ class Scan:
             os.unlink(path)
         return TimeSplit(column, kind, limits[0], limits[1], fractions), unit_rows
 
-    def _scan_last(self, pool: Pool) -> tuple[LastSplit, list[int]]:
+    def _scan_last(self, pool: Workers) -> tuple[LastSplit, list[int]]:
         """Finds the last rows of every group. Takes 72 bytes of memory per group, about 500 while sorting."""
         column = self._split_column()
         group = self._options.schema.group if self._options.split_group is None else self._split_column("split_group")
@@ -151,14 +151,16 @@ class Scan:
     def _scan_path(self, unit: int) -> str:
         return os.path.join(self._scratch, f"scan-{unit}")
 
-    def _count(self, pool: Pool) -> list[int]:
+    def _count(self, pool: Workers) -> list[int]:
         """The number of rows in each unit."""
         if not self._log.text:
             return [unit.rows for unit in self._log.units]  # known from the footers of Parquet files
         drop = self._options.drop_bad_rows
         return self._run(pool, count_rows, lambda unit: (self._log, unit, drop))
 
-    def _gather(self, pool: Pool, function: Callable[..., int], policy: SplitPolicy, settling: set[int]) -> list[int]:
+    def _gather(
+        self, pool: Workers, function: Callable[..., int], policy: SplitPolicy, settling: set[int]
+    ) -> list[int]:
         """Runs ``function`` on each unit, and lets the units ``settling`` leave files that decide ``policy``.
 
         Returns:
@@ -172,7 +174,9 @@ class Scan:
 
         return self._run(pool, function, arguments)
 
-    def _run(self, pool: Pool, function: Callable[..., int], arguments: Callable[[Unit], tuple[Any, ...]]) -> list[int]:
+    def _run(
+        self, pool: Workers, function: Callable[..., int], arguments: Callable[[Unit], tuple[Any, ...]]
+    ) -> list[int]:
         """Runs ``function``, which returns a number of rows, on each unit."""
         tasks = [(self._log.unit_name(unit), arguments(unit)) for unit in self._log.units]
         counts = []

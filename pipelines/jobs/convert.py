@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pipelines import schema_yaml
 from pipelines.convert import constant_labels
 from pipelines.convert.conversion import convert
-from pipelines.convert.options import FRACTIONS, Options
+from pipelines.convert.options import FRACTIONS, RUNNERS, Options
 from pipelines.jobs import csv_flags
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import LAYOUTS, SPLITS, Manifest
@@ -79,6 +79,18 @@ _LAYOUTS = flags.DEFINE_list(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the split and the shuffle.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "Worker processes (default: the number of cores).", lower_bound=1)
+_RUNNER = flags.DEFINE_enum(
+    "runner",
+    "local",
+    list(RUNNERS),
+    "What runs the conversion: local (processes of this machine), or Apache Beam (the extra beam) on this machine "
+    "(direct) or on a cluster. The output has the same bytes.",
+)
+_BEAM_ARGS = flags.DEFINE_string(
+    "beam_args",
+    "",
+    'Apache Beam\'s pipeline options: "--direct_num_workers=4", "--flink_master=HOST:8081 --parallelism=64", ...',
+)
 _ON_BAD_ROWS = flags.DEFINE_enum(
     "on_bad_rows", "fail", ["fail", "drop"], "Stop at a bad row, or skip and count bad rows."
 )
@@ -99,6 +111,8 @@ def _options(argv: Sequence[str]) -> Options:
     for name, value in (("schema", _SCHEMA.value), ("output", _OUTPUT.value)):
         if not value:
             raise UserError(f"--{name} is required")
+    if _RUNNER.value != "local" and _PROCESSES.value:
+        raise UserError(f"--processes belongs to --runner=local; of {_RUNNER.value}, --beam_args says how many")
     layouts = () if _LAYOUTS.value == ["none"] else tuple(dict.fromkeys(_LAYOUTS.value or [""]))
     return Options(
         schema=schema_yaml.load(_SCHEMA.value),
@@ -115,6 +129,8 @@ def _options(argv: Sequence[str]) -> Options:
         test_from=_TEST_FROM.value,
         layouts=layouts,
         seed=_SEED.value,
+        runner=_RUNNER.value,
+        beam_args=_BEAM_ARGS.value,
         processes=_PROCESSES.value or len(os.sched_getaffinity(0)),
         drop_bad_rows=_ON_BAD_ROWS.value == "drop",
         overwrite=_OVERWRITE.value,
