@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import operator
 import re
 import shlex
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest
@@ -46,6 +49,49 @@ def test_own_log_converts_as_written(
     converted = manifest.load(str(tmp_path / "music_data"))
     assert sum(converted.rows(split) for split in manifest.SPLITS) == 20_000
     assert 0 < converted.task_rows("train", "stars") < converted.rows("train") / 5
+
+
+def test_joins_and_histories_work_as_written(
+    tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    page = ROOT / "docs/joins_and_histories.md"
+    for name, language in (("make_tables.py", "python"), ("join.sql", "sql"), ("joined.yaml", "yaml")):
+        (tmp_path / name).write_text(block(page, language))
+    subprocess.run([sys.executable, "make_tables.py"], cwd=tmp_path, check=True, timeout=60)
+    by_duckdb, describe, convert = map(shlex.split, block(page, "sh").splitlines())
+    subprocess.run([sys.executable, *by_duckdb[1:]], cwd=tmp_path, check=True, timeout=60)
+
+    joined = duckdb.sql(f"FROM '{tmp_path}/joined/*/*.parquet' ORDER BY time, listener, song, clicked").fetchall()
+    impressions = pq.read_table(tmp_path / "impressions").to_pylist()
+    features = {row["song"]: row for row in pq.read_table(tmp_path / "songs.parquet").to_pylist()}
+    order = operator.itemgetter("time", "listener", "song", "clicked")
+    clicks: dict[int, list[tuple[int, int]]] = {}
+    expected = []
+    for row in sorted(impressions, key=order):
+        known = [(time, song) for time, song in clicks.get(row["listener"], []) if time < row["time"]]
+        # Of one time, the smallest song is first in the list.
+        songs = [song for _, song in sorted(known, key=lambda click: (-click[0], click[1]))[:10]]
+        about = features.get(row["song"], {"style": None, "seconds": None})
+        day = datetime.datetime.fromtimestamp(row["time"], datetime.UTC).date()
+        values = (row["listener"], row["song"], row["time"], row["clicked"], about["style"], about["seconds"])
+        expected.append((*values, songs or None, day))
+        if row["clicked"]:
+            clicks.setdefault(row["listener"], []).append((row["time"], row["song"]))
+    assert joined == expected
+
+    assert run_job("pipelines.jobs.describe", *describe[1:], cwd=tmp_path).returncode == 0
+    draft = (tmp_path / "draft.yaml").read_text()
+    assert re.search(r"^  last_songs: {kind: multivalent", draft, re.MULTILINE) and "day" in draft
+    done = run_job("pipelines.jobs.convert", *convert[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    converted = manifest.load(str(tmp_path / "data"))
+    days = [row[-1].isoformat() for row in joined]
+    first = {"train": "2023-11-15", "validation": "2023-11-19", "test": "2023-11-20"}
+    assert converted.rows("train") == sum(day < first["validation"] for day in days)
+    assert converted.rows("validation") == days.count(first["validation"])
+    assert converted.rows("test") == days.count(first["test"])
 
 
 def test_readme_shows_the_schema_of_own_log() -> None:
