@@ -63,7 +63,7 @@ _ONE = flags.DEFINE(cli.PATH, "one", None, "(Of a process that measures one grou
 
 _FEATURES = [f"f{i}" for i in range(8)]
 _DIM, _STEP = 16, 3000
-_CASE = {
+CASE = {
     "rows": "240k",
     "batch": "4096",
     "tasks": "2",
@@ -112,13 +112,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _case(text: str) -> dict[str, str]:
     """A case's settings, its name among them."""
-    case = dict(_CASE)
+    case = dict(CASE)
     for part in text.strip().split(","):
         key, _, value = part.partition("=")
         if key not in case:
             raise UserError(f"--group: no key '{key}'{did_you_mean(key, case)} Keys: {', '.join(case)}")
         case[key] = value or "yes"
-    return case | {"name": text.strip()}
+    return case | {"name": text.strip(), "units": _UNITS.value}
 
 
 def _number(text: str) -> int:
@@ -153,16 +153,16 @@ def _measure(group: list[dict[str, str]]) -> list[dict[str, Any]]:
     turns: list[Callable[[], None]] = []
     for case in group:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        batches = _batches(case)
-        step, table_mb = _keras(case) if case["keras"] else _ours(case)
-        step(batches[0])
-        distinct = [sum(len(np.unique(ids)) for ids in batch["features"].values()) for batch in batches]
+        made = batches(case)
+        step, table_mb = _keras(case) if case["keras"] else ours(case)
+        step(made[0])
+        distinct = [sum(len(np.unique(ids)) for ids in batch["features"].values()) for batch in made]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         figures.append(
             {"name": case["name"], "rates": [], "cpu": 0.0, "table_mb": table_mb, "peak_mb": (peak - before) / 1024}
         )
         figures[-1]["distinct"] = statistics.mean(distinct)
-        turns.append(_turn(step, batches, case, figures[-1]))
+        turns.append(_turn(step, made, case, figures[-1]))
     if _PROFILE.value:
         _profile(turns[0], _PROFILE.value)
         return figures
@@ -195,7 +195,8 @@ def _ids(case: dict[str, str]) -> int:
     return _number(case["rows"]) // len(_FEATURES)
 
 
-def _batches(case: dict[str, str]) -> list[Any]:
+def batches(case: dict[str, str]) -> list[Any]:
+    """8 batches in memory."""
     import tensorflow as tf
 
     random, size = np.random.default_rng(0), int(case["batch"])
@@ -228,7 +229,7 @@ def _config(case: dict[str, str], directory: str) -> Any:
     experiment = Path(directory, "paper.py")
     experiment.write_text("from stem_tf.configs.base import get_config\n", encoding="utf-8")
     overrides = [
-        f"model.expert_units={_UNITS.value}",
+        f"model.expert_units={case['units']}",
         f"model.task_experts={case['K1']}",
         f"model.shared_experts={case['K2']}",
         f"data.batch_size={case['batch']}",
@@ -240,20 +241,26 @@ def _config(case: dict[str, str], directory: str) -> Any:
     return configs.load(str(experiment), [*overrides, *slots])
 
 
-def _ours(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
-    import tensorflow as tf
-
+def model(case: dict[str, str]) -> Any:
+    """The model of a case."""
     from stem_tf import models
 
     with tempfile.TemporaryDirectory() as directory:
-        model = models.build(_config(case, directory), _manifest(case, directory))
-    (optimizer,) = model.table_optimizers
+        return models.build(_config(case, directory), _manifest(case, directory))
+
+
+def ours(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
+    """The training step, which returns the loss of a batch, and the megabytes of its tables and slots."""
+    import tensorflow as tf
+
+    made = model(case)
+    (optimizer,) = made.table_optimizers
     if optimizer.defers:
-        model.global_step.assign(_STEP)
+        made.global_step.assign(_STEP)
         last = optimizer.slots[-1]
         last.assign(np.random.default_rng(0).integers(0, _STEP, last.shape[0]).astype(np.int32))
         optimizer.sums.assign(np.repeat(np.arange(optimizer.sums.shape[0])[:, np.newaxis], 2, axis=1))  # never clipped
-    train = tf.function(model.train_step)
+    train = tf.function(made.train_step)
     size = sum(v.shape.num_elements() * v.dtype.size for v in (optimizer.table, *optimizer.slots))
     return lambda batch: train(batch)["loss"], size / 1e6
 
@@ -268,7 +275,7 @@ def _keras(case: dict[str, str]) -> tuple[Callable[[Any], Any], float]:
 
     tasks = [f"t{i}" for i in range(int(case["tasks"]))]
     tables = [*map(task_table, tasks), SHARED]
-    units = tuple(map(int, _UNITS.value.split(",")))
+    units = tuple(map(int, case["units"].split(",")))
     with precision("mixed_bfloat16" if case["precision"] == "bfloat16" else "float32"):
         k1, k2 = int(case["K1"]), int(case["K2"])
         network = STEMNet(tasks, STEMNet.Hyperparameters(expert_units=units, task_experts=k1, shared_experts=k2))
