@@ -25,6 +25,7 @@ from stem_util import cli
 
 flags = cli.Flags()
 
+_ITEMS = flags.DEFINE_integer("items", 300, "As of the recipe.", 1)
 _CONTRADICTION = flags.DEFINE_float("contradiction", 0.7, "As of the recipe.", 0, 1)
 _STEPS = 12
 """Newton steps: more do not change the fourth digit of an AUC."""
@@ -32,12 +33,18 @@ _STEPS = 12
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    given = {setting.name: setting.default for setting in RECIPE.settings} | {"contradiction": _CONTRADICTION.value}
+    given = {setting.name: setting.default for setting in RECIPE.settings} | {
+        "contradiction": _CONTRADICTION.value,
+        "items": _ITEMS.value,
+    }
     rows = given.pop("rows")
     world = World(**given, seed=0)
     train, test = world.block(0, rows * 8 // 10), world.block(1, rows // 10)
     tasks, strength = world.tasks, given["strength"]
-    print(f"{train.num_rows:,} train and {test.num_rows:,} test rows, contradiction {_CONTRADICTION.value:g}")
+    print(
+        f"{train.num_rows:,} train and {test.num_rows:,} test rows, {_ITEMS.value:,} items, "
+        f"contradiction {_CONTRADICTION.value:g}"
+    )
     _say("the truth itself", test, tasks, [test[truth.column(task)].to_numpy() for task in tasks])
     apart = np.eye(len(tasks))
     together = np.where(apart, 1.0, min(1 - _CONTRADICTION.value, 0.999))
