@@ -111,6 +111,7 @@ setup(
             "stem-evaluate=stem_tf.jobs.evaluate:run",
             "stem-inspect=stem_tf.jobs.inspect:run",
             "stem-compare=stem_tf.jobs.compare:run",
+            "stem-launch=stem_tf.jobs.launch:run",
             "stem-export=export.jobs.export:run",
             "stem-predict=export.jobs.predict:run",
             "stem-serve=export.jobs.serve:run",

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(prefix="stem-benchmark-") as directory:
-        data = _convert(directory)
+        data = convert(directory, _ROWS.value, _IDS.value)
         overrides = [
             f"data.dir={data}",
             "data.batch_size=4096",
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
             "train.checkpoint_every=100",
             "optimizer.tables=deferred",
         ]
-        config = configs.load(_write_config(directory), overrides)
+        config = configs.load(write_config(directory), overrides)
         manifest = manifests.load(data)
         bare_loop = _BareLoop(config, manifest)
         bare, job = [], []
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         owned.write_figures(_JSON.value, figures)
 
 
-def _write_config(directory: str) -> str:
+def write_config(directory: str) -> str:
     """An experiment that is the defaults: the paper's STEM-Net."""
     path = os.path.join(directory, "paper.py")
     with open(path, "w", encoding="utf-8") as file:
@@ -91,9 +91,8 @@ def _write_config(directory: str) -> str:
     return path
 
 
-def _convert(directory: str) -> str:
+def convert(directory: str, rows: int, ids: int) -> str:
     """Generates the log and converts it; returns the data directory."""
-    rows, ids = _ROWS.value, _IDS.value
     random = np.random.default_rng(0)
     # The cube of a uniform draw: a tenth of the ids has almost half of the rows. Every id is there at least once.
     columns: dict[str, Any] = {}

@@ -26,6 +26,7 @@ from pipelines.manifest import LAYOUTS, Manifest
 from pipelines.schema import Schema
 from stem_tf import configs
 from stem_tf.in_memory import Log, files_of
+from stem_tf.peers import Interrupted
 from stem_tf.run import Run
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.training import preconditions
@@ -183,18 +184,19 @@ def train(
     experiment = configs.load(config, changes)
     if not experiment.data.dir:
         raise UserError("which data? Give the directory that stem_tf.convert wrote, or config.data.dir")
-    with preconditions.prepared(experiment, workdir) as (manifest, run):
+    stopped = ""
+    with preconditions.prepared(experiment, workdir) as (manifest, run, peers):
         from stem_tf.training import outcome
-        from stem_tf.training.callbacks import Interrupted
         from stem_tf.training.trainer import Trainer
 
-        trainer = Trainer(experiment, manifest, run, say or (lambda line: None))
+        trainer = Trainer(experiment, manifest, run, say or (lambda line: None), peers=peers)
         try:
             trainer.run()
         except Interrupted as interrupted:
-            raise KeyboardInterrupt(
-                f"{interrupted}: stopped at step {trainer.global_step:,}, checkpoint written to {run.checkpoints}; "
-                "the same call goes on from there"
-            ) from None
-        outcome.write(trainer)
+            stopped = f"{interrupted}: stopped at step {trainer.global_step:,}"
+        else:
+            if peers.is_chief:
+                outcome.write(trainer)
+    if stopped:
+        raise KeyboardInterrupt(f"{stopped}, checkpoint written to {run.checkpoints}; the same call goes on from there")
     return Run(run.path)

@@ -79,8 +79,8 @@ def set_up(config: Any) -> tf.distribute.Strategy:
     """Sets TensorFlow up for a run, before anything is built; returns the strategy to build the model in.
 
     Raises:
-      UserError: the replicas of ``mirrored`` cannot share the batch evenly, or TensorFlow runs already and can no
-        longer be made deterministic.
+      UserError: the replicas cannot share the batch evenly, or TensorFlow runs already and can no longer be made
+        deterministic, or join a cluster.
     """
     import tensorflow as tf
 
@@ -98,13 +98,31 @@ def set_up(config: Any) -> tf.distribute.Strategy:
             ) from None
     if config.train.strategy == "none":
         return tf.distribute.get_strategy()
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if config.data.batch_size % len(devices):
+    if config.train.strategy == "multi_worker":
+        strategy = _multi_worker()
+    else:
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        strategy = _mirrored(tuple(device.name for device in devices))
+    if config.data.batch_size % strategy.num_replicas_in_sync:
         raise UserError(
-            f"config.data.batch_size={config.data.batch_size} does not divide by the {len(devices)} replicas of "
-            "config.train.strategy=mirrored"
+            f"config.data.batch_size={config.data.batch_size} does not divide by the {strategy.num_replicas_in_sync} "
+            f"replicas of config.train.strategy={config.train.strategy}"
         )
-    return _mirrored(tuple(device.name for device in devices))
+    return strategy
+
+
+@functools.cache
+def _multi_worker() -> tf.distribute.Strategy:
+    """The process's only strategy over the cluster in TF_CONFIG: TensorFlow can join one cluster, once."""
+    import tensorflow as tf
+
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError:
+        raise UserError(
+            "config.train.strategy=multi_worker has to be set before TensorFlow runs anything in a process: restart "
+            "Python and train first"
+        ) from None
 
 
 @functools.cache

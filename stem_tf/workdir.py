@@ -33,9 +33,16 @@ from stem_util import files, owned
 from stem_util.errors import UserError, did_you_mean, naming_full_disk
 from stem_util.files import write_atomically, write_json
 
-FREE_KEYS = ("data.dir", "train.checkpoint_every", "train.log_every", "train.patience")
-"""Config keys that may change when a run goes on: they do not change the numbers of its epochs, only how many there
-are. ``train.epochs`` may be raised."""
+FREE_KEYS = (
+    "data.dir",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.patience",
+    "train.peer_timeout",
+    "train.strategy",
+)
+"""Config keys that may change when a run goes on: they do not change the numbers of its epochs, up to rounding, only
+how many there are. ``train.epochs`` may be raised."""
 
 _CHECKPOINT = re.compile(r"ckpt-(\d+)\.(?:index|data-.*)")
 

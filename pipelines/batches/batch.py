@@ -31,6 +31,15 @@ def of_tasks(names: Sequence[str], batch: dict[str, Any]) -> dict[str, Any]:
     return batch | {key: {name: batch[key][name] for name in names} for key in ("labels", "weights")}
 
 
+def beside_each_other(shares: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
+    """Batches that consist of a batch of each data set, in their order."""
+    if len(shares) == 1:
+        return shares[0]
+    return tf.data.Dataset.zip(tuple(shares)).map(
+        lambda *batches: tf.nest.map_structure(lambda *values: tf.concat(values, 0), *batches)
+    )
+
+
 def pad(batch: dict[str, Any], batch_size: int) -> dict[str, Any]:
     """Pads a batch to ``batch_size`` rows: weights 0, row_id -1, single ids 1 (rare), everything else 0."""
     missing = batch_size - tf.shape(batch["row_id"])[0]

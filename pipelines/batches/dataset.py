@@ -18,6 +18,10 @@ A batch is a dict (B = batch_size, L = max_length, n = length)::
 
 Training batches depend on (seed, epoch, reader) alone, not on TensorFlow's global seed, so an epoch can be continued at
 any step. Evaluation keeps the input order and pads the last batch.
+
+Several processes read one training split in ``parts``, each of which has its own rows and gives an equal share of every
+batch. The rows of all processes' batches together depend on the number of parts, not on that of the processes: one
+process that reads all six parts, two that read three each and three that read two each make the same global batches.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ import math
 import tensorflow as tf
 
 from pipelines.batches import log_dataset, log_reader, order
-from pipelines.batches.batch import of_tasks, pad, to_batch
+from pipelines.batches.batch import beside_each_other, of_tasks, pad, to_batch
 from pipelines.batches.damage import readable
 from pipelines.batches.parsing import read_records, row_bytes
 from pipelines.batches.pools import permuted, pools_of_log, pools_of_records
@@ -51,6 +55,7 @@ def read_batches(
     epoch: int = 0,
     start_step: int = 0,
     reader: tuple[int, int] = (0, 1),
+    parts: int = 0,
     on_corrupt: str = "fail",
     shuffle_megabytes: int = SHUFFLE_MEGABYTES,
     run_kilobytes: int = 0,
@@ -68,11 +73,14 @@ def read_batches(
       epoch: number of the epoch; each has another order and other batches.
       start_step: skip this many batches; the rest are the same as without skipping.
       reader: (index, count): read part ``index`` of ``count``; over all readers each row is read once. When training on
-        records, a part is made of runs of records, others in every epoch. Otherwise it is made of whole shards (or row
-        groups, permuted in training) if there are at least ``count`` of them, else of every ``count``-th record (row).
+        records, a part is made of runs of records, others in every epoch, and all have the same number of rows, up to
+        one. Otherwise it is made of whole shards (or row groups, permuted in training) if there are at least ``count``
+        of them, else of every ``count``-th record (row).
+      parts: when training on records, the number of parts, of which each reader reads ``parts / count``; ``count`` by
+        default.
       on_corrupt: ``fail``, or ``skip`` damaged records, which are counted and logged. A log has none.
-      shuffle_megabytes: size of a pool. Two pools are in memory at a time; with ``rows`` and ``parquet``, three. If the
-        split (or the reader's part of it) is larger than a pool, this and ``run_kilobytes`` decide its batches.
+      shuffle_megabytes: size of a pool. Two pools of each part are in memory at a time; with ``rows`` and ``parquet``,
+        three. If the split (or a part of it) is larger than a pool, this and ``run_kilobytes`` decide its batches.
       run_kilobytes: size of the runs in which a split larger than a pool is read; the rows of a run share a pool.
         0: one block, or 128 rows.
       device: prefetch to this device, e.g. ``/GPU:0``. No other transformation may then follow.
@@ -87,6 +95,9 @@ def read_batches(
     index, count = reader
     if not 0 <= index < count:
         raise ValueError(f"reader should be (index, count) with 0 <= index < count, but is {reader}")
+    parts = parts or count
+    if parts % count or batch_size % (parts // count) or (input_format == "parquet" and parts != count):
+        raise ValueError(f"{count} readers of {input_format} cannot make batches of {batch_size} of {parts} parts")
     if start_step < 0:
         raise ValueError(f"start_step should be 0 or more, but is {start_step}")
     # Refuses too few rows.
@@ -96,18 +107,28 @@ def read_batches(
     schema = manifest.record_schema
     if training:
         pool_rows = max(1, (shuffle_megabytes << 20) // row_bytes(schema))
-        skipped = start_step * batch_size
-        if input_format == "parquet":
-            pools = pools_of_log(manifest, split, pool_rows, (seed, epoch), reader)
-        else:
-            shards = readable(manifest, split, input_format, on_corrupt)
-            run_bytes = run_kilobytes << 10
-            reads = order.pools(
-                shards, input_format, pool_rows=pool_rows, run_bytes=run_bytes, seed=(seed, epoch), reader=reader
-            )
-            pools = pools_of_records(schema, shards, reads, input_format, skipped)
-        rows = permuted(schema, pools, skipped, batch_size, (seed, epoch, index))
-        batches = rows.rebatch(batch_size, drop_remainder=True)
+        own = parts // count
+        share = batch_size // own
+        skipped = start_step * share
+
+        def read_part(part: int) -> tf.data.Dataset:
+            if input_format == "parquet":
+                pools = pools_of_log(manifest, split, pool_rows, (seed, epoch), reader)
+            else:
+                shards = readable(manifest, split, input_format, on_corrupt)
+                reads = order.pools(
+                    shards,
+                    input_format,
+                    pool_rows=pool_rows,
+                    run_bytes=run_kilobytes << 10,
+                    seed=(seed, epoch),
+                    reader=(part, parts),
+                )
+                pools = pools_of_records(schema, shards, reads, input_format, skipped)
+            rows = permuted(schema, pools, skipped, share, (seed, epoch, part))
+            return rows.rebatch(share, drop_remainder=True)
+
+        batches = beside_each_other([read_part(part) for part in range(index * own, (index + 1) * own)])
     else:
         if input_format == "parquet":
             columns = log_dataset.read(
@@ -142,7 +163,7 @@ def count_batches(
     input_format: str = "blocks",
     on_corrupt: str = "fail",
 ) -> int:
-    """The number of batches in an epoch of a single reader.
+    """The number of batches in an epoch of a single reader; readers that share a batch make as many.
 
     Raises:
       UserError: as in :func:`read_batches`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -68,17 +68,9 @@ def _filled(schema: Schema, paths: list[str], runs: order.Runs) -> dict[str, np.
         else:
             words += np.dtype(kind).itemsize // 4
     packed[_SINGLE] = _aligned(rows, words, np.int32)
-    payloads = (
-        payload
-        for shard, offset, count, _ in zip(*runs, strict=True)
-        for _, payload in itertools.islice(scan(paths[shard], offset), count)
-    )
-    # A quarter of what TensorFlow parses in one go, to stay in the caches while columns become rows.
-    blocks = max(1, rows_at_a_time(schema) // 4 * int(runs.records.sum()) // max(rows, 1))
     start = 0
-    while messages := list(itertools.islice(payloads, blocks)):
-        columns, word = records.parse(schema, messages), 0
-        count = len(columns["key:row_id"])
+    for columns in _read(schema, paths, runs):
+        word, count = 0, len(columns["key:row_id"])
         end = start + count
         if end > rows:
             break
@@ -97,6 +89,24 @@ def _filled(schema: Schema, paths: list[str], runs: order.Runs) -> dict[str, np.
     return packed
 
 
+def _read(schema: Schema, paths: list[str], runs: order.Runs) -> Iterator[dict[str, np.ndarray]]:
+    """The columns of the rows of runs, some blocks at a time."""
+    # A quarter of what TensorFlow parses in one go, to stay in the caches while columns become rows.
+    blocks = max(1, rows_at_a_time(schema) // 4 * int(runs.records.sum()) // max(int(runs.rows.sum()), 1))
+
+    def payloads(shard: int, offset: int, count: int) -> Iterator[bytes]:
+        return (payload for _, payload in itertools.islice(scan(paths[shard], offset), count))
+
+    whole = (runs.shard[runs.skip < 0], runs.offset[runs.skip < 0], runs.records[runs.skip < 0])
+    found = itertools.chain.from_iterable(map(payloads, *whole))
+    while messages := list(itertools.islice(found, blocks)):
+        yield records.parse(schema, messages)
+    for shard, offset, count, rows, skip in zip(*runs, strict=True):
+        if skip >= 0:
+            columns = records.parse(schema, list(payloads(shard, offset, count)))
+            yield {key: values[skip : skip + rows] for key, values in columns.items()}
+
+
 def _aligned(rows: int, width: int, kind: type) -> np.ndarray:
     """An uninitialised array [rows, width], aligned so that TensorFlow takes it without a copy."""
     size = rows * width * np.dtype(kind).itemsize
@@ -112,7 +122,7 @@ def _rows_of_pool(
     paths = tf.constant([shard.path for shard in shards])
     record_bytes = -(-sum(shard.bytes for shard in shards) // sum(shard.records for shard in shards))
     splits = tf.constant(np.cumsum([0, *(len(runs.shard) for runs in reads)]), tf.int64)
-    shard, offset, count, _ = (tf.constant(np.concatenate(values), tf.int64) for values in zip(*reads, strict=True))
+    shard, offset, count, *_ = (tf.constant(np.concatenate(values), tf.int64) for values in zip(*reads, strict=True))
 
     def blocks(shard: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
         # TFRecordDataset cannot start at an offset. A buffer much larger than a run would be filled for nothing.

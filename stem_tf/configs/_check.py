@@ -123,6 +123,11 @@ def _check_together(keys: Mapping[str, Key], values: Mapping[str, Any]) -> None:
         if why := idle(path, key, values, models):
             default = "nothing" if key.default == "" else key.default
             raise UserError(f"config.{path}={values[path]} {why[0]}; {why[1]}, or leave this at {default}")
+    if values["train.strategy"] == "multi_worker" and values["data.input_format"] == "parquet":
+        raise UserError(
+            "config.data.input_format=parquet does not go with config.train.strategy=multi_worker: how many rows a part"
+            " of the log holds is known only once it is read, and all processes make as many steps; set it to blocks"
+        )
     if values["optimizer.schedule"] != "constant" and values["optimizer.decay_steps"] == 0:
         raise UserError(f"config.optimizer.decay_steps should be given for the schedule {values['optimizer.schedule']}")
     model = models[values["model.name"]]

@@ -70,6 +70,13 @@ KEYS: dict[str, Key] = {
         INPUT_FORMATS,
     ),
     "data.batch_size": Key(4096, "rows per step, over all replicas; evaluation uses the same", low=1),
+    "data.parts": Key(
+        0,
+        "parts that the rows of train are dealt out to in every epoch, each with an equal share of every batch; 0: as"
+        " many as processes. Runs of as many parts have the same batches, whatever the number of processes",
+        low=0,
+        only_if=("data.input_format", LAYOUTS),
+    ),
     "data.on_corrupt": Key(
         "fail",
         "a damaged record ends the job, or is skipped and counted",
@@ -216,7 +223,17 @@ KEYS: dict[str, Key] = {
         ("auto", "off", "network", "step"),
     ),
     "train.strategy": Key(
-        "none", "mirrored: all GPUs of the machine, each with its share of the batch", ("none", "mirrored")
+        "none",
+        "mirrored: all GPUs of the machine, each with its share of the batch; multi_worker: the same over the processes"
+        " in TF_CONFIG (docs/beyond_one_machine.md)",
+        ("none", "mirrored", "multi_worker"),
+    ),
+    "train.peer_timeout": Key(
+        600.0,
+        "seconds after which a process of the cluster that does not answer ends the run; as long do processes wait for"
+        " each other at the start",
+        low=2,
+        only_if=("train.strategy", ("multi_worker",)),
     ),
     "train.deterministic": Key(False, "the same seed gives the same bits (slower on a GPU)"),
 }

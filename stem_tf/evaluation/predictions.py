@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from stem_tf.evaluation import metrics
 from stem_util.errors import JobError, UserError, message
 from stem_util.files import replace_file
 
+_BY_TASK = ("labels", "scores", "weights")
 _ROW_GROUP = 1 << 20
 _SAME = 1e-5
 """Scores that differ by less than this share of the largest count as equal: float32 sums may differ in their order."""
@@ -43,6 +45,14 @@ class Predictions:
     group: NDArray[np.int64] | None
     item: NDArray[np.int64] | None
 
+    def arrays(self) -> dict[str, NDArray]:
+        """The arrays by name; :func:`together` takes them."""
+        named = {"row_id": self.row_id, "group": self.group, "item": self.item}
+        found = {name: array for name, array in named.items() if array is not None}
+        for kind in _BY_TASK:
+            found |= {f"{kind}/{task}": array for task, array in getattr(self, kind).items()}
+        return found
+
     def weights_of(self, task: str) -> NDArray:
         """The weight of each row in the task's metrics, ``[N]``: 0 outside its space."""
         weights = self.weights.get(task)
@@ -56,6 +66,22 @@ class Predictions:
             if len(scores) > 1 and np.ptp(scores) <= _SAME * np.abs(scores).max():
                 found.append(task)
         return found
+
+
+def together(parts: Sequence[Mapping[str, NDArray]]) -> Predictions:
+    """The rows of all parts, in the order of their places in the log, from :meth:`Predictions.arrays` of each part."""
+    parts = [part for part in parts if len(part["row_id"])] or parts[:1]
+    arrays = parts[0]
+    if len(parts) > 1:
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        order = np.argsort(arrays["row_id"], kind="stable")
+        arrays = {name: array[order] for name, array in arrays.items()}
+    by_task: dict[str, dict[str, NDArray]] = {kind: {} for kind in _BY_TASK}
+    for name, array in arrays.items():
+        kind, slash, task = name.partition("/")
+        if slash:
+            by_task[kind][task] = array
+    return Predictions(arrays["row_id"], **by_task, group=arrays.get("group"), item=arrays.get("item"))
 
 
 def evaluate(predictions: Predictions, manifest: Manifest) -> metrics.Results:

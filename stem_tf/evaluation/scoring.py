@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -29,8 +29,9 @@ def predict(
     desc: str,
     signals: Signals | None = None,
     limit: int | None = None,
+    reader: tuple[int, int] = (0, 1),
 ) -> Predictions:
-    """Scores every row of ``split``, or its first ones.
+    """Scores every row of ``split``, or its first ones, or the part of one of several processes.
 
     Args:
       model: a trained model.
@@ -40,28 +41,48 @@ def predict(
       desc: shown while it runs.
       signals: end the work when one comes.
       limit: how many rows to score at most; all when not given.
+      reader: (index, count): score part ``index`` of ``count``, one for each process of the model's strategy. No
+        process waits for another.
 
     Raises:
       UserError: no such split, or no rows in it.
       CorruptRecord: a damaged record.
     """
-    dataset = read_batches(manifest, split, training=False, device=single_gpu(model), **configs.reading(data))
-    steps = count_batches(manifest, split, training=False, **configs.reading(data))
+    batch_size = data.batch_size // reader[1]
+    reading = configs.reading(data) | {"batch_size": batch_size}
+    dataset = read_batches(manifest, split, training=False, device=single_gpu(model), reader=reader, **reading)
+    steps = count_batches(manifest, split, training=False, **reading)
     rows = manifest.rows(split)
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
     kept = _Rows(rows, [task.name for task in model.tasks if task.row_weight])
-    batches = model.distribute_strategy.experimental_distribute_dataset(dataset)
+    batches = _on_replicas(dataset, model.distribute_strategy, batch_size, reader[1])
     with (
         naming_corrupt_records(manifest, split, data.input_format),
         Progress(rows, unit="rows", desc=desc) as progress,
     ):
         for batch in itertools.islice(batches, steps):
             kept.add(model.predict_on_replicas(batch))
-            progress.update(min(data.batch_size, rows - progress.done))  # the last batch is padded
+            progress.update(min(batch_size, rows - progress.done))  # the last batch is padded
             if signals is not None:
                 signals.check()
     return kept.predictions()
+
+
+def _on_replicas(
+    dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, batch_size: int, processes: int
+) -> Iterable[Any]:
+    """Batches, each divided among the replicas of this process."""
+    if processes == 1:
+        return cast(Iterable[Any], strategy.experimental_distribute_dataset(dataset))
+    replicas = strategy.num_replicas_in_sync // processes
+    shares = iter(dataset.rebatch(batch_size // replicas, drop_remainder=True))
+    # A data set that the strategy distributes asks all processes whether they have another batch.
+    return (
+        strategy.experimental_distribute_values_from_function(lambda context, first=first: first.pop(0))
+        for share in shares
+        for first in [[share, *itertools.islice(shares, replicas - 1)]]
+    )
 
 
 class _Rows:
@@ -93,6 +114,9 @@ class _Rows:
 
     def predictions(self) -> Predictions:
         """The rows that were added: fewer than expected where damaged records were skipped."""
+        if self._arrays is None:  # a part without rows
+            nothing = np.zeros(0, np.int64)
+            return Predictions(nothing, {}, {}, {}, None, None)
         arrays = tf.nest.map_structure(lambda array: array[: self._filled], self._arrays)
         return Predictions(group=arrays.pop("group", None), item=arrays.pop("item", None), **arrays)
 
@@ -100,5 +124,6 @@ class _Rows:
 def single_gpu(model: Predictor) -> str | None:
     """The device to prefetch batches to: the only GPU of a model outside any distribution strategy."""
     gpus = tf.config.list_logical_devices("GPU")
-    distributed = isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy)
+    several = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    distributed = isinstance(model.distribute_strategy, several)
     return gpus[0].name if len(gpus) == 1 and not distributed else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
+from stem_tf.peers import Interrupted, Peers
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.training import preconditions
 from stem_tf.workdir import Workdir
@@ -58,18 +59,20 @@ def main(argv: Sequence[str]) -> None:
     config = configs.load(_CONFIG.value, overrides, print if _SKIP_UNUSED.value else None)
     if not config.data.dir:
         raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
-    with preconditions.prepared(config, _WORKDIR.value) as (manifest, workdir):
-        _train(config, manifest, workdir)
+    with preconditions.prepared(config, _WORKDIR.value) as (manifest, workdir, peers):
+        _train(config, manifest, workdir, peers)
 
 
-def _train(config: Any, manifest: Manifest, workdir: Workdir) -> None:
+def _train(config: Any, manifest: Manifest, workdir: Workdir, peers: Peers) -> None:
     quieten_tensorflow()
     from stem_tf.training import outcome
-    from stem_tf.training.callbacks import Interrupted
     from stem_tf.training.trainer import Trainer
 
-    trainer = Trainer(config, manifest, workdir)
-    _say_start(trainer)
+    trainer = Trainer(config, manifest, workdir, peers=peers)
+    if peers.is_chief:
+        _say_start(trainer)
+    else:
+        print(f"process {peers.rank} of {peers.count}: the chief says how the run goes", flush=True)
     try:
         trainer.run()
     except Interrupted as interrupted:
@@ -78,7 +81,8 @@ def _train(config: Any, manifest: Manifest, workdir: Workdir) -> None:
             f"to go on: {cli.command_line('stem_tf.jobs.train')}"
         )
         sys.exit(128 + interrupted.signal)
-    _say_end(trainer, outcome.write(trainer, cli.command_line("stem_tf.jobs.train")))
+    if peers.is_chief:
+        _say_end(trainer, outcome.write(trainer, cli.command_line("stem_tf.jobs.train")))
 
 
 def _say_start(trainer: Trainer) -> None:

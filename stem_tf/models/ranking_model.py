@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
@@ -69,8 +69,8 @@ class RankingModel(Predictor):
         self.embedding_dropout = embedding_dropout
         self._training_step: TrainStep | None = None
         self.table_optimizers: list[TableOptimizer] = []
-        self.loss_mean = tf.keras.metrics.Mean(name="loss")
-        self.loss_means = {task.name: tf.keras.metrics.Mean(name=f"loss_{task.name}") for task in tasks}
+        self.loss_mean = _Mean(name="loss")
+        self.loss_means = {task.name: _Mean(name=f"loss_{task.name}") for task in tasks}
         self.global_step = _counter("global_step", 0, tf.int64)
         self.epoch = _counter("epoch", 0, tf.int64)
         self.first_bad_step = _counter("first_bad_step", -1, tf.int64)
@@ -170,6 +170,20 @@ class RankingModel(Predictor):
     def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
         """The loss of a batch without L2; :class:`tfrs.Model` asks for this method."""
         return self.training_step.loss_of(inputs, training)
+
+
+class _Mean(tf.keras.metrics.Mean):
+    """The mean of values that every replica computes alike, kept like a counter.
+
+    Keras would add the replicas' sums up whenever a mean is read or saved: in every step, over the network.
+    """
+
+    def add_weight(self, name: str, *args: Any, **kwargs: Any) -> tf.Variable:
+        kwargs |= {
+            "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            "synchronization": tf.VariableSynchronization.ON_WRITE,
+        }
+        return super().add_weight(name, *args, **kwargs)
 
 
 def _counter(name: str, value: int, dtype: tf.DType) -> tf.Variable:

@@ -15,25 +15,22 @@ from typing import Any, Self
 import tensorflow as tf
 
 from stem_tf.models.ranking_model import RankingModel
+from stem_tf.peers import Peers
 from stem_tf.training.checkpoints import RunState
 from stem_util.progress import Progress
 
 Logs = Mapping[str, tf.Tensor]
 
 
-class Interrupted(Exception):
-    """A signal asked the job to end; ``signal`` is its number."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal = signal_number
-
-
 class Signals:
-    """Inside this context SIGTERM and Ctrl-C are noted, and acted upon between two steps; a second one ends at once."""
+    """Inside this context SIGTERM and Ctrl-C are noted, and acted upon between two steps; a second one ends at once.
 
-    def __init__(self) -> None:
-        self._received: int | None = None
+    Args:
+      peers: the processes that stop together, after the same step.
+    """
+
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -47,14 +44,17 @@ class Signals:
     ) -> None:
         self._restore()
 
+    def launch(self) -> None:
+        """Call before each execution of steps; raises as :meth:`check`."""
+        self._peers.launch()
+
     def check(self) -> None:
-        """Raises Interrupted when a signal has come."""
-        if self._received is not None:
-            raise Interrupted(self._received)
+        """Raises :class:`stem_tf.peers.Interrupted` when a signal has come."""
+        self._peers.check()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self._received = number
+        self._peers.ask_to_stop(number)
         self._restore()
 
     def _restore(self) -> None:
@@ -118,6 +118,9 @@ class Steps(Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         self._clock = time.monotonic()
+
+    def on_train_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        self._signals.launch()
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         before, after = self._state.step, self._start + batch + 1

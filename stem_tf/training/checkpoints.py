@@ -55,6 +55,7 @@ class RunState:
       by_task: the same three values by task, where each task has best weights of its own.
       stopped: why training has ended, or "".
       losses: the epoch's mean losses so far, as the last step reported them.
+      parts: the parts that the epoch's rows are dealt out to.
       samples, seconds: rows trained on, and the time for them, without the first execution of each process.
     """
 
@@ -66,6 +67,7 @@ class RunState:
     by_task: dict[str, Best] = field(default_factory=dict)
     stopped: str = ""
     losses: dict[str, float] = field(default_factory=dict)
+    parts: int = 1
     samples: int = 0
     seconds: float = 0.0
 
@@ -93,18 +95,26 @@ class Checkpoints:
       state: state of the run, saved beside the model and overwritten by :meth:`restore`.
       weights_only: leave out optimizer state, counters and running metrics.
       keep: how many to keep.
+      writes: whether this process writes. One that does not takes part in what changes the model before it is saved.
 
     Attributes:
       damaged: paths of newer checkpoints that :meth:`restore` passed over.
     """
 
     def __init__(
-        self, directory: Path, model: RankingModel, state: RunState, *, weights_only: bool = False, keep: int = 2
+        self,
+        directory: Path,
+        model: RankingModel,
+        state: RunState,
+        *,
+        weights_only: bool = False,
+        keep: int = 2,
+        writes: bool = True,
     ) -> None:
         saved = tf.train.Checkpoint(**model.weight_parts) if weights_only else model
         self._model, self._weights_only = model, weights_only
         self._checkpoint = tf.train.Checkpoint(model=saved, state=_Json(state))
-        self._directory, self._keep = directory, keep
+        self._directory, self._keep, self._writes = directory, keep, writes
         self.damaged: list[str] = []
 
     def save(self) -> str:
@@ -172,6 +182,8 @@ class Checkpoints:
         check_finite(self._model)
         if self._weights_only:
             self._model.catch_up()
+        if not self._writes:
+            return
         beside = files.make_directory(self._directory) / _BESIDE
         shutil.rmtree(beside, ignore_errors=True)  # of a job that was killed while it wrote
         beside.mkdir()
@@ -196,6 +208,8 @@ class Checkpoints:
 
     def _delete(self, names: Collection[str]) -> None:
         """Deletes checkpoints, and what earlier versions left beside them."""
+        if not self._writes:
+            return
         for entry in sorted(os.listdir(self._directory), reverse=True):  # indices first: what has one is whole
             path, found = self._directory / entry, _FILE.fullmatch(entry)
             if found and found[1] in names:

@@ -34,11 +34,15 @@ class Logger:
       model: the model that is trained.
       config: the run's config, shown in TensorBoard's HParams tab beside ``best_score``.
       steps: steps per epoch.
+      writes: whether anything is written; one process of a cluster writes.
     """
 
-    def __init__(self, workdir: Workdir, model: RankingModel, config: Any, steps: int) -> None:
+    def __init__(self, workdir: Workdir, model: RankingModel, config: Any, steps: int, *, writes: bool = True) -> None:
         self._workdir, self._model = workdir, model
         self._batch_size, self._steps = config.data.batch_size, steps * config.train.epochs
+        self._writers: dict[str, tf.summary.SummaryWriter] = {}
+        if not writes:
+            return
         with writing(workdir.tensorboard):
             with tf.summary.create_file_writer(str(workdir.tensorboard)).as_default(step=0):
                 hparams.hparams({key: _shown(value) for key, value in configs.flat(config).items()})
@@ -79,10 +83,14 @@ class Logger:
                 writer.close()
 
     def _append(self, kind: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        if not self._writers:
+            return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._workdir.append_metrics({"kind": kind, "epoch": epoch + 1, "step": step, **finite})
 
     def _show(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        if not self._writers:
+            return
         with writing(self._workdir.tensorboard):
             for name, value in values.items():
                 _scalar(self._writers[kind], name, value, step)

@@ -22,6 +22,8 @@ class Replicas:
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.count = strategy.num_replicas_in_sync
+        # Over a network, collectives pad to the size of the largest replica; between devices, sizes have to be static.
+        self._of_any_size = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
     def sum(self, tensors: Any) -> Any:
         """A structure of tensors, each summed over the replicas."""
@@ -42,19 +44,22 @@ class Replicas:
         Args:
           ids: ``[U]`` distinct rows of this replica.
           values: ``[U, W]`` their gradients.
-          size: positions P in a replica's batch, at least U: collectives need a static size, so both are padded to it.
+          size: positions P in a replica's batch, at least U; both are padded to it for collectives of static size.
 
         Returns:
           ids ``[V]`` and values ``[V, W]``, the same on every replica.
         """
         context = tf.distribute.get_replica_context()
-        padding = size - tf.shape(ids)[0]
-        ids = tf.ensure_shape(tf.pad(ids, [[0, padding]], constant_values=-1), [size])
-        values = tf.ensure_shape(tf.pad(values, [[0, padding], [0, 0]]), [size, values.shape[1]])
+        if not self._of_any_size:
+            padding = size - tf.shape(ids)[0]
+            ids = tf.ensure_shape(tf.pad(ids, [[0, padding]], constant_values=-1), [size])
+            values = tf.ensure_shape(tf.pad(values, [[0, padding], [0, 0]]), [size, values.shape[1]])
         ids, values = context.all_gather(ids, axis=0), context.all_gather(values, axis=0)
-        kept = ids >= 0
-        distinct, place = deduplicate(tf.boolean_mask(ids, kept))
-        return distinct, tf.math.unsorted_segment_sum(tf.boolean_mask(values, kept), place, tf.shape(distinct)[0])
+        if not self._of_any_size:
+            kept = ids >= 0
+            ids, values = tf.boolean_mask(ids, kept), tf.boolean_mask(values, kept)
+        distinct, place = deduplicate(ids)
+        return distinct, tf.math.unsorted_segment_sum(values, place, tf.shape(distinct)[0])
 
 
 def update_mirrors(variable: tf.Variable, update: Callable[..., None], *args: object) -> None:

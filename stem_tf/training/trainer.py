@@ -15,11 +15,13 @@ from pipelines.manifest import Manifest
 from stem_tf import configs, models, report, runtime
 from stem_tf.evaluation import predictions, scoring
 from stem_tf.models.ranking_model import RankingModel
+from stem_tf.peers import Interrupted, Peers
 from stem_tf.training import assembly, callbacks, early_stopping, gradient_shares, learning, monitor
 from stem_tf.training.checkpoints import Checkpoints, RunState
 from stem_tf.training.logger import Logger, by_metric
 from stem_tf.training.non_finite import check_finite
 from stem_tf.workdir import Workdir
+from stem_util.errors import UserError
 from stem_util.files import write_json
 
 _FIRST_STEPS = 20
@@ -35,6 +37,7 @@ class Trainer:
       workdir: the run's directory, prepared and locked.
       say: prints a line.
       warn: prints a warning.
+      peers: the processes that train the run together; each of them has a trainer. Only the chief writes and prints.
 
     Attributes:
       choice: the weights that a finished run with ``train.best=own`` serves; None until then, and for other runs.
@@ -47,26 +50,33 @@ class Trainer:
         workdir: Workdir,
         say: Callable[[str], None] = print,
         warn: Callable[[str], None] = report.warn,
+        peers: Peers | None = None,
     ) -> None:
-        self.config, self.manifest, self.workdir, self.say, self.warn = config, manifest, workdir, say, warn
+        self.config, self.manifest, self.workdir, self.peers = config, manifest, workdir, peers or Peers()
+        self.say, self.warn = (say, warn) if self.peers.is_chief else (_nothing, _nothing)
         self.monitor = monitor.monitor(config, manifest)
         self.monitors = monitor.of_tasks(config, manifest) if configs.best(config) != "together" else {}
         self._own = configs.best(config) == "own"
         self.choice: assembly.Choice | None = None
         self._reading = configs.reading(config.data)
         strategy = runtime.set_up(config)
+        self._check_all_have("replicas", strategy.num_replicas_in_sync)
         self.steps = count_batches(manifest, "train", training=True, **self._reading)
         count_batches(manifest, "validation", training=False, **self._reading)  # refuses a split without rows
         with strategy.scope():
             self.model: RankingModel = models.build(config, manifest)
         self.state = RunState()
-        self.checkpoints = Checkpoints(workdir.checkpoints, self.model, self.state)
-        self._best = Checkpoints(workdir.best, self.model, self.state, weights_only=True, keep=1)
+        writes = self.peers.is_chief
+        self.checkpoints = Checkpoints(workdir.checkpoints, self.model, self.state, writes=writes)
+        self._best = Checkpoints(workdir.best, self.model, self.state, weights_only=True, keep=1, writes=writes)
         self.resumed_from = self.checkpoints.restore()
+        self._check_all_have("a checkpoint of steps", [self.state.epoch, self.state.step])
+        self._check_parts()
         # Patience may have changed since, and epochs may have been added whose learning rate would be 0.
         self.state.stopped = "" if self.state.step else self._why_stopped()
-        workdir.rewind_metrics(self.state.epoch, self.global_step)
-        self._logger = Logger(workdir, self.model, config, self.steps)
+        if writes:
+            workdir.rewind_metrics(self.state.epoch, self.global_step)
+        self._logger = Logger(workdir, self.model, config, self.steps, writes=writes)
         self._epoch_start = time.monotonic()
         self._logged_step = -1
         self._compiled = self._said_heading = False
@@ -77,6 +87,33 @@ class Trainer:
     def global_step(self) -> int:
         """Steps done in all epochs."""
         return self.state.epoch * self.steps + self.state.step
+
+    def _check_all_have(self, what: str, mine: Any) -> None:
+        """Refuses a cluster in which processes differ from the chief in ``what``."""
+        if (of_chief := self.peers.decide(lambda: mine)) != mine:
+            raise UserError(
+                f"process {self.peers.rank} has {what} {mine}, and the chief {of_chief}: all processes of a cluster "
+                f"need as many GPUs, and a file system on which they find {self.workdir.path}"
+            )
+
+    def _check_parts(self) -> None:
+        """Chooses the parts that the rows of an epoch are dealt out to, unless one is to be continued."""
+        state, data, count = self.state, self.config.data, self.peers.count
+        if not 0 < state.step < self.steps:
+            state.parts = data.parts or count
+        elif state.parts % count:
+            fit = " or ".join(str(n) for n in range(1, state.parts + 1) if state.parts % n == 0)
+            raise UserError(
+                f"{self.workdir.path} stopped inside an epoch whose rows are dealt out to {state.parts} parts, which "
+                f"{count} processes cannot share: go on with {fit}"
+            )
+        if state.parts % count:
+            raise UserError(f"config.data.parts={data.parts} does not divide by the {count} processes of the cluster")
+        if data.batch_size % state.parts:
+            raise UserError(
+                f"config.data.batch_size={data.batch_size} does not divide by the {state.parts} parts that give each a "
+                "share of it (config.data.parts)"
+            )
 
     def parameters(self) -> tuple[int, int]:
         """Number of parameters in tables and in the network."""
@@ -97,7 +134,7 @@ class Trainer:
             if sentence:
                 self.warn(sentence)
         try:
-            with callbacks.Signals() as signals:
+            with callbacks.Signals(self.peers) as signals:
                 while not state.stopped and state.epoch < config.epochs:
                     self._epoch_start = time.monotonic()
                     try:
@@ -106,11 +143,14 @@ class Trainer:
                         # A signal that came while the checkpoint was written.
                         if not state.stopped and state.epoch < config.epochs:
                             signals.check()
-                    except callbacks.Interrupted:
+                    except Interrupted:
                         self._save()
                         raise
                 if self._own:
                     self._choose(signals)
+        except tf.errors.OpError:
+            self.peers.await_news()
+            raise
         finally:
             self._logger.close()
 
@@ -120,6 +160,8 @@ class Trainer:
         if state.step >= self.steps:
             return
         self.model.epoch.assign(state.epoch)
+        if not state.step:
+            state.parts = config.data.parts or self.peers.count
         dataset = read_batches(
             self.manifest,
             "train",
@@ -127,16 +169,18 @@ class Trainer:
             seed=config.seed,
             epoch=state.epoch,
             start_step=state.step,
+            reader=(self.peers.rank, self.peers.count),
+            parts=state.parts,
             shuffle_megabytes=config.data.shuffle_megabytes,
             run_kilobytes=config.data.run_kilobytes,
             device=scoring.single_gpu(self.model),
-            **self._reading,
+            **self._reading | {"batch_size": config.data.batch_size // self.peers.count},
         )
         actions: list[tuple[int, Callable[[callbacks.Logs], None]]] = [(config.train.log_every, self._log)]
         if config.train.checkpoint_every:
             actions.append((config.train.checkpoint_every, self._checkpoint))
         first = min(_FIRST_STEPS, self.steps)
-        if state.epoch == 0 and state.step < first:
+        if state.epoch == 0 and state.step < first and self.peers.is_chief:
             # The epoch's next batch, not that of step `first`, which could not be read without taking it from training.
             with naming_corrupt_records(self.manifest, "train", config.data.input_format):
                 batch = next(iter(dataset.take(1)))
@@ -149,14 +193,14 @@ class Trainer:
         try:
             with naming_corrupt_records(self.manifest, "train", config.data.input_format):
                 self.model.fit(
-                    dataset,
+                    self._for_replicas(dataset),
                     initial_epoch=state.epoch,
                     epochs=state.epoch + 1,
                     steps_per_epoch=self.steps - state.step,
                     callbacks=[*resumed, steps, display],
                     verbose=0,
                 )
-        except callbacks.Interrupted:
+        except Interrupted:
             state.losses = steps.losses()
             raise
         finally:
@@ -166,13 +210,26 @@ class Trainer:
         if self._logged_step != self.global_step:
             self._log(steps.logs)
 
+    def _for_replicas(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """This process's batches for Keras, which divides those of one process among its replicas by itself."""
+        if self.peers.count == 1:
+            return dataset
+        strategy = self.model.distribute_strategy
+        share = self.config.data.batch_size // strategy.num_replicas_in_sync
+        # Of a data set that may end TensorFlow asks all processes, at every step, whether they have another batch.
+        endless = dataset.rebatch(share, drop_remainder=True).apply(
+            tf.data.experimental.assert_cardinality(tf.data.experimental.INFINITE_CARDINALITY)
+        )
+        return strategy.distribute_datasets_from_function(lambda context: endless)
+
     def _log(self, logs: callbacks.Logs) -> None:
         self._logged_step = self.global_step
         self._logger.train(self.state.epoch, self.global_step, callbacks.numbers(logs))
 
     def _save(self) -> None:
         """Writes a checkpoint, after the metrics up to it are on the disk."""
-        self.workdir.sync_metrics()
+        if self.peers.is_chief:
+            self.workdir.sync_metrics()
         self.checkpoints.save()
 
     def _compare_tasks(self, batch: Any, logs: callbacks.Logs) -> None:
@@ -198,8 +255,9 @@ class Trainer:
         state, config = self.state, self.config.train
         epoch = state.epoch
         predicted = self._predict_validation(f"epoch {epoch + 1}/{config.epochs}, validation", signals)
-        results = predictions.evaluate(predicted, self.manifest)
-        self._warn_of_collapse(epoch, predicted)
+        results = self._measure(predicted)
+        if predicted is not None:
+            self._warn_of_collapse(epoch, predicted)
         score = self.monitor.value(results)
         self._logger.validation(epoch, self.global_step, {"score": score} | by_metric(results))
 
@@ -214,13 +272,33 @@ class Trainer:
             self._best.save()
         state.stopped = self._why_stopped()
         self._save()
-        if self.monitors:  # only now: the last checkpoint but one names the best weights before these
+        if self.monitors and self.peers.is_chief:  # only now: the last checkpoint but one names the best before these
             whole = [self._kept_as(state.best_epoch)] if self._own else []
             self._best.keep_only({*self._candidates().values(), *whole})
         self._say_epoch(epoch, results, score, "best" if better else "", improved)
 
-    def _predict_validation(self, desc: str, signals: callbacks.Signals) -> predictions.Predictions:
-        return scoring.predict(self.model, self.manifest, "validation", self.config.data, desc=desc, signals=signals)
+    def _predict_validation(self, desc: str, signals: callbacks.Signals) -> predictions.Predictions | None:
+        """Scores validation, each process its part of the rows; returns all of them to the chief, None to others."""
+        mine = scoring.predict(
+            self.model,
+            self.manifest,
+            "validation",
+            self.config.data,
+            desc=desc,
+            signals=signals,
+            reader=(self.peers.rank, self.peers.count),
+        )
+        parts = self.peers.gather(mine.arrays())
+        return predictions.together(parts) if parts else None
+
+    def _measure(self, predicted: predictions.Predictions | None) -> monitor.Results:
+        """The metrics of the rows, which the chief has, in all processes."""
+
+        def results() -> monitor.Results:
+            assert predicted is not None
+            return predictions.evaluate(predicted, self.manifest)
+
+        return self.peers.decide(results)
 
     def why_ended(self) -> str:
         """Why a finished run has ended, in words."""
@@ -249,6 +327,8 @@ class Trainer:
     def _keep_best_of_tasks(self, epoch: int) -> None:
         """Saves the weights of an epoch that is best for some task, and which checkpoint each task has now."""
         self._best.save_as(f"epoch-{epoch + 1}")
+        if not self.peers.is_chief:
+            return
         if self._own:  # until the end, when the parts of several epochs are evaluated together
             whole = self._kept_as(self.state.best_epoch)
             write_json(self.workdir.best_epochs, {"tasks": dict.fromkeys(self.state.by_task, whole), "rest": whole})
@@ -267,28 +347,30 @@ class Trainer:
 
         Overwrites the model's weights. Checkpoints of the tasks' best epochs stay: the run may be continued.
         """
-        self.choice = assembly.read(self.workdir.best_epochs, self.state.epoch)
-        if self.choice is None:
+        if self.peers.is_chief:
+            self.choice = assembly.read(self.workdir.best_epochs, self.state.epoch)
 
-            def results() -> monitor.Results:
-                predicted = self._predict_validation("best weights, validation", signals)
-                return predictions.evaluate(predicted, self.manifest)
-
+        def kept() -> tuple[str, dict[str, str]] | None:
             there = {path.stem for path in self.workdir.best.glob("*.index")}
             whole = self._kept_as(self.state.best_epoch)
-            if whole not in there:
-                return  # somebody deleted it; a warning said so at the start
-            self.choice = assembly.choose(
-                self.model,
-                self.workdir.best,
-                {task: name if name in there else whole for task, name in self._candidates().items()},
-                whole,
-                results,
-                self.monitor,
-                {task: watched for task, watched in self.monitors.items() if task not in self._untrained},
-            )
+            if self.choice is not None or whole not in there:
+                return None  # chosen before; or somebody deleted it, and a warning said so at the start
+            return whole, {task: name if name in there else whole for task, name in self._candidates().items()}
+
+        if (names := self.peers.decide(kept)) is None:
+            return
+        self.choice = assembly.choose(
+            self.model,
+            self.workdir.best,
+            names[1],
+            names[0],
+            lambda: self._measure(self._predict_validation("best weights, validation", signals)),
+            self.monitor,
+            {task: watched for task, watched in self.monitors.items() if task not in self._untrained},
+        )
+        if self.peers.is_chief:
             write_json(self.workdir.best_epochs, self.choice.as_json(self.state.epoch))
-            self._logger.best(self.global_step, self.choice.score)
+        self._logger.best(self.global_step, self.choice.score)
 
     def _say_epoch(
         self, epoch: int, results: monitor.Results, score: float, better: str, improved: Sequence[str]
@@ -308,3 +390,7 @@ class Trainer:
         line = "  ".join(f"{cell:>{max(len(name), 7)}}" for name, cell in cells.items())
         best = f"best of {', '.join(improved)}" if improved else "" if self.monitors else better
         self.say(f"{line}  {best}".rstrip())
+
+
+def _nothing(line: str) -> None:
+    """Prints nothing."""

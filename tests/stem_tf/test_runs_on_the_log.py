@@ -17,7 +17,7 @@ import pytest
 from pipelines import manifest as manifests
 from pipelines.batches import log_reader
 from stem_tf import configs
-from stem_tf.training.callbacks import Interrupted
+from stem_tf.peers import Interrupted
 from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 

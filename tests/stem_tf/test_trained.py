@@ -17,8 +17,8 @@ from pipelines import manifest as manifests
 from stem_tf import configs, models, trained
 from stem_tf.evaluation import predictions, scoring
 from stem_tf.models.snapshots import Snapshots
+from stem_tf.peers import Interrupted
 from stem_tf.training import assembly, checkpoints, monitor
-from stem_tf.training.callbacks import Interrupted
 from stem_tf.training.checkpoints import Checkpoints, RunState
 from stem_tf.training.monitor import Monitor, Results
 from stem_tf.training.trainer import Trainer

@@ -16,8 +16,8 @@ from pipelines import manifest as manifests
 from pipelines.batches.dataset import read_batches
 from stem_tf import configs, trained
 from stem_tf.evaluation import scoring
+from stem_tf.peers import Interrupted
 from stem_tf.training import callbacks
-from stem_tf.training.callbacks import Interrupted
 from stem_tf.training.checkpoints import RunState, latest
 from stem_tf.training.gradient_shares import shared_gradients
 from stem_tf.training.trainer import Trainer

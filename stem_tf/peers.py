@@ -1,0 +1,479 @@
+"""The processes that train a run together talk to each other, beside TensorFlow's own collectives.
+
+Every process holds one connection to the chief, for as long as the run takes::
+
+    at the start      do all have the same version, config and data?
+    once a second     a beat with the process's position, so that one that hangs or has died is named
+    between epochs    rows scored by each, to the chief (``gather``); what the chief has found, to all (``decide``)
+    on a signal       all stop after the same step: each says how far it is, and the furthest is where they stop
+
+They meet at the chief's address before TensorFlow starts, which then opens the same port for itself. A process that
+learns that another has failed ends at once: its main thread may be inside a collective operation, and
+nothing interrupts that. Files are written whole or not at all, so it may end at any time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stem_tf.cluster import VARIABLE, Cluster, Task
+from stem_util.errors import JobError, UserError, message
+
+T = TypeVar("T")
+Arrays = Mapping[str, NDArray]
+
+_BEAT = 1.0  # seconds between beats, at most
+_NEWS = 10.0  # seconds in which the end of another process becomes known
+_LONGEST = 1 << 24  # bytes of a message without its arrays
+_HELLO = "stem-tf"
+
+
+class Interrupted(Exception):
+    """A signal asked the job to end; ``signal`` is its number."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal = signal_number
+
+
+class Peers:
+    """The processes of a run, of which there is one: what :class:`Connected` does among several.
+
+    Attributes:
+      count: how many there are.
+      rank: this one's number, from 0.
+    """
+
+    count, rank = 1, 0
+
+    def __init__(self) -> None:
+        self._wish: int | None = None
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process writes the work directory, and speaks for all."""
+        return self.rank == 0
+
+    def ask_to_stop(self, number: int) -> None:
+        """Asks all processes to stop, because of signal ``number``; may be called by a signal handler."""
+        self._wish = number
+
+    def launch(self) -> None:
+        """Call before each execution of steps, which all processes make together; raises as :meth:`check`."""
+
+    def check(self) -> None:
+        """Raises Interrupted where all processes are to stop."""
+        if self._wish is not None:
+            raise Interrupted(self._wish)
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """What ``decision``, which only the chief calls, returns: numbers, strings, lists, dicts, None."""
+        return decision()
+
+    def gather(self, arrays: Arrays) -> list[Arrays]:
+        """The arrays of all processes, in the order of their ranks; [] in a process that is not the chief."""
+        return [arrays]
+
+    def await_news(self) -> None:
+        """Call where an operation of TensorFlow has failed: a process that has ended may be the cause.
+
+        News of one ends this process; it returns where none comes.
+        """
+
+
+class Connected(Peers):
+    """The processes of a cluster; see :func:`meet`.
+
+    Args:
+      tasks: the processes, in the order of their ranks.
+      rank: which of them this is.
+      connections: to every other process if this is the chief, else to the chief; by rank.
+      timeout: seconds after which a process that does not answer ends the run.
+    """
+
+    def __init__(
+        self, tasks: tuple[Task, ...], rank: int, connections: Mapping[int, socket.socket], timeout: float
+    ) -> None:
+        super().__init__()
+        self.count, self.rank = len(tasks), rank
+        self._tasks, self._timeout = tasks, timeout
+        self._changed = threading.Condition()
+        self._position = self._progress = 0  # executions launched; those and batches evaluated
+        self._waiting = self._paused = self._ending = False
+        self._votes: dict[int, int] = {}
+        self._stop: tuple[int, int] | None = None  # the position to stop at, and the signal
+        self._others = {peer: _Other(connection) for peer, connection in connections.items()}
+        for peer in self._others:
+            threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def launch(self) -> None:
+        with self._changed:
+            self._go_on()
+            self._position += 1
+
+    def check(self) -> None:
+        with self._changed:
+            self._go_on()
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        if not self.is_chief:
+            value: T = self._receive(0)[0]
+            return value
+        value = json.loads(text := json.dumps(decision()))  # as the others read it
+        for other in self._others.values():
+            self._send(other, "value", text)
+        return value
+
+    def gather(self, arrays: Arrays) -> list[Arrays]:
+        if self.is_chief:
+            return [arrays, *(self._receive(peer)[1] for peer in sorted(self._others))]
+        self._send(self._others[0], "value", "null", arrays)
+        return []
+
+    def await_news(self) -> None:
+        time.sleep(min(self._timeout, _NEWS))
+
+    def _go_on(self) -> None:
+        """Waits while positions are compared; raises Interrupted where all processes are to stop."""
+        self._progress += 1
+        self._changed.wait_for(lambda: not self._paused)
+        if (number := self._stopped_by()) is not None:
+            raise Interrupted(number)
+
+    def _stopped_by(self) -> int | None:
+        """The signal by which all processes stop at this position."""
+        return self._stop[1] if self._stop is not None and self._position >= self._stop[0] else None
+
+    def _receive(self, peer: int) -> tuple[Any, Arrays]:
+        """The next value that a peer has sent; it may also have stopped before it sent one."""
+        values = self._others[peer].values
+        with self._changed:
+            self._waiting = True
+            self._changed.wait_for(lambda: values or self._stopped_by() is not None)
+            self._waiting = False
+            if not values:
+                self._go_on()
+            return values.popleft()
+
+    def _send(self, other: _Other, kind: str, text: str, arrays: Arrays | None = None) -> None:
+        try:
+            with other.lock:
+                _write(other.connection, kind, text, arrays or {})
+        except OSError:
+            time.sleep(self._timeout)  # it has gone: the thread that listens to it ends this process
+
+    def _listen(self, peer: int) -> None:
+        """Reads what a peer sends until the connection ends."""
+        other = self._others[peer]
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            while True:
+                kind, value, arrays = _read(other.connection, other.note)
+                with self._changed:
+                    reply = self._note(peer, kind, value, arrays)
+                    self._changed.notify_all()
+                if reply is not None:
+                    other.tell("position", reply)
+        with self._changed:
+            if other.done or self._ending:
+                return
+        self._fail(f"{self._tasks[peer]} has ended without a word: killed, or out of memory")
+
+    def _note(self, peer: int, kind: str, value: Any, arrays: Arrays) -> int | None:
+        """Acts on a message, with the lock held; returns this process's position where the chief asks for it."""
+        other = self._others[peer]
+        if kind == "value":
+            other.values.append((value, arrays))
+        elif kind == "beat":
+            other.state = tuple(value)
+        elif kind == "stop":  # to the chief
+            self._wish = value
+        elif kind == "pause":  # from the chief
+            self._paused = True
+            return self._position
+        elif kind == "position":
+            self._votes[peer] = value
+        elif kind == "stop at":
+            self._stop, self._paused = tuple(value), False
+        elif kind == "failed":
+            self._fail(*value)
+        elif kind == "done":
+            other.done = True
+        return None
+
+    def _watch(self) -> None:
+        """Sends beats, passes signals on, and ends the process when another does not answer."""
+        beat = min(_BEAT, self._timeout / 10)
+        last, since = None, time.monotonic()
+        next_beat = 0.0
+        while not self._ending:
+            time.sleep(0.05)
+            with self._changed:
+                news = self._news_of_signal()
+                state = (self._position, self._progress, self._waiting)
+            if news is not None:
+                self._tell_all(*news)
+            if time.monotonic() < next_beat:
+                continue
+            next_beat = time.monotonic() + beat
+            for peer, other in self._others.items():
+                other.tell("beat", state, even_if_busy=False)
+                if not other.done and time.monotonic() - other.heard > self._timeout:
+                    self._fail(f"{self._tasks[peer]} has not answered for {self._timeout:g} s: it hangs, or is cut off")
+            if self.is_chief:
+                states = {0: state} | {peer: other.state for peer, other in self._others.items()}
+                if states != last:
+                    last, since = states, time.monotonic()
+                elif time.monotonic() - since > self._timeout:
+                    self._fail(self._why_stuck(states))
+
+    def _news_of_signal(self) -> tuple[str, Any] | None:
+        """What to tell the others of a signal; called with the lock held.
+
+        The chief compares the positions of all, and says where they stop.
+        """
+        if self._wish is None or self._stop is not None:
+            return None
+        if not self.is_chief:
+            number, self._wish = self._wish, None
+            return "stop", number
+        if not self._paused:
+            self._paused, self._votes = True, {0: self._position}
+            return "pause", None
+        if len(self._votes) < self.count:
+            return None
+        self._stop, self._paused = (max(self._votes.values()), self._wish), False
+        self._changed.notify_all()
+        return "stop at", self._stop
+
+    def _tell_all(self, kind: str, value: Any) -> None:
+        for other in self._others.values():
+            other.tell(kind, value)
+
+    def _why_stuck(self, states: Mapping[int, tuple[int, int, bool]]) -> str:
+        """Names the processes that the others wait for."""
+        least = min(position for position, _, _ in states.values())
+        behind = [peer for peer, (position, _, waiting) in states.items() if position == least and not waiting]
+        names = " and ".join(str(self._tasks[peer]) for peer in behind)
+        what = (
+            f"the others wait for {names}" if behind and len(behind) < self.count else "nobody is ahead of the others"
+        )
+        return f"no process has made progress for {self._timeout:g} s: {what}"
+
+    def _fail(self, why: str, code: int = 1) -> NoReturn:
+        """Ends this process, after the chief has told the others why."""
+        if self.is_chief:
+            self._tell_all("failed", [why, code])
+        sys.stdout.flush()
+        print(f"\nerror: {why}", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    def end(self, why: str = "", code: int = 0) -> None:
+        """Leaves the cluster: once all processes leave, or at once, with the reason why this one fails and its code."""
+        if why:
+            self._tell_all("failed", [f"{self._tasks[self.rank]} has failed: {why}", code])
+        else:
+            self._tell_all("done", None)
+        with self._changed:
+            self._waiting = True
+            self._changed.wait_for(lambda: why or all(other.done for other in self._others.values()))
+            self._ending = True
+        for other in self._others.values():
+            with contextlib.suppress(OSError):
+                other.connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Other:
+    """Another process: the connection to it, and what it has said."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(None)
+        self.connection, self.lock = connection, threading.Lock()
+        self.values: collections.deque[tuple[Any, Arrays]] = collections.deque()
+        self.state = (0, 0, False)
+        self.done = False
+        self.note()
+
+    def note(self) -> None:
+        """Notes that it is alive."""
+        self.heard = time.monotonic()
+
+    def tell(self, kind: str, value: Any, even_if_busy: bool = True) -> None:
+        """Sends a short message. Where the connection is broken, the thread that listens will see it."""
+        if self.lock.acquire(blocking=even_if_busy):
+            try:
+                with contextlib.suppress(OSError):
+                    _write(self.connection, kind, json.dumps(value), {})
+            finally:
+                self.lock.release()
+
+
+@contextlib.contextmanager
+def meet(cluster: Cluster | None, about: Mapping[str, Any], timeout: float) -> Iterator[Peers]:
+    """Connects the processes of a cluster while the context lasts; it ends once all have left it.
+
+    Args:
+      cluster: of :func:`stem_tf.cluster.read`.
+      about: what has to be the same in all processes, by name.
+      timeout: seconds to wait for the others: at the start, and later for one that does not answer.
+
+    Raises:
+      UserError: something differs between the processes, or two of them are the same task.
+      JobError: a process has not come in time.
+    """
+    if cluster is None:
+        yield Peers()
+        return
+    about = {f"{VARIABLE}'s cluster": cluster.addresses, **about}
+    tasks, rank = cluster.tasks, cluster.tasks.index(cluster.task)
+    join = _await_others if rank == 0 else _join_chief
+    peers = Connected(tasks, rank, join(cluster, json.loads(json.dumps(about)), timeout), timeout)
+    try:
+        yield peers
+    except (SystemExit, Interrupted):
+        peers.end()
+        raise
+    except BaseException as error:
+        peers.end(message(error), 2 if isinstance(error, UserError) else 1)
+        raise
+    peers.end()
+
+
+def _await_others(cluster: Cluster, about: Mapping[str, Any], timeout: float) -> dict[int, socket.socket]:
+    """Accepts a connection from each other process, by rank, and compares what they say about themselves."""
+    tasks, deadline = cluster.tasks, time.monotonic() + timeout
+    found: dict[int, socket.socket] = {}
+    wrong = ""
+    # One listener on a port: it is closed, and its connections stay, before TensorFlow opens the port.
+    with socket.create_server(("", cluster.task.port), backlog=len(tasks)) as listener:
+        while len(found) < len(tasks) - 1 and not wrong:
+            listener.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                missing = " and ".join(str(task) for rank, task in enumerate(tasks) if rank and rank not in found)
+                late = f"{missing} did not come within {timeout:g} s: its own output may say why"
+                _answer(found, "refused", late)
+                raise JobError(late) from None
+            hello = _hello(connection)
+            if hello is None or not 0 < hello[0] < len(tasks):
+                connection.close()
+                continue
+            rank, theirs = hello
+            if rank in found and not _has_ended(found[rank]):
+                wrong = f"two processes are {tasks[rank]}: each needs a {VARIABLE} with an index of its own"
+                _answer({rank: connection}, "refused", wrong)
+            else:
+                wrong, found[rank] = _difference(about, theirs, tasks[0], tasks[rank]), connection
+    _answer(found, *(("refused", wrong) if wrong else ("welcome", "")))
+    if wrong:
+        raise UserError(wrong)
+    return found
+
+
+def _join_chief(cluster: Cluster, about: Mapping[str, Any], timeout: float) -> dict[int, socket.socket]:
+    """Connects to the chief, and waits until it has heard from all."""
+    chief, deadline = cluster.chief, time.monotonic() + timeout
+    hello = json.dumps([_HELLO, cluster.tasks.index(cluster.task), about])
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            connection = socket.create_connection((chief.host, chief.port), deadline - time.monotonic())
+            _write(connection, "hello", hello, {})
+            kind, sentence, _ = _read(connection)
+            if kind == "welcome":
+                return {0: connection}
+            if kind == "refused":
+                raise UserError(sentence)
+        time.sleep(0.2)
+    raise JobError(
+        f"{chief} did not answer within {timeout:g} s: start all processes of a cluster together, and all again where "
+        "one has ended"
+    )
+
+
+def _hello(connection: socket.socket) -> tuple[int, Mapping[str, Any]] | None:
+    """Rank and description of the process that has connected; None where it is no process of ours."""
+    connection.settimeout(5.0)
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        _, (magic, rank, about), _ = _read(connection)
+        if magic == _HELLO and isinstance(rank, int) and isinstance(about, dict):
+            return rank, about
+    return None
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    """Whether the process at the other side has ended, or closed the connection."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _difference(mine: Mapping[str, Any], theirs: Mapping[str, Any], me: Task, other: Task) -> str:
+    """What differs between two processes, in words; "" where nothing does."""
+    for name in dict.fromkeys([*mine, *theirs]):
+        if mine.get(name) != theirs.get(name):
+            return (
+                f"{name} is {theirs.get(name)} in {other}, and {mine.get(name)} in {me}: start all processes of a "
+                "cluster with the same versions, config and data"
+            )
+    return ""
+
+
+def _answer(connections: Mapping[int, socket.socket], kind: str, sentence: str) -> None:
+    for connection in connections.values():
+        with contextlib.suppress(OSError):
+            _write(connection, kind, json.dumps(sentence), {})
+
+
+def _write(connection: socket.socket, kind: str, text: str, arrays: Arrays) -> None:
+    """Sends a message: its kind, a value as JSON, and arrays of numbers."""
+    shapes = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
+    head = json.dumps([kind, text, shapes]).encode()
+    connection.sendall(struct.pack(">I", len(head)) + head)
+    for array in arrays.values():
+        connection.sendall(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _read(connection: socket.socket, alive: Callable[[], None] = lambda: None) -> tuple[str, Any, Arrays]:
+    """The next message; ``alive`` is called whenever a part of it has come."""
+
+    def fill(buffer: memoryview) -> None:
+        while buffer:
+            count = connection.recv_into(buffer)
+            if not count:
+                raise EOFError
+            alive()
+            buffer = buffer[count:]
+
+    size = bytearray(4)
+    fill(memoryview(size))
+    length = int.from_bytes(size)
+    if length > _LONGEST:
+        raise ValueError(f"a message of {length} bytes")
+    head = bytearray(length)
+    fill(memoryview(head))
+    kind, text, shapes = json.loads(head)
+    arrays = {name: np.empty(shape, np.dtype(dtype)) for name, (dtype, shape) in shapes.items()}
+    for array in arrays.values():
+        if array.dtype.hasobject:
+            raise ValueError("an array of objects")
+        fill(array.reshape(-1).view(np.uint8).data)
+    return kind, json.loads(text), arrays
