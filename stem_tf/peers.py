@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stem_tf.cluster import VARIABLE, Cluster, Task
-from stem_util.errors import JobError, UserError, message
+from stem_util.errors import JobError, Stopped, UserError, message
 
 T = TypeVar("T")
 Arrays = Mapping[str, NDArray]
@@ -40,6 +40,7 @@ _BEAT = 1.0  # seconds between beats, at most
 _NEWS = 10.0  # seconds in which the end of another process becomes known
 _LONGEST = 1 << 24  # bytes of a message without its arrays
 _HELLO = "stem-tf"
+_CODES = {UserError: 2, Stopped: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}  # as of stem_util.cli
 
 
 class Interrupted(Exception):
@@ -111,6 +112,7 @@ class Connected(Peers):
         super().__init__()
         self.count, self.rank = len(tasks), rank
         self._tasks, self._timeout = tasks, timeout
+        self._stderr = os.fdopen(os.dup(2), "w")  # also while TensorFlow starts with stderr closed
         self._changed = threading.Condition()
         self._position = self._progress = 0  # executions launched; those and batches evaluated
         self._waiting = self._paused = self._ending = False
@@ -279,7 +281,7 @@ class Connected(Peers):
         if self.is_chief:
             self._tell_all("failed", [why, code])
         sys.stdout.flush()
-        print(f"\nerror: {why}", file=sys.stderr, flush=True)
+        print(f"\nerror: {why}", file=self._stderr, flush=True)
         os._exit(code)
 
     def end(self, why: str = "", code: int = 0) -> None:
@@ -348,7 +350,7 @@ def meet(cluster: Cluster | None, about: Mapping[str, Any], timeout: float) -> I
         peers.end()
         raise
     except BaseException as error:
-        peers.end(message(error), 2 if isinstance(error, UserError) else 1)
+        peers.end(message(error), next((code for kind, code in _CODES.items() if isinstance(error, kind)), 1))
         raise
     peers.end()
 

@@ -30,17 +30,23 @@ def quieten_tensorflow() -> None:
 
 @functools.cache
 def start_xla() -> None:
-    """Starts XLA with stderr closed: the start prints lines that no setting of TensorFlow 2.16 hides.
+    """Starts XLA, without the lines that it prints.
 
     Call it before something is compiled; it compiles something small, which takes a quarter of a second, once.
     """
     import tensorflow as tf
 
+    with _stderr_closed(), tf.init_scope():  # also while a graph is traced
+        tf.function(tf.negative, jit_compile=True)(tf.constant(0.0))
+
+
+@contextlib.contextmanager
+def _stderr_closed() -> Iterator[None]:
+    """Closes stderr for what prints lines that no setting of TensorFlow 2.16 hides."""
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
-        with tf.init_scope():  # also while a graph is traced
-            tf.function(tf.negative, jit_compile=True)(tf.constant(0.0))
+        yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
@@ -117,7 +123,8 @@ def _multi_worker() -> tf.distribute.Strategy:
     import tensorflow as tf
 
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with _stderr_closed():
+            return tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError:
         raise UserError(
             "config.train.strategy=multi_worker has to be set before TensorFlow runs anything in a process: restart "

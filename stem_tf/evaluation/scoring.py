@@ -55,15 +55,16 @@ def predict(
     rows = manifest.rows(split)
     if limit is not None:
         rows, steps = min(rows, limit), min(steps, -(-limit // data.batch_size))
+    share = -(-rows // reader[1])
     kept = _Rows(rows, [task.name for task in model.tasks if task.row_weight])
     batches = _on_replicas(dataset, model.distribute_strategy, batch_size, reader[1])
     with (
         naming_corrupt_records(manifest, split, data.input_format),
-        Progress(rows, unit="rows", desc=desc) as progress,
+        Progress(share, unit="rows", desc=desc) as progress,
     ):
         for batch in itertools.islice(batches, steps):
             kept.add(model.predict_on_replicas(batch))
-            progress.update(min(batch_size, rows - progress.done))  # the last batch is padded
+            progress.update(min(batch_size, share - progress.done))  # the last batch is padded
             if signals is not None:
                 signals.check()
     return kept.predictions()

@@ -17,7 +17,9 @@ import pytest
 
 from stem_tf import configs
 from stem_tf.jobs.launch import free_ports
+from stem_tf.peers import Peers
 from stem_tf.training.preconditions import prepared
+from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 from stem_util.errors import UserError
 
@@ -139,3 +141,22 @@ def test_a_batch_that_processes_cannot_share(
     with pytest.raises(UserError, match=sentence), prepared(config, tmp_path / "run"):
         pass
     assert not (tmp_path / "run").exists()
+
+
+class _Three(Peers):
+    """The chief of three processes."""
+
+    count = 3
+
+
+def test_an_epoch_goes_on_with_processes_that_can_share_its_parts(settings: dict[str, Any], tmp_path: Path) -> None:
+    """One that two processes began."""
+    config = configs.checked(settings | {"data.parts": 0})
+    manifest, workdir = configs.data(config), Workdir(tmp_path / "run")
+    workdir.path.mkdir()
+    begun = Trainer(config, manifest, workdir)
+    begun.state.step, begun.state.parts = 5, 2
+    begun.checkpoints.save()
+    assert Trainer(config, manifest, workdir).state.parts == 2
+    with pytest.raises(UserError, match="dealt out to 2 parts, which 3 processes cannot share: go on with 1 or 2"):
+        Trainer(config, manifest, workdir, peers=_Three())
