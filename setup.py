@@ -43,7 +43,7 @@ setup(
     ),
     package_data={
         "pipelines": ["schemas/*.yaml"],
-        "stem_tf": ["compare/templates/*", "compare/plans/*.yaml"],
+        "stem_tf": ["compare/templates/*", "compare/plans/*.yaml", "submission/templates/*.j2"],
         "export": ["deployment/templates/*.j2", "deployment/templates/kubernetes/*.j2"],
     },
     python_requires=">=3.11,<3.13",
@@ -112,6 +112,7 @@ setup(
             "stem-inspect=stem_tf.jobs.inspect:run",
             "stem-compare=stem_tf.jobs.compare:run",
             "stem-launch=stem_tf.jobs.launch:run",
+            "stem-submit=stem_tf.jobs.submit:run",
             "stem-export=export.jobs.export:run",
             "stem-predict=export.jobs.predict:run",
             "stem-serve=export.jobs.serve:run",

@@ -89,7 +89,8 @@ INSPECTIONS = Kind("inspections", _looks_like_inspections)
 COMPARISON = Kind("a comparison", lambda path: False)  # always marked
 LOG = Kind("a log that stem-recipe prepares", lambda path: False)  # always marked
 DEPLOYMENT = Kind("a deployment", lambda path: False)  # always marked
-_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, COMPARISON, LOG, DEPLOYMENT)
+SUBMISSION = Kind("files of stem-submit", lambda path: False)  # always marked
+_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, COMPARISON, LOG, DEPLOYMENT, SUBMISSION)
 
 
 def kind_of(directory: str | os.PathLike[str]) -> Kind | None:

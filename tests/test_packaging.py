@@ -17,7 +17,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-JOBS = ("describe", "convert", "recipe", "train", "evaluate", "inspect", "export", "predict", "serve", "deploy", "load")
+JOBS = (
+    "describe",
+    "convert",
+    "recipe",
+    "train",
+    "evaluate",
+    "inspect",
+    "export",
+    "predict",
+    "serve",
+    "deploy",
+    "load",
+    "submit",
+)
 SCRIPTS = [f"stem-{job}" for job in JOBS]
 
 
@@ -63,6 +76,7 @@ def test_wheel_holds_packages_schemas_and_configs_and_nothing_else(wheel: Path) 
     tracked = {str(path.relative_to(ROOT)) for path in (ROOT / "pipelines/schemas").glob("*.yaml")}
     tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "stem_tf/configs").glob("*.py")}
     tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "stem_tf/compare/templates").iterdir()}
+    tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "stem_tf/submission/templates").iterdir()}
     tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "export/deployment/templates").rglob("*.j2")}
     assert "pipelines/schemas/kuairand_sample.yaml" in tracked and "stem_tf/configs/kuairand_sample.py" in tracked
     assert tracked <= names

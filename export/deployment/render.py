@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from export.deployment.model import Limits, Model
-from stem_util import files, owned
+from stem_util import owned, templates
 from stem_util.errors import UserError
 
-FACTS = "deployment.json"
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPT = "tensorflow_serving.sh"
 _MIB = 1 << 20
@@ -60,21 +55,7 @@ def render(model: Model, limits: Limits, options: Options) -> dict[str, str]:
       UserError: a choice does not fit the model.
     """
     _check(model, options)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        # Shell, YAML and Prometheus' own templates do not use these.
-        variable_start_string="<<",
-        variable_end_string=">>",
-        block_start_string="<%",
-        block_end_string="%>",
-        comment_start_string="<#",
-        comment_end_string="#>",
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["json"] = json.dumps
+    environment = templates.environment(_TEMPLATES)
     environment.filters["code"] = _code
     facts = _facts(model, limits, options)
 
@@ -193,52 +174,7 @@ def _code(text: str) -> str:
 
 
 def write(output: Path, texts: Mapping[str, str], facts: Mapping[str, Any]) -> list[str]:
-    """Writes the files, each atomically, and removes the other files of an earlier deployment.
-
-    Args:
-      output: the directory; missing, empty, or of an earlier deployment.
-      texts: the files' texts, by name.
-      facts: the facts from which the files were made.
-
-    Returns:
-      The names of the files that are new or have changed.
-
-    Raises:
-      UserError: the directory holds something else, or a file of it was changed by hand.
-    """
-    path = owned.claim(output, owned.DEPLOYMENT)
-    with files.locked(path / f"{owned.MARKER}.lock", output):
-        known = _known(path)
-        there = {name: (path / name).read_bytes() for name in [*texts, *known] if (path / name).is_file()}
-        fresh = {name: text.encode() for name, text in texts.items()}
-        changed = [n for n, data in there.items() if data != fresh.get(n) and _digest(data) not in known.get(n, ())]
-        if changed:
-            raise UserError(
-                f"{output}: {', '.join(sorted(changed))} changed since stem-deploy wrote it; move it away, or choose "
-                "another --output and compare"
-            )
-        (path / "kubernetes").mkdir(exist_ok=True)
-        digests = {name: [_digest(data)] for name, data in fresh.items()}
-        # Written before the files: if this job is killed, the next one recognises the old and the new files.
-        both = {name: known.get(name, []) + digests.get(name, []) for name in [*known, *digests]}
-        files.write_json(path / FACTS, {**facts, "files": both})
-        for name, data in fresh.items():
-            if there.get(name) != data:
-                files.write_atomically(path / name, data)
-        (path / _SCRIPT).chmod(0o755)
-        for name in there.keys() - fresh.keys():
-            (path / name).unlink()
-        files.write_json(path / FACTS, {**facts, "files": digests})
-    return sorted(name for name, data in fresh.items() if there.get(name) != data)
-
-
-def _known(path: Path) -> dict[str, list[str]]:
-    """Digests of each file that the last deployment wrote, or may have written before it was killed."""
-    if not (path / FACTS).exists():
-        return {}
-    known = files.read_json(path / FACTS, "remove it and the files that stem-deploy wrote").get("files")
-    return known if isinstance(known, dict) else {}
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    """Writes the files; see :func:`stem_util.templates.write`."""
+    return templates.write(
+        output, owned.DEPLOYMENT, texts, facts, job="stem-deploy", facts_file="deployment.json", scripts=[_SCRIPT]
+    )

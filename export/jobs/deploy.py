@@ -10,12 +10,11 @@ that was changed by hand is not replaced. See docs/serving.md.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from stem_tf.runtime import quieten_tensorflow
-from stem_util import cli, files, owned
+from stem_util import cli, files, owned, templates
 from stem_util.errors import UserError
 
 flags = cli.Flags()
@@ -70,8 +69,7 @@ _NUMBERS = (_CORES, _MAX_ROWS, _EXECUTION_ROWS, _MAX_CALLS, _BATCHING, _REPLICAS
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", _IMAGE.value):
-        raise UserError(f"--image={_IMAGE.value!r} is no name of an image")
+    templates.check_image(_IMAGE.value)
     owned.check(_OUTPUT.value, owned.DEPLOYMENT)
     capacity = _capacity(_CAPACITY.value)
     quieten_tensorflow()
