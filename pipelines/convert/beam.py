@@ -7,7 +7,6 @@ order of the tasks, one at a time, and the output has the same bytes as that of 
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import difflib
 import functools
@@ -43,12 +42,14 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from pipelines.convert.encode import forget_vocabularies
 from stem_util import files
 from stem_util.errors import FULL_DISK, JobError, Stopped, UserError, did_you_mean
+from stem_util.progress import Progress
 from stem_util.version import __version__
 
 Result = TypeVar("Result")
 
 _NEAR = 0.85  # of names that are one another misspelled
 _ANSWERS_IN_SECONDS = 10.0
+_LOOKS_EVERY_SECONDS = 2.0
 
 
 class BeamPool:
@@ -99,7 +100,7 @@ class BeamPool:
         _ = numbers | name >> apache_beam.Map(work, step)
         result = None
         try:
-            with _noticing_deaths():
+            with _noticing_deaths(), _showing_progress(name, tasks, step):
                 result = pipeline.run()
                 state = result.wait_until_finish() or result.state
         except (KeyboardInterrupt, Stopped):
@@ -174,6 +175,27 @@ def _direct_runner(options: PipelineOptions, tasks: int) -> FnApiRunner:
 
 
 @contextlib.contextmanager
+def _showing_progress(name: str, tasks: int, step: str) -> Iterator[None]:
+    """Shows how many results a step has, while its pipeline runs: not every runner says how far it is."""
+    over = threading.Event()
+
+    def show() -> None:
+        with Progress(tasks, unit="tasks", desc=name) as progress:
+            while not over.wait(_LOOKS_EVERY_SECONDS):
+                done = sum(entry.startswith("result-") for entry in os.listdir(step))
+                if done > progress.done:
+                    progress.update(done - progress.done)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
 def _noticing_deaths() -> Iterator[None]:
     """Ends the block if a process that the direct runner has started dies: Beam would wait for its answer forever.
 
@@ -186,10 +208,11 @@ def _noticing_deaths() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    main = threading.get_ident()
 
     def notice(arguments: threading.ExceptHookArgs) -> None:
         if arguments.thread is not None and arguments.thread.name == "run_worker":
-            _thread.interrupt_main(signal.SIGUSR1)
+            signal.pthread_kill(main, signal.SIGUSR1)  # a real signal: only that ends a wait for a lock
         elif not isinstance(arguments.exc_value, grpc.RpcError):  # other threads lose their connections to the process
             hook(arguments)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import functools
+import io
 import os
 import pickle
 import signal
@@ -26,6 +28,7 @@ from pipelines import schema_yaml
 from pipelines.convert import conversion
 from pipelines.convert.conversion import convert
 from pipelines.convert.options import Options
+from stem_util import progress
 from stem_util.errors import JobError, UserError
 from stem_util.workers import Pool
 
@@ -233,6 +236,18 @@ class TestOnBeam:
         with pytest.raises(JobError, match=r"the worker on .* has stem-tf .*, this job 0\.0\.1: install the same"):
             beam.work(0, str(tmp_path))
 
+    def test_a_step_shows_how_many_tasks_are_done(
+        self, tmp_path: Path, beam: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown = io.StringIO()
+        monkeypatch.setattr(beam, "_LOOKS_EVERY_SECONDS", 0.01)
+        monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+        monkeypatch.setattr(beam, "Progress", functools.partial(progress.Progress, stream=shown))
+        with beam._showing_progress("fit", 3, str(tmp_path)):
+            for number in range(3):
+                (tmp_path / f"result-{number}").touch()
+                _wait_until(functools.partial(_says, shown, f"fit: {number + 1} of 3 tasks"))
+
     def test_same_bytes_in_several_processes_and_through_a_job_server(self, tmp_path: Path) -> None:
         log = _write(tmp_path)
         settings: dict[str, Any] = {"split": "random", "split_column": None, "layouts": ()}
@@ -249,7 +264,7 @@ class TestOnBeam:
         log = _write(tmp_path, 600_000)
         job, workers = _start(log)
         os.kill(workers[0], signal.SIGKILL)
-        _, stderr = job.communicate(timeout=60)
+        _, stderr = job.communicate(timeout=120)
         assert (job.returncode, stderr.count("\n")) == (1, 1)
         assert stderr.startswith("error: a worker process died: killed from outside, or out of memory")
         assert sorted(os.listdir(tmp_path)) == ["log", "schema.yaml"]
@@ -257,14 +272,14 @@ class TestOnBeam:
 
         job, workers = _start(log)
         job.send_signal(signal.SIGTERM)
-        _, stderr = job.communicate(timeout=60)
+        _, stderr = job.communicate(timeout=120)
         assert (job.returncode, stderr) == (143, "error: stopped by SIGTERM; nothing was kept\n")
         assert sorted(os.listdir(tmp_path)) == ["log", "schema.yaml"]
         _wait_until(lambda: not any(map(_runs, workers)))
 
         job, workers = _start(log)
         job.kill()
-        job.communicate(timeout=60)
+        job.communicate(timeout=120)
         assert not (tmp_path / "out").exists() and list(tmp_path.glob(".out.partial-*"))
         _wait_until(lambda: not any(map(_runs, workers)))
         again = _convert(log, tmp_path / "out", runner="direct", split="random", split_column=None, shard_rows=250_000)
@@ -301,10 +316,14 @@ def _start(log: Path) -> tuple[subprocess.Popen[str], list[int]]:
     command += ["--runner=direct", "--beam_args=--direct_num_workers=2"]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     _wait_until(lambda: job.poll() is not None or any(log.parent.glob(".out.partial-*/scratch/clean-*")))
-    children = Path(f"/proc/{job.pid}/task").glob("*/children")
-    pids = [int(pid) for path in children for pid in path.read_text().split()]
-    workers = [pid for pid in pids if b"beam_worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(workers) == 2
+    workers: list[int] = []
+
+    def two() -> bool:
+        children = Path(f"/proc/{job.pid}/task").glob("*/children")
+        workers[:] = filter(_runs, [int(pid) for path in children for pid in path.read_text().split()])
+        return job.poll() is not None or len(workers) == 2
+
+    _wait_until(two)  # between two steps there are none
     return job, workers
 
 
@@ -319,3 +338,7 @@ def _wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def _says(stream: io.StringIO, line: str) -> bool:
+    return line in stream.getvalue()
