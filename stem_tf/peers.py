@@ -38,6 +38,7 @@ Arrays = Mapping[str, NDArray]
 
 _BEAT = 1.0  # seconds between beats, at most
 _NEWS = 10.0  # seconds in which the end of another process becomes known
+_SILENT = 5.0  # seconds without a beat, after which a process may be why an operation of TensorFlow has failed
 _LONGEST = 1 << 24  # bytes of a message without its arrays
 _HELLO = "stem-tf"
 _CODES = {UserError: 2, Stopped: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}  # as of stem_util.cli
@@ -148,7 +149,12 @@ class Connected(Peers):
         return []
 
     def await_news(self) -> None:
-        time.sleep(min(self._timeout, _NEWS))
+        end = time.monotonic() + _NEWS
+        while (now := time.monotonic()) < end:
+            for peer, other in self._others.items():
+                if not other.done and now - other.heard > _SILENT:
+                    self._fail_of_silence(peer, now - other.heard)
+            time.sleep(0.1)
 
     def _go_on(self) -> None:
         """Waits while positions are compared; raises Interrupted where all processes are to stop."""
@@ -235,7 +241,7 @@ class Connected(Peers):
             for peer, other in self._others.items():
                 other.tell("beat", state, even_if_busy=False)
                 if not other.done and time.monotonic() - other.heard > self._timeout:
-                    self._fail(f"{self._tasks[peer]} has not answered for {self._timeout:g} s: it hangs, or is cut off")
+                    self._fail_of_silence(peer, self._timeout)
             if self.is_chief:
                 states = {0: state} | {peer: other.state for peer, other in self._others.items()}
                 if states != last:
@@ -275,6 +281,9 @@ class Connected(Peers):
             f"the others wait for {names}" if behind and len(behind) < self.count else "nobody is ahead of the others"
         )
         return f"no process has made progress for {self._timeout:g} s: {what}"
+
+    def _fail_of_silence(self, peer: int, seconds: float) -> NoReturn:
+        self._fail(f"{self._tasks[peer]} has not answered for {seconds:.3g} s: it hangs, or is cut off")
 
     def _fail(self, why: str, code: int = 1) -> NoReturn:
         """Ends this process, after the chief has told the others why."""

@@ -230,9 +230,9 @@ KEYS: dict[str, Key] = {
     ),
     "train.peer_timeout": Key(
         600.0,
-        "seconds after which a process of the cluster that does not answer ends the run; as long do processes wait for"
-        " each other at the start",
-        low=2,
+        "seconds after which a process of the cluster that does not answer ends the run, or one that gets no further"
+        " (compiling a step counts); as long do processes wait for each other at the start",
+        low=30,
         only_if=("train.strategy", ("multi_worker",)),
     ),
     "train.deterministic": Key(False, "the same seed gives the same bits (slower on a GPU)"),
