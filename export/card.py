@@ -27,8 +27,7 @@ def text(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]
         f"Model `{run['config']['model.name']}`, experiment `{run['experiment']}`, trained on `{data['name']}` "
         f"({data['rows']['train']:,} rows); weights of {report.age(run['epoch'], run['step'])}.",
         "## Inputs\n\n" + _inputs(schema, rows),
-        "Send missing values as the empty value. Missing, unseen and rare values score alike, as rare ones did in "
-        "training. In a list, empty values are padding, and values beyond its length are ignored.",
+        _missing(schema),
         "## Scores\n\n" + _table(["task", "is", "test rows", "test mean", "test metric"], _tasks(tree, schema)),
         _metrics_note(tree),
         *([f"## Tables\n\n{_rounding(tree['tables'])}"] if "cost" in tree["tables"] else []),
@@ -47,6 +46,15 @@ def _inputs(schema: Schema, rows: Mapping[str, np.ndarray]) -> str:
     return _table(["input", "side", "type", "shape", "meaning", "example", "empty value"], lines)
 
 
+def _missing(schema: Schema) -> str:
+    parts = ["Send missing values as the empty value."]
+    if any(feature.has_vocabulary for feature in schema.features):
+        parts.append("Missing, unseen and rare values score alike, as rare ones did in training.")
+    if hashed := [feature.name for feature in schema.features if feature.hash is not None]:
+        parts.append(f"An unseen value of {', '.join(hashed)} is not told from those that share its rows.")
+    return " ".join([*parts, "In a list, empty values are padding, and values beyond its length are ignored."])
+
+
 _EMPTY = {"int64": "-2^63", "string": '""', "float32": "NaN"}
 
 
@@ -56,13 +64,18 @@ def _shape(feature: Feature) -> str:
 
 
 def _meaning(feature: Feature) -> str:
+    hashed = "" if feature.hash is None else f", hashed into {feature.hash.buckets:,} rows"
     if feature.kind == "multivalent":
-        return f"a list of up to {feature.max_length} values ({feature.pooling}), filled up with the empty value"
+        return (
+            f"a list of up to {feature.max_length} values ({feature.pooling}){hashed}, filled up with the empty value"
+        )
+    if feature.kind == "categorical":
+        return f"one value{hashed}"
     if feature.bucketised:
         return "a number, in buckets"
     if feature.transform:
         return f"a number ({', '.join(feature.transform)})"
-    return {"categorical": "one value", "numeric": "a number", "dense": "a vector"}[feature.kind]
+    return {"numeric": "a number", "dense": "a vector"}[feature.kind]
 
 
 def _example(feature: Feature, value: Any) -> str:

@@ -14,13 +14,14 @@ different shapes pads them with a value of the request. This is harmless only on
 padding's scores are cut off; so no other axis may differ between requests. In ``examples`` a list has any length.
 
 There is one lookup per vocabulary, even if several features share it, and one gather per packed table (in ``rank`` one
-for the requests and one for the candidates).
+for the requests and one for the candidates). The ids of a feature with a hash are computed (:mod:`export.hashed_ids`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import keyword
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export import tables, vocabulary_asset
+from export import hashed_ids, tables, vocabulary_asset
 from pipelines.log.casts import EMPTY
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
@@ -76,7 +77,7 @@ class ServingModule(tf.Module):
     Args:
       schema: the schema of the model's data.
       model: the trained model.
-      vocabularies: path of the asset of each categorical and multivalent feature, by name.
+      vocabularies: path of the asset of each feature with a vocabulary, by name.
       stored: the model's packed tables in stored form; the model's own variables if not given.
     """
 
@@ -248,9 +249,14 @@ class ServingModule(tf.Module):
         return self.shares[key]
 
     def _numbers(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        """The model's inputs: ids, int32 ``[R]`` and ``[R, max_length]``, and floats."""
+        """The model's inputs: ids, int32 ``[R]`` and ``[R, max_length]``, and floats.
+
+        A feature with two ids per value has int32 ``[R, 2]`` or ``[R, 2 max_length]``.
+        """
+        features = self._schema().features
         ids = self._ids({name: raw[name] for name in self._table_of})
-        return {f.name: self._number(f, raw[f.name], ids.get(f.name)) for f in self._schema().features}
+        ids |= {f.name: hashed_ids.ids(raw[f.name], f.hash) for f in features if f.hash is not None}
+        return {f.name: self._number(f, raw[f.name], ids.get(f.name)) for f in features}
 
     def _ids(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """The ids, int32, of raw values of any shape, with one lookup per vocabulary."""
@@ -266,18 +272,19 @@ class ServingModule(tf.Module):
         return ids
 
     def _number(self, feature: Feature, x: tf.Tensor, ids: tf.Tensor | None) -> tf.Tensor:
+        if ids is None:
+            # Values that conversion refuses count as missing, because training never saw such values.
+            known = tf.math.is_finite(x)
+            if "log1p" in feature.transform:
+                known &= x > -1.0
+            return tf.where(known, x, EMPTY["float32"])
         if feature.kind == "categorical":
             return ids
-        if feature.kind == "multivalent":
-            # As in conversion, empty values are dropped and the first of the others kept.
-            empty = x == tf.constant(EMPTY[feature.dtype], x.dtype)
-            ids = tf.where(empty, PADDING_ID, ids)
-            return tf.ragged.boolean_mask(ids, ids != PADDING_ID).to_tensor(shape=[None, feature.max_length])
-        # Values that conversion refuses count as missing, because training never saw such values.
-        known = tf.math.is_finite(x)
-        if "log1p" in feature.transform:
-            known &= x > -1.0
-        return tf.where(known, x, EMPTY["float32"])
+        # As in conversion, empty values of a list are dropped and the first of the others kept.
+        present = x != tf.constant(EMPTY[feature.dtype], x.dtype)
+        shape = [feature.max_length, *ids.shape[2:]]
+        kept = tf.ragged.boolean_mask(ids, present).to_tensor(PADDING_ID, shape=[None, *shape])
+        return tf.reshape(kept, [-1, math.prod(shape)])
 
 
 def _concrete(function: Callable[[Tensors], dict[str, tf.Tensor]], specs: Mapping[str, tf.TensorSpec]) -> Any:

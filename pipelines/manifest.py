@@ -83,7 +83,8 @@ class Split:
     Attributes:
       rows: the number of written rows.
       tasks: counts by task.
-      rare_share: for each categorical or multivalent feature, the share of values with id 1 (rare, unseen, missing).
+      rare_share: for each categorical or multivalent feature, the share of values with id 1 (rare, unseen, missing;
+        with a hash only missing).
       shards: by layout, in reading order; empty if the log was converted without records.
     """
 
@@ -132,6 +133,22 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Hashed:
+    """Sizes of a feature whose ids are hashes, as `pipelines.hashed_ids` computes them.
+
+    Attributes:
+      buckets, hashes: as in the schema.
+      function: ``splitmix64`` (integers) or ``farmhash64`` (text).
+      distinct: the number of distinct values in train, estimated to about 2 % from 4,096 on.
+    """
+
+    buckets: int
+    hashes: int
+    function: str
+    distinct: int
+
+
+@dataclass(frozen=True)
 class Dropped:
     """The number of rows that --on_bad_rows=drop skipped for one column ('' for the whole row) and reason."""
 
@@ -155,10 +172,11 @@ class Manifest:
       sources: the log's files.
       split: how rows were divided: the policy and its settings.
       splits: by name; always all three of `SPLITS`.
-      vocabularies: by categorical or multivalent feature.
+      vocabularies: by categorical or multivalent feature without a hash.
       numerics: by numeric feature.
       dropped: counts of skipped bad rows.
       label_scales: by task, for tasks whose label is standardised.
+      hashed: by categorical or multivalent feature with a hash.
       files: the files of the data directory by path, without shards and manifest; empty in format 1.
       created_by: program and version.
       loaded: the file ``manifest.json`` at the time when it was read (not stored).
@@ -175,6 +193,7 @@ class Manifest:
     numerics: dict[str, Constants]
     dropped: tuple[Dropped, ...] = ()
     label_scales: dict[str, LabelScale] = dataclasses.field(default_factory=dict)
+    hashed: dict[str, Hashed] = dataclasses.field(default_factory=dict)
     files: dict[str, integrity.File] = dataclasses.field(default_factory=dict)
     created_by: str = f"stem-tf {__version__}"
     loaded: integrity.File | None = dataclasses.field(default=None, compare=False)
@@ -274,7 +293,9 @@ class Manifest:
                 self.watch.check_file(os.path.join(directory or self.data_dir, path), file, way_out)
 
     def num_ids(self, feature: str) -> int:
-        """The number of ids of a feature: padding (0), rare (1), then its vocabulary or its buckets."""
+        """The number of ids of a feature: padding (0), rare or missing (1), then its vocabulary or its buckets."""
+        if feature in self.hashed:
+            return self.hashed[feature].buckets + 2
         if feature in self.vocabularies:
             return self.vocabularies[feature].size + 2
         return len(self.numerics[feature].boundaries) + 3
@@ -448,6 +469,7 @@ def _from_tree(data_dir: str, tree: dict[str, Any]) -> Manifest:
         numerics=numerics,
         dropped=tuple(Dropped(**dropped) for dropped in tree["dropped"]),
         label_scales={task: LabelScale(**scale) for task, scale in tree.get("label_scales", {}).items()},
+        hashed={name: Hashed(**sizes) for name, sizes in tree.get("hashed", {}).items()},
         files={path: integrity.File(**file) for path, file in tree.get("files", {}).items()},
         created_by=tree["created_by"],
     )

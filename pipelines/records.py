@@ -1,7 +1,8 @@
 """Encoded rows as tf.Example messages: `blocks` (one per few hundred rows) and `rows` (one per row); parses blocks.
 
 Encoded rows are pyarrow record batches, whose column names are the keys of the messages:
-``feature:<name>`` int32 (categorical), list<int32> (multivalent), float32 (numeric), fixed-size list<float32> (dense);
+``feature:<name>`` int32 (categorical; a fixed-size list of two where it has two hashes), list<int32> (multivalent; two
+ids per value where it has two hashes), float32 (numeric), fixed-size list<float32> (dense);
 ``label:<task>`` float32, NaN outside the task's space; ``weight:<column>`` float32; ``key:group``,
 ``key:item`` and ``key:row_id`` int64.
 """
@@ -202,9 +203,14 @@ def shapes(schema: Schema) -> list[tuple[str, tuple[type, int]]]:
     """The columns of records by key: type, and number of values per row (0: a single value rather than a vector)."""
     features: dict[str, tuple[type, int]] = {}
     for feature in schema.features:
-        kind = np.int32 if feature.kind in ("categorical", "multivalent") else np.float32
-        width = {"multivalent": feature.max_length, "dense": feature.length}.get(feature.kind, 0)
-        features[f"feature:{feature.name}"] = kind, width or 0
+        several = feature.ids_per_value if feature.ids_per_value > 1 else 0
+        widths = {
+            "categorical": several,
+            "multivalent": feature.max_length * feature.ids_per_value,
+            "numeric": 0,
+            "dense": feature.length,
+        }
+        features[f"feature:{feature.name}"] = (np.int32 if feature.has_ids else np.float32), widths[feature.kind]
     keys = [role for role, column in (("group", schema.group), ("item", schema.item)) if column]
     return [
         *features.items(),
@@ -268,7 +274,7 @@ def _packed(array: pa.Array) -> tuple[int, np.ndarray, np.ndarray]:
         return _FLOAT_LIST, data, np.ones_like(data, bool)
     data, mask = _varints(values.astype(np.int64).view(np.uint64))
     if not pa.types.is_list(array.type):
-        return _INT64_LIST, data, mask
+        return _INT64_LIST, data.reshape(count, -1), mask.reshape(count, -1)
     lengths = _lengths(array)
     there = np.arange(lengths.max(initial=0)) < lengths[:, None]
     wide_data, wide_mask = (np.zeros((*there.shape, data.shape[1]), part.dtype) for part in (data, mask))

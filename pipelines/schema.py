@@ -22,6 +22,19 @@ Side = Literal["user", "item", "context"]
 
 
 @dataclass(frozen=True)
+class Hash:
+    """Ids that are computed from a value rather than looked up in a vocabulary; see :mod:`pipelines.hashed_ids`.
+
+    Attributes:
+      buckets: B, the number of rows that values share, beside those of padding and of missing values.
+      hashes: how many rows a value reads: 1, or 2 whose sum is its embedding.
+    """
+
+    buckets: int
+    hashes: Literal[1, 2] = 1
+
+
+@dataclass(frozen=True)
 class Feature:
     """One model input.
 
@@ -35,6 +48,7 @@ class Feature:
         ``float32`` for numeric and dense ones.
       dim: embedding width D, or None to use the model's (``config.model.dim``).
       min_count: values seen fewer times in train share the rare id.
+      hash: how ids are computed from values, or None if they are looked up in a vocabulary.
       pooling: how a multivalent feature's embeddings combine: ``mean`` or ``sum``.
       max_length: L: of a multivalent feature's values, the first L are kept.
       separator: splits a multivalent feature's text column into values; None when the column holds lists.
@@ -42,7 +56,7 @@ class Feature:
       transform: steps of a numeric feature in order, from ``log1p`` and ``standardise``.
       boundaries: ascending bucket boundaries of a bucketised numeric feature, or ().
       quantiles: number of equal-frequency buckets fitted on train, or 0.
-      missing: ``rare`` (missing values share the rare id) or ``error``.
+      missing: ``rare`` (missing values share the rare id; with a hash they have it for themselves) or ``error``.
       allow_label_column: accept a feature whose column a label uses.
     """
 
@@ -53,6 +67,7 @@ class Feature:
     dtype: Literal["int64", "string", "float32"]
     dim: int | None = None
     min_count: int = 1
+    hash: Hash | None = None
     pooling: Literal["mean", "sum"] = "mean"
     max_length: int = 0
     separator: str | None = None
@@ -66,6 +81,21 @@ class Feature:
     @property
     def bucketised(self) -> bool:
         return bool(self.boundaries) or self.quantiles > 0
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether its values become ids."""
+        return self.kind in ("categorical", "multivalent")
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether these ids are looked up in a vocabulary."""
+        return self.has_ids and self.hash is None
+
+    @property
+    def ids_per_value(self) -> int:
+        """How many ids a value has."""
+        return 1 if self.hash is None else self.hash.hashes
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ task_tables: all          # all | none | user | item | [feature, ...]
 features:
   user_id: {kind: categorical, side: user, dtype: int64, min_count: 2, dim: 16}
   hour: {kind: categorical, side: context, dtype: int64, column: hourmin}
+  device: {kind: categorical, side: user, dtype: string, hash: {buckets: 1000000, hashes: 2}}   # no vocabulary
   age: {kind: numeric, side: user, bucketise: {boundaries: [18, 25, 35]}}   # or {quantiles: 20}
   length: {kind: numeric, side: item, transform: [log1p, standardise]}
   tags: {kind: multivalent, side: item, dtype: string, max_length: 8, separator: "|", pooling: mean}
@@ -38,12 +39,14 @@ from typing import Any
 import numpy as np
 
 from pipelines import yaml_reader
-from pipelines.schema import Feature, Label, Schema, Space, Task, Threshold
+from pipelines.schema import Feature, Hash, Label, Schema, Space, Task, Threshold
 from pipelines.yaml_reader import Node
 from stem_util.errors import UserError, did_you_mean
 
 _SCHEMA_REQUIRED = {"name": "of the data set", "features": "what the model reads", "tasks": "what it predicts"}
 _SCHEMA_OPTIONAL = ("group", "item", "task_tables", "weight")
+MOST_BUCKETS = 2**31 - 3
+"""The most buckets of a hash: ids are int32, and two of them are taken."""
 _SCHEMA_NAME = re.compile("[A-Za-z][A-Za-z0-9_.-]*")
 
 
@@ -192,8 +195,8 @@ _KIND_REQUIRED: dict[str, dict[str, str]] = {
     "dense": {"length": "how many elements the vector has"},
 }
 _KIND_OPTIONAL: dict[str, tuple[str, ...]] = {
-    "categorical": ("min_count",),
-    "multivalent": ("min_count", "separator", "pooling"),
+    "categorical": ("min_count", "hash"),
+    "multivalent": ("min_count", "hash", "separator", "pooling"),
     "numeric": ("dtype", "transform", "bucketise"),
     "dense": ("dtype",),
 }
@@ -219,12 +222,20 @@ def _feature(name: str, node: Node) -> Feature:
         fields["transform"].fail(
             "cannot be combined with bucketise: buckets do not depend on the scale; drop one of them"
         )
+    if "min_count" in fields and "hash" in fields:
+        fields["min_count"].fail("cannot be combined with hash, which counts no values; drop one of them")
     values = {key: _READ_FEATURE[key](child) for key, child in fields.items() if key in _READ_FEATURE}
     values.setdefault("column", name)
     values["dtype"] = fields["dtype"].choice(_DTYPES[kind]) if "dtype" in fields else "float32"
     if "bucketise" in fields:
         values.update(_bucketise(fields["bucketise"]))
     return Feature(name=name, **values)
+
+
+def _hash(node: Node) -> Hash:
+    fields = node.record({"buckets": "how many rows the values share"}, ("hashes",), "a hash")
+    hashes: Any = fields["hashes"].integer(1, 2) if "hashes" in fields else 1
+    return Hash(fields["buckets"].integer(2, MOST_BUCKETS), hashes)
 
 
 def _transform(node: Node) -> tuple[str, ...]:
@@ -259,6 +270,7 @@ _READ_FEATURE: Mapping[str, Callable[[Node], Any]] = {
     "column": Node.text,
     "dim": lambda node: node.integer(1),
     "min_count": lambda node: node.integer(1),
+    "hash": _hash,
     "pooling": lambda node: node.choice(("mean", "sum")),
     "max_length": lambda node: node.integer(1),
     "separator": Node.text,
@@ -419,6 +431,8 @@ def _feature_fields(feature: Feature) -> dict[str, Any]:
     leave = ["name", *(["column"] if feature.column == feature.name else [])]
     leave += ["dtype"] if feature.dtype == "float32" else []
     fields = _changed(feature, tuple(leave))
+    if feature.hash is not None:
+        fields["hash"] = _changed(feature.hash, ())
     bucketise = {key: fields.pop(key) for key in ("boundaries", "quantiles") if key in fields}
     return {**fields, **({"bucketise": bucketise} if bucketise else {})}
 

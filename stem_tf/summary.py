@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from pipelines.schema import Feature
 from stem_tf import report
 from stem_tf.layers.embedding import SHARED
 from stem_tf.layers.gate import Gate
@@ -17,7 +18,7 @@ def summary(model: RankingModel) -> str:
 
 def _tables(model: RankingModel) -> str:
     cells, total, total_bytes = [], 0, 0
-    kinds = {feature.name: feature.kind for feature in model.inputs.features}
+    kinds = {feature.name: _kind(feature) for feature in model.inputs.features}
     for group in model.embeddings.groups:
         for field in group.order:
             rows = field.rows or field.length or 1
@@ -28,6 +29,11 @@ def _tables(model: RankingModel) -> str:
     cells.append(["all", "", f"{total:,}", "", "", report.size(total_bytes), ""])
     names = ", ".join(model.embeddings.tables)
     return f"tables: {names}\n" + report.table(["feature", "kind", "rows", "tables", "width", "bytes", ""], cells)
+
+
+def _kind(feature: Feature) -> str:
+    hashed = "" if feature.hash is None else ", hashed" if feature.hash.hashes == 1 else ", hashed twice"
+    return f"{feature.kind}{hashed}"
 
 
 def _network(model: RankingModel) -> str:

@@ -10,7 +10,8 @@ in runs, differently in every epoch (:mod:`pipelines.batches.order`). :mod:`pipe
 
 A batch is a dict (B = batch_size, L = max_length, n = length)::
 
-    {"features": {name: int32 [B] | int32 [B, L] (0-padded) | float32 [B] (raw, NaN = missing) | float32 [B, n]},
+    {"features": {name: int32 [B] | int32 [B, L] (0-padded) | float32 [B] (raw, NaN = missing) | float32 [B, n]
+                        (of a feature with two hashes int32 [B, 2] | int32 [B, 2 L])},
      "labels": {task: float32 [B], 0 outside the task's space},
      "weights": {task: float32 [B], the row's weight (1 if the task has none) inside the task's space, 0 outside it and
                  in padding rows},

@@ -59,16 +59,18 @@ def parsed(schema: Schema, blocks: tf.data.Dataset, shards: list[Shard], layout:
 
 @dataclass(frozen=True)
 class Column:
-    """One key of a record: its type in a batch, and the feature behind it, if any."""
+    """One key of a record: its type in a batch, its width (0: one value), and the feature behind it, if any."""
 
     dtype: tf.DType
+    width: int
     feature: Feature | None = None
 
 
 def columns_of(schema: Schema) -> dict[str, Column]:
     """The keys of a record, in the order of :func:`pipelines.records.shapes`."""
     features = {f"feature:{feature.name}": feature for feature in schema.features}
-    return {key: Column(tf.as_dtype(kind), features.get(key)) for key, (kind, _) in records.shapes(schema)}
+    shapes = records.shapes(schema)
+    return {key: Column(tf.as_dtype(kind), width, features.get(key)) for key, (kind, width) in shapes}
 
 
 def _parse_blocks(schema: Schema, blocks: tf.Tensor) -> Columns:
@@ -90,16 +92,14 @@ def parse_rows(schema: Schema, rows: tf.Tensor) -> Columns:
         dtype = tf.float32 if column.dtype == tf.float32 else tf.int64  # tf.Example has no int32
         if column.feature and column.feature.kind == "multivalent":
             spec[key] = tf.io.RaggedFeature(dtype)
-        elif column.feature and column.feature.kind == "dense":
-            spec[key] = tf.io.FixedLenFeature([column.feature.length], dtype)
         else:
-            spec[key] = tf.io.FixedLenFeature([], dtype)
+            spec[key] = tf.io.FixedLenFeature([column.width] if column.width else [], dtype)
     parsed = tf.io.parse_example(rows, spec)
     result = {}
     for key, column in columns_of(schema).items():
         values = parsed[key]
-        if isinstance(values, tf.RaggedTensor) and column.feature:
-            values = values.to_tensor(shape=[None, column.feature.max_length])
+        if isinstance(values, tf.RaggedTensor):
+            values = values.to_tensor(shape=[None, column.width])
         result[key] = tf.cast(values, column.dtype)
     return result
 

@@ -1,7 +1,7 @@
 """A conversion: the order of its steps.
 
 1. `scan` decides the split and counts rows.
-2. `fit` reads and cleans all rows, counts vocabularies and fits numeric transforms.
+2. `fit` reads and cleans all rows, hashes values, counts vocabularies and fits numeric transforms.
 3. `encode` turns values into ids, and keeps raw rows of validation and test.
 4. `shards` writes the records.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import integrity, manifest, schema_yaml
+from pipelines import hashed_ids, integrity, manifest, schema_yaml
 from pipelines.convert import staging
 from pipelines.convert.cleaner import Cleaner
 from pipelines.convert.encode import Encoded, encode, forget_vocabularies
@@ -32,10 +32,22 @@ from pipelines.convert.options import Options
 from pipelines.convert.scan import Scan
 from pipelines.convert.shards import plan_shards, write_shard
 from pipelines.convert.split import GivenSplit, SplitPolicy
+from pipelines.hashed_ids import Distinct
 from pipelines.log import sniff, source
 from pipelines.log.find import find_files
 from pipelines.log.parts import Log
-from pipelines.manifest import LAYOUTS, SPLITS, Constants, Dropped, LabelScale, Manifest, Split, TaskCounts, Vocabulary
+from pipelines.manifest import (
+    LAYOUTS,
+    SPLITS,
+    Constants,
+    Dropped,
+    Hashed,
+    LabelScale,
+    Manifest,
+    Split,
+    TaskCounts,
+    Vocabulary,
+)
 from stem_util import copies, files, owned, stores
 from stem_util.errors import FULL_DISK, JobError, UserError
 from stem_util.progress import Progress
@@ -164,6 +176,7 @@ class _Conversion:
                 splits={name: self._summary(i, fits, encoded, shards[name]) for i, name in enumerate(SPLITS)},
                 vocabularies=vocabularies,
                 numerics=constants,
+                hashed=self._hashed(fits),
                 label_scales={task: self._scale(task, fits) for task in fits[0].scales},
                 dropped=tuple(Dropped(column, reason, rows) for (column, reason), rows in sorted(bad.items())),
                 files={path: integrity.recorded(os.path.join(self._directory, path)) for path in others},
@@ -236,6 +249,17 @@ class _Conversion:
             for unit in self._log.units:
                 os.unlink(job.counts_path(name, unit.index))
         return vocabularies
+
+    def _hashed(self, fits: list[Fit]) -> dict[str, Hashed]:
+        found = {}
+        for feature in self._schema.features:
+            if feature.hash is not None:
+                distinct = Distinct()
+                for fit in fits:
+                    distinct.merge(fit.distinct[feature.name])
+                function = hashed_ids.FUNCTIONS[feature.dtype]
+                found[feature.name] = Hashed(feature.hash.buckets, feature.hash.hashes, function, distinct.count)
+        return found
 
     def _encode(self, pool: Workers, job: Job, fits: list[Fit]) -> list[Encoded]:
         tasks = [

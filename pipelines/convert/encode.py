@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import hashing, records, vocabulary
+from pipelines import hashed_ids, hashing, records, vocabulary
 from pipelines.convert.job import HASH, SPLIT, Job
 from pipelines.convert.raw_columns import kept_columns, kept_types
 from pipelines.convert.rows import Rows
 from pipelines.log import source
 from pipelines.log.parts import Unit
 from pipelines.manifest import SPLITS, vocabulary_path
-from pipelines.schema import Schema
+from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import Lookup
 from stem_util import files
 
@@ -62,8 +62,8 @@ class Encoded:
     """Counts in one unit's encoded rows, by split, int64 [3] each.
 
     Attributes:
-      values: number of values, by feature with a vocabulary.
-      rare: number of values with the rare id, by feature with a vocabulary.
+      values: number of values, by feature that has ids.
+      rare: number of values with the rare id, by feature that has ids.
     """
 
     values: dict[str, np.ndarray]
@@ -79,8 +79,8 @@ def encode(job: Job, unit: Unit, segments: int, keep_raw: bool) -> Encoded:
       segments: number of segments that `fit` left.
       keep_raw: whether the unit has rows of validation or test, whose raw columns are kept.
     """
-    features = job.counted_features()
-    counts = Encoded(*({name: np.zeros(3, np.int64) for name in features} for _ in range(2)))
+    features = [feature for feature in job.cleaner.schema.features if feature.has_ids]
+    counts = Encoded(*({feature.name: np.zeros(3, np.int64) for feature in features} for _ in range(2)))
     with _Outputs(job) as outputs:
         encoded = (_encode(job, unit, number, counts, outputs) for number in range(segments))
         if keep_raw:
@@ -107,7 +107,7 @@ def _encode(job: Job, unit: Unit, number: int, counts: Encoded, outputs: _Output
             rows = batch.take(pa.array(places[order])).append_column(HASH, pa.array(hashes[order]))
         else:
             rows = batch.take(pa.array(places))
-        _count_ids(counts, i, rows)
+        _count_ids(counts, i, rows, job.cleaner.schema)
         if job.layouts:
             outputs.write(job.rows_path(split, unit.index), rows)
     return row_ids, splits
@@ -150,24 +150,28 @@ def _with_ids(job: Job, batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _count_ids(counts: Encoded, split: int, batch: pa.RecordBatch) -> None:
+def _count_ids(counts: Encoded, split: int, batch: pa.RecordBatch, schema: Schema) -> None:
     for name in counts.values:
         ids = batch.column(f"feature:{name}")
-        ids = (ids.flatten() if pa.types.is_list(ids.type) else ids).to_numpy()
-        counts.values[name][split] += len(ids)
+        ids = (ids if pa.types.is_integer(ids.type) else ids.flatten()).to_numpy()
+        counts.values[name][split] += len(ids) // schema.feature(name).ids_per_value
         counts.rare[name][split] += np.count_nonzero(ids == vocabulary.RARE_ID)
 
 
-def record_columns(schema: Schema, rows: Rows, ids: Callable[[str, pa.Array], pa.Array]) -> dict[str, pa.Array]:
-    """Columns of `pipelines.records` for some rows; ``ids(feature, raw values)`` makes those of ids."""
+def record_columns(schema: Schema, rows: Rows, ids: Callable[[Feature, pa.Array], pa.Array]) -> dict[str, pa.Array]:
+    """Columns of `pipelines.records` for some rows.
+
+    ``ids(feature, raw values [n])`` makes those of ids, `Feature.ids_per_value` of each value side by side.
+    """
     columns: dict[str, pa.Array] = {}
     for feature in schema.features:
-        name, key = feature.name, f"feature:{feature.name}"
+        name, key, several = feature.name, f"feature:{feature.name}", feature.ids_per_value
         if feature.kind == "categorical":
-            columns[key] = ids(name, rows.ids[name])
+            found = ids(feature, rows.ids[name])
+            columns[key] = found if several == 1 else pa.FixedSizeListArray.from_arrays(found, several)
         elif feature.kind == "multivalent":
             lists = rows.lists[name]
-            columns[key] = records.lists(lists.lengths, ids(name, lists.values), key)
+            columns[key] = records.lists(lists.lengths * several, ids(feature, lists.values), key)
         elif feature.kind == "numeric":
             columns[key] = pa.array(rows.numerics[name])
         else:
@@ -182,8 +186,10 @@ def record_columns(schema: Schema, rows: Rows, ids: Callable[[str, pa.Array], pa
 def encoded_rows(data_dir: str, schema: Schema, rows: Rows) -> pa.RecordBatch:
     """Columns of `pipelines.records` for some rows, with the vocabularies under ``data_dir``."""
 
-    def ids(name: str, values: pa.Array) -> pa.Array:
-        return pa.array(lookup_of(vocabulary_path(data_dir, name)).plain(values))
+    def ids(feature: Feature, values: pa.Array) -> pa.Array:
+        if feature.hash is not None:
+            return pa.array(hashed_ids.ids(hashed_ids.codes(values), feature.hash))
+        return pa.array(lookup_of(vocabulary_path(data_dir, feature.name)).plain(values))
 
     return pa.RecordBatch.from_pydict(record_columns(schema, rows, ids))
 

@@ -1,7 +1,8 @@
 """Pass 1 over the log: checks all rows, and on train rows counts vocabularies and fits numeric transforms.
 
-:func:`fit` reads and cleans the rows of a unit, and leaves them in scratch files, where each feature's values are
-dictionary-encoded. :func:`build_vocabulary` merges a feature's counts. Worker processes run both.
+:func:`fit` reads and cleans the rows of a unit, and leaves them in scratch files. There each feature's values are
+dictionary-encoded, or ids already if the feature has a hash. :func:`build_vocabulary` merges a feature's counts. Worker
+processes run both.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines import hashing, vocabulary
+from pipelines import hashed_ids, hashing, vocabulary
 from pipelines.convert.encode import record_columns
 from pipelines.convert.job import SPLIT, Job
 from pipelines.convert.numeric_fit import Moments, NumericFit
 from pipelines.convert.rows import Rows
+from pipelines.hashed_ids import Distinct
 from pipelines.log import source
 from pipelines.log.parts import Unit
 from pipelines.manifest import vocabulary_path
-from pipelines.schema import Schema
+from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import ValueCounts
 from stem_util import files
 
@@ -42,6 +44,7 @@ class Fit:
       scales: by task with a standardised label, the moments of its labels in train, with the same weights.
       bad: number of bad rows by (column, reason).
       numerics: what was gathered for each numeric feature.
+      distinct: the distinct values of train, by feature with a hash.
     """
 
     segments: int
@@ -52,6 +55,7 @@ class Fit:
     scales: dict[str, Moments]
     bad: Counter[tuple[str, str]]
     numerics: dict[str, NumericFit]
+    distinct: dict[str, Distinct]
 
 
 def fit(job: Job, unit: Unit) -> Fit:
@@ -66,6 +70,7 @@ def fit(job: Job, unit: Unit) -> Fit:
         scales={task.name: Moments() for task in schema.tasks if task.label.standardise},
         bad=Counter(),
         numerics={f.name: NumericFit.empty(f) for f in schema.features if f.kind == "numeric"},
+        distinct={f.name: Distinct() for f in schema.features if f.hash is not None},
     )
     counts = {name: ValueCounts(schema.feature(name).dtype) for name in job.counted_features()}
     segment: list[Rows] = []
@@ -115,10 +120,15 @@ def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], se
     rows = Rows.join(segment)
     train = rows.split == 0
 
-    def places(name: str, values: pa.Array) -> pa.Array:
+    def places(feature: Feature, values: pa.Array) -> pa.Array:
+        lists = rows.lists.get(feature.name)
+        counted = train if lists is None else np.repeat(train, lists.lengths)
+        if feature.hash is not None:
+            codes = hashed_ids.codes(values)
+            result.distinct[feature.name].add(codes[counted])
+            return pa.array(hashed_ids.ids(codes, feature.hash))
         encoded = vocabulary.encode(values)
-        lists = rows.lists.get(name)
-        counts[name].add_encoded(encoded, train if lists is None else np.repeat(train, lists.lengths))
+        counts[feature.name].add_encoded(encoded, counted)
         return encoded
 
     columns = record_columns(job.cleaner.schema, rows, places) | {SPLIT: pa.array(rows.split)}

@@ -46,7 +46,7 @@ class Job:
 
     def counted_features(self) -> list[str]:
         """Names of the features that have a vocabulary."""
-        return [f.name for f in self.cleaner.schema.features if f.kind in ("categorical", "multivalent")]
+        return [f.name for f in self.cleaner.schema.features if f.has_vocabulary]
 
     def written(self, path: str) -> AbstractContextManager[str]:
         """Gives a path in the scratch directory to write to, which becomes ``path`` once it is complete."""

@@ -62,7 +62,7 @@ def describe(patterns: Sequence[str], options: CsvOptions, labels: Sequence[str]
         rows = sample.draw(log, limit)
         text = log.types if log.text else log.directory_columns
         types = {n: str(rows.table.schema.field(n).type if n in text else kind) for n, kind in log.types.items()}
-        result = draft.draft(_name(patterns[0]), rows.table, types, labels)
+        result = draft.draft(_name(patterns[0]), rows.table, types, labels, rows.rows)
     except UserError as error:
         raise UserError(f"{seen.advice} ({error})") if seen.advice else error from None
     result.left_out.update(log.problems)

@@ -33,6 +33,7 @@ _LIKE = 0.8  # share of the best mark from which a rating is a like
 _SAME = 0.99  # share of rows in which a user's or item's attribute must have its most frequent value
 _SHOWN_CANDIDATES = 5
 _LONGEST = 100  # characters in a name
+_MANY_VALUES = 5_000_000  # of a feature: with D = 16 and 8 tasks, 3 GB of a table and 6 GB of its optimizer's state
 
 
 @dataclass
@@ -78,7 +79,9 @@ class Draft:
         return [task for task in self.tasks if task not in self.doubts]
 
 
-def draft(name: str, table: pa.Table, types: Mapping[str, str], labels: Sequence[str] = ()) -> Draft:
+def draft(
+    name: str, table: pa.Table, types: Mapping[str, str], labels: Sequence[str] = (), rows: int | None = None
+) -> Draft:
     """Guesses what each column of a sample is.
 
     Args:
@@ -86,6 +89,7 @@ def draft(name: str, table: pa.Table, types: Mapping[str, str], labels: Sequence
       table: the sample's rows.
       types: the type of each column in the log, for comments.
       labels: the tasks' labels, each ``column``, ``column=value`` or ``column>=number``; empty to guess them.
+      rows: number of rows in the log; None if the sample is all of it.
 
     Raises:
       UserError: the sample is empty, a given label is no column or cannot be a label, no column looks like a label, or
@@ -105,6 +109,7 @@ def draft(name: str, table: pa.Table, types: Mapping[str, str], labels: Sequence
     _find_sides(result, columns)
     _find_relations(result, columns)
     _find_suspects(result, columns)
+    _find_large(result, columns, len(table) if rows is None else rows)
     _find_split(result, columns)
     _rehearse(result, table)
     return result
@@ -456,6 +461,16 @@ def _find_suspects(result: Draft, columns: Mapping[str, Column]) -> None:
                 result.notes[name] += f"\n{why}"
             else:
                 result.doubts[name] = f"{why}; uncomment it only if it is known before the outcome"
+
+
+def _find_large(result: Draft, columns: Mapping[str, Column], rows: int) -> None:
+    """Notes features of so many values that hashed ids are worth a thought."""
+    for name, fields in result.features.items():
+        if fields["kind"] == "categorical" and (values := min(columns[name].likely_distinct, rows)) > _MANY_VALUES:
+            result.notes[name] += (
+                f"\nabout {values:,.0f} values or more in the log: if their tables outgrow the memory, "
+                "hash: {buckets: 1000000, hashes: 2} gives them so many rows"
+            )
 
 
 def _find_split(result: Draft, columns: Mapping[str, Column]) -> None:

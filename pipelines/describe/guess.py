@@ -111,6 +111,17 @@ class Column:
         """The number of distinct values; lists are not compared."""
         return len(self.present) if pa.types.is_nested(self.values.type) else len(self.tally[0])
 
+    @property
+    def likely_distinct(self) -> float:
+        """A lower bound of the number of distinct values in a log of which this is a sample, by Chao's estimator.
+
+        ``d + f1 (f1 - 1) / (2 (f2 + 1))`` with d distinct values, of which f1 occur once and f2 twice (Chao 1984,
+        bias-corrected): about right where all values are equally frequent.
+        """
+        counts = self.tally[1]
+        once, twice = (int(np.count_nonzero(counts == times)) for times in (1, 2))
+        return len(counts) + once * (once - 1) / (2 * (twice + 1))
+
     @functools.cached_property
     def words(self) -> list[str]:
         """The words of the name, in lower case: video and id for ``videoID_2`` and ``videoid``."""

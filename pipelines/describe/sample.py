@@ -32,12 +32,14 @@ class LogSample:
       table: the rows, in the log's order. A column of a CSV log is int64, double, string or (if not UTF-8) binary: the
         narrowest type that holds all rows read. Dictionaries are decoded. Columns that cannot be features are null.
       seen: number of rows that were read.
+      rows: number of rows in the log; an estimate where not all of it was read.
       malformed: number of CSV rows with a wrong number of columns, which are not counted in ``seen``.
       complete: whether the table holds every row of the log.
     """
 
     table: pa.Table
     seen: int
+    rows: int
     malformed: int
     complete: bool
 
@@ -81,7 +83,7 @@ def draw(log: Log, limit: int, seed: int = 0) -> LogSample:
                 malformed += chunk.malformed
                 progress.update(len(drawn))
     if not held:
-        return LogSample(pa.table({name: pa.nulls(0) for name in log.types}), 0, malformed, complete=True)
+        return LogSample(pa.table({name: pa.nulls(0) for name in log.types}), 0, 0, malformed, complete=True)
     kept = _smallest(held, keys, limit)[0][0].combine_chunks()
     table = pa.table(
         {
@@ -89,7 +91,8 @@ def draw(log: Log, limit: int, seed: int = 0) -> LogSample:
             for name in log.types
         }
     )
-    return LogSample(table, seen, malformed, complete=len(table) == seen and count == len(log.units))
+    complete = len(table) == seen and count == len(log.units)
+    return LogSample(table, seen, seen * len(log.units) // count, malformed, complete)
 
 
 class _Column:

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pipelines import schema_yaml
+from pipelines import hashed_ids, schema_yaml
 from pipelines.convert import constant_labels
 from pipelines.convert.conversion import convert
 from pipelines.convert.options import FRACTIONS, RUNNERS, Options
@@ -176,6 +176,14 @@ def report(done: Manifest, where: str, seconds: float, csv: CsvOptions, config: 
         for name, sizes in done.vocabularies.items():
             shares = (f"  {done.splits[split].rare_share[name]:>16.2%}" for split in SPLITS)
             print(f"{name:{width}}  {done.num_ids(name):>12,}  {sizes.distinct:>12,}" + "".join(shares))
+    if done.hashed:
+        width = max(map(len, ("hashed feature", *done.hashed)))
+        print(f"\n{'hashed feature':{width}}  {'buckets':>13}  {'hashes':>6}  {'distinct':>13}  {'alike':>7}")
+        for name, by in ((f.name, f.hash) for f in done.schema.features if f.hash is not None):
+            distinct = done.hashed[name].distinct
+            share = hashed_ids.alike(distinct, by)
+            print(f"{name:{width}}  {by.buckets:>13,}  {by.hashes:>6}  {distinct:>13,}  {share:>7.2%}")
+        print("distinct: values in train, about; alike: the share that the model cannot tell from some other value")
     for dropped in done.dropped:
         print(dropped)
     print(f"\nwritten to {where}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")

@@ -12,7 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipelines.schema import Feature, Schema
-from pipelines.vocabulary import FIRST_ID
+from pipelines.vocabulary import FIRST_ID, PADDING_ID
 from stem_tf.evaluation import metrics
 from stem_tf.evaluation.intervals import Resamples
 from stem_tf.layers.embedding import SHARED, PackedTable, task_table
@@ -33,7 +33,8 @@ def abundance(sets: Sets) -> list[dict[str, Any]]:
 
     It is K where all directions of the space are used alike, and 1 where all embeddings lie on one line: the table has
     collapsed. The rows are those of the V values in the vocabulary (or of the buckets), each once, all of which occur
-    in train; padding and the id that rare values share are left out.
+    in train; padding and the id that rare values share are left out. A feature with a hash has all its B buckets here,
+    also those that no value of train falls into.
 
     Returns:
       One entry per table and feature: ``table``, ``feature``, ``rows`` V, ``most`` K, ``abundance``, NaN for a table
@@ -82,7 +83,7 @@ def distances(
 
     The distance of a row's user u and item i in a table is ``|| u / ||u|| - i / ||i|| ||``, between 0 and 2. A pair
     contradicts tasks a and b where the label is 1 for a and 0 for b: a table that serves both cannot place it near for
-    a and far for b. Rows whose user or item is not in the vocabulary are left out.
+    a and far for b. Rows whose user or item is missing or not in the vocabulary are left out.
 
     Args:
       sets: the model.
@@ -103,16 +104,17 @@ def distances(
         missing = " and no ".join(side for side, feature in (("user", user), ("item", item)) if feature is None)
         return {"reason": f"the schema has no {missing} feature with one id per row"}
     features = rows["features"]
-    known = (features[user.name] >= FIRST_ID) & (features[item.name] >= FIRST_ID)
+    by_row = {feature.name: features[feature.name].reshape(len(rows["row_id"]), -1) for feature in (user, item)}
+    known = (by_row[user.name][:, 0] >= FIRST_ID) & (by_row[item.name][:, 0] >= FIRST_ID)
     if not known.any():
         return {"reason": f"no row has a user and an item, both of which occur in train: {user.name}, {item.name}"}
     by_table: dict[str, NDArray[np.float64]] = {}
     for label, member, table in _tables(sets):
-        u, i = (_read(member, table, feature.name, features[feature.name]) for feature in (user, item))
+        u, i = (_read(member, table, feature.name, by_row[feature.name]) for feature in (user, item))
         if u is None and i is None:  # the shared table again
             continue
         u, i = (
-            _read(member, SHARED, feature.name, features[feature.name]) if read is None else read
+            _read(member, SHARED, feature.name, by_row[feature.name]) if read is None else read
             for feature, read in ((user, u), (item, i))
         )
         assert u is not None and i is not None
@@ -181,12 +183,16 @@ def _columns(group: PackedTable, table: str) -> slice:
 
 
 def _read(model: RankingModel, table: str, feature: str, ids: NDArray) -> NDArray | None:
-    """Embeddings [N, D] of a feature's ids [N] in a table; None where the feature has no such table."""
+    """Embeddings [N, D] in a table of a feature's values, the sum of the rows of their ids [N, K]; padding has none.
+
+    None where the feature has no such table.
+    """
     group = next(group for group in model.embeddings.groups if feature in group.offsets)
     if table not in group.tables:
         return None
-    rows: NDArray = tf.gather(group.table, ids + group.offsets[feature]).numpy()[:, _columns(group, table)]
-    return rows
+    rows = tf.gather(group.table, ids + group.offsets[feature]).numpy()[..., _columns(group, table)]
+    summed: NDArray = np.sum(rows, axis=1, where=(ids != PADDING_ID)[..., np.newaxis])
+    return summed
 
 
 def _ids_of(schema: Schema, side: str) -> Feature | None:

@@ -51,10 +51,12 @@ class Field:
       name: its key in the inputs.
       kind: ``categorical``, ids ``[B]``; ``multivalent``, ids ``[B, L]`` padded with 0, which are pooled; ``numeric``,
         numbers ``[B]``, each times a learned vector; ``dense``, vectors ``[B, n]``, each times a learned matrix.
+        A field whose values have two ids each, the sum of whose rows is the embedding, is multivalent.
       rows: number of ids of a categorical or multivalent field; ids are 0 to rows - 1.
       dim: D, where it is not the layer's.
       pooling: how a multivalent field is pooled, ``mean`` or ``sum``.
       length: n of a dense field.
+      ids_per_value: how many of a multivalent field's ids one value has; a mean is one over values.
 
     Raises:
       ValueError: values that do not fit each other.
@@ -66,6 +68,7 @@ class Field:
     dim: int | None = None
     pooling: Literal["mean", "sum"] = "mean"
     length: int = 0
+    ids_per_value: int = 1
 
     def __post_init__(self) -> None:
         kinds = ("categorical", "multivalent", "numeric", "dense")
@@ -194,7 +197,7 @@ class PackedTable(tf.keras.layers.Layer):
         """Sum or mean over the values that are not padding; ``[B, L, W]`` -> ``[B, 1, W]``, zeros for an empty bag."""
         mask = tf.cast(ids != 0, tf.float32)
         if field.pooling == "mean":
-            mask = tf.math.divide_no_nan(mask, tf.reduce_sum(mask, axis=1, keepdims=True))
+            mask = tf.math.divide_no_nan(field.ids_per_value * mask, tf.reduce_sum(mask, axis=1, keepdims=True))
         return tf.matmul(mask[:, tf.newaxis], bag)
 
 

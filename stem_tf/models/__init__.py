@@ -108,10 +108,16 @@ def build_network(config: Any, schema: Schema) -> Network:
 
 
 def _field(feature: Feature, manifest: Manifest) -> Field:
-    """What the tables hold for a feature: a bucketised one is looked up by its bucket's id."""
+    """What the tables hold for a feature.
+
+    A bucketised one is looked up by its bucket's id; one with two ids is the sum of their rows.
+    """
     kind = "categorical" if feature.bucketised else feature.kind
     rows = manifest.num_ids(feature.name) if kind in ("categorical", "multivalent") else 0
-    return Field(feature.name, kind, rows, feature.dim, feature.pooling, feature.length)
+    pooling, several = feature.pooling, feature.ids_per_value
+    if kind == "categorical" and several > 1:
+        kind, pooling = "multivalent", "sum"
+    return Field(feature.name, kind, rows, feature.dim, pooling, feature.length, several)
 
 
 def _specific(config: Any, schema: Schema) -> list[str]:

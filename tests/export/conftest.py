@@ -110,10 +110,10 @@ def nasty_values() -> list[str]:
 @pytest.fixture(scope="session")
 def convert(
     tmp_path_factory: pytest.TempPathFactory, run_job: Callable[..., subprocess.CompletedProcess[str]]
-) -> Callable[[str, pa.Table], Path]:
-    """``convert(schema, log)``: the data directory of a log, converted by the real job."""
+) -> Callable[..., Path]:
+    """``convert(schema, log, *flags)``: the data directory of a log, converted by the real job."""
 
-    def convert(schema: str, table: pa.Table) -> Path:
+    def convert(schema: str, table: pa.Table, *flags: str) -> Path:
         directory = tmp_path_factory.mktemp("served")
         pq.write_table(table, directory / "log.parquet")
         (directory / "schema.yaml").write_text(schema, encoding="utf-8")
@@ -125,6 +125,7 @@ def convert(
             "--fractions=0.6,0.3,0.1",
             f"--output={directory / 'data'}",
             "--processes=1",
+            *flags,
         )
         assert job.returncode == 0, job.stderr
         return directory / "data"

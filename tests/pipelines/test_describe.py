@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -312,3 +313,17 @@ def test_mistakes_of_the_command_line(job_in_process: Job, arguments: list[str],
     job = job_in_process("pipelines.jobs.describe", *arguments)
     assert job.returncode == 2
     assert job.stderr.startswith(message)
+
+
+def test_many_values_make_a_note_of_hashed_ids() -> None:
+    rng = np.random.default_rng(0)
+    size, values = 100_000, 8_000_000
+    table = pa.table({"user_id": rng.integers(0, values, size), "is_click": rng.integers(0, 2, size)})
+    types = {"user_id": "int64", "is_click": "int64"}
+    note = draft.draft("a log", table, types, rows=10**9).notes["user_id"]
+    found = re.search(r"\nabout ([\d,]+) values or more in the log: .* hash: \{buckets: 1000000, hashes: 2\}", note)
+    assert found is not None
+    assert int(found[1].replace(",", "")) == pytest.approx(values, rel=0.15)
+    # No more values than rows.
+    assert "hash" not in draft.draft("a log", table, types, rows=4_000_000).notes["user_id"]
+    assert "hash" not in draft.draft("a log", table, types).notes["user_id"]

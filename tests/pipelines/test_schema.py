@@ -150,7 +150,7 @@ USER = "user: {kind: categorical, side: user, dtype: int64}"
 CLICK = "click: {label: {column: is_click}}"
 WATCHED = "{column: play, divide_by: total}"
 NUMERIC = "user: {kind: numeric, side: user, bucketise: {boundaries: %s}}"
-CATEGORICAL = "kind, side, dtype, min_count, column, dim, missing, allow_label_column"
+CATEGORICAL = "kind, side, dtype, min_count, hash, column, dim, missing, allow_label_column"
 NUMERIC_KEYS = "kind, side, dtype, transform, bucketise, column, dim, missing, allow_label_column"
 NAMES = "; use letters, digits and '_', a letter first (and column: or label: {column: ...} for the log's own name)"
 GIVES_AWAY = (
@@ -195,6 +195,13 @@ UNREADABLE = [
     ("side: user", "side: user, min_count: true", "features.user.min_count: should be a whole number of at least 1; got true (a bool)"),
     ("side: user", "side: user, min_count: 1.5", "features.user.min_count: should be a whole number of at least 1; got 1.5"),
     ("side: user", "side: user, min_count: '3'", "features.user.min_count: should be a whole number of at least 1; got '3' (text)"),
+    ("side: user", "side: user, hash: {buckets: 1}", "features.user.hash.buckets: should be a whole number of at least 2, at most 2,147,483,645; got 1"),
+    ("side: user", "side: user, hash: {buckets: 2147483646}", "features.user.hash.buckets: should be a whole number of at least 2, at most 2,147,483,645; got 2147483646"),
+    ("side: user", "side: user, hash: 1000", "features.user.hash: should be a mapping with the keys buckets, hashes; got 1000"),
+    ("side: user", "side: user, hash: {hashes: 2}", "features.user.hash: the key 'buckets' is missing (how many rows the values share)"),
+    ("side: user", "side: user, hash: {buckets: 9, hashes: 3}", "features.user.hash.hashes: should be a whole number of at least 1, at most 2; got 3"),
+    ("side: user", "side: user, hash: {buckets: 9}, min_count: 2", "features.user.min_count: cannot be combined with hash, which counts no values; drop one of them"),
+    (USER, "user: {kind: numeric, side: user, hash: {buckets: 9}}", "features.user.hash: does not apply to a numeric feature, only to categorical and multivalent ones; a numeric feature takes: " + NUMERIC_KEYS),
     ("side: user", "side: user, dim: 0", "features.user.dim: should be a whole number of at least 1; got 0"),
     ("side: user", "side: user, missing: outside", "features.user.missing: 'outside' (text) is not allowed; allowed: rare, error"),
     ("side: user", "side: user, allow_label_column: 1", "features.user.allow_label_column: should be true or false; got 1"),

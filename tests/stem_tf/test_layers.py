@@ -63,6 +63,22 @@ def test_multivalent_pooling_skips_padding(pooling: str, expected: list) -> None
     np.testing.assert_allclose(h[SHARED], expected)
 
 
+@pytest.mark.parametrize(("pooling", "expected"), [("sum", [[9.0], [4.0], [0.0]]), ("mean", [[4.5], [4.0], [0.0]])])
+def test_a_value_with_two_ids_is_the_sum_of_their_rows(pooling: str, expected: list) -> None:
+    # The values (2, 3) and (4, 4); then (3, 1); then none. A mean is one over values, not over ids.
+    tags = Field("tags", "multivalent", rows=5, pooling=pooling, ids_per_value=2)  # type: ignore[arg-type]
+    embeddings = Embeddings((tags,), 1)
+    embeddings.groups[0].table.assign([[100.0], [1.0], [2.0], [3.0], [2.0]])
+    ids = tf.constant([[2, 3, 4, 4], [3, 1, 0, 0], [0, 0, 0, 0]])
+    with tf.GradientTape() as tape:
+        h = embeddings({"tags": ids})
+    np.testing.assert_allclose(h[SHARED], expected)
+    # Both rows of a value have its gradient; a row that is both of them has it twice.
+    first = tf.convert_to_tensor(tape.gradient(h[SHARED], embeddings.groups[0].table)).numpy()[:, 0]
+    share = 0.5 if pooling == "mean" else 1.0
+    np.testing.assert_allclose(first, [0, 1, share, 1 + share, 2 * share])
+
+
 def test_numeric_and_dense_features_are_values_times_learned_vectors() -> None:
     embeddings = Embeddings((LENGTH, IMAGE, Field("user", rows=3)), 2, ["task:a", SHARED])
     (group,) = embeddings.groups

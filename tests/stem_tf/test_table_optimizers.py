@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,3 +208,18 @@ def test_bfloat16_is_rounded_to_the_right_mean() -> None:
     assert np.mean(rounded > 1.0) == pytest.approx(0.25, abs=0.02)
     exact = tf.constant([0.0, -1.5, np.inf, 2.0**-100])
     np.testing.assert_array_equal(tf.cast(stochastic_bfloat16(exact, tf.constant([1, 2])), tf.float32), exact)
+
+
+def test_bytes_per_row_are_those_of_the_schemas_page() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/schema.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `(\w+)`[^|]* \| `(\w+)` \| `([^`]+)` \| ([\d,]+) \| ([\d,]+) \|$", page, re.MULTILINE)
+    kinds = [(mode, slots) for mode, optimizer in TABLE_OPTIMIZERS.items() for slots in optimizer.kinds_of_slots]
+    assert sorted(kinds) == sorted((mode, slots) for mode, slots, *_ in lines)
+    for mode, slots, formula, of_two, of_eight in lines:
+        for tasks, dim, said in ((2, 16, of_two), (8, 16, of_eight), (0, 3, None)):
+            tables = [*(f"task:{i}" for i in range(tasks)), "shared"]
+            packed = PackedTable([Field("user", rows=ROWS)], dim, tables, train_tables=False)
+            optimizer = TABLE_OPTIMIZERS[mode](packed, L2, SCHEDULE, slots)
+            size = sum(v.shape.num_elements() * v.dtype.size for v in (optimizer.table, *optimizer.slots)) / ROWS
+            assert size == eval(formula, {"N": len(tables), "D": dim})
+            assert said is None or size == int(said.replace(",", ""))
