@@ -102,7 +102,7 @@ def set_up(config: Any) -> tf.distribute.Strategy:
                 "config.train.deterministic has to be set before TensorFlow runs anything in a process: restart Python "
                 "(the notebook's kernel) and train first"
             ) from None
-    if config.train.strategy == "none":
+    if config.train.strategy in ("none", "parameter_server"):
         return tf.distribute.get_strategy()
     if config.train.strategy == "multi_worker":
         strategy = _multi_worker()

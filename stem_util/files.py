@@ -63,13 +63,18 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     return real
 
 
+def is_pattern(path: str | os.PathLike[str]) -> bool:
+    """Whether a library that reads paths as UTF-8 patterns would take ``path`` for another one."""
+    return _PATTERN.search(os.fspath(path)) is not None
+
+
 @contextlib.contextmanager
 def literal(directory: str | os.PathLike[str]) -> Iterator[str]:
     """Yields a path to a directory, valid in this process and context, for libraries that read paths as patterns.
 
     TensorFlow finds checkpoints by patterns, and reads names as UTF-8.
     """
-    if not _PATTERN.search(os.fspath(directory)):
+    if not is_pattern(directory):
         yield os.fspath(directory)
         return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -225,15 +225,16 @@ KEYS: dict[str, Key] = {
     "train.strategy": Key(
         "none",
         "mirrored: all GPUs of the machine, each with its share of the batch; multi_worker: the same over the processes"
-        " in TF_CONFIG (docs/beyond_one_machine.md)",
-        ("none", "mirrored", "multi_worker"),
+        " in TF_CONFIG; parameter_server: processes that hold the tables by rows, and workers that train asynchronously"
+        " (docs/beyond_one_machine.md)",
+        ("none", "mirrored", "multi_worker", "parameter_server"),
     ),
     "train.peer_timeout": Key(
         600.0,
         "seconds after which a process of the cluster that does not answer ends the run, or one that gets no further"
         " (compiling a step counts); as long do processes wait for each other at the start",
         low=30,
-        only_if=("train.strategy", ("multi_worker",)),
+        only_if=("train.strategy", ("multi_worker", "parameter_server")),
     ),
     "train.deterministic": Key(False, "the same seed gives the same bits (slower on a GPU)"),
 }

@@ -5,6 +5,7 @@ stem-train --config=kuairand_sample --config.data.dir=DATA --config.model.shared
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
-from stem_tf import configs, report
+from stem_tf import cluster, configs, report
 from stem_tf.peers import Interrupted, Peers
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.training import preconditions
@@ -48,6 +49,9 @@ _SKIP_UNUSED = flags.DEFINE_bool(
     "them: one command line then serves several models.",
 )
 
+_serves = False
+"""Whether this process is a worker or a parameter server."""
+
 
 def main(argv: Sequence[str]) -> None:
     del argv
@@ -59,8 +63,24 @@ def main(argv: Sequence[str]) -> None:
     config = configs.load(_CONFIG.value, overrides, print if _SKIP_UNUSED.value else None)
     if not config.data.dir:
         raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
+    if config.train.strategy == "parameter_server":
+        own = cluster.read(config.train.strategy)
+        if own is not None and not own.is_chief:
+            _serve(own, config)
+            return
     with preconditions.prepared(config, _WORKDIR.value) as (manifest, workdir, peers):
         _train(config, manifest, workdir, peers)
+
+
+def _serve(own: cluster.Cluster, config: Any) -> None:
+    """Is a worker or a parameter server until the chief ends."""
+    global _serves
+    _serves = True
+    preconditions.check_strategy(config, _WORKDIR.value)
+    quieten_tensorflow()
+    from stem_tf.training import servers
+
+    servers.serve(own, Workdir(preconditions.directory_of(config, _WORKDIR.value)).report, config.train.peer_timeout)
 
 
 def _train(config: Any, manifest: Manifest, workdir: Workdir, peers: Peers) -> None:
@@ -171,7 +191,13 @@ def _keys() -> str:
 def run() -> None:
     """Console script ``stem-train``."""
     less = "a smaller config.model.dim or config.data.batch_size (or fewer ids: a higher min_count in the schema)"
-    cli.run(main, flags, memory=less, rewritten=configs.override_flags, described=_keys)
+    try:
+        cli.run(main, flags, memory=less, rewritten=configs.override_flags, described=_keys)
+    except SystemExit as ended:
+        if not _serves:
+            raise
+        # TensorFlow cannot stop a server, and one that other processes were connected to keeps Python from ending.
+        os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
 
 
 if __name__ == "__main__":

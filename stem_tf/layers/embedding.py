@@ -30,6 +30,9 @@ Embedded = Mapping[str, tf.Tensor]
 SHARED = "shared"
 """Name of the table that all tasks share."""
 
+TABLE = "table"
+"""Name of the variable of a packed table, by which a strategy knows what to shard by rows."""
+
 
 def task_table(task: str) -> str:
     """Name of the table that belongs to ``task`` alone."""
@@ -126,7 +129,7 @@ class PackedTable(tf.keras.layers.Layer):
         self.rows = rows
         self.index_dtype = tf.int32 if rows < 2**31 else tf.int64
         self.table: Any = (
-            self.add_weight("table", (rows, self.width), initializer=normal(init_std), trainable=train_tables)
+            self.add_weight(TABLE, (rows, self.width), initializer=normal(init_std), trainable=train_tables)
             if rows
             else None
         )

@@ -148,7 +148,7 @@ class RankingModel(Predictor):
     def read_rows(self, group: PackedTable, ids: tf.Tensor) -> tf.Tensor:
         """Rows of a packed table ``[N, W]`` after all steps so far, also where the table itself is behind."""
         for optimizer in self.table_optimizers:
-            if optimizer.table is group.table and optimizer.defers:
+            if optimizer.table is group.table and (optimizer.defers or optimizer.remote):
                 return optimizer.read_batch(ids, self.global_step).at_positions()
         return group.look_up(ids)
 

@@ -96,6 +96,7 @@ class Checkpoints:
       weights_only: leave out optimizer state, counters and running metrics.
       keep: how many to keep.
       writes: whether this process writes. One that does not takes part in what changes the model before it is saved.
+      remote: whether other processes hold variables of the model: they write and read the files by their paths.
 
     Attributes:
       damaged: paths of newer checkpoints that :meth:`restore` passed over.
@@ -110,11 +111,12 @@ class Checkpoints:
         weights_only: bool = False,
         keep: int = 2,
         writes: bool = True,
+        remote: bool = False,
     ) -> None:
         saved = tf.train.Checkpoint(**model.weight_parts) if weights_only else model
         self._model, self._weights_only = model, weights_only
         self._checkpoint = tf.train.Checkpoint(model=saved, state=_Json(state))
-        self._directory, self._keep, self._writes = directory, keep, writes
+        self._directory, self._keep, self._writes, self._remote = directory, keep, writes, remote
         self.damaged: list[str] = []
 
     def save(self) -> str:
@@ -160,7 +162,7 @@ class Checkpoints:
         for index in _indices(self._directory):
             path = str(index.with_suffix(""))
             try:
-                with hold(path) as held:
+                with contextlib.nullcontext(_by_path(path)) if self._remote else hold(path) as held:
                     _read(self._checkpoint.read, held)
                 return path
             except JobError as error:
@@ -252,6 +254,11 @@ def hold(path: str) -> Iterator[Held]:
         yield Held(path, f"{stack.enter_context(files.literal(links))}/held")
 
 
+def _by_path(path: str) -> Held:
+    """A checkpoint for processes that share its file system, not its open files; nobody may delete it meanwhile."""
+    return Held(path, os.path.abspath(path))
+
+
 def latest(directory: Path) -> str | None:
     """The newest checkpoint of a directory whose files are there."""
     for index in _indices(directory):
@@ -295,6 +302,8 @@ def restore_weights(model: RankingModel, held: Held) -> RunState:
 def _read(read: Callable[[str], Any], held: Held) -> None:
     try:
         read(held.readable).assert_existing_objects_matched().expect_partial()
+    except tf.errors.UnavailableError:  # a process that holds variables is gone
+        raise
     except (tf.errors.OpError, AssertionError, ValueError, IndexError, RuntimeError) as error:  # of three layers of TF
         why: Any = error.message if isinstance(error, tf.errors.OpError) else error
         reason = next(iter(str(why).splitlines()), "").replace(held.readable, held.path)

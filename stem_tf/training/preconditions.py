@@ -15,6 +15,7 @@ from stem_tf import configs, peers, report
 from stem_tf.peers import Peers
 from stem_tf.training import monitor
 from stem_tf.workdir import Workdir
+from stem_util import files
 from stem_util.errors import UserError
 from stem_util.version import versions
 
@@ -34,6 +35,7 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
         TF_CONFIG is wrong, or processes of the cluster differ in version, config or data.
       JobError: a process of the cluster has not come in time.
     """
+    check_strategy(config, directory)
     cluster = clusters.read(config.train.strategy)
     processes = len(cluster.tasks) if cluster else 1
     if config.train.strategy == "multi_worker" and config.data.batch_size % processes:
@@ -43,9 +45,11 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
         )
     manifest = configs.data(config)
     monitor.monitor(config, manifest)  # refuses before anything is written
-    workdir = Workdir(os.path.expanduser(directory or Path("runs") / config.experiment))
+    workdir = Workdir(directory_of(config, directory))
     about = versions() | {f"config.{key}": value for key, value in configs.flat(config).items() if key != "data.dir"}
     about["the checksum of the data"] = manifests.checksum(manifest.data_dir)
+    if config.train.strategy == "parameter_server":
+        cluster = None  # its workers and servers know neither data nor config: the chief sends them what they run
     with peers.meet(cluster, about, config.train.peer_timeout) as found, contextlib.ExitStack() as held:
         held.enter_context(manifests.in_use(manifest.data_dir))
         if found.is_chief:
@@ -54,3 +58,51 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
                 report.warn(started_over)
         found.decide(lambda: "prepared")
         yield manifest, workdir, found
+
+
+def directory_of(config: Any, directory: str | os.PathLike[str] | None) -> str:
+    """The work directory of a run: ``directory``, or runs/<config.experiment> if not given."""
+    return os.path.expanduser(directory or Path("runs") / config.experiment)
+
+
+def check_strategy(config: Any, directory: str | os.PathLike[str] | None) -> None:
+    """Refuses what ``train.strategy=parameter_server`` cannot do; ``directory`` as in :func:`prepared`.
+
+    Raises:
+      UserError: names the key.
+    """
+    if config.train.strategy != "parameter_server":
+        return
+    flat = configs.flat(config)
+    strategy = "config.train.strategy=parameter_server"
+
+    def only(key: str, values: tuple[Any, ...], why: str) -> None:
+        if flat[key] not in values:
+            shown = " or ".join(map(str, values))
+            raise UserError(f"{strategy} needs config.{key}={shown}, not {flat[key]}: {why}")
+
+    only(
+        "optimizer.tables",
+        ("lazy", "adagrad"),
+        "its workers are at different steps, so that there is no one step up to which a row has missed others",
+    )
+    only(
+        "loss.weighting",
+        ("static", "decaying", "uncertainty"),
+        "GradNorm's weights would be learned from gradients of different steps",
+    )
+    only("model.batch_norm", (False,), "its workers would overwrite each other's running means")
+    only("train.xla", ("auto", "off"), "XLA compiles no operation that reaches into another process")
+    only("train.steps_per_execution", (1,), "a batch is dealt out at a time")
+    only("train.deterministic", (False,), "the order in which its workers finish is not determined")
+    if configs.best(config) == "own":
+        raise UserError(
+            f"{strategy} cannot put weights of several epochs together, which no process holds: set config.train.best "
+            "to together or by_task"
+        )
+    path = directory_of(config, directory)
+    if files.is_pattern(path):
+        raise UserError(
+            f"--workdir={path}: parameter servers find checkpoints by their paths, which TensorFlow would read as a "
+            "pattern: take one without any of [ ] * ? \\"
+        )

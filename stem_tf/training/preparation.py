@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from stem_tf.training.losses import TaskLoss
 from stem_tf.training.optimizers import BETAS, Adam, Betas
 from stem_tf.training.reach import reach
 from stem_tf.training.replicas import Replicas
-from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS
+from stem_tf.training.sharded_tables import ServedAdam, ShardedRows, are_served
+from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS, TableOptimizer
 from stem_tf.training.train_step import TrainStep
 from stem_util.errors import UserError, did_you_mean
 
@@ -140,7 +142,7 @@ def _xla(config: Any) -> str:
         raise UserError(f"config.train.xla=step compiles the step of one replica, not of {replicas}; set it to network")
     if chosen != "auto":
         return chosen
-    if not tf.config.list_logical_devices("GPU"):
+    if are_served() or not tf.config.list_logical_devices("GPU"):
         return "off"
     return "step" if replicas == 1 and config.data.batch_size <= 32_768 else "network"
 
@@ -154,7 +156,7 @@ def prepare(model: RankingModel, training: Training) -> None:
     embeddings, network = model.embeddings, model.network
     model.weighting = training.weighting or Weighting(model.tasks, [task.weight for task in model.tasks])
     l2 = [_l2(group, training) for group in embeddings.groups]
-    model.network_optimizer = Adam(
+    model.network_optimizer = (ServedAdam if are_served() else Adam)(
         [*embeddings.trainable_variables, *network.trainable_variables, *model.weighting.trainable_variables],
         [
             *(l2 for l2, group in zip(l2, embeddings.groups, strict=True) for _ in group.trainable_variables),
@@ -163,8 +165,11 @@ def prepare(model: RankingModel, training: Training) -> None:
         ],
         training.schedule,
     )
+    table_optimizer: Callable[..., TableOptimizer] = TABLE_OPTIMIZERS[training.tables]
+    if are_served():
+        table_optimizer = functools.partial(ShardedRows, training.tables)
     model.table_optimizers = [
-        TABLE_OPTIMIZERS[training.tables](
+        table_optimizer(
             group,
             of_group,
             training.tables_schedule or training.schedule,

@@ -89,13 +89,14 @@ class TableOptimizer(tf.Module):
 
     Attributes:
       defers: whether rows of the table may be behind; :meth:`read` brings what it reads up to date.
+      remote: whether the table lies in other processes, so that a row should be fetched once per batch.
       kinds_of_slots: those of :data:`SLOTS` that it knows.
 
     Raises:
       ValueError: a kind of slots that it does not know.
     """
 
-    defers = False
+    defers = remote = False
     kinds_of_slots: tuple[str, ...] = ("float32",)
 
     def __init__(

@@ -109,13 +109,18 @@ class TrainStep:
     def __call__(self, data: Batch) -> dict[str, tf.Tensor]:
         """Makes one step with a batch; returns the losses that Keras logs."""
         model, step = self.model, tf.identity(self.model.global_step)
-        seed = self.replicas.own_seed(tf.stack([tf.cast(step, tf.int32), self.seed]))
-        spaces = self.replicas.sum(sizes(data["weights"]))
-        batch = {"inputs": model.inputs(data["features"]), "labels": data["labels"], "weights": data["weights"]}
-        taken = self._update(batch, spaces, step, seed)
+        taken = self.take(data, step)
         non_finite.note(model, step, taken.losses, taken.norm)
         model.global_step.assign_add(1)
         return loss_logs.updated(model, self.weighting, taken.losses, taken.loss)
+
+    def take(self, data: Batch, step: tf.Tensor) -> Taken:
+        """Makes the step after ``step`` steps, which keys the dropout masks; counts and logs nothing."""
+        seed = self.replicas.own_seed(tf.stack([tf.cast(step, tf.int32), self.seed]))
+        spaces = self.replicas.sum(sizes(data["weights"]))
+        inputs = self.model.inputs(data["features"])
+        batch = {"inputs": inputs, "labels": data["labels"], "weights": data["weights"]}
+        return self._update(batch, spaces, step, seed)
 
     def update(self, batch: Batch, spaces: Mapping[str, tf.Tensor], step: tf.Tensor, seed: tf.Tensor) -> Taken:
         """Reads rows, differentiates, adds up over the replicas, regularises, clips, writes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,16 @@ from stem_tf import configs, models, report, runtime
 from stem_tf.evaluation import predictions, scoring
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.peers import Interrupted, Peers
-from stem_tf.training import assembly, callbacks, early_stopping, gradient_shares, learning, monitor
+from stem_tf.training import (
+    assembly,
+    callbacks,
+    dealing,
+    early_stopping,
+    gradient_shares,
+    learning,
+    monitor,
+    servers,
+)
 from stem_tf.training.checkpoints import Checkpoints, RunState
 from stem_tf.training.logger import Logger, by_metric
 from stem_tf.training.non_finite import check_finite
@@ -61,15 +71,20 @@ class Trainer:
         self._reading = configs.reading(config.data)
         strategy = runtime.set_up(config)
         self._check_all_have("replicas", strategy.num_replicas_in_sync)
+        self._servers = servers.connected(config)
+        self._dealer: dealing.Dealer | None = None
         self.steps = count_batches(manifest, "train", training=True, **self._reading)
         count_batches(manifest, "validation", training=False, **self._reading)  # refuses a split without rows
-        with strategy.scope():
-            self.model: RankingModel = models.build(config, manifest)
         self.state = RunState()
-        writes = self.peers.is_chief
-        self.checkpoints = Checkpoints(workdir.checkpoints, self.model, self.state, writes=writes)
-        self._best = Checkpoints(workdir.best, self.model, self.state, weights_only=True, keep=1, writes=writes)
-        self.resumed_from = self.checkpoints.restore()
+        writes, remote = self.peers.is_chief, self._servers is not None
+        with self._naming_lost():
+            with (self._servers or strategy).scope():
+                self.model: RankingModel = models.build(config, manifest)
+            self.checkpoints = Checkpoints(workdir.checkpoints, self.model, self.state, writes=writes, remote=remote)
+            self._best = Checkpoints(
+                workdir.best, self.model, self.state, weights_only=True, keep=1, writes=writes, remote=remote
+            )
+            self.resumed_from = self.checkpoints.restore()
         self._check_all_have("a checkpoint of steps", [self.state.epoch, self.state.step])
         self._check_parts()
         # Patience may have changed since, and epochs may have been added whose learning rate would be 0.
@@ -134,7 +149,7 @@ class Trainer:
             if sentence:
                 self.warn(sentence)
         try:
-            with callbacks.Signals(self.peers) as signals:
+            with self._naming_lost(), callbacks.Signals(self.peers) as signals:
                 while not state.stopped and state.epoch < config.epochs:
                     self._epoch_start = time.monotonic()
                     try:
@@ -153,6 +168,10 @@ class Trainer:
             raise
         finally:
             self._logger.close()
+
+    def _naming_lost(self) -> contextlib.AbstractContextManager[None]:
+        """Names a parameter server that is gone, where there are any."""
+        return contextlib.nullcontext() if self._servers is None else self._servers.naming_lost()
 
     def _train_epoch(self, signals: callbacks.Signals) -> None:
         """Makes the steps that are left in the epoch; none when only its evaluation was missing."""
@@ -173,7 +192,7 @@ class Trainer:
             parts=state.parts,
             shuffle_megabytes=config.data.shuffle_megabytes,
             run_kilobytes=config.data.run_kilobytes,
-            device=scoring.single_gpu(self.model),
+            device=None if self._servers else scoring.single_gpu(self.model),
             **self._reading | {"batch_size": config.data.batch_size // self.peers.count},
         )
         actions: list[tuple[int, Callable[[callbacks.Logs], None]]] = [(config.train.log_every, self._log)]
@@ -192,14 +211,7 @@ class Trainer:
         resumed = [callbacks.RestoredMeans(self.model)] if state.step else []
         try:
             with naming_corrupt_records(self.manifest, "train", config.data.input_format):
-                self.model.fit(
-                    self._for_replicas(dataset),
-                    initial_epoch=state.epoch,
-                    epochs=state.epoch + 1,
-                    steps_per_epoch=self.steps - state.step,
-                    callbacks=[*resumed, steps, display],
-                    verbose=0,
-                )
+                self._fit(dataset, [*resumed, steps, display])
         except Interrupted:
             state.losses = steps.losses()
             raise
@@ -209,6 +221,34 @@ class Trainer:
         check_finite(self.model)
         if self._logged_step != self.global_step:
             self._log(steps.logs)
+
+    def _fit(self, dataset: tf.data.Dataset, calls: Sequence[callbacks.Callback]) -> None:
+        """Trains on the rest of an epoch."""
+        state = self.state
+        if self._servers is None:
+            self.model.fit(
+                self._for_replicas(dataset),
+                initial_epoch=state.epoch,
+                epochs=state.epoch + 1,
+                steps_per_epoch=self.steps - state.step,
+                callbacks=calls,
+                verbose=0,
+            )
+            return
+        if self._dealer is None:
+            self._dealer = dealing.Dealer(self._servers, self.model, dataset.element_spec)
+        dealing.fit(
+            self._dealer,
+            self.model,
+            dataset,
+            first=state.step,
+            steps=self.steps,
+            offset=state.epoch * self.steps,
+            whole_every=self.config.train.checkpoint_every,
+            callbacks=calls,
+        )
+        for worker in self._servers.lost_workers():
+            self.warn(f"{worker} is gone: the other workers have trained on its batches")
 
     def _for_replicas(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """This process's batches for Keras, which divides those of one process among its replicas by itself."""

@@ -1,0 +1,206 @@
+"""The processes of a cluster with parameter servers: the chief's connection to the others, and what the others do.
+
+The chief reads the data, deals batches out to the workers and writes the work directory. Workers and parameter servers
+run operations that the chief sends them, and end when the chief does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import tensorflow as tf
+
+from stem_tf import cluster
+from stem_tf.cluster import Cluster, Task
+from stem_tf.training.sharded_tables import served
+from stem_util.errors import JobError
+
+_POLL_SECONDS = 1.0
+_ANSWER_SECONDS = 10.0
+"""Time in which a process that does not hang answers."""
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+
+
+class Servers:
+    """The workers and parameter servers of a cluster, connected to this process, its chief.
+
+    Args:
+      own: the cluster.
+      timeout: seconds for which the chief waits for a process that does not answer, and then ends.
+
+    Attributes:
+      coordinator: sends functions to the workers, and one whose worker died to another.
+      workers: the number of workers.
+      patience: seconds to wait for a batch; longer than it takes to see that a process hangs.
+
+    Raises:
+      JobError: a process did not start in time.
+    """
+
+    def __init__(self, own: Cluster, timeout: float) -> None:
+        self._tasks = [task for task in own.tasks if task != own.task]
+        self.workers, self._timeout = len(own.addresses["worker"]), timeout
+        self.patience = 2 * timeout
+        _wait_for(self._tasks, timeout)
+        self.coordinator = _coordinator(own.tasks)
+        count = len(own.addresses["ps"])
+        threading.Thread(target=self._watch, daemon=True).start()
+        self._devices = [f"/job:ps/replica:0/task:{index}/device:CPU:0" for index in range(count)]
+
+    def scope(self) -> contextlib.AbstractContextManager[None]:
+        """Variables made inside lie on the parameter servers: packed tables on all, all others on the first."""
+        return served(self._devices)
+
+    @contextlib.contextmanager
+    def naming_lost(self) -> Iterator[None]:
+        """Replaces errors that come of a parameter server that is gone by one that names it.
+
+        Raises:
+          JobError: a parameter server is gone.
+        """
+        try:
+            yield
+        except (tf.errors.OpError, JobError) as error:
+            gone = [task for task in self._tasks if task.kind == "ps" and not _listens(task)]
+            if not gone and not isinstance(error, _LOST):
+                raise
+            names = ", ".join(map(str, gone)) or "a parameter server"
+            raise JobError(f"{names} is gone, and its rows with it: {_RESUME}") from error
+
+    def lost_workers(self) -> list[Task]:
+        """Workers that are gone, and were not started again."""
+        return [task for task in self._tasks if task.kind == "worker" and not _listens(task)]
+
+    def end_waiting(self) -> NoReturn:
+        """Ends this process where no batch has come back for :attr:`patience` seconds."""
+        gone = " and ".join(str(task) for task in self._tasks if not _listens(task))
+        why = f"{gone} gone" if gone else "though all processes answer: give them more, by config.train.peer_timeout"
+        _end(f"no batch came back from the workers in {self.patience:g} seconds, {why}; {_RESUME}")
+
+    def _watch(self) -> None:
+        """Ends this process when another one does not answer for ``timeout`` seconds, in whatever it does."""
+        heard = dict.fromkeys(self._tasks, time.monotonic())
+        while True:
+            time.sleep(min(self._timeout / 4, _ANSWER_SECONDS))
+            for task in self._tasks:
+                if not _hangs(task):
+                    heard[task] = time.monotonic()
+            silent = [str(task) for task, last in heard.items() if time.monotonic() - last > self._timeout]
+            if silent:
+                _end(f"no answer from {' and '.join(silent)} for {self._timeout:g} seconds; {_RESUME}")
+
+
+_RESUME = "start all processes again with the same command, and the run goes on from its last checkpoint"
+
+
+def connected(config: Any) -> Servers | None:
+    """The cluster of a run with ``config.train.strategy=parameter_server``, of which this process is the chief; None
+    for other strategies."""
+    if config.train.strategy != "parameter_server":
+        return None
+    found = cluster.read(config.train.strategy)
+    assert found is not None and found.is_chief
+    return Servers(found, config.train.peer_timeout)
+
+
+@functools.cache
+def _coordinator(tasks: Sequence[Task]) -> Any:
+    """The process's only coordinator: a second connection would lose the variables of the first."""
+    # Its messages about a worker that died, which it replaces by itself, are of no use to a user.
+    logging.getLogger("tensorflow").setLevel(logging.CRITICAL)
+    _fail_fast()
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        _spec(tasks), task_type="chief", task_id=0, rpc_layer="grpc"
+    )
+    return tf.distribute.coordinator.ClusterCoordinator(tf.distribute.ParameterServerStrategy(resolver))
+
+
+def serve(own: Cluster, finished: Path, timeout: float) -> None:
+    """Serves the chief as a worker or parameter server until it ends.
+
+    Args:
+      own: this process is not its chief.
+      finished: a file that the chief writes at the end of a run.
+      timeout: seconds to wait for the chief to start.
+
+    Raises:
+      JobError: the chief did not start in time, or is gone before the run was finished.
+    """
+    _fail_fast()
+    started = time.time()
+    # Operations that wait for another process hold a thread each.
+    config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=max(8, os.cpu_count() or 1))
+    tf.distribute.Server(_spec(own.tasks), own.kind, own.index, protocol="grpc", config=config)
+    print(f"{own.task}: serves the chief, {own.chief.address}", flush=True)
+    _wait_for([own.chief], timeout)
+    while _listens(own.chief):
+        time.sleep(_POLL_SECONDS)
+    if not finished.exists() or finished.stat().st_mtime < started:
+        raise JobError(f"{own.chief} is gone before the run was finished: {_RESUME}")
+
+
+def _fail_fast() -> None:
+    """Makes TensorFlow report a process that is gone at once, rather than wait for it to come back."""
+    os.environ.setdefault("GRPC_FAIL_FAST", "use_caller")
+
+
+def _spec(tasks: Sequence[Task]) -> Any:
+    addresses: dict[str, list[str]] = {}
+    for task in tasks:
+        addresses.setdefault(task.kind, []).append(task.address)
+    return tf.train.ClusterSpec(addresses)
+
+
+def _wait_for(tasks: Sequence[Task], timeout: float) -> None:
+    """Waits until all tasks listen on their ports."""
+    end = time.monotonic() + timeout
+    missing = list(tasks)
+    while missing := [task for task in missing if not _listens(task)]:
+        if time.monotonic() > end:
+            are = "does" if len(missing) == 1 else "do"
+            raise JobError(
+                f"{', '.join(map(str, missing))} {are} not listen after {timeout:g} seconds: start every process of "
+                "the cluster with the same command"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _listens(task: Task) -> bool:
+    """Whether a process listens on a task's port."""
+    try:
+        socket.create_connection((task.host, task.port), _ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _hangs(task: Task) -> bool:
+    """Whether a process leaves a call without an answer; one that was stopped still listens.
+
+    Not an operation of TensorFlow's, which would keep Python's lock while it waits.
+    """
+    with grpc.insecure_channel(task.address) as channel:
+        call = channel.unary_unary("/tensorflow.WorkerService/GetStatus")  # an empty message has no bytes
+        try:
+            call(b"", timeout=_ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    return False
+
+
+def _end(why: str) -> NoReturn:
+    """Ends this process at once: TensorFlow would wait for the others even to close a file."""
+    sys.stdout.flush()
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    os._exit(1)

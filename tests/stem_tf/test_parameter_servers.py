@@ -1,0 +1,205 @@
+"""Training on parameter servers: processes on this machine, some of which are killed or stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import manifest as manifests
+from stem_tf import configs, trained
+from stem_tf.evaluation import scoring
+from stem_tf.training import preconditions
+from stem_tf.training.trainer import Trainer
+from stem_tf.workdir import Workdir
+from stem_util.errors import UserError
+
+LAZY = {"optimizer.tables": "lazy", "model.dropout": 0.1, "train.log_every": 3, "train.checkpoint_every": 6}
+SERVERS = {"train.strategy": "parameter_server", "train.peer_timeout": 60}
+
+
+class Cluster:
+    """The processes of a run; the name of one is its kind and number, as in ``worker 0``."""
+
+    def __init__(self, directory: Path, settings: dict[str, Any], workers: int, servers: int) -> None:
+        self._directory = directory
+        self._config = directory.with_suffix(".py")
+        self._config.write_text(
+            f"from stem_tf.configs import base\n\n\ndef get_config():\n    return base.from_flat({settings!r})\n"
+        )
+        free = [socket.create_server(("127.0.0.1", 0)) for _ in range(1 + workers + servers)]
+        self.addresses = [f"127.0.0.1:{of_task.getsockname()[1]}" for of_task in free]
+        for of_task in free:
+            of_task.close()
+        self._cluster = {
+            "chief": self.addresses[:1],
+            "worker": self.addresses[1 : 1 + workers],
+            "ps": self.addresses[1 + workers :],
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for kind, addresses in self._cluster.items():
+            for index in range(len(addresses)):
+                self.start(kind, index)
+
+    def start(self, kind: str, index: int) -> None:
+        task = {"cluster": self._cluster, "task": {"type": kind, "index": index}}
+        environment = os.environ | {"TF_CONFIG": json.dumps(task), "CUDA_VISIBLE_DEVICES": ""}
+        with open(self._log(f"{kind} {index}"), "ab") as log:
+            self.processes[f"{kind} {index}"] = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "stem_tf.jobs.train",
+                    f"--workdir={self._directory}",
+                    f"--config={self._config}",
+                ],
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+
+    def _log(self, name: str) -> Path:
+        return self._directory.with_name(f"{self._directory.name}, {name}.log")
+
+    def said(self, name: str) -> str:
+        return self._log(name).read_text()
+
+    def signal(self, name: str, number: int) -> None:
+        self.processes[name].send_signal(number)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline and self.processes["chief 0"].poll() is None, self.said("chief 0")
+            time.sleep(0.1)
+
+    def codes(self) -> dict[str, int]:
+        """The exit codes of all processes, once they have ended."""
+        return {name: process.wait(300) for name, process in self.processes.items()}
+
+    def step(self) -> int:
+        """The last step in metrics.jsonl."""
+        return max((record["step"] for record in Workdir(self._directory).read_metrics()), default=0)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Cluster]]:
+    """``start(directory, settings, workers, servers)``: a :class:`Cluster`, ended with the test."""
+    started: list[Cluster] = []
+
+    def start(*arguments: Any) -> Cluster:
+        started.append(Cluster(*arguments))
+        return started[-1]
+
+    yield start
+    for cluster in started:
+        for process in cluster.processes.values():
+            process.kill()
+            process.wait()
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in Workdir(run).read_metrics() if record["kind"] == "train"}
+
+
+def scores(run: Path, data: str) -> dict[str, np.ndarray]:
+    config, manifest = Workdir(run).config(), manifests.load(data)
+    model = trained.load(Workdir(run), config, manifest, "latest").model
+    return scoring.predict(model, manifest, "test", config.data, desc="").scores
+
+
+def test_one_worker_trains_as_one_process_and_kills_are_survived(
+    tmp_path: Path,
+    tiny_settings: dict[str, Any],
+    train: Callable[[Path, dict[str, Any]], Trainer],
+    start: Callable[..., Cluster],
+) -> None:
+    settings = tiny_settings | LAZY
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    train(run, settings | {"train.epochs": 1})
+    shutil.copytree(run, alone)
+    train(alone, settings)
+
+    one = start(run, settings | SERVERS, 1, 2)
+    assert set(one.codes().values()) == {0}, one.said("chief 0")
+    expected = losses(alone)
+    assert set(expected) == {3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36}
+    np.testing.assert_allclose([losses(run)[step] for step in expected], list(expected.values()), rtol=1e-5)
+    # A checkpoint of two servers, in a table of one process.
+    data = str(settings["data.dir"])
+    of_servers = scores(run, data)
+    for task, values in scores(alone, data).items():
+        np.testing.assert_allclose(of_servers[task], values, atol=1e-5)
+
+    # Two workers and three servers go on; a worker is killed, then a server.
+    many = start(run, settings | SERVERS | {"train.epochs": 200}, 2, 3)
+    many.until(lambda: many.step() > 36)
+    many.signal("worker 1", signal.SIGKILL)
+    killed_at = many.step()
+    many.until(lambda: many.step() > killed_at + 40)
+    gone = f"worker 1 ({many.addresses[2]}) is gone: the other workers have trained on its batches"
+    assert gone in many.said("chief 0")
+    many.signal("ps 2", signal.SIGKILL)
+    codes = many.codes()
+    assert codes == {"chief 0": 1, "worker 0": 1, "worker 1": -9, "ps 0": 1, "ps 1": 1, "ps 2": -9}
+    last = many.said("chief 0").splitlines()[-1]
+    assert last.startswith(
+        f"error: ps 2 ({many.addresses[5]}) is gone, and its rows with it: start all processes again"
+    )
+    assert many.said("ps 0").splitlines()[-1].startswith(f"error: chief 0 ({many.addresses[0]}) is gone before the run")
+
+    # The same run on one server; its worker hangs.
+    few = start(run, settings | SERVERS | {"train.epochs": 200, "train.peer_timeout": 30}, 1, 1)
+    going_on = re.compile(r"going on from step (\d+)")
+    few.until(lambda: len(going_on.findall(few.said("chief 0"))) == 3)
+    resumed_from = int(going_on.findall(few.said("chief 0"))[-1])
+    assert resumed_from > killed_at
+    few.until(lambda: few.step() > resumed_from)
+    few.signal("worker 0", signal.SIGSTOP)
+    assert few.processes["chief 0"].wait(120) == 1
+    last = few.said("chief 0").splitlines()[-1]
+    assert last.startswith(f"error: no answer from worker 0 ({few.addresses[1]}) for 30 seconds; start all processes")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        (
+            "optimizer.tables",
+            "deferred",
+            "needs config.optimizer.tables=lazy or adagrad, not deferred: its workers are",
+        ),
+        ("optimizer.tables", "dense", "needs config.optimizer.tables=lazy or adagrad, not dense"),
+        ("loss.weighting", "gradnorm", "needs config.loss.weighting=static or decaying or uncertainty, not gradnorm"),
+        ("model.batch_norm", True, "needs config.model.batch_norm=False, not True"),
+        ("train.xla", "step", "needs config.train.xla=auto or off, not step"),
+        ("train.deterministic", True, "needs config.train.deterministic=False"),
+        ("train.steps_per_execution", 4, "needs config.train.steps_per_execution=1, not 4"),
+        ("train.best", "own", "cannot put weights of several epochs together"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_by_name(
+    tmp_path: Path, tiny_settings: dict[str, Any], key: str, value: object, why: str
+) -> None:
+    config = configs.checked(tiny_settings | LAZY | SERVERS | {key: value})
+    with pytest.raises(UserError, match=why), preconditions.prepared(config, tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_is_a_pattern_is_refused(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
+    config = configs.checked(tiny_settings | LAZY | SERVERS)
+    with pytest.raises(UserError, match="would read as a pattern"), preconditions.prepared(config, tmp_path / "run[1]"):
+        pass
