@@ -132,6 +132,15 @@ def publishing(directory: Path) -> Iterator[tuple[int, Path]]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def use_numbers_after(number: int, directory: Path) -> None:
+    """Makes an empty directory one for versions, of which the first will have the next number.
+
+    Raises:
+      UserError: ``directory`` is no directory or holds something else.
+    """
+    files.write_atomically(owned.claim(directory, owned.VERSIONS) / _LAST, f"{number}\n".encode())
+
+
 def _last(directory: Path) -> int:
     """The highest number ever published; 0 if that is not known."""
     try:

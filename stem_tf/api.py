@@ -30,6 +30,7 @@ from stem_tf.peers import Interrupted
 from stem_tf.run import Run
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.training import preconditions
+from stem_util import stores
 from stem_util.errors import UserError
 
 __all__ = ["Run", "convert", "describe", "train"]
@@ -180,7 +181,8 @@ def train(
     quieten_tensorflow()  # checking a config imports the models
     changes = dict(overrides or {})
     if data is not None:
-        changes["data.dir"] = os.path.abspath(os.path.expanduser(data.data_dir if isinstance(data, Manifest) else data))
+        place = os.path.expanduser(data.data_dir if isinstance(data, Manifest) else data)
+        changes["data.dir"] = place if stores.is_uri(place) else os.path.abspath(place)
     experiment = configs.load(config, changes)
     if not experiment.data.dir:
         raise UserError("which data? Give the directory that stem_tf.convert wrote, or config.data.dir")
@@ -199,4 +201,4 @@ def train(
                 outcome.write(trainer)
     if stopped:
         raise KeyboardInterrupt(f"{stopped}, checkpoint written to {run.checkpoints}; the same call goes on from there")
-    return Run(run.path)
+    return Run(run.place)

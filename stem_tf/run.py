@@ -21,6 +21,7 @@ from stem_tf.evaluation import evaluator
 from stem_tf.in_memory import Log, files_of
 from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
+from stem_util import stores
 from stem_util.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Run:
     Methods that need the weights load them on the first call and keep them: open a run again after more training.
 
     Args:
-      workdir: directory of the run.
+      workdir: directory of the run, or its URI.
       checkpoint: ``best``, ``latest``, or the path of one without its suffix.
       data: directory of the run's converted data, if it has moved since.
 
@@ -57,13 +58,13 @@ class Run:
         checkpoint: str | os.PathLike[str] = "best",
         data: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.workdir = Workdir(os.path.expanduser(workdir))
+        self.workdir = Workdir.fetched(os.path.expanduser(workdir))
         self.config = self.workdir.config()
         self._checkpoint = os.fspath(checkpoint)
         self._data = None if data is None else os.path.expanduser(data)
 
     def __repr__(self) -> str:
-        return f"Run({str(self.workdir.path)!r}): {self.config.experiment}, {self.config.model.name}"
+        return f"Run({self.workdir.place!r}): {self.config.experiment}, {self.config.model.name}"
 
     @property
     def schema(self) -> Schema:
@@ -191,6 +192,8 @@ class Run:
         """
         from export.preconditions import check  # see `predict`
 
+        if stores.is_uri(output):
+            raise UserError(f"{output}: stem-export --output publishes in a store; this method writes to a directory")
         if tables not in get_args(Tables):
             raise UserError(f"--tables={tables}: should be one of {', '.join(get_args(Tables))}")
         directory = Path(os.path.expanduser(output))

@@ -12,6 +12,9 @@ report.json, learning_curves.png            at the end
 evaluation/      metrics and predictions of a split, by stem-evaluate
 inspection/      how the gates use the experts, by stem-inspect
 comparison/      what stem-compare measured in the model
+
+A work directory in a store is a local copy, which is published after each checkpoint (see `stem_util.copies`). What
+other jobs write is published by itself, so that a run may be evaluated while it is trained.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from typing import Any
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import configs
-from stem_util import files, owned
+from stem_util import copies, files, owned, stores
 from stem_util.errors import UserError, did_you_mean, naming_full_disk
 from stem_util.files import write_atomically, write_json
 
@@ -47,11 +50,26 @@ how many there are. ``train.epochs`` may be raised."""
 _CHECKPOINT = re.compile(r"ckpt-(\d+)\.(?:index|data-.*)")
 
 
-class Workdir:
-    """Paths and files of one run."""
+_APART = {"evaluation": owned.EVALUATIONS, "inspection": owned.INSPECTIONS}
+"""What other jobs than training write."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+
+class Workdir:
+    """Paths and files of one run.
+
+    Args:
+      place: its directory, or the URI of one.
+
+    Attributes:
+      place: the directory or URI, as users know it.
+      path: the directory, or the local copy of what the URI names.
+    """
+
+    def __init__(self, place: str | os.PathLike[str]) -> None:
+        uri = os.fspath(place) if stores.is_uri(place) else ""
+        self._copy = copies.of(uri, owned.RUN, apart=(*_APART, "comparison")) if uri else None
+        self.path = self._copy.path if self._copy else Path(place)
+        self.place = self._copy.uri if self._copy else str(self.path)
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.best_epochs = self.best / "epochs.json"
@@ -65,13 +83,55 @@ class Workdir:
         self.metrics = self.path / "metrics.jsonl"
         self._config = self.path / "config.json"
 
+    @classmethod
+    def fetched(cls, place: str | os.PathLike[str]) -> Workdir:
+        """The work directory at a path, or an up-to-date copy of the one at a URI; raises as `copies.Copy.fetch`."""
+        workdir = cls(place)
+        if workdir._copy is not None:
+            workdir._copy.fetch()
+            for name in _APART:
+                if (part := workdir._part(name)).published() is not None:
+                    part.fetch()
+        return workdir
+
+    def publish(self) -> None:
+        """Publishes the run as it is now if it is in a store; raises as `copies.Copy.publish`."""
+        if self._copy is not None:
+            self._copy.publish()
+
+    @contextlib.contextmanager
+    def writing(self, directory: Path) -> Iterator[None]:
+        """Publishes what another job than training writes to `evaluation` or `inspection`, when it has done so.
+
+        Raises: as `copies.Copy.prepare` and `copies.Copy.publish`.
+        """
+        if self._copy is None or directory not in [self.path / name for name in _APART]:
+            yield
+            return
+        part = self._part(directory.name)
+        part.prepare()
+        yield
+        part.publish()
+
+    def named(self, path: Path) -> str:
+        """A path in the work directory, as users know it."""
+        return f"{self.place}/{path.relative_to(self.path)}" if path.is_relative_to(self.path) else str(path)
+
+    def _part(self, name: str) -> copies.Copy:
+        return copies.of(f"{self.place}/{name}", _APART[name], path=self.path / name)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other jobs from training in the same directory; the lock ends with the process.
 
+        A run in a store is fetched first, and published when the context ends without an error.
+
         Raises:
           UserError: another job holds the lock, or the directory holds something else than a run.
+          JobError: a store does not answer, or another job has published the run since.
         """
+        if self._copy is not None:
+            self._copy.prepare()
         owned.claim(self.path, owned.RUN)
         with open(self.path / ".lock", "a+") as file:
             if not files.try_lock(file.fileno()):
@@ -81,6 +141,7 @@ class Workdir:
             file.write(str(os.getpid()))
             file.flush()
             yield
+        self.publish()
 
     def prepare(self, config: Any, manifest: Manifest) -> str:
         """Starts a new run here, or checks that the run here has this config and this data.

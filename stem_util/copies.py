@@ -209,13 +209,15 @@ class Copy:
         sizes = {path: (self.path / path).stat().st_size for path in paths}
         stored = {}
 
-        def put(path: str) -> str:
-            return stores.put(self.path / path, f"{self.uri}/{upload}/{path}")
+        def put(path: str) -> Stored:
+            before = _stamp(self.path / path)
+            size, sha256 = stores.put(self.path / path, f"{self.uri}/{upload}/{path}")
+            self._sha256s[path] = (before, sha256)
+            return Stored(f"{upload}/{path}", size, sha256)
 
         with Progress(sum(sizes.values()), unit="bytes", desc=f"upload to {self.uri}") as progress:
-            for path, sha256 in zip(paths, stores.side_by_side(put, paths), strict=True):
-                stored[path] = Stored(f"{upload}/{path}", sizes[path], sha256)
-                self._sha256s[path] = (_stamp(self.path / path), sha256)
+            for path, one in zip(paths, stores.side_by_side(put, paths), strict=True):
+                stored[path] = one
                 progress.update(sizes[path])
         return stored
 

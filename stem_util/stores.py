@@ -157,11 +157,11 @@ def write(uri: str, data: bytes) -> None:
     _retried(uri, once)
 
 
-def put(source: Path, uri: str) -> str:
-    """Uploads a file; returns the SHA-256 of what was sent, in hexadecimal. Raises as `listing`."""
+def put(source: Path, uri: str) -> tuple[int, str]:
+    """Uploads a file; returns the size of what was sent, and its SHA-256 in hexadecimal. Raises as `listing`."""
     system, path = _open(uri)
 
-    def once() -> str:
+    def once() -> tuple[int, str]:
         digest, sent = hashlib.sha256(), 0
         with open(source, "rb") as file, system.open_output_stream(path, compression=None) as stream:
             while block := file.read(_BLOCK_BYTES):
@@ -171,7 +171,7 @@ def put(source: Path, uri: str) -> str:
         stored = system.get_file_info(path).size
         if stored != sent:
             raise OSError(f"{stored} bytes arrived of {sent}")
-        return digest.hexdigest()
+        return sent, digest.hexdigest()
 
     return _retried(uri, once)
 

@@ -15,22 +15,28 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from export import card, preconditions
+from export import card, preconditions, stored
 from stem_tf import report
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
-from stem_util import cli
+from stem_util import cli, stores
 
 flags = cli.Flags()
 
-_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
+_WORKDIR = flags.DEFINE(
+    cli.PLACE, "workdir", None, "Directory or URI of the run, as given to stem-train.", required=True
+)
 _OUTPUT = flags.DEFINE(
-    cli.PATH, "output", None, "Directory of the model's versions; the new one gets the next number.", required=True
+    cli.PLACE,
+    "output",
+    None,
+    "Directory or URI of the model's versions; the new one gets the next number.",
+    required=True,
 )
 _CHECKPOINT = flags.DEFINE(
     cli.PATH, "checkpoint", "best", "best, latest, or the path of a checkpoint without its suffix."
 )
-_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it has moved since the training.")
+_DATA = flags.DEFINE(cli.PLACE, "data", None, "The run's converted data, if it has moved since the training.")
 _NAME = flags.DEFINE_string("name", "ranker", "The name under which services ask for the model.")
 _TABLES = flags.DEFINE_enum(
     "tables",
@@ -42,20 +48,22 @@ _TABLES = flags.DEFINE_enum(
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    workdir, output = Workdir(_WORKDIR.value), Path(_OUTPUT.value)
+    workdir = Workdir.fetched(_WORKDIR.value)
     config = workdir.config()
-    manifest = preconditions.check(workdir, config, _DATA.value, output, _NAME.value)
-    quieten_tensorflow()
-    import tensorflow as tf
+    with stored.staging(_OUTPUT.value) as output:
+        manifest = preconditions.check(workdir, config, _DATA.value, output, _NAME.value)
+        quieten_tensorflow()
+        import tensorflow as tf
 
-    from export import exporter
+        from export import exporter
 
-    tf.config.set_visible_devices([], "GPU")  # the graph is the same everywhere; leave the GPU to others
-    directory, tree = exporter.export(workdir, config, manifest, _CHECKPOINT.value, output, _NAME.value, _TABLES.value)
-    _say(workdir, directory, tree)
+        tf.config.set_visible_devices([], "GPU")  # the graph is the same everywhere; leave the GPU to others
+        made = exporter.export(workdir, config, manifest, _CHECKPOINT.value, output, _NAME.value, _TABLES.value)
+        directory, tree = made
+        _say(workdir, directory, stored.upload(directory, _OUTPUT.value), tree)
 
 
-def _say(workdir: Workdir, directory: Path, tree: dict[str, Any]) -> None:
+def _say(workdir: Workdir, directory: Path, place: str, tree: dict[str, Any]) -> None:
     checked = tree["check"]
     rows = f"{checked['rows']:,} validation rows"
     if checked["rows"] < checked["rows_of_split"]:
@@ -73,11 +81,13 @@ def _say(workdir: Workdir, directory: Path, tree: dict[str, Any]) -> None:
     for task, why in tree["run"]["untrained"].items():
         print(f"warning: the task '{task}' was not trained ({why}): its scores mean nothing", file=sys.stderr)
     if tree["test_metrics"] is None:
-        print(f"no test metrics: run stem-evaluate --workdir={shlex.quote(str(workdir.path))} before exporting")
+        print(f"no test metrics: run stem-evaluate --workdir={shlex.quote(workdir.place)} before exporting")
     print(
-        f"written: {directory}, {_megabytes(directory.rglob('*')):.1f} MB ({weights:.1f} MB of weights, {values:,} raw "
-        f"values in vocabularies); its card is {directory / 'card.md'}"
+        f"written: {place}, {_megabytes(directory.rglob('*')):.1f} MB ({weights:.1f} MB of weights, {values:,} raw "
+        f"values in vocabularies); its card is {place}/card.md"
     )
+    if stores.is_uri(place):
+        return
     base = shlex.quote(str(directory.parent))
     print(f"next: stem-serve --model_base_path={base}  # under the name {shlex.quote(tree['model'])}")
     print(f"next: stem-deploy --model={base} --output=deploy  # files to operate it: limits, alerts, a runbook")

@@ -25,10 +25,10 @@ from stem_util.errors import UserError
 flags = cli.Flags()
 
 _MODEL = flags.DEFINE(
-    cli.PATH,
+    cli.PLACE,
     "model",
     None,
-    "The exported model: the directory of a version, or of all versions to take the newest.",
+    "The exported model: the directory or URI of a version, or of all versions to take the newest.",
 )
 _OUTPUT = flags.DEFINE(
     cli.PATH,
@@ -78,10 +78,10 @@ def _score_log(log: str) -> None:
     output = Path(_OUTPUT.value)
     if output.suffix not in (".parquet", ".pq"):
         raise UserError(f"--output={output}: scores are written as Parquet; name the file .parquet")
-    from export import scoring
+    from export import scoring, stored
     from export.published import Published
 
-    model = Published(Path(_MODEL.value))
+    model = Published(stored.fetched(_MODEL.value))
     done = scoring.score_log(
         model,
         log,
@@ -108,12 +108,12 @@ def _rank() -> None:
     for flag in (_OUTPUT, _KEEP):
         if flag.present:
             raise UserError(f"--{flag.name} belongs to a log; scores of candidates are printed")
-    from export import candidates
+    from export import candidates, stored
     from export.published import Published
 
     csv = _CSV.options()
     if _MODEL.value:
-        model = Published(Path(_MODEL.value))
+        model = Published(stored.fetched(_MODEL.value))
         by = candidates.check_task(_BY.value, model.tasks)
         items, scores = candidates.from_model(model, _USER.value, _ITEMS.value, csv)
     else:

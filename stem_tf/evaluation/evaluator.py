@@ -92,7 +92,10 @@ def evaluate_run(
     if input_format is not None:
         config = configs.checked(configs.flat(config) | {"data.input_format": input_format})
     output = Path(output or workdir.evaluation)
-    with preconditions.prepared(workdir, config, data, split, output, slices) as manifest:
+    with (
+        workdir.writing(output),
+        preconditions.prepared(workdir, config, data, split, output, slices) as manifest,
+    ):
         start_tensorflow()
         from stem_tf import trained
         from stem_tf.evaluation import scoring, trivial

@@ -19,13 +19,15 @@ from stem_util import cli
 
 flags = cli.Flags()
 
-_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
+_WORKDIR = flags.DEFINE(
+    cli.PLACE, "workdir", None, "Directory or URI of the run, as given to stem-train.", required=True
+)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows: {', '.join(manifests.SPLITS)}.")
 _CHECKPOINT = flags.DEFINE(cli.PATH, "checkpoint", "best", "best, latest, or the path of one without its suffix.")
 _OUTPUT = flags.DEFINE(
     cli.PATH, "output", None, "Where to write <split>.json and <split>.parquet; RUN/evaluation by default."
 )
-_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it has moved since.")
+_DATA = flags.DEFINE(cli.PLACE, "data", None, "The run's converted data, if it has moved since.")
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: what to read the rows from; as in the run by default."
 )
@@ -40,7 +42,7 @@ _SLICE = flags.DEFINE_list(
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    workdir, split = Workdir(_WORKDIR.value), _SPLIT.value
+    workdir, split = Workdir.fetched(_WORKDIR.value), _SPLIT.value
     evaluation = evaluator.evaluate_run(
         workdir,
         split,
@@ -54,9 +56,9 @@ def main(argv: Sequence[str]) -> None:
     manifest, found, rows = evaluation.manifest, evaluation.found, evaluation.metrics["rows"]
     print(f"{split} of {manifest.data_dir}, {rows:,} rows; {found.checkpoint} ({report.age(found.epoch, found.step)})")
     print(evaluation.table)
-    print(f"written to {evaluation.output}: metrics {split}.json, predictions {split}.parquet")
+    print(f"written to {workdir.named(evaluation.output)}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
-        print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
+        print(f"next: stem-evaluate --workdir={shlex.quote(workdir.place)} --split=test")
 
 
 def run() -> None:

@@ -19,15 +19,17 @@ from stem_util import cli, owned
 
 flags = cli.Flags()
 
-_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run, as given to stem-train.", required=True)
+_WORKDIR = flags.DEFINE(
+    cli.PLACE, "workdir", None, "Directory or URI of the run, as given to stem-train.", required=True
+)
 _SPLIT = flags.DEFINE_string("split", "test", f"Which rows the gates see: {', '.join(manifests.SPLITS)}.")
 _CHECKPOINT = flags.DEFINE(cli.PATH, "checkpoint", "best", "best, latest, or the path of one without its suffix.")
-_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it has moved since.")
+_DATA = flags.DEFINE(cli.PLACE, "data", None, "The run's converted data, if it has moved since.")
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    workdir, split = Workdir(_WORKDIR.value), _SPLIT.value
+    workdir, split = Workdir.fetched(_WORKDIR.value), _SPLIT.value
     config = workdir.config()
     manifest = workdir.data(config, _DATA.value, split)
     owned.check(workdir.inspection, owned.INSPECTIONS)
@@ -43,11 +45,14 @@ def main(argv: Sequence[str]) -> None:
     if not seen.gates:
         print(f"\n{config.model.name} has no gates")
         return
-    written = inspection.write(seen, workdir)
+    with workdir.writing(workdir.inspection):
+        written = inspection.write(seen, workdir)
     if len(written) == 1:
         print("no picture: matplotlib is not installed (pip install 'stem-tf[plots]')")
     board = workdir.tensorboard
-    print(f"written to {workdir.inspection}: {', '.join(written)}; for TensorBoard under {board / 'gates'}")
+    print(
+        f"written to {workdir.named(workdir.inspection)}: {', '.join(written)}; for TensorBoard under {board / 'gates'}"
+    )
     print(f"next: tensorboard --logdir={shlex.quote(str(board))}")
 
 

@@ -35,7 +35,9 @@ _CONFIG = flags.DEFINE(
     required=True,
 )
 _OVERRIDES = flags.DEFINE_multi_string(configs.OVERRIDE, [], "KEY=VALUE; --config.KEY=VALUE is short for it.")
-_WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run; runs/<config.experiment> by default.")
+_WORKDIR = flags.DEFINE(
+    cli.PLACE, "workdir", None, "Directory of the run, or its URI; runs/<config.experiment> by default."
+)
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: short for --config.data.input_format."
 )
@@ -96,8 +98,9 @@ def _train(config: Any, manifest: Manifest, workdir: Workdir, peers: Peers) -> N
     try:
         trainer.run()
     except Interrupted as interrupted:
+        written = workdir.named(workdir.checkpoints)
         print(
-            f"{interrupted}: stopped at step {trainer.global_step:,}, checkpoint written to {workdir.checkpoints}\n"
+            f"{interrupted}: stopped at step {trainer.global_step:,}, checkpoint written to {written}\n"
             f"to go on: {cli.command_line('stem_tf.jobs.train')}"
         )
         sys.exit(128 + interrupted.signal)
@@ -149,8 +152,8 @@ def _say_end(trainer: Trainer, reached: Outcome) -> None:
         written.append(workdir.learning_curves)
     else:
         print("no picture of the learning curves: matplotlib is not installed (pip install 'stem-tf[plots]')")
-    print(f"written to {workdir.path}: {', '.join(str(path.relative_to(workdir.path)) for path in written)}")
-    print(f"next: stem-evaluate --workdir={shlex.quote(str(workdir.path))} --split=test")
+    print(f"written to {workdir.place}: {', '.join(str(path.relative_to(workdir.path)) for path in written)}")
+    print(f"next: stem-evaluate --workdir={shlex.quote(workdir.place)} --split=test")
 
 
 def _best_weights(trainer: Trainer, kind: str, kept: Mapping[str, Any]) -> str:

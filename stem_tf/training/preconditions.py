@@ -15,7 +15,7 @@ from stem_tf import configs, peers, report
 from stem_tf.peers import Peers
 from stem_tf.training import monitor
 from stem_tf.workdir import Workdir
-from stem_util import files
+from stem_util import files, stores
 from stem_util.errors import UserError
 from stem_util.version import versions
 
@@ -35,6 +35,11 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
         TF_CONFIG is wrong, or processes of the cluster differ in version, config or data.
       JobError: a process of the cluster has not come in time.
     """
+    if config.train.strategy in clusters.STRATEGIES and stores.is_uri(directory or ""):
+        raise UserError(
+            f"--workdir={directory}: the processes of a cluster share their work directory: give one on a file system "
+            "that all of them have"
+        )
     check_strategy(config, directory)
     cluster = clusters.read(config.train.strategy)
     processes = len(cluster.tasks) if cluster else 1

@@ -271,6 +271,7 @@ class Trainer:
         if self.peers.is_chief:
             self.workdir.sync_metrics()
         self.checkpoints.save()
+        self.workdir.publish()
 
     def _compare_tasks(self, batch: Any, logs: callbacks.Logs) -> None:
         """Prints, once, each task's share of the gradient on what the tasks share."""

@@ -53,8 +53,8 @@ def test_patterns(path: str, pattern: str, fits: bool) -> None:
 def test_a_file_there_and_back(s3: str, tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"content" * 1000)
-    sha256 = stores.put(source, f"{s3}/x/a=1/file")
-    assert sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    size, sha256 = stores.put(source, f"{s3}/x/a=1/file")
+    assert (size, sha256) == (7000, hashlib.sha256(source.read_bytes()).hexdigest())
     assert list(stores.listing(s3)) == ["x/a=1/file"] and stores.listing(f"{s3}/x")["a=1/file"].bytes == 7000
     assert stores.stamp(f"{s3}/x/a=1/file").mtime_ns > 0
     stores.get(f"{s3}/x/a=1/file", target, sha256)
@@ -89,7 +89,7 @@ def test_connections_that_break_in_the_middle(
     with Proxy(s3_server.port) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         proxy.cuts = 2
-        sha256 = stores.put(source, f"{s3}/whole")
+        _, sha256 = stores.put(source, f"{s3}/whole")
         assert not proxy.cuts
         proxy.cuts = 2
         stores.get(f"{s3}/whole", target, sha256)
@@ -105,7 +105,7 @@ def test_a_packed_file_stays_as_it_is(s3: str, tmp_path: Path) -> None:
     """pyarrow would pack once more what is named .gz."""
     source, target, packed = tmp_path / "a.gz", tmp_path / "b.gz", gzip.compress(b"content")
     source.write_bytes(packed)
-    sha256 = stores.put(source, f"{s3}/a.gz")
+    _, sha256 = stores.put(source, f"{s3}/a.gz")
     stores.get(f"{s3}/a.gz", target, sha256)
     assert target.read_bytes() == packed and stores.read(f"{s3}/a.gz") == packed
     assert stores.listing(s3)["a.gz"].bytes == len(packed)

@@ -1,0 +1,98 @@
+"""Logs, data, runs and exports in a store: each job starts from the bucket alone, as on a fresh machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import stem_tf
+from stem_util import copies, owned, stores
+from stem_util.errors import UserError
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+Fresh = Callable[[], None]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fresh:
+    """Forgets all local copies, as a machine does that has none."""
+    caches: Iterator[Path] = (tmp_path / f"machine-{number}" for number in range(1, 99))
+    return lambda: monkeypatch.setenv("STEM_TF_CACHE", str(next(caches)))
+
+
+@pytest.fixture
+def data(s3: str, tiny_data: Path) -> str:
+    """``tiny_data``, published."""
+    with copies.output(f"{s3}/data", owned.DATA, overwrite=False) as directory:
+        shutil.copytree(tiny_data, directory, dirs_exist_ok=True)
+    return f"{s3}/data"
+
+
+def test_a_run_goes_from_machine_to_machine(
+    s3: str, data: str, tiny_data: Path, tiny_settings: dict[str, Any], tmp_path: Path, fresh: Fresh, run_job: Job
+) -> None:
+    """Killed on the first, trained to its end on the second, and so on; the same numbers as on one disk."""
+    settings = tiny_settings | {"data.dir": data, "train.deterministic": True, "train.checkpoint_every": 2}
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    fresh()
+    job = subprocess.Popen(
+        [sys.executable, "-m", "stem_tf.jobs.train", "--config=small", *overrides, f"--workdir={s3}/run"],
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    while job.poll() is None and b"ckpt-3.index" not in (stores.read(f"{s3}/run/{copies.COMPLETE}") or b""):
+        time.sleep(0.05)
+    job.send_signal(signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+
+    fresh()
+    run = stem_tf.train("small", data, f"{s3}/run", overrides=settings, say=None)
+    local = stem_tf.train("small", tiny_data, tmp_path / "run", overrides=settings, say=None)
+    assert run.history().equals(local.history())
+    steps = [record["step"] for record in run.workdir.read_metrics() if record["kind"] == "train"]
+    assert steps == list(range(1, 37))
+
+    fresh()
+    metrics = stem_tf.Run(f"{s3}/run").evaluate("test")
+    assert metrics["tasks"] == local.evaluate("test")["tasks"]
+    assert not any("lock" in name for name in stores.listing(f"{s3}/run"))
+
+    fresh()
+    done = run_job("export.jobs.export", f"--workdir={s3}/run", f"--output={s3}/models")
+    assert done.returncode == 0, done.stderr
+    assert f"written: {s3}/models/1, " in done.stdout and "no test metrics" not in done.stdout
+    assert not list(copies.cache().glob("tmp*"))
+
+    fresh()
+    stores.put(tiny_data.parent / "log.parquet", f"{s3}/log/day=1/log.parquet")
+    output = tmp_path / "scores.parquet"
+    done = run_job("export.jobs.predict", f"{s3}/log", f"--model={s3}/models", f"--output={output}", "--keep=day")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(output).num_rows == 1500
+
+
+def test_what_a_run_in_a_store_cannot_be(
+    s3: str, data: str, tiny_data: Path, job_in_process: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["--config=small", f"--config.data.dir={tiny_data}"]
+    for job, arguments, problem in (
+        ("train", [*train, f"--workdir={data}"], f"{data} holds converted data, not a run"),
+        ("train", [*train, "--workdir=s3://nowhere/run"], "there is no bucket 'nowhere'"),
+        ("train", ["--config=small", f"--config.data.dir={s3}/none"], f"{s3}/none is empty"),
+        ("evaluate", [f"--workdir={s3}/none"], f"{s3}/none is empty: it does not hold a run"),
+        ("evaluate", [f"--workdir={data}"], f"{data} holds converted data, not a run"),
+        ("compare", [f"--data={data}"], "it has to be on this machine, not in a store"),
+    ):
+        done = job_in_process(f"stem_tf.jobs.{job}", *arguments)
+        assert done.returncode == 2 and problem in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    with pytest.raises(UserError, match="the processes of a cluster share their work directory"):
+        stem_tf.train("small", tiny_data, f"{s3}/run", overrides={"train.strategy": "multi_worker"})
