@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest
+from pipelines.batches import log_reader
 from pipelines.log.find import find_files
 from stem_util import copies, stores
 from stem_util.errors import UserError
@@ -90,6 +92,11 @@ def test_conversion_from_a_store_to_a_store(
     assert [source.path for source in ours.sources] == find_files(f"{s3}/logs")
     for shard in Path(theirs.data_dir).rglob("*.tfrecord"):
         assert (Path(ours.data_dir) / shard.relative_to(theirs.data_dir)).read_bytes() == shard.read_bytes()
+    # Training may read the log itself.
+    written = io.BytesIO()
+    log_reader.plan(ours, "train", shuffle=None, reader=(0, 1)).write(written, 0, 1)
+    rows = pa.ipc.open_stream(written.getvalue()).read_all()
+    assert len(set(rows["key:row_id"].to_pylist())) == rows.num_rows == ours.rows("train")
 
     again = job_in_process("pipelines.jobs.convert", f"{s3}/logs", f"--output={s3}/data", *flags)
     assert again.returncode == 2 and f"{s3}/data exists already; --overwrite replaces it" in again.stderr
