@@ -30,6 +30,8 @@ JOBS = (
     "deploy",
     "load",
     "submit",
+    "launch",
+    "compare",
 )
 SCRIPTS = [f"stem-{job}" for job in JOBS]
 
