@@ -32,6 +32,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     table = pq.read_table(ROOT / "datasets" / "kuairand_sample" / "log.parquet")
     pq.write_table(table.slice(0, 3000), tmp_path / "log.parquet")
     monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGINT)
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -40,8 +41,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "features  user_id" in printed.getvalue() and "gates on test, 300 rows" in printed.getvalue()
     assert names["version"] == Path("runs/first/export/1") and (names["version"] / "saved_model.pb").exists()
     assert list(names["scores"].columns) == list(names["run"].schema.task_names)
-    handler = signal.getsignal(signal.SIGINT)
-    assert handler is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 @pytest.fixture(scope="module")
