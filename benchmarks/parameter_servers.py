@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np
 
 from pipelines import manifest as manifests
 from stem_tf import configs, report
+from stem_tf.jobs import launch
 from stem_tf.workdir import Workdir
 from stem_util import cli
 from stem_util.errors import JobError
@@ -51,10 +51,8 @@ def main(argv: Sequence[str]) -> None:
         given = [f"data.dir={data}", f"data.batch_size={_BATCH.value}", "train.epochs=1", "train.log_every=1"]
         config = configs.load("kuairand_sample", [*given, "train.strategy=parameter_server"])
         last = manifests.load(data).rows("train") // _BATCH.value - 2
-        free = [socket.create_server(("127.0.0.1", 0)) for _ in range(1 + _WORKERS.value + _SERVERS.value)]
-        chief, *others = (f"127.0.0.1:{of_task.getsockname()[1]}" for of_task in free)
-        for of_task in free:
-            of_task.close()
+        ports = launch.free_ports(1 + _WORKERS.value + _SERVERS.value)
+        chief, *others = (f"127.0.0.1:{port}" for port in ports)
         cluster = {"chief": [chief], "worker": others[: _WORKERS.value], "ps": others[_WORKERS.value :]}
         words = ["--config=kuairand_sample", f"--workdir={run.path}", "--config.train.strategy=parameter_server"]
         words += [f"--config.{word}" for word in given]

@@ -47,7 +47,7 @@ def damage(version: Path) -> str:
         if not (version / "saved_model.pb").is_file():
             return "saved_model.pb is missing"
         for name, digest in _files(version).items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
+            if files.leads_outside(name):
                 return f"{manifests.FILENAME} is not a manifest: {_shown(name)} is not below the version's directory"
             try:
                 file = _open(version / name)

@@ -108,7 +108,7 @@ def fetched(place: str) -> Path:
     text = stores.read(f"{uri}/{manifests.FILENAME}")
     try:
         listed: dict[str, str] = json.loads(text or b"")["files"]
-        if any(name.startswith("/") or ".." in name.split("/") for name in listed):
+        if any(map(files.leads_outside, listed)):
             raise ValueError("a file is outside")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{uri}/{manifests.FILENAME} is no manifest of stem-export ({error!r})") from None

@@ -182,7 +182,7 @@ def train(
     changes = dict(overrides or {})
     if data is not None:
         place = os.path.expanduser(data.data_dir if isinstance(data, Manifest) else data)
-        changes["data.dir"] = place if stores.is_uri(place) else os.path.abspath(place)
+        changes["data.dir"] = stores.absolute(place)
     experiment = configs.load(config, changes)
     if not experiment.data.dir:
         raise UserError("which data? Give the directory that stem_tf.convert wrote, or config.data.dir")

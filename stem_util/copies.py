@@ -76,7 +76,7 @@ class Publication:
             tree = json.loads(text)
             stored = {path: Stored(**of) for path, of in tree["files"].items()}
             for path in (*stored, *(of.object for of in stored.values())):
-                if path.startswith("/") or ".." in path.split("/"):
+                if files.leads_outside(path):
                     raise ValueError(f"{path} is outside")
             return cls(tree["holds"], tree["number"], stored, text)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

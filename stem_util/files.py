@@ -63,6 +63,11 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     return real
 
 
+def leads_outside(name: str) -> bool:
+    """Whether a path that should lie below a directory is absolute, or goes up."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
 def is_pattern(path: str | os.PathLike[str]) -> bool:
     """Whether a library that reads paths as UTF-8 patterns would take ``path`` for another one."""
     return _PATTERN.search(os.fspath(path)) is not None

@@ -56,6 +56,11 @@ def is_uri(path: str | os.PathLike[str]) -> bool:
     return _URI.match(os.fspath(path)) is not None
 
 
+def absolute(place: str) -> str:
+    """A path from the root; a URI as it is."""
+    return place if is_uri(place) else os.path.abspath(place)
+
+
 def check(uri: str) -> str:
     """Returns a URI without slashes at its end.
 

@@ -130,7 +130,7 @@ def _files(patterns: str, options: Options) -> list[str]:
     if options.runner == "local":
         return found
     # Workers of Beam have directories of their own.
-    return [path if stores.is_uri(path) else os.path.abspath(path) for path in found]
+    return [stores.absolute(path) for path in found]
 
 
 def _is_inside(path: str, directory: str) -> bool:
@@ -202,8 +202,9 @@ class _Conversion:
         for path, rows, before in zip(self._log.files, self._log.file_rows(unit_rows), self._stamps, strict=True):
             if integrity.stamp(path) != before:
                 raise UserError(f"{path} changed while it was converted: convert it again when nobody writes to it")
-            place = path if stores.is_uri(path) else os.path.abspath(path)
-            sources.append(manifest.Source(place, rows, before.bytes, before.mtime_ns, checksums.get(path, "")))
+            sources.append(
+                manifest.Source(stores.absolute(path), rows, before.bytes, before.mtime_ns, checksums.get(path, ""))
+            )
         return tuple(sources)
 
     def _job(self, policy: SplitPolicy, unit_rows: list[int]) -> Job:

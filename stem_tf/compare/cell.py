@@ -7,10 +7,6 @@ Without --config it evaluates and measures a run that is trained already. The pr
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 
@@ -18,7 +14,7 @@ from stem_tf import configs
 from stem_tf.compare import cells
 from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
-from stem_util import cli, files
+from stem_util import cli, files, processes
 
 flags = cli.Flags()
 
@@ -29,13 +25,11 @@ _DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it ha
 _REPORT = flags.DEFINE_bool("report", False, "Evaluate on validation and test, and measure what a report shows.")
 _PARENT = flags.DEFINE_integer("parent", 0, "Process that this one ends with; 0: none.")
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(argv: Sequence[str]) -> None:
     del argv
     if _PARENT.value:
-        follow(_PARENT.value)
+        processes.end_with(_PARENT.value)
     start = time.monotonic()
     start_tensorflow()
     from stem_tf import api
@@ -65,13 +59,6 @@ def _report(workdir: Workdir) -> None:
         assert found is not None
         tree = measures.measure(workdir, config, manifest, found)
     files.write_json(workdir.measures, tree)
-
-
-def follow(parent: int) -> None:
-    """Has the kernel kill this process when its parent ends, however that ends."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended before
-        sys.exit(1)
 
 
 if __name__ == "__main__":

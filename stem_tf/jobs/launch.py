@@ -9,7 +9,6 @@ process fails, the others are ended, and the job exits with its exit code. If th
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from types import FrameType
 from stem_tf.cluster import VARIABLE, Task
 from stem_util import cli
 from stem_util.errors import UserError
+from stem_util.processes import end_with
 
 flags = cli.Flags()
 
@@ -39,7 +39,6 @@ _LOGS = flags.DEFINE(
     cli.PATH, "logs", None, "Directory for the output of all processes but the chief; a temporary one by default."
 )
 
-_PR_SET_PDEATHSIG = 1
 _GRACE = 10.0  # seconds: for the others to notice by themselves, and again to end on SIGTERM
 _USER_ERROR = 2
 
@@ -74,7 +73,7 @@ class Processes:
                     stderr=output and subprocess.STDOUT,
                     env=os.environ | {VARIABLE: config},
                     process_group=0,  # Ctrl-C comes from this process only, once
-                    preexec_fn=lambda: _die_with(parent),
+                    preexec_fn=lambda: end_with(parent),
                 )
 
     def log(self, task: Task) -> Path:
@@ -170,13 +169,6 @@ def free_ports(count: int) -> list[int]:
         for each in held:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in held]
-
-
-def _die_with(parent: int) -> None:
-    """Lets the kernel kill this process when ``parent`` ends; called between fork and exec."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from stem_tf.layers.embedding import TABLE, PackedTable
-from stem_tf.training.learning_rate import Schedule
-from stem_tf.training.optimizers import BETAS, Adam, Betas
+from stem_tf.training.optimizers import Adam
 from stem_tf.training.table_optimizers import TABLE_OPTIMIZERS, RowOptimizer, RowState, TableGradient, TableOptimizer
 
 ShardedVariable: Any = tf.__internal__.distribute.ShardedVariable
@@ -121,26 +120,16 @@ class ShardedRows(TableOptimizer):
 
     remote = True
 
-    def __init__(
-        self,
-        name: str,
-        packed: PackedTable,
-        l2: float | tf.Tensor,
-        schedule: Schedule,
-        slots: str = "float32",
-        seed: int = 0,
-        clips: bool = False,
-        betas: Betas = BETAS,
-    ) -> None:
+    def __init__(self, name: str, packed: PackedTable, *settings: Any, **options: Any) -> None:
         kind = TABLE_OPTIMIZERS[name]
         assert issubclass(kind, RowOptimizer)
         self.kinds_of_slots = kind.kinds_of_slots
-        super().__init__(packed, l2, schedule, slots, seed, clips, betas)
+        super().__init__(packed, *settings, **options)
         shards, sections = [], []
         for number, variable in enumerate(self.table.variables):
             with on(variable.device):
                 shard: Any = _Shard(variable, variable.shape[0], self.index_dtype, packed.tables, packed.dim)
-                shards.append(kind(shard, l2, schedule, slots, seed, clips, betas))
+                shards.append(kind(shard, *settings, **options))
                 sections.append(tf.CriticalSection(shared_name=f"{packed.name}_{number}"))
         # Checkpoints hold the shards of a slot as one tensor, under the key that it has without servers; the shards'
         # own optimizers are hidden from them, or they would hold it twice.

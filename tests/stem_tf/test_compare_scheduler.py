@@ -96,7 +96,7 @@ import sys, time
 from pathlib import Path
 from stem_tf.compare.scheduler import Scheduler
 runs = Scheduler(1)
-code = "import os, sys, time; from stem_tf.compare.cell import follow; follow(int(sys.argv[-1][9:]));"
+code = "import os, sys, time; from stem_util.processes import end_with; end_with(int(sys.argv[-1][9:]));"
 runs.start("cell", [sys.executable, "-c", code + "print(os.getpid(), flush=True); time.sleep(100)"], Path(sys.argv[1]))
 time.sleep(100)
 """

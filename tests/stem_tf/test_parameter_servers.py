@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 from pipelines import manifest as manifests
 from stem_tf import configs, trained
 from stem_tf.evaluation import scoring
+from stem_tf.jobs.launch import free_ports
 from stem_tf.training import preconditions
 from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
@@ -39,10 +39,7 @@ class Cluster:
         self._config.write_text(
             f"from stem_tf.configs import base\n\n\ndef get_config():\n    return base.from_flat({settings!r})\n"
         )
-        free = [socket.create_server(("127.0.0.1", 0)) for _ in range(1 + workers + servers)]
-        self.addresses = [f"127.0.0.1:{of_task.getsockname()[1]}" for of_task in free]
-        for of_task in free:
-            of_task.close()
+        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(1 + workers + servers)]
         self._cluster = {
             "chief": self.addresses[:1],
             "worker": self.addresses[1 : 1 + workers],
