@@ -161,7 +161,7 @@ class PackedTable(tf.keras.layers.Layer):
 
     def look_up(self, ids: tf.Tensor) -> tf.Tensor:
         """The table's rows ``[B * P, W]``: read one by one, which costs less than finding the distinct ones."""
-        return tf.nn.embedding_lookup(self.table, ids)
+        return gather_rows(self.table, ids)
 
     def call(self, inputs: Mapping[str, tf.Tensor], looked_up: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Embeddings by table, ``[B, F * D]`` each, fields side by side: single-valued, multivalent, numeric, dense.
@@ -232,6 +232,18 @@ def _arguments(
 
 def _with_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "fields": [Field(**field) for field in config["fields"]]}
+
+
+def gather_rows(table: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
+    """The rows ``ids`` ``[U]`` of a table ``[R, W]``; read from this replica's copy where each replica has one.
+
+    tf.gather would read a mirrored variable whole before it takes the rows, which costs a copy of the table per call.
+    """
+    copies = tf.distribute.get_strategy().experimental_local_results(table)
+    replica = tf.distribute.get_replica_context()  # without :=, which AutoGraph does not know
+    if len(copies) > 1 and replica is not None:
+        copies = [copy for copy in copies if copy.device in tf.nest.flatten(replica.devices)]
+    return tf.gather(copies[0], ids)
 
 
 @tf.keras.utils.register_keras_serializable("stem_tf")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from stem_tf.layers.distinct import deduplicate, deduplicate_static
-from stem_tf.layers.embedding import PackedTable
+from stem_tf.layers.embedding import PackedTable, gather_rows
 from stem_tf.runtime import start_xla
 from stem_tf.training.catch_up import AdamRows, catch_up
 from stem_tf.training.learning_rate import Schedule
@@ -130,7 +130,7 @@ class TableOptimizer(tf.Module):
         """The rows ``ids`` ``[U]`` after ``step`` steps; ``most`` is the largest U. Writes nothing."""
         # Padding reads zeros, so that L2 finds nothing in it.
         known = tf.cast(ids < self.rows, tf.float32)[:, tf.newaxis, tf.newaxis]
-        return RowState(ids, known * self._unpacked(tf.nn.embedding_lookup(self.table, self._inside(ids))), ())
+        return RowState(ids, known * self._unpacked(gather_rows(self.table, self._inside(ids))), ())
 
     def read_batch(self, ids: tf.Tensor, step: tf.Tensor, static: bool = False) -> BatchRows:
         """The distinct rows of a batch's ``ids`` ``[B * P]``; with ``static`` in the static shapes that XLA needs."""
@@ -193,7 +193,7 @@ class RowOptimizer(TableOptimizer):
         update_mirrors(self.table, _scatter, self.slots, ids, stored)
 
     def _slot_rows(self, slot: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
-        values = tf.nn.embedding_lookup(slot, ids)
+        values = gather_rows(slot, ids)
         if values.shape.rank == 1:
             return values
         return tf.cast(tf.reshape(values, [-1, self.shape[0], slot.shape[1] // self.shape[0]]), tf.float32)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from pipelines.manifest import LabelScale
 from pipelines.schema import Feature, Label, Task
-from stem_tf.layers.embedding import Embeddings, Field
+from stem_tf.layers.embedding import Embeddings, Field, gather_rows
 from stem_tf.layers.transforms import InputTransform
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.models.stem_net import STEMNet
@@ -97,6 +97,23 @@ def test_two_replicas_train_as_one(tables: str, steps_per_execution: int) -> Non
     np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-5)
     for one, two in zip(weights, mirrored_weights, strict=True):
         np.testing.assert_allclose(two, one, atol=2e-5)
+
+
+def test_replicas_read_rows_of_their_own_copy_and_never_a_whole_table() -> None:
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        table = tf.Variable(tf.reshape(tf.range(12.0), [4, 3]))
+
+    @tf.function
+    def rows() -> tf.Tensor:
+        return strategy.run(lambda: gather_rows(table, tf.constant([3, 0, 3])))
+
+    operations = [operation.type for operation in rows.get_concrete_function().graph.get_operations()]
+    assert operations.count("ResourceGather") == 2
+    assert "ReadVariableOp" not in operations
+    for of_replica in strategy.experimental_local_results(rows()):
+        np.testing.assert_array_equal(of_replica, [[9, 10, 11], [0, 1, 2], [9, 10, 11]])
+    np.testing.assert_array_equal(gather_rows(table, tf.constant([2])), [[6, 7, 8]])
 
 
 def test_a_standardised_label_trains_as_if_it_had_been_divided() -> None:
