@@ -44,7 +44,7 @@ setup(
     package_data={
         "pipelines": ["schemas/*.yaml"],
         "stem_tf": ["compare/templates/*", "compare/plans/*.yaml", "submission/templates/*.j2"],
-        "export": ["deployment/templates/*.j2", "deployment/templates/kubernetes/*.j2"],
+        "export": ["gate/rules.yaml", "deployment/templates/*.j2", "deployment/templates/kubernetes/*.j2"],
     },
     python_requires=">=3.11,<3.13",
     install_requires=[
@@ -114,6 +114,8 @@ setup(
             "stem-launch=stem_tf.jobs.launch:run",
             "stem-submit=stem_tf.jobs.submit:run",
             "stem-export=export.jobs.export:run",
+            "stem-publish=export.jobs.publish:run",
+            "stem-versions=export.jobs.versions:run",
             "stem-predict=export.jobs.predict:run",
             "stem-serve=export.jobs.serve:run",
             "stem-deploy=export.jobs.deploy:run",

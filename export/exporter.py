@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ def export(
     output: Path,
     name: str,
     tables: Kind = "float32",
+    *,
+    newest: int | None = None,
+    judge: Callable[[Path, Trained], None] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Publishes a checkpoint as the next version under ``output``; returns the version's directory and manifest.
 
@@ -72,6 +76,9 @@ def export(
       output: directory of the versions.
       name: the model's name.
       tables: how its tables are stored.
+      newest: the version that has to be the newest one when this one is published; 0 for none.
+      judge: called with the version's directory before it is published, and the run's model. It may add files, which
+        the manifest then lists, and raise, so that nothing is published.
 
     Raises:
       UserError: there is no such checkpoint, or ``output`` is no directory or is in use.
@@ -80,9 +87,12 @@ def export(
     with manifests.in_use(manifest.data_dir), exact_products():
         found = runs.load(workdir, config, manifest, checkpoint)
         try:
-            with publish.publishing(output) as (version, directory), tempfile.TemporaryDirectory() as scratch:
+            with publish.publishing(output, newest) as (version, directory), tempfile.TemporaryDirectory() as scratch:
                 job = _Export(workdir, config, manifest, name, version, found, tables)
                 tree = job.build(directory, Path(scratch))
+                if judge is not None:
+                    judge(directory, found)
+                    tree = _sealed(directory, tree)
         except tf.errors.OpError as error:
             raise JobError(f"{output}: the export could not be written ({message(error)})") from error
     return output / str(version), tree
@@ -141,11 +151,7 @@ class _Export:
         outcome = self._check(directory, scratch)
         tree = self._manifest(vocabularies, told, signatures, graph.why_no_rank(self.schema), outcome)
         (directory / "card.md").write_text(card.text(tree, self.schema, rows), encoding="utf-8")
-        # The marker is hidden and not listed, so that a version copied as DIR/* is whole.
-        written = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != owned.MARKER)
-        tree["files"] = {str(path.relative_to(directory)): _sha256(path) for path in written}
-        files.write_json(directory / manifests.FILENAME, tree)
-        return files.read_json(directory / manifests.FILENAME, "export the model again")
+        return _sealed(directory, tree | {"files": {}})
 
     def _store(self) -> tuple[list[StoredTable], dict[str, Any]]:
         """The tables in stored form, and their entry in the manifest: size, and the cost of rounding."""
@@ -255,6 +261,15 @@ class _Export:
                 "worst_by_task": outcome["worst"],
             },
         }
+
+
+def _sealed(directory: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """Writes the manifest of a version, with the SHA-256 of the files that it does not list yet; returns it."""
+    # The marker is hidden and not listed, so that a version copied as DIR/* is whole.
+    names = [name for name in owned.entries(directory) if name != manifests.FILENAME]
+    tree["files"] = {name: tree["files"].get(name) or _sha256(directory / name) for name in names}
+    files.write_json(directory / manifests.FILENAME, tree)
+    return files.read_json(directory / manifests.FILENAME, "export the model again")
 
 
 def write_vocabularies(workdir: Workdir, manifest: Manifest, directory: Path) -> dict[str, Path]:

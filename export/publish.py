@@ -21,10 +21,14 @@ from typing import Any
 
 from pipelines import manifest as manifests
 from stem_util import files, owned
+from stem_util.errors import JobError
 
 _LARGEST_MANIFEST = 16 << 20
 _LAST = ".last_version"
 """File with the highest number so far. The number of a version that was deleted (a roll-back) is not used again."""
+ASIDE = "aside"
+"""Directory of versions that were taken out of service (`export.catalogue`); servers pass over it, since it is no
+number."""
 
 
 def versions(directory: Path) -> list[int]:
@@ -105,31 +109,48 @@ def _shown(text: str) -> str:
 
 
 @contextlib.contextmanager
-def publishing(directory: Path) -> Iterator[tuple[int, Path]]:
+def publishing(directory: Path, newest: int | None = None) -> Iterator[tuple[int, Path]]:
     """Yields the next version and a directory to build it in; publishes it when the block ends without an error.
 
     Only one export at a time writes under ``directory``. It removes what killed ones left there.
 
+    Args:
+      directory: of the versions.
+      newest: the number that has to be the newest one when this version is published; 0 for none.
+
     Raises:
       UserError: ``directory`` is no directory or holds something else, or another export is writing to it.
+      JobError: another version is the newest one now.
     """
     directory = owned.claim(directory, owned.VERSIONS)
     with files.locked(directory / ".lock", directory):
         for leftover in directory.iterdir():
             if re.fullmatch(r"\.partial-\d+", leftover.name):
                 shutil.rmtree(leftover)
-        version = max([_last(directory), *versions(directory)]) + 1
+        version = max([_last(directory), *versions(directory), *versions(directory / ASIDE)]) + 1
         partial = directory / f".partial-{os.getpid()}"
         partial.mkdir()
         owned.mark(partial, owned.VERSION)
         try:
             yield version, partial
             files.sync_tree(partial)
-            files.write_atomically(directory / _LAST, f"{version}\n".encode())
-            os.rename(partial, directory / str(version))
-            files.sync(directory)
+            with moving(directory):
+                now = max(versions(directory), default=0)
+                if newest not in (None, now):
+                    raise JobError(
+                        f"{directory}: version {now} is served now, not {newest} any more, so nothing was published: "
+                        "run this job again"
+                    )
+                files.write_atomically(directory / _LAST, f"{version}\n".encode())
+                os.rename(partial, directory / str(version))
+                files.sync(directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def moving(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Held while versions are moved: a moment, unlike an export, for which a roll-back need not wait."""
+    return files.locked(directory / ".moving", directory, wait=True)
 
 
 def use_numbers_after(number: int, directory: Path) -> None:

@@ -66,8 +66,13 @@ class Published:
     @property
     def name(self) -> str:
         """The model and its version, in words."""
-        tree = self._manifest()
+        tree = self.manifest()
         return f"{tree['model']} version {tree['version']}"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it has the signature ``rank``."""
+        return not self.manifest()["why_no_rank"]
 
     def signature(self, name: str) -> Call:
         """Returns a function from tensors by feature to scores by task. It raises JobError if the model fails.
@@ -76,14 +81,14 @@ class Published:
           UserError: the model has no such signature.
           JobError: the model cannot be loaded.
         """
-        if name == "rank" and (why := self._manifest()["why_no_rank"]):
+        if name == "rank" and (why := self.manifest()["why_no_rank"]):
             raise UserError(f"{self.directory} does not rank: {why}")
         import tensorflow as tf
 
         if not self._calls:
             # On the CPU, so that scores are the server's: a GPU would round float32 products to TF32.
             tf.config.experimental.enable_tensor_float_32_execution(False)
-            for gpu in tf.config.list_physical_devices("GPU"):
+            for gpu in tf.config.get_visible_devices("GPU"):
                 tf.config.experimental.set_memory_growth(gpu, True)
             try:
                 with files.literal(self.directory) as path:
@@ -101,7 +106,12 @@ class Published:
 
         return guarded
 
-    def _manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
+        """Its manifest.json.
+
+        Raises:
+          UserError: it is damaged.
+        """
         path, way_out = self.directory / manifests.FILENAME, "export the model again"
         tree = files.read_json(path, way_out)
         for key in ("model", "version", "why_no_rank"):

@@ -125,6 +125,18 @@ def fetched(place: str) -> Path:
     return copy
 
 
+def newest(place: str) -> Path | None:
+    """The newest version under ``place``, of a URI a copy; None where there is none.
+
+    Raises: as `fetched`.
+    """
+    if stores.is_uri(place):
+        names = stores.listing(stores.check(place))
+        return fetched(place) if any(re.fullmatch(rf"\d+/{_LAST}", name) for name in names) else None
+    numbers = publish.versions(Path(place))
+    return Path(place) / str(numbers[-1]) if numbers else None
+
+
 def _download(uri: str, listed: dict[str, str], manifest: bytes, directory: Path) -> None:
     for name in listed:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)

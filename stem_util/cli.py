@@ -1,8 +1,8 @@
 """The frame every job runs in: flags, a short ``--help``, one-line errors and exit codes.
 
 Exit codes: 0 done; 1 the job failed (:class:`~stem_util.errors.JobError`, a full disk, out of memory, a bug); 2 the
-user can fix it (:class:`~stem_util.errors.UserError`, a bad flag); 130 Ctrl-C; 143 SIGTERM. Every exception is printed
-as one sentence; ``--debug`` shows the traceback as well.
+user can fix it (:class:`~stem_util.errors.UserError`, a bad flag); 3 the gate of stem-publish refuses; 130 Ctrl-C;
+143 SIGTERM. Every exception is printed as one sentence; ``--debug`` shows the traceback as well.
 """
 
 from __future__ import annotations

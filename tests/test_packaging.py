@@ -25,6 +25,8 @@ JOBS = (
     "evaluate",
     "inspect",
     "export",
+    "publish",
+    "versions",
     "predict",
     "serve",
     "deploy",
@@ -80,6 +82,7 @@ def test_wheel_holds_packages_schemas_and_configs_and_nothing_else(wheel: Path) 
     tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "stem_tf/compare/templates").iterdir()}
     tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "stem_tf/submission/templates").iterdir()}
     tracked |= {str(path.relative_to(ROOT)) for path in (ROOT / "export/deployment/templates").rglob("*.j2")}
+    tracked.add("export/gate/rules.yaml")
     assert "pipelines/schemas/kuairand_sample.yaml" in tracked and "stem_tf/configs/kuairand_sample.py" in tracked
     assert tracked <= names
     metadata = f"{wheel.name.rsplit('-py3', 1)[0]}.dist-info"

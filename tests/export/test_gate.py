@@ -1,0 +1,254 @@
+"""The gate: what it measures, what its rules refuse, and that what is served stays as it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export import publish
+from export.gate import checks, measures, rules
+from export.gate.checks import Check, Scored
+from export.gate.measures import Rows
+from pipelines import schema_yaml
+from pipelines.schema import Schema
+from stem_tf.evaluation.calibration import calibration
+from stem_tf.evaluation.intervals import Resamples
+from stem_util.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Schema:
+    path = tmp_path_factory.mktemp("schema") / "s.yaml"
+    path.write_text(
+        "name: s\nfeatures:\n  item: {kind: categorical, side: item, dtype: int64}\n"
+        "tasks:\n  click: {label: {column: c}}\n  watched: {type: regression, label: {column: w}}\n"
+    )
+    return schema_yaml.load(path)
+
+
+def made_up(users: int = 400) -> tuple[Rows, np.ndarray]:
+    """Rows of a binary task with ten rows a user, and calibrated scores."""
+    random = np.random.default_rng(0)
+    scores = random.uniform(0.05, 0.95, 10 * users).astype(np.float32)
+    labels = (random.random(len(scores)) < scores).astype(np.float32)
+    weights = np.ones(len(scores))
+    weights[::17], labels[::17] = 0, np.nan
+    return Rows("binary", labels, weights, Resamples(np.repeat(np.arange(users), 10), 200, 0)), scores
+
+
+def judged(text: str, schema: Schema, tmp_path: Path, candidate: Scored, served: Scored | None) -> dict[str, Check]:
+    """The checks of a binary task under the rules ``text``, by rule."""
+    (tmp_path / "rules.yaml").write_text(text)
+    found = rules.load(str(tmp_path / "rules.yaml"), schema)
+    return {check.rule: check for check in checks.judge(found, {"click": made_up()[0]}, candidate, served)}
+
+
+def scored(scores: np.ndarray, unknown: float = 0.1, megabytes: float = 10.0, ms: float = 4.0) -> Scored:
+    return Scored({"click": scores}, {"item": unknown}, megabytes, ms)
+
+
+def test_losses_are_positive_where_the_candidate_is_worse() -> None:
+    assert measures.loss("auc", 0.7, 0.75) == pytest.approx(0.05)
+    assert measures.loss("calibration_error", 0.03, 0.01) == pytest.approx(0.02)
+    assert float(measures.loss("logloss", 0.6, 0.5)) == pytest.approx(0.2)
+    assert float(measures.loss("mse", 0.0, 0.0)) == 0
+    assert measures.loss("predicted_over_observed", 0.8, 1.1) == pytest.approx(0.1)
+
+
+def test_each_resample_is_measured_as_its_rows_would_be() -> None:
+    rows, scores = made_up(users=20)
+    worse = np.clip(scores + 0.1, 0, 1)
+    for metric in ("auc", "logloss", "mse", "predicted_over_observed"):
+        drawn = rows.drawn(metric, worse)
+        for resample in range(0, 200, 50):
+            counts = rows.resamples._counts[resample][rows.resamples._units]
+            again = Rows("binary", rows.labels, rows.weights * counts, rows.resamples)
+            assert drawn[resample] == pytest.approx(again.value(metric, worse), rel=1e-6)
+    # The error of a resample is over the buckets of all rows.
+    counts = rows.resamples._counts[3][rows.resamples._units] * rows.weights
+    order = np.argsort(np.argsort(worse[rows.weights > 0]))
+    bucket = np.full(len(worse), -1)
+    bucket[rows.weights > 0] = (2 * order + 1) * 10 // (2 * len(order))
+    expected = sum(abs(np.sum((counts * (worse - rows.labels))[bucket == k])) for k in range(10)) / counts.sum()
+    assert rows.drawn("calibration_error", worse)[3] == pytest.approx(expected, rel=0.02)  # scores of 1 are ties
+    whole = calibration("binary", rows.labels, worse, rows.weights)
+    assert rows.value("calibration_error", worse) == whole.error
+
+
+def test_drift_by_hand() -> None:
+    served = np.arange(1, 101) / 100
+    assert measures.drift(served, served) == {"psi": 0, "mean": 0, "quantiles": 0}
+    found = measures.drift(served / 10, served)  # all in the lowest tenth of the served scores
+    shares = [(1.0, 0.1), *[(1e-4, 0.1)] * 9]
+    assert found["psi"] == pytest.approx(sum((c - s) * math.log(c / s) for c, s in shares))
+    assert found["mean"] == pytest.approx((0.505 - 0.0505) / served.std())
+    assert found["quantiles"] == pytest.approx(0.9 * np.quantile(served, 0.99) / served.std())
+    assert math.isnan(measures.drift(served, np.full(100, 0.5))["mean"])
+
+
+def test_in_doubt_the_candidate_has_to_prove_it_or_not(schema: Schema, tmp_path: Path) -> None:
+    scores = made_up()[1]
+    noisy = np.random.default_rng(1).normal(scores, 0.05).clip(0.01, 0.99)
+    ours, theirs = scored(noisy), scored(scores)
+    found = judged("auc: {margin: 0}", schema, tmp_path, ours, theirs)["auc.margin"]
+    assert found.value is not None and found.low is not None and found.high is not None
+    margin = (found.value + found.high) / 2
+    refusing = judged(f"auc: {{margin: {margin}}}", schema, tmp_path, ours, theirs)["auc.margin"]
+    assert refusing.outcome == "fails" and f"may be worse by {found.high:.4g}" in refusing.why
+    trusting = judged(f"auc: {{margin: {margin}, in_doubt: publish}}", schema, tmp_path, ours, theirs)["auc.margin"]
+    assert trusting.outcome == "holds"
+    for doubt in ("refuse", "publish"):
+        useless = judged(f"auc: {{in_doubt: {doubt}}}", schema, tmp_path, scored(1 - scores), theirs)
+        assert useless["auc.margin"].outcome == useless["auc.at_least"].outcome == "fails"
+        assert "worse by" in useless["auc.margin"].why
+
+
+def test_the_same_model_holds_every_rule(schema: Schema, tmp_path: Path) -> None:
+    scores = made_up()[1]
+    found = judged("{}", schema, tmp_path, scored(scores), scored(scores))
+    assert {check.outcome for check in found.values()} == {"holds"}
+    assert found["logloss.margin"].value == found["logloss.margin"].high == 0
+
+
+def test_first_publication_has_only_bounds_of_its_own(schema: Schema, tmp_path: Path) -> None:
+    found = judged("size: {at_most_mb: 5}", schema, tmp_path, scored(made_up()[1]), None)
+    outcomes = {rule: check.outcome for rule, check in found.items()}
+    assert outcomes["auc.margin"] == outcomes["score_drift.psi"] == outcomes["latency.times"] == "not judged"
+    assert outcomes["auc.at_least"] == outcomes["unknown_ids.at_most"] == "holds"
+    assert found["size.at_most_mb"].why == "the size in MB is 10, more than 5"
+
+
+def test_size_latency_unknown_ids_and_drift(schema: Schema, tmp_path: Path) -> None:
+    scores = made_up()[1]
+    found = judged("{}", schema, tmp_path, scored(scores**2, 0.3, 30, 12), scored(scores))
+    assert {"size.times", "latency.times", "unknown_ids.margin", "score_drift.psi"} <= {
+        rule for rule, check in found.items() if check.outcome == "fails"
+    }
+    assert found["latency.times"].why == "the latency is 12 ms, 3 times the served version's 4 ms (at most 2 times)"
+    off = "tasks: {click: off}\nfeatures: {item: off}\nsize: off\nlatency: off"
+    assert not judged(off, schema, tmp_path, scored(scores**2, 0.3, 30, 12), scored(scores))
+
+
+def test_too_few_users_are_a_doubt(schema: Schema, tmp_path: Path) -> None:
+    rows, scores = made_up(users=5)
+    found = rules.load(None, schema)
+    [refused] = [
+        c for c in checks.judge(found, {"click": rows}, scored(scores), scored(scores)) if c.outcome == "fails"
+    ][:1]
+    assert "too few users" in refused.why
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("aux: {margin: 0}", "unknown key 'aux' of the rules; did you mean 'auc'"),
+        ("auc: {margin: -0.1}", "auc.margin: should be a finite number of at least 0; got -0.1"),
+        ("auc: {margni: 0.1}", "auc: unknown key 'margni' of the rule 'auc'; did you mean 'margin'"),
+        ("auc: {in_doubt: off}", "auc.in_doubt: should be 'refuse' or 'publish'"),
+        ("tasks: {clik: {auc: off}}", "tasks: the data have no 'clik'; did you mean 'click'"),
+        ("tasks: {click: {size: off}}", "tasks.click: unknown key 'size' of 'click'"),
+        ("features: {shop: off}", "features: the data have no 'shop'"),
+        ("level: .7", "level: should be between 0 and .5"),
+        ("resamples: 3", "resamples: should be a whole number of at least 100"),
+        ("auc: [1", "line 1"),
+    ],
+)
+def test_rules_that_are_wrong(text: str, message: str, schema: Schema, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        rules.load(str(tmp_path / "rules.yaml"), schema)
+    assert message in str(error.value) and "rules.yaml" in str(error.value)
+
+
+def test_rules_over_the_defaults(schema: Schema, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("auc: {margin: .5, at_least: off}\ntasks: {click: {auc: {margin: .25}}}")
+    found, default = rules.load(str(tmp_path / "rules.yaml"), schema), rules.load(None, schema)
+    assert found.of_task("click")["auc"] == {"margin": 0.25, "in_doubt": "refuse", "at_least": None}
+    assert found.of_task("watched")["auc"]["margin"] == 0.5
+    assert found.bounds["logloss"] == default.bounds["logloss"] and found.level == 0.05
+    with pytest.raises(UserError, match="No such file"):
+        rules.load(str(tmp_path / "gone.yaml"), schema)
+
+
+def test_publishes_refuses_and_leaves_what_is_served(
+    nasty_run: Callable[[str], Any], job_in_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    run, served = nasty_run("float32"), tmp_path / "served"
+    flags = [f"--workdir={run.workdir.path}", f"--against={served}", f"--verdict={tmp_path / 'verdict.json'}"]
+    loose = "calibration_error: off\npredicted_over_observed: off\n"
+    (tmp_path / "rules.yaml").write_text(
+        loose + "features: {never_twice: off, never_again: {unknown_ids: {at_most: 1}}}"
+    )
+    flags += [f"--rules={tmp_path / 'rules.yaml'}"]
+    first = job_in_process("export.jobs.publish", *flags, "--name=nasty")
+    assert first.returncode == 0, first.stderr
+    assert "nothing is served yet" in first.stdout and "nasty version 1" in first.stdout
+    verdict = json.loads((served / "1" / "verdict.json").read_text())
+    assert verdict == json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["decision"] == "published" and verdict["served"] is None
+    assert not publish.damage(served / "1")
+    assert "verdict.json" in json.loads((served / "1" / "manifest.json").read_text())["files"]
+    before = sorted(path for path in served.rglob("*"))
+
+    (tmp_path / "rules.yaml").write_text("size: {at_most_mb: .001}\nauc: {margin: 0}")
+    refused = job_in_process("export.jobs.publish", *flags)
+    assert refused.returncode == 3
+    [line] = [line for line in refused.stderr.splitlines() if line.startswith("refused: ")]
+    assert "the size in MB is" in line and "more than 0.001" in line and "auc" not in line
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["decision"] == "refused" and verdict["served"]["version"] == 1
+    assert verdict["candidate"] | {"version": 1} == verdict["served"] and verdict["candidate"]["version"] == 2
+    by_rule = {(check["rule"], check["of"]): check for check in verdict["checks"]}
+    # The same weights, through raw values: no score differs.
+    for rule, task in (("auc.margin", "click"), ("mse.margin", "watched")):
+        assert [by_rule[rule, task][key] for key in ("value", "low", "high")] == [0, 0, 0]
+    assert by_rule["score_drift.psi", "watched"]["value"] == 0
+    shares = {feature: by_rule["unknown_ids.at_most", feature]["candidate"] for feature in ("user", "never_twice")}
+    assert shares["user"] < 0.05 and shares["never_twice"] == 1  # too rare for a vocabulary
+    assert before == sorted(path for path in served.rglob("*"))
+
+
+def test_bad_input_is_one_sentence_and_changes_nothing(
+    nasty_run: Callable[[str], Any], nasty_export: Path, job_in_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    run, served = nasty_run("float32"), tmp_path / "served"
+    shutil.copytree(nasty_export, served)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+
+    def error(*flags: str, against: Path = served) -> str:
+        job = job_in_process("export.jobs.publish", f"--workdir={run.workdir.path}", f"--against={against}", *flags)
+        assert job.returncode == 2 and job.stderr.count("\n") == 1, job.stderr
+        return str(job.stderr)
+
+    assert "nothing says that it is exported versions" in error(against=tmp_path / "other")
+    assert "holds an exported version, not exported versions" in error(against=served / "1")
+    assert "--split" in error("--split=train")
+    with open(run.workdir.path / ".lock", "a") as lock:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "is still being trained" in error()
+    schema = (served / "1" / "schema.yaml").read_text()
+    (served / "1" / "manifest.json").rename(tmp_path / "manifest.json")
+    assert "was not published by stem-export (no manifest.json)" in error()
+    (tmp_path / "manifest.json").rename(served / "1" / "manifest.json")
+    (served / "1" / "schema.yaml").write_text(schema + "\n")
+    assert "is not the version that was published: schema.yaml" in error()
+    tree = json.loads((served / "1" / "manifest.json").read_text())
+    del tree["files"]["schema.yaml"]
+    (served / "1" / "manifest.json").write_text(json.dumps(tree))
+    changed = schema.replace("  age:", "  shop: {kind: categorical, side: user, dtype: int64}\n  age:")
+    changed = changed.replace("click:", "buy:").replace("max_length: 3", "max_length: 4")
+    (served / "1" / "schema.yaml").write_text(changed)
+    sentence = error()
+    for part in ("does not take the input 'shop'", "shape of the input 'history'", "does not score the task 'buy'"):
+        assert part in sentence
+    assert [path.name for path in served.iterdir() if path.name.isdigit()] == ["1"]
