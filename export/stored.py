@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from export import publish
@@ -28,8 +28,8 @@ from stem_util.errors import JobError, UserError
 from stem_util.progress import Progress
 
 _LAST = "saved_model.pb"
-_CLAIM = re.compile(r"_exports/(\d+)-[0-9a-f]{8}")
-_VERSION = re.compile(r"(\d+)/.+")
+_CLAIM = re.compile(r"_exports/([0-9]+)-[0-9a-f]{8}")
+_VERSION = re.compile(r"([0-9]+)/.+")
 
 
 @contextlib.contextmanager
@@ -101,10 +101,10 @@ def fetched(place: str) -> Path:
     uri = stores.check(place)
     names = stores.listing(uri)
     if _LAST not in names:
-        whole = [int(name.partition("/")[0]) for name in names if re.fullmatch(rf"\d+/{_LAST}", name)]
+        whole = versions(uri, names)
         if not whole:
             raise UserError(f"{uri} holds no exported model: neither {_LAST} nor a version with one")
-        uri = f"{uri}/{max(whole)}"
+        uri = f"{uri}/{max(whole, key=int)}"
     text = stores.read(f"{uri}/{manifests.FILENAME}")
     try:
         listed: dict[str, str] = json.loads(text or b"")["files"]
@@ -112,16 +112,20 @@ def fetched(place: str) -> Path:
             raise ValueError("a file is outside")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{uri}/{manifests.FILENAME} is no manifest of stem-export ({error!r})") from None
-    copy = copies.cache() / f"version-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
+    copy = copy_of(uri)
     files.make_directory(copy.parent)
     with files.locked(files.hidden(copy, "lock"), copy, wait=True):
         known = copy / manifests.FILENAME
         if known.exists() and known.read_bytes() == text and not publish.damage(copy):
             return copy
-        with tempfile.TemporaryDirectory(dir=copy.parent) as scratch:
-            _download(uri, listed, text or b"", Path(scratch) / "version")
+        scratch = files.hidden(copy, "download")
+        shutil.rmtree(scratch, ignore_errors=True)  # of a job that was killed
+        try:
+            _download(uri, listed, text or b"", scratch)
             shutil.rmtree(copy, ignore_errors=True)
-            os.rename(Path(scratch) / "version", copy)
+            os.rename(scratch, copy)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return copy
 
 
@@ -131,13 +135,29 @@ def newest(place: str) -> Path | None:
     Raises: as `fetched`.
     """
     if stores.is_uri(place):
-        names = stores.listing(stores.check(place))
-        return fetched(place) if any(re.fullmatch(rf"\d+/{_LAST}", name) for name in names) else None
+        uri = stores.check(place)
+        return fetched(uri) if versions(uri, stores.listing(uri)) else None
     numbers = publish.versions(Path(place))
     return Path(place) / str(numbers[-1]) if numbers else None
 
 
+def versions(uri: str, names: Mapping[str, stores.Stamp]) -> dict[str, list[tuple[str, stores.Stamp]]]:
+    """The whole versions at a URI by the name of their directory, each with its files; ``names`` is its listing."""
+    found: dict[str, list[tuple[str, stores.Stamp]]] = {}
+    for name, stamp in names.items():
+        if match := _VERSION.fullmatch(name):
+            found.setdefault(match[1], []).append((name, stamp))
+    return {name: of for name, of in found.items() if f"{name}/{_LAST}" in names}
+
+
+def copy_of(uri: str) -> Path:
+    """Where the copy of a version lies: those of one model lie side by side under the names that they have there."""
+    base, _, name = uri.rpartition("/")
+    return copies.cache() / f"versions-{hashlib.sha256(base.encode()).hexdigest()[:12]}" / name
+
+
 def _download(uri: str, listed: dict[str, str], manifest: bytes, directory: Path) -> None:
+    directory.mkdir()
     for name in listed:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
 

@@ -175,34 +175,34 @@ class Run:
         *,
         name: str = "ranker",
         tables: Tables = "float32",
-    ) -> Path:
+    ) -> Path | str:
         """Publishes the run as the next version under ``output``, as the job stem-export does.
 
         Args:
-          output: directory of the model's versions.
+          output: directory of the model's versions, or its URI.
           name: the model's name, by which services ask for it.
           tables: how embedding tables are stored.
 
         Returns:
-          The version's directory.
+          The version's directory; a str, its URI, where ``output`` is one.
 
         Raises:
           UserError: an output that may not be written to, other data, or no such checkpoint.
-          JobError: the exported model does not reproduce the trainer's scores.
+          JobError: the exported model does not reproduce the trainer's scores, or a store does not answer.
         """
-        from export.preconditions import check  # see `predict`
+        from export import preconditions, stored  # see `predict`
 
-        if stores.is_uri(output):
-            raise UserError(f"{output}: stem-export --output publishes in a store; this method writes to a directory")
         if tables not in get_args(Tables):
             raise UserError(f"--tables={tables}: should be one of {', '.join(get_args(Tables))}")
-        directory = Path(os.path.expanduser(output))
-        manifest = check(self.workdir, self.config, self._data, directory, name)
-        start_tensorflow()
-        from export import exporter
+        place = os.path.expanduser(output)
+        with stored.staging(place) as directory:
+            manifest = preconditions.check(self.workdir, self.config, self._data, directory, name)
+            start_tensorflow()
+            from export import exporter
 
-        version, _ = exporter.export(self.workdir, self.config, manifest, self._checkpoint, directory, name, tables)
-        return version
+            version, _ = exporter.export(self.workdir, self.config, manifest, self._checkpoint, directory, name, tables)
+            uploaded = stored.upload(version, place)
+        return uploaded if stores.is_uri(place) else version
 
     @functools.cached_property
     def _copies(self) -> Manifest:

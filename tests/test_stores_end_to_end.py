@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -69,13 +70,14 @@ def test_a_run_goes_from_machine_to_machine(
     assert not any("lock" in name for name in stores.listing(f"{s3}/run"))
 
     fresh()
-    done = run_job("export.jobs.export", f"--workdir={s3}/run", f"--output={s3}/models")
-    assert done.returncode == 0, done.stderr
-    assert f"written: {s3}/models/1, " in done.stdout and "no test metrics" not in done.stdout
+    run = stem_tf.Run(f"{s3}/run")
+    run.inspect("test")
+    assert run.export(f"{s3}/models") == f"{s3}/models/1"
     assert not list(copies.cache().glob("tmp*"))
 
     fresh()
-    assert not publish.damage(stored.fetched(f"{s3}/models"))
+    version = stored.fetched(f"{s3}/models")
+    assert not publish.damage(version) and json.loads((version / "manifest.json").read_text())["test_metrics"]
 
 
 def test_what_a_run_in_a_store_cannot_be(
@@ -88,7 +90,8 @@ def test_what_a_run_in_a_store_cannot_be(
         ("train", ["--config=small", f"--config.data.dir={s3}/none"], f"{s3}/none is empty"),
         ("evaluate", [f"--workdir={s3}/none"], f"{s3}/none is empty: it does not hold a run"),
         ("evaluate", [f"--workdir={data}"], f"{data} holds converted data, not a run"),
-        ("compare", [f"--data={data}"], "it has to be on this machine, not in a store"),
+        ("compare", [f"--runs={s3}/run", f"--output={s3}/x"], "it has to be on this machine, not in a store"),
+        ("compare", [f"--runs={s3}/run", "--output=x"], f"--runs: {s3}/run is in a store; runs are compared on this"),
     ):
         done = job_in_process(f"stem_tf.jobs.{job}", *arguments)
         assert done.returncode == 2 and problem in done.stderr and done.stderr.count("\n") == 1, done.stderr

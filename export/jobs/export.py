@@ -71,7 +71,7 @@ def _say(workdir: Workdir, directory: Path, place: str, tree: dict[str, Any]) ->
     worst = ", ".join(f"{signature} {difference:.0e}" for signature, difference in checked["worst"].items())
     weights = _megabytes((directory / "variables").iterdir())
     values = sum(entry["size"] for entry in tree["vocabularies"].values())
-    print(f"{tree['model']} version {tree['version']}: {tree['run']['checkpoint']}")
+    print(f"{tree['model']} version {tree['version']}: {workdir.named(Path(tree['run']['checkpoint']))}")
     print(f"checked in a fresh process on {rows}; worst differences from the trainer: {worst}")
     if "cost" in tree["tables"]:
         sentence, head, lines = card.cost(tree["tables"])

@@ -40,7 +40,7 @@ _SIGNATURE = flags.DEFINE_enum(
     "What to ask for: rank scores one user's candidates, serving_default rows.",
 )
 _ROWS = flags.DEFINE(
-    cli.PATH,
+    cli.PLACE,
     "rows",
     None,
     "Where requests take values from: a log (Parquet or CSV files, globs, directories) or converted data.",
@@ -50,9 +50,7 @@ _SCHEMA = flags.DEFINE_string(
     None,
     "The schema of --rows (default: that of the converted data or of --model; else columns have the features' names).",
 )
-_MODEL = flags.DEFINE(
-    cli.PATH, "model", None, "An exported model on this machine: without --rows its warm-up requests are sent."
-)
+_MODEL = flags.DEFINE(cli.PLACE, "model", None, "An exported model: without --rows its warm-up requests are sent.")
 _CANDIDATES = flags.DEFINE_string(
     "candidates", "200", "Candidates (or rows) per request; several numbers with their weights: 50:3,200:6,1000:1."
 )
@@ -190,9 +188,9 @@ def _requests(spec: Spec, served: ModelMetadata, sizes: dict[int, float]) -> lis
     model = None
     if _MODEL.value:
         quieten_tensorflow()
-        from export import published
+        from export import published, stored
 
-        model = published.find(Path(_MODEL.value))
+        model = published.find(stored.fetched(_MODEL.value))
     if not _ROWS.value:
         assert model is not None
         return requests.from_warm_up(spec, served, model)

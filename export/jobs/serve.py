@@ -2,9 +2,9 @@
 
     stem-serve --model_base_path=EXPORT_DIR --port=8500
 
-Serves the newest version in EXPORT_DIR, switches to newer ones as they are published, and goes back when the newest is
-deleted. --model_config_file is for several models, versions and labels. On SIGTERM or Ctrl-C it lets calls in flight
-end. See docs/serving.md.
+Serves the newest version in EXPORT_DIR (a directory, or a URI such as s3://bucket/models), switches to newer ones as
+they are published, and goes back when the newest is deleted. --model_config_file is for several models, versions and
+labels. On SIGTERM or Ctrl-C it lets calls in flight end. See docs/serving.md.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
 from export.server.configuration import ConfigError, Model
-from export.server.directories import version_directories
+from export.server.directories import versions_at
 from export.server.limits import Limits
 from export.server.options import Options
 from stem_tf.runtime import quieten_tensorflow
-from stem_util import cli
+from stem_util import cli, stores
 from stem_util.errors import JobError, UserError
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ if TYPE_CHECKING:
 
 flags = cli.Flags()
 
+_STORE_POLL_SECONDS = 30.0
+"""Stores charge for each listing."""
+
 _MODEL_BASE_PATH = flags.DEFINE(
-    cli.PATH, "model_base_path", None, "Directory with the versions 1, 2, ... of the exported model."
+    cli.PLACE, "model_base_path", None, "Directory or URI with the versions 1, 2, ... of the exported model."
 )
 _MODEL_NAME = flags.DEFINE_string(
     "model_name", None, "The name that requests ask for (default: the one it was exported under)."
@@ -94,7 +97,9 @@ _MAX_MESSAGE_BYTES = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=2**31 - 1,
 )
-_POLL_SECONDS = flags.DEFINE_float("poll_seconds", 1, "Time between two searches for new versions.", lower_bound=0.01)
+_POLL_SECONDS = flags.DEFINE_float(
+    "poll_seconds", None, "Time between two searches for new versions (default: 1, in a store 30).", lower_bound=0.01
+)
 _GRACE_SECONDS = flags.DEFINE_float(
     "grace_seconds", 10, "How long calls in flight may take when the server stops.", lower_bound=0
 )
@@ -194,7 +199,8 @@ def main(argv: Sequence[str]) -> None:
                 f"(loaded in {seconds:.1f} s, {servable.warm_up_records} warm-up requests)"
             )
 
-        versions = Versions(model, load, poll_seconds=_POLL_SECONDS.value, report=report, on_serving=announce)
+        poll_seconds = _POLL_SECONDS.value or (_STORE_POLL_SECONDS if stores.is_uri(model.base_path) else 1)
+        versions = Versions(model, load, poll_seconds=poll_seconds, report=report, on_serving=announce)
         return versions
 
     def load(path: Path, name: str, version: int) -> Servable:
@@ -267,7 +273,8 @@ def _models() -> tuple[ConfigFile | None, list[Model]]:
             raise UserError("--model_name is empty")
         if _CONFIG_POLL_SECONDS.value:
             raise UserError("--model_config_file_poll_wait_seconds is for --model_config_file")
-        return None, [Model(_MODEL_NAME.value, Path(_MODEL_BASE_PATH.value))]
+        place = _MODEL_BASE_PATH.value
+        return None, [Model(_MODEL_NAME.value, place if stores.is_uri(place) else Path(place))]
     for flag in (_MODEL_BASE_PATH, _MODEL_NAME):
         if flag.value is not None:
             raise UserError(f"--model_config_file names the models: leave out --{flag.name}")
@@ -332,13 +339,13 @@ def _check(model: Model) -> None:
     """Refuses a wrong directory before TensorFlow is imported, which takes seconds."""
     path = model.base_path
     named = f"--model_base_path={path}" if _MODEL_CONFIG_FILE.value is None else f"{model.name}: base_path {path}"
-    if (path / "saved_model.pb").exists():
+    if "saved_model.pb" in stores.listing(path) if isinstance(path, str) else (path / "saved_model.pb").exists():
         raise UserError(f"{named} is a version itself; give the directory above it")
     if _WAIT.value:
         return
-    if not path.is_dir():
+    if isinstance(path, Path) and not path.is_dir():
         raise UserError(f"{named}: no such directory; --wait waits for a first version")
-    if not version_directories(path).versions:
+    if not versions_at(path).listing().versions:
         raise UserError(
             f"{named} holds no version (a directory with a number for a name, as stem-export publishes it); "
             "--wait waits for the first one"

@@ -17,6 +17,7 @@ from pipelines.log.parts import CsvOptions
 from pipelines.schema import Feature, Schema
 from stem_client import features as client_features
 from stem_client import metadata, protocol
+from stem_util import copies, owned, stores
 from stem_util.errors import UserError
 
 _DISTINCT = 256
@@ -124,7 +125,8 @@ def find_schema(rows: str, model: Path | None, given: str | None) -> tuple[str, 
     """Finds the raw rows, and the schema that maps columns to features; None without one.
 
     Args:
-      rows: files of a log, or a directory of converted data, whose raw rows of test (or else validation) are taken.
+      rows: files of a log, or a directory or URI of converted data, whose raw rows of test (or else validation) are
+        taken.
       model: an exported version.
       given: the path or name of a schema.
     """
@@ -132,6 +134,8 @@ def find_schema(rows: str, model: Path | None, given: str | None) -> tuple[str, 
         schema: Schema | None = schema_yaml.load(given)
     else:
         schema = schema_yaml.load(model / "schema.yaml") if model is not None else None
+    if stores.is_uri(rows) and copies.COMPLETE in stores.listing(rows):
+        rows = copies.local(rows, owned.DATA)
     if os.path.isdir(os.path.join(rows, "raw")) and os.path.isfile(os.path.join(rows, "schema.yaml")):
         schema = schema or schema_yaml.load(os.path.join(rows, "schema.yaml"))
         for split in ("test", "validation"):

@@ -12,6 +12,8 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.config import model_server_config_pb2
 
 from export.server.policy import LATEST, Policy
+from stem_util import stores
+from stem_util.errors import UserError
 
 PLATFORM = "tensorflow"
 _LARGEST_FILE = 16 << 20
@@ -27,13 +29,13 @@ class Model:
 
     Attributes:
       name: that requests ask for; None: the name in its export.
-      base_path: the directory of its versions.
+      base_path: the directory of its versions, or their URI.
       policy: which of them serve.
       labels: version numbers by the names that requests may give instead.
     """
 
     name: str | None
-    base_path: Path
+    base_path: Path | str
     policy: Policy = LATEST
     labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -100,17 +102,14 @@ def remarks(config: model_server_config_pb2.ModelServerConfig) -> list[str]:
 
 
 def _model(entry: model_server_config_pb2.ModelConfig) -> Model:
-    name, path = entry.name, Path(entry.base_path)
+    name = entry.name
     if not name:
         raise ConfigError("a model has no name")
     if not name.isprintable():
         raise ConfigError(f"a model's name is {name!a}, which does not fit in a line")
     if not entry.base_path.isprintable():
         raise ConfigError(f"{name}: base_path is {entry.base_path!a}, which does not fit in a line")
-    if not path.is_absolute():
-        raise ConfigError(
-            f"Expected model {name} to have an absolute path or URI; got base_path()={entry.base_path or '(none)'}"
-        )
+    path = _base_path(name, entry.base_path)
     if entry.model_platform not in ("", PLATFORM):
         raise ConfigError(f"{name}: model_platform {entry.model_platform!r} is not served, but {PLATFORM!r} is")
     if not entry.model_platform and entry.model_type != model_server_config_pb2.TENSORFLOW:
@@ -122,6 +121,17 @@ def _model(entry: model_server_config_pb2.ModelConfig) -> Model:
         if not policy.candidates([version]):
             raise ConfigError(f"{name}: label {label} is for version {version}, which the policy does not serve")
     return Model(name, path, policy, labels)
+
+
+def _base_path(name: str, given: str) -> Path | str:
+    if stores.is_uri(given):
+        try:
+            return stores.check(given)
+        except UserError as error:
+            raise ConfigError(f"{name}: base_path {error}") from error
+    if not Path(given).is_absolute():
+        raise ConfigError(f"Expected model {name} to have an absolute path or URI; got base_path()={given or '(none)'}")
+    return Path(given)
 
 
 def _policy(name: str, entry: model_server_config_pb2.ModelConfig) -> Policy:

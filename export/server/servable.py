@@ -22,7 +22,7 @@ from export.server.status import StatusError
 from pipelines import manifest as manifests
 from pipelines import tfrecord
 from stem_util import files
-from stem_util.errors import JobError
+from stem_util.errors import JobError, UserError
 
 DEFAULT_SIGNATURE = "serving_default"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
@@ -116,7 +116,8 @@ def one_line(error: Exception) -> str:
     message = "".join(
         letter if letter.isprintable() else "\ufffd" for letter in message
     )  # of files, and of their names
-    if isinstance(error, LoadError | JobError | OSError | StatusError | DecodeError | tf.errors.OpError) and message:
+    plain = LoadError | JobError | UserError | OSError | StatusError | DecodeError | tf.errors.OpError
+    if isinstance(error, plain) and message:
         return message
     return f"{type(error).__name__}: {message}".removesuffix(": ")
 

@@ -1,9 +1,9 @@
 """The versions of one model: the newest ones that load serve. Incomplete, damaged or deleted ones never do.
 
-A poll looks at the integer directories of the base path, newest first, until as many serve as the policy asks for. Each
-version that loads serves at once. If there is then one too many, it is unloaded when its last call has ended. So
-deleting the newest version rolls back to the next one. A version that does not load changes nothing; it is tried again
-after longer and longer waits, or at once when its files have changed.
+A poll looks at the integer directories of the base path, newest first, until as many serve as the policy asks for. One
+at a URI is copied to this machine first. Each version that loads serves at once. If there is then one too many, it is
+unloaded when its last call has ended. So deleting the newest version rolls back to the next one. A version that does
+not load changes nothing; it is tried again after longer and longer waits, or at once when its files have changed.
 
 The polling thread loads and unloads. A call only counts itself in and out.
 """
@@ -24,10 +24,11 @@ from tensorflow_serving.apis import get_model_status_pb2
 
 from export import publish
 from export.server.configuration import Model
-from export.server.directories import Fingerprint, fingerprint, version_directories
+from export.server.directories import Fingerprint, versions_at
 from export.server.policy import Policy
 from export.server.servable import Servable, free_memory, one_line
 from export.server.status import not_found
+from stem_util.errors import JobError, UserError
 
 _State = get_model_status_pb2.ModelVersionStatus
 _LONGEST_WAIT = 60.0
@@ -77,6 +78,7 @@ class Versions:
         on_serving: Callable[[Servable, int | None, float], None],
     ) -> None:
         self.model, self.name, self._load = model, model.name, load
+        self._place = versions_at(model.base_path)
         self._poll_seconds, self._on_serving = poll_seconds, on_serving
         self._report = lambda line: report(self.label, line)
         self._lock = threading.Lock()
@@ -175,10 +177,11 @@ class Versions:
         self._unload_idle()
         said: set[str] = set()
         try:
-            listing = version_directories(model.base_path)
-        except OSError as error:
-            # The file system may be away for a moment, or descriptors may have run out: the versions are still there.
-            said.add(f"cannot list {model.base_path} ({error.strerror}), which is tried again; {self._goes_on()}")
+            listing = self._place.listing()
+        except (OSError, UserError, JobError) as error:
+            # The disk or store may be away for a moment, or descriptors may have run out: the versions are still there.
+            why = error.strerror if isinstance(error, OSError) else error
+            said.add(f"cannot list {model.base_path} ({why}), which is tried again; {self._goes_on()}")
         else:
             said.update(listing.ignored)
             for version in sorted((model.policy.specific or frozenset()) - listing.versions.keys()):
@@ -236,7 +239,7 @@ class Versions:
 
     def _try(self, version: int, path: Path) -> bool:
         """Loads a version unless it failed a short time ago; True if it serves now."""
-        files, failure = fingerprint(path), self._failures.get(version)
+        files, failure = self._place.fingerprint(path), self._failures.get(version)
         if failure is not None and failure.files == files and time.monotonic() < failure.due:
             return False
         self._set(version, _State.LOADING)
@@ -252,6 +255,7 @@ class Versions:
         """Loads a version; returns why it does not load, or "" if it serves now."""
         before, servable = self.serving, None
         try:
+            self._place.fetch(path)
             name = self.name or self._name_of(path)
             servable = self._load(path, name, version)
             if before is not None:
@@ -273,7 +277,7 @@ class Versions:
 
     def _name_of(self, path: Path) -> str:
         """The name in the version's manifest, or else in the newest version that has one."""
-        found = version_directories(self.model.base_path).versions
+        found = self._place.listing().versions
         paths = (path, *(found[version] for version in self.model.policy.candidates(found)))
         return next(filter(None, map(publish.model_of, paths)), _UNNAMED)
 

@@ -24,7 +24,7 @@ from pipelines.manifest import Manifest
 from pipelines.recipes import truth
 from pipelines.recipes.catalogue import RECIPES
 from pipelines.recipes.recipe import Made, Recipe, Setting, make
-from stem_util import cli
+from stem_util import cli, copies, owned, stores
 from stem_util.errors import UserError, did_you_mean
 
 
@@ -38,8 +38,10 @@ class _Flags:
 
     def __init__(self, recipe: Recipe | None) -> None:
         self.all = flags = cli.Flags()
-        self.raw = flags.DEFINE(cli.PATH, "raw", None, "Directory of the raw files, for recipes that read some.")
-        self.output = flags.DEFINE(cli.PATH, "output", None, "Directory to create.")
+        self.raw = flags.DEFINE(
+            cli.PATH, "raw", None, "Directory of the raw files on this machine, for recipes that read some."
+        )
+        self.output = flags.DEFINE(cli.PLACE, "output", None, "Directory to create, or its URI.")
         self.seed = flags.DEFINE_integer("seed", 0, "Seed of generated rows, of the split and the shuffle.", 0)
         self.processes = flags.DEFINE_integer(
             "processes", None, "Worker processes (default: the number of cores).", lower_bound=1
@@ -96,18 +98,20 @@ def main(recipe: Recipe | None, flags: _Flags, argv: Sequence[str]) -> None:
         raise UserError(f"unexpected argument '{argv[2]}'; flags are written --name=value")
     if not flags.output.value:
         raise UserError("--output is required")
-    made = make(
-        recipe,
-        flags.raw.value,
-        flags.output.value,
-        flags.values(recipe),
-        seed=flags.seed.value,
-        processes=flags.processes.value or len(os.sched_getaffinity(0)),
-        overwrite=flags.overwrite.value,
-    )
+    with copies.output(flags.output.value, owned.DATA, overwrite=flags.overwrite.value) as directory:
+        made = make(
+            recipe,
+            flags.raw.value,
+            directory,
+            flags.values(recipe),
+            seed=flags.seed.value,
+            processes=flags.processes.value or len(os.sched_getaffinity(0)),
+            overwrite=flags.overwrite.value,
+        )
     _print_statistics(recipe, made)
     _print_best(made.manifest)
-    convert.report(made.manifest, made.manifest.data_dir, time.monotonic() - started, CsvOptions(), recipe.config)
+    where = flags.output.value if stores.is_uri(flags.output.value) else made.manifest.data_dir
+    convert.report(made.manifest, where, time.monotonic() - started, CsvOptions(), recipe.config)
 
 
 def _print_statistics(recipe: Recipe, made: Made) -> None:

@@ -21,7 +21,7 @@ flags = cli.Flags()
 _CONFIG = flags.DEFINE(cli.PATH, "config", None, "As of stem-train.")
 _OVERRIDES = flags.DEFINE_multi_string(configs.OVERRIDE, [], "As of stem-train.")
 _WORKDIR = flags.DEFINE(cli.PATH, "workdir", None, "Directory of the run.", required=True)
-_DATA = flags.DEFINE(cli.PATH, "data", None, "The run's converted data, if it has moved since.")
+_DATA = flags.DEFINE(cli.PLACE, "data", None, "The run's converted data, if it has moved since.")
 _REPORT = flags.DEFINE_bool("report", False, "Evaluate on validation and test, and measure what a report shows.")
 _PARENT = flags.DEFINE_integer("parent", 0, "Process that this one ends with; 0: none.")
 

@@ -22,6 +22,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -38,6 +39,7 @@ from stem_tf.compare.comparison import Settings
 from stem_tf.configs import base
 from stem_tf.training import monitor
 from stem_tf.training.monitor import Monitor
+from stem_util import stores
 from stem_util.errors import UserError, did_you_mean
 
 SAMPLERS = ("grid", "random", "tpe")
@@ -191,7 +193,8 @@ def load(root: Node) -> Plan:
     data = fields["data"].text() if "data" in fields else start.data.dir
     if not data:
         root.fail("the key 'data' is missing (the directory that stem-convert wrote); --data gives it, too")
-    manifest = manifests.load(str(Path(data).expanduser()))
+    data = os.path.expanduser(data)
+    manifest = manifests.load(data)
     runs.check_data(manifest)
     for_all = fields["set"].mapping() if "set" in fields else {}
     for key in ("data.dir", "seed"):
@@ -201,7 +204,7 @@ def load(root: Node) -> Plan:
     children = fields["arms"].mapping("a mapping from names of arms to what they set")
     if not children:
         fields["arms"].fail("is empty; at least one arm is needed")
-    reader = _Reader(experiment, manifest, for_all, search)
+    reader = _Reader(experiment, data if stores.is_uri(data) else manifest.data_dir, manifest, for_all, search)
     arms = {name: reader.arm(name, node) for name, node in children.items()}
     for one, other in itertools.combinations(arms.values(), 2):
         if sorted(one.words) == sorted(other.words) and one.search == other.search:
@@ -268,14 +271,17 @@ class _Reader:
 
     Args:
       experiment: its name or path.
-      manifest: manifest of the data.
+      data: directory or URI of the data.
+      manifest: its manifest.
       for_all: overrides for all arms.
       search: the search for all arms, or None.
     """
 
-    def __init__(self, experiment: str, manifest: Manifest, for_all: Mapping[str, Node], search: Node | None) -> None:
+    def __init__(
+        self, experiment: str, data: str, manifest: Manifest, for_all: Mapping[str, Node], search: Node | None
+    ) -> None:
         self._experiment, self._manifest, self._for_all, self._search = experiment, manifest, for_all, search
-        self._data = word("data.dir", manifest.data_dir)
+        self._data = word("data.dir", data)
         module = [word(key, node.value) for key, node in for_all.items() if key == "model.module"]
         start = configs.load(experiment, module)
         self._models = tuple(base.models(start.model.module))

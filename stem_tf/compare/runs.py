@@ -20,7 +20,7 @@ from stem_tf.compare import cells
 from stem_tf.compare.comparison import Arm, Comparison, Finished, Settings
 from stem_tf.configs import base
 from stem_tf.workdir import Workdir
-from stem_util import files
+from stem_util import files, stores
 from stem_util.errors import UserError, did_you_mean, message
 
 SPLITS = ("validation", "test")
@@ -125,6 +125,8 @@ def found_at(word: str) -> tuple[list[Path], list[Path]]:
     Raises:
       UserError: there is no run.
     """
+    if stores.is_uri(word):
+        raise UserError(f"--runs: {word} is in a store; runs are compared on this machine, where reports measure them")
     place = Path(os.path.expanduser(word))
     if (place / _CONFIG).exists():
         return [Path(os.path.realpath(place))], []

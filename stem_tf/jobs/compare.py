@@ -47,7 +47,9 @@ _RUNS = flags.DEFINE_list(
     [],
     "Finished runs to compare, instead of training: their directories, directories above them, or patterns (*).",
 )
-_DATA = flags.DEFINE(cli.PATH, "data", None, "Converted data; with --runs, where it has moved to.")
+_DATA = flags.DEFINE(
+    cli.PLACE, "data", None, "Directory or URI of the converted data; with --runs, where it has moved to."
+)
 _CONFIG = flags.DEFINE(cli.PATH, "config", None, "Experiment that all arms start from; small by default.")
 _OVERRIDES = flags.DEFINE_multi_string(
     configs.OVERRIDE, [], "KEY=VALUE for all arms; --config.KEY=VALUE is short for it."

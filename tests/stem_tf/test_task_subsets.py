@@ -60,7 +60,7 @@ def test_a_run_of_some_tasks_is_that_of_data_with_these_tasks_only(
             assert found["tasks"][task]["auc"] == pytest.approx(expected["tasks"][task]["auc"], abs=1e-4)
             assert found["tasks"][task]["logloss"] == pytest.approx(expected["tasks"][task]["logloss"], abs=1e-5)
     assert some.schema.task_names == ("click", "cart")
-    version = some.export(tmp_path / "versions")
+    version = Path(some.export(tmp_path / "versions"))
     assert schema_yaml.load(str(version / "schema.yaml")).task_names == ("click", "cart")
 
 

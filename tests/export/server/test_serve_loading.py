@@ -18,7 +18,6 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
-from export.server import versions as versions_module
 from export.server.configuration import Model
 from export.server.policy import Policy
 from export.server.servable import Servable
@@ -297,7 +296,7 @@ def test_permissions(start_server: Any, publish: Any, tmp_path: Path) -> None:
 def test_a_bug_of_ours_does_not_end_polling(start_server: Any, publish: Any, tmp_path: Path, monkeypatch: Any) -> None:
     publish(tmp_path, 1, 1.0)
     running = start_server(tmp_path)
-    monkeypatch.setattr(versions_module, "version_directories", lambda base: 1 / 0)
+    monkeypatch.setattr(running.versions._place, "listing", lambda: 1 / 0)
     running.versions._poll_seconds = 0.01
     running.versions.start()
     running.versions.wait(running.versions._stopping, until_ready=False)
