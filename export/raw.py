@@ -24,7 +24,7 @@ from pipelines.tfrecord import Example
 
 def without_outcomes(schema: Schema) -> Schema:
     """The schema without labels and keys, which a log to be scored need not have."""
-    return dataclasses.replace(schema, tasks=(), group=None, item=None)
+    return dataclasses.replace(schema, tasks=(), group=None, item=None, time=None)
 
 
 def open_log(patterns: str, schema: Schema, csv: CsvOptions | None = None) -> Log:

@@ -6,9 +6,9 @@
     int64     count: int64 | values: int64 [count]
 
 All is little-endian. The first value is the empty one, which scores as rare values do (a vocabulary may be empty, a
-lookup table may not). The vocabulary follows in the order of its ids. The format has lengths rather than separators, so
-that no byte in a value can break it. A text file would break on newlines, and a constant in the graph would exceed
-protobuf's limit of 2 GB.
+lookup table may not). The vocabulary follows in the order of its ids, with the empty value for ids that are
+free. The format has lengths rather than separators, so that no byte in a value can break it. A text file would break on
+newlines, and a constant in the graph would exceed protobuf's limit of 2 GB.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class VocabularyInitializer(TableInitializerBase):
     def initialize(self, table: tf.lookup.StaticHashTable) -> tf.Operation:
         data = tf.io.read_file(self._asset.asset_path)
         keys = _integers(data) if self.key_dtype == tf.int64 else _strings(data)
-        ids = tf.range(tf.size(keys)) + RARE_ID
+        ids = tf.where(keys == keys[0], RARE_ID, tf.range(tf.size(keys)) + RARE_ID)
         return tf.raw_ops.LookupTableImportV2(table_handle=table.resource_handle, keys=keys, values=ids)
 
 

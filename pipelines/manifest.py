@@ -50,8 +50,7 @@ class Source:
 
     Attributes:
       mtime_ns: when it was last written. A file with the same size and time counts as unchanged.
-      crc32c: CRC-32C of its content, in hex; "" in format 1, for CSV, which is not read again after conversion,
-        and for a file of a store.
+      crc32c: CRC-32C of its content, in hex; "" in format 1, and for a file of a store.
     """
 
     path: str
@@ -59,6 +58,11 @@ class Source:
     bytes: int
     mtime_ns: int = 0
     crc32c: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What makes it known again: size and checksum, or without a checksum path, size and time."""
+        return f"{self.bytes}:{self.crc32c}" if self.crc32c else f"{self.bytes}:{self.path}:{self.mtime_ns}"
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,70 @@ class LabelScale:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Sizes of a feature's vocabulary: ``size`` without the two reserved ids, ``distinct`` before the minimum count."""
+    """Sizes of a feature's vocabulary.
+
+    Attributes:
+      size: the number of ids without the two reserved ones.
+      distinct: the number of values before the minimum count, of all conversions that this one goes on from.
+      free: how many of these ids no value has, because theirs was forgotten.
+    """
 
     size: int
     distinct: int
+    free: int = 0
+
+
+@dataclass(frozen=True)
+class Grown:
+    """How a conversion changed a feature's vocabulary; ``history/changed/<feature>.parquet`` names the changed ids.
+
+    Attributes:
+      new: the number of values that got an id.
+      evicted: the number of values that lost theirs.
+      reassigned: the number of new values whose id another value had before.
+      rare: the number of values without an id whose counts are kept.
+    """
+
+    new: int
+    evicted: int
+    reassigned: int
+    rare: int
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """The data that a conversion went on from.
+
+    Attributes:
+      directory: their directory (an absolute path), or its URI.
+      sha256: of their manifest.
+      generation: 1 if they went on from no others, else 1 more than those.
+      learned: `Source.identity` of the files that train rows came from, of these data and of those before.
+    """
+
+    directory: str
+    sha256: str
+    generation: int
+    learned: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Times:
+    """The times of a log's rows.
+
+    Attributes:
+      column: of the log.
+      type: of its values, as `times.kind_of_name` reads it.
+      calendar: whether ``first`` and ``last`` are microseconds since 1970, and not other numbers.
+      first: time of the first row.
+      last: time of the last row.
+    """
+
+    column: str
+    type: str
+    calendar: bool
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -177,6 +241,10 @@ class Manifest:
       dropped: counts of skipped bad rows.
       label_scales: by task, for tasks whose label is standardised.
       hashed: by categorical or multivalent feature with a hash.
+      history: by categorical or multivalent feature without a hash; empty in data of an earlier version, which cannot
+        be extended.
+      times: when rows happened, or None if the log has no time column.
+      ancestor: the data that these extend, or None.
       files: the files of the data directory by path, without shards and manifest; empty in format 1.
       created_by: program and version.
       loaded: the file ``manifest.json`` at the time when it was read (not stored).
@@ -194,6 +262,9 @@ class Manifest:
     dropped: tuple[Dropped, ...] = ()
     label_scales: dict[str, LabelScale] = dataclasses.field(default_factory=dict)
     hashed: dict[str, Hashed] = dataclasses.field(default_factory=dict)
+    history: dict[str, Grown] = dataclasses.field(default_factory=dict)
+    times: Times | None = None
+    ancestor: Ancestor | None = None
     files: dict[str, integrity.File] = dataclasses.field(default_factory=dict)
     created_by: str = f"stem-tf {__version__}"
     loaded: integrity.File | None = dataclasses.field(default=None, compare=False)
@@ -202,6 +273,11 @@ class Manifest:
     def __repr__(self) -> str:
         rows = ", ".join(f"{self.rows(split):,} {split}" for split in SPLITS)
         return f"Manifest({self.data_dir!r}): {self.name}, {rows} rows"
+
+    @property
+    def generation(self) -> int:
+        """1 for data that extend no others, else 1 more than that of their ancestor."""
+        return 1 if self.ancestor is None else self.ancestor.generation + 1
 
     @functools.cached_property
     def watch(self) -> integrity.Watch:
@@ -273,7 +349,7 @@ class Manifest:
         if self.loaded is not None:
             path = os.path.join(self.data_dir, FILENAME)
             self.watch.check_file(path, self.loaded, "the data were replaced while they were in use; start again")
-        self._check_files(lambda path: not path.startswith("raw/"))
+        self._check_files(lambda path: not path.startswith(("raw/", "history/")))
         for shard in shards:
             same = functools.partial(_has_sha256, shard.path, shard.sha256)
             self.watch.check(shard.path, shard.bytes, same, read=False, way_out=RESTORE)
@@ -281,6 +357,10 @@ class Manifest:
     def check_raw(self, split: str) -> None:
         """Makes sure that the files with raw rows of validation or test are the ones that the conversion wrote."""
         self._check_files(lambda path: path.startswith(f"raw/{split}/"))
+
+    def check_history(self) -> None:
+        """Makes sure that what a conversion needs to extend these data is what the conversion wrote."""
+        self._check_files(lambda path: path.startswith(("schema.yaml", "vocabulary/", "history/")))
 
     def check_copies(self, directory: str) -> None:
         """Makes sure that a run's copies of schema and vocabularies equal those of the conversion."""
@@ -341,6 +421,11 @@ class Manifest:
 def vocabulary_path(data_dir: str, feature: str) -> str:
     """Where a feature's vocabulary lies under a data directory."""
     return os.path.join(data_dir, "vocabulary", f"{feature}.parquet")
+
+
+def history_path(data_dir: str, what: str, feature: str) -> str:
+    """Where a feature's history lies: what is ``seen``, ``rare`` or ``changed``; see `pipelines.convert.growth`."""
+    return os.path.join(data_dir, "history", what, f"{feature}.parquet")
 
 
 @contextlib.contextmanager
@@ -470,6 +555,13 @@ def _from_tree(data_dir: str, tree: dict[str, Any]) -> Manifest:
         dropped=tuple(Dropped(**dropped) for dropped in tree["dropped"]),
         label_scales={task: LabelScale(**scale) for task, scale in tree.get("label_scales", {}).items()},
         hashed={name: Hashed(**sizes) for name, sizes in tree.get("hashed", {}).items()},
+        history={name: Grown(**sizes) for name, sizes in tree.get("history", {}).items()},
+        times=Times(**tree["times"]) if tree.get("times") else None,
+        ancestor=_ancestor(tree["ancestor"]) if tree.get("ancestor") else None,
         files={path: integrity.File(**file) for path, file in tree.get("files", {}).items()},
         created_by=tree["created_by"],
     )
+
+
+def _ancestor(tree: dict[str, Any]) -> Ancestor:
+    return Ancestor(**{**tree, "learned": tuple(tree["learned"])})

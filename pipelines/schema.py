@@ -217,6 +217,7 @@ class Schema:
         ``user`` side, ``item`` side, or a tuple of feature names.
       group: the log's column whose value groups rows for grouped AUC (usually the user), or None.
       item: the log's column that names the item, for the mean label per item that reports compare with, or None.
+      time: the log's column that says when a row happened, or None.
     """
 
     name: str
@@ -225,6 +226,7 @@ class Schema:
     task_tables: Literal["all", "none", "user", "item"] | tuple[str, ...] = "all"
     group: str | None = None
     item: str | None = None
+    time: str | None = None
 
     @property
     def task_names(self) -> tuple[str, ...]:

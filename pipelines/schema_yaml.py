@@ -44,7 +44,7 @@ from pipelines.yaml_reader import Node
 from stem_util.errors import UserError, did_you_mean
 
 _SCHEMA_REQUIRED = {"name": "of the data set", "features": "what the model reads", "tasks": "what it predicts"}
-_SCHEMA_OPTIONAL = ("group", "item", "task_tables", "weight")
+_SCHEMA_OPTIONAL = ("group", "item", "time", "task_tables", "weight")
 MOST_BUCKETS = 2**31 - 3
 """The most buckets of a hash: ids are int32, and two of them are taken."""
 _SCHEMA_NAME = re.compile("[A-Za-z][A-Za-z0-9_.-]*")
@@ -112,6 +112,7 @@ def loads(text: str, source: str = "schema") -> Schema:
         task_tables=_task_tables(fields["task_tables"], features) if "task_tables" in fields else "all",
         group=fields["group"].text() if "group" in fields else None,
         item=fields["item"].text() if "item" in fields else None,
+        time=fields["time"].text() if "time" in fields else None,
     )
 
 
@@ -415,7 +416,7 @@ def _clip(node: Node) -> tuple[float, float]:
 def dumps(schema: Schema) -> str:
     """YAML text that :func:`loads` reads back as an equal schema; defaults are left out."""
     tables = schema.task_tables
-    head: dict[str, Any] = {"name": schema.name, "group": schema.group, "item": schema.item}
+    head: dict[str, Any] = {"name": schema.name, "group": schema.group, "item": schema.item, "time": schema.time}
     head["task_tables"] = list(tables) if isinstance(tables, tuple) else tables
     lines = [_line(key, value) for key, value in head.items() if value is not None]
     lines += ["features:", *(f"  {_line(feature.name, _feature_fields(feature))}" for feature in schema.features)]

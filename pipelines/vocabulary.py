@@ -1,12 +1,11 @@
-"""Vocabularies: counted on train, ordered by (-count, value), stored as Parquet, looked up in bulk.
+"""Vocabularies: counted on train, stored as Parquet, looked up in bulk. `convert.growth` decides who gets which id.
 
-Id 0 is padding, id 1 stands for rare, unseen and missing values, and row i of the file has id i + 2. The format is
-Parquet, because no newline, tab, quote or other character in a raw value can break it.
+Id 0 is padding, id 1 stands for rare, unseen and missing values, and row i of the file has id i + 2. An id whose value
+was forgotten is free: it has the empty value (`casts.EMPTY`) and count 0. The format is Parquet, because no newline,
+tab, quote or other character in a raw value can break it.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -48,24 +47,28 @@ def _indices(values: pa.DictionaryArray) -> np.ndarray:
 
 
 class ValueCounts:
-    """Counts values that arrive in pieces. Memory holds each distinct value about once."""
+    """Counts values that arrive in pieces, and finds the last time of each. Memory holds each value about once."""
 
     def __init__(self, dtype: str) -> None:
         self._kind = pa.int64() if dtype == "int64" else pa.binary()
-        self._merged = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
+        none = pa.array([], pa.int64())
+        self._merged = pa.table({"value": pa.array([], self._kind), "count": none, "time": none})
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
 
-    def add_encoded(self, values: pa.DictionaryArray, counted: np.ndarray) -> None:
-        """Counts values from `encode` where ``counted``, bool [n], is true; nulls are left out."""
+    def add_encoded(self, values: pa.DictionaryArray, counted: np.ndarray, times: np.ndarray) -> None:
+        """Counts values from `encode` where ``counted``, bool [n], is true, at ``times``, int64 [n]; without nulls."""
         size = len(values.dictionary)
-        counts = np.bincount(_indices(values)[counted], minlength=size)[:size]
+        places = _indices(values)[counted]
+        counts = np.bincount(places, minlength=size)[:size]
+        last = np.full(size + 1, np.iinfo(np.int64).min)
+        np.maximum.at(last, places, times[counted])
         present = np.flatnonzero(counts)
         distinct = values.dictionary.take(pa.array(present)).cast(self._kind)
-        self.add_counts(pa.table({"value": distinct, "count": pa.array(counts[present])}))
+        self.add_counts(pa.table({"value": distinct, "count": counts[present], "time": last[present]}))
 
     def add_counts(self, table: pa.Table) -> None:
-        """Adds a table with columns value and count."""
+        """Adds a table with columns value, count and time."""
         self._pending.append(table)
         self._pending_rows += len(table)
         # Merging only when the new tables are as long as the merged one keeps the work linear in the values added.
@@ -75,46 +78,23 @@ class ValueCounts:
     def _merge(self) -> None:
         table = pa.concat_tables([self._merged, *self._pending])
         if pa.types.is_int64(self._kind) and len(table):
-            values, counts = (column.to_numpy() for column in table.columns)
+            values, counts, times = (column.to_numpy() for column in table.columns)
             order = np.argsort(values, kind="stable")  # timsort merges sorted runs, at a fifth of a sort's cost
             values = values[order]
             first = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
-            self._merged = pa.table({"value": values[first], "count": np.add.reduceat(counts[order], first)})
+            count, time = np.add.reduceat(counts[order], first), np.maximum.reduceat(times[order], first)
+            self._merged = pa.table({"value": values[first], "count": count, "time": time})
         else:
-            summed = table.group_by("value", use_threads=False).aggregate([("count", "sum")]).sort_by("value")
-            self._merged = summed.select(["value", "count_sum"]).rename_columns(["value", "count"])
+            grouped = table.group_by("value", use_threads=False).aggregate([("count", "sum"), ("time", "max")])
+            renamed = grouped.select(["value", "count_sum", "time_max"]).rename_columns(self._merged.column_names)
+            self._merged = renamed.sort_by("value")
         self._pending, self._pending_rows = [], 0
 
     def table(self) -> pa.Table:
-        """Each distinct value (int64 or binary), in ascending order, with its count (int64)."""
+        """Each distinct value (int64 or binary), in ascending order, with its count and last time (int64)."""
         if self._pending:
             self._merge()
         return self._merged
-
-
-def build(pieces: Iterable[pa.Table], dtype: str, min_count: int) -> tuple[pa.Table, int]:
-    """Merges counts into a vocabulary.
-
-    Args:
-      pieces: tables of `ValueCounts.table`.
-      dtype: ``int64`` or ``string``.
-      min_count: values seen fewer times are left out, and are rare.
-
-    Returns:
-      The vocabulary (columns value and count, in order of (-count, value)), and the number of distinct values.
-    """
-    counts = ValueCounts(dtype)
-    for piece in pieces:
-        counts.add_counts(piece)
-    table = counts.table()
-    frequent = table.filter(pc.greater_equal(table["count"], min_count))
-    order = np.argsort(-frequent["count"].to_numpy(), kind="stable")
-    return frequent.take(pa.array(order)).combine_chunks(), len(table)
-
-
-def save(table: pa.Table, path: str) -> None:
-    """Writes a vocabulary."""
-    pq.write_table(table, path)
 
 
 def load(path: str) -> pa.Table:
@@ -134,7 +114,7 @@ class Lookup:
     """Maps raw values to ids.
 
     Args:
-      values: the values of a vocabulary in its order, int64 or binary.
+      values: the values of a vocabulary in its order, int64 or binary; those of free ids are empty.
     """
 
     def __init__(self, values: pa.ChunkedArray) -> None:
@@ -143,9 +123,11 @@ class Lookup:
         self._table: np.ndarray | None = None
         if pa.types.is_binary(values.type):
             self._ids = {value: number for number, value in enumerate(values.to_pylist(), start=FIRST_ID)}
+            self._ids.pop(EMPTY["string"], None)
         else:
             integers = values.to_numpy()
             order = np.argsort(integers)
+            order = order[np.searchsorted(integers, EMPTY["int64"], "right", order) :]  # the free ids come first
             self._sorted, self._sorted_ids = integers[order], (order + FIRST_ID).astype(np.int32)
             span = int(self._sorted[-1]) - int(self._sorted[0]) + 1 if len(order) else 0
             if 0 < span <= _DENSE * len(order) + _DENSE_AT_LEAST:

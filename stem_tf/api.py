@@ -77,6 +77,9 @@ def convert(
     test_from: str | float | date | None = None,
     validation_share: float | None = None,
     validation_by: Literal["random", "hash", "time"] | None = None,
+    extend: Paths | Manifest | None = None,
+    forget: str | int | None = None,
+    refit: bool = False,
     layouts: Sequence[str] = LAYOUTS,
     seed: int = 0,
     processes: int = 1,
@@ -101,6 +104,10 @@ def convert(
       test_from: first time of test, likewise.
       validation_share: the share of given train rows that becomes validation.
       validation_by: how these rows are chosen: at random, by a hash of ``split_column``, or the newest by it.
+      extend: converted data to go on from: values keep their ids and counts, new ones get ids behind, and constants of
+        numbers and labels are kept.
+      forget: after how long unseen values lose their ids: ``"30d"``, ``"12h"`` or a number of conversions.
+      refit: fit constants on the new log, instead of keeping those of ``extend``.
       layouts: which records to write, ``blocks`` and ``rows``; empty to train on a Parquet log itself.
       seed: seed of split and shuffle.
       processes: worker processes. A script that asks for more than one needs ``if __name__ == "__main__":``.
@@ -141,6 +148,9 @@ def convert(
             fractions=fractions,
             validation_from=None if validation_from is None else str(validation_from),
             test_from=None if test_from is None else str(test_from),
+            extend=_place(extend),
+            forget=None if forget is None else str(forget),
+            refit=refit,
             layouts=tuple(layouts),
             seed=seed,
             processes=processes,
@@ -149,6 +159,12 @@ def convert(
             csv=csv or CsvOptions(),
         )
         return conversion.convert(options)
+
+
+def _place(data: Paths | Manifest | None) -> str:
+    if data is None:
+        return ""
+    return data.data_dir if isinstance(data, Manifest) else os.path.expanduser(data)
 
 
 def train(

@@ -18,7 +18,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 class KnownValues:
-    """The values of one asset of `export.vocabulary_asset`, without the empty one.
+    """The values of one asset of `export.vocabulary_asset`, without the empty ones.
 
     Args:
       path: of the asset.
@@ -38,16 +38,18 @@ class KnownValues:
         if not 1 <= count <= (size - _COUNT_BYTES) // each:
             raise ValueError(f"{path} is not a vocabulary")
         if not self._strings:
-            keys = np.fromfile(path, "<i8", count, offset=_COUNT_BYTES)[1:]
+            values = np.fromfile(path, "<i8", count, offset=_COUNT_BYTES)
+            keys = values[values != values[0]]
         else:
             lengths = np.fromfile(path, "<i4", count, offset=_COUNT_BYTES)[1:].astype(np.int64)
             first = _COUNT_BYTES + _LENGTH_BYTES * count
             if lengths.size and (lengths.min() < 0 or lengths.sum() != size - first):
                 raise ValueError(f"{path} is not a vocabulary")
+            lengths = lengths[lengths > 0]
             self._longest = int(lengths.max(initial=0))
             self._factors = mix64(_GAMMA * np.arange(1, self._longest + 1, dtype=np.uint64)) | np.uint64(1)
-            keys, ends = np.empty(count - 1, np.uint64), np.cumsum(lengths)
-            for start in range(0, count - 1, _ROWS_AT_A_TIME):
+            keys, ends = np.empty(len(lengths), np.uint64), np.cumsum(lengths)
+            for start in range(0, len(lengths), _ROWS_AT_A_TIME):
                 part = lengths[start : start + _ROWS_AT_A_TIME]
                 begin = int(ends[start] - lengths[start])
                 data = np.fromfile(path, np.uint8, int(part.sum()), offset=first + begin)

@@ -27,9 +27,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import records
-from pipelines.convert.cleaner import Cleaner
+from pipelines.convert.cleaner import Cleaner, Clock
 from pipelines.convert.encode import encoded_rows
 from pipelines.convert.split import restore
+from pipelines.convert.times import kind_of_name
 from pipelines.integrity import Watch
 from pipelines.log import source
 from pipelines.log.find import is_parquet
@@ -231,13 +232,20 @@ def plan(manifest: Manifest, name: str, *, shuffle: tuple[int, int] | None, read
         data_dir=manifest.data_dir,
         log=replace(log, units=()),
         sources=sources,
-        cleaner=Cleaner(manifest.record_schema, policy, drop=bool(manifest.dropped)),
+        cleaner=Cleaner(manifest.record_schema, policy, drop=bool(manifest.dropped), clock=_clock(manifest)),
         split=number,
         parts=parts,
         order=tuple(_order(parts, SIDE_BY_SIDE if shuffle else 1)),
         every=(0, 1) if by_unit else reader,
         window_rows=window_rows,
     )
+
+
+def _clock(manifest: Manifest) -> Clock | None:
+    """The time column, if rows without a time were dropped because of it."""
+    if manifest.times is None or not manifest.dropped:
+        return None
+    return Clock(manifest.times.column, kind_of_name(manifest.times.type))
 
 
 @functools.lru_cache(maxsize=4)

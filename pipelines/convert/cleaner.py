@@ -15,11 +15,19 @@ from pipelines.convert.labels import make_labels, make_weights
 from pipelines.convert.raw_columns import integer_columns
 from pipelines.convert.rows import Rows
 from pipelines.convert.split import LastSplit, SplitPolicy
-from pipelines.convert.times import order_keys, time_values
+from pipelines.convert.times import integers, order_keys, time_values
 from pipelines.log import casts
 from pipelines.log.casts import Lists
 from pipelines.log.parts import Chunk
 from pipelines.schema import Schema
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The column of the log that says when a row happened, and the `time_kind` of its values."""
+
+    column: str
+    kind: pa.DataType
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,14 @@ class Cleaner:
       schema: what the columns mean.
       split: how rows are divided.
       drop: whether bad rows are skipped and counted; otherwise the first one is an error.
+      clock: where a row's time is, if it has one; every row needs it then.
       served: whether the schema came with an exported model, so that errors do not suggest to change it.
     """
 
     schema: Schema
     split: SplitPolicy
     drop: bool
+    clock: Clock | None = None
     served: bool = False
 
     @property
@@ -44,6 +54,7 @@ class Cleaner:
         names = dict.fromkeys(feature.column for feature in self.schema.features)
         names |= dict.fromkeys(column for task in self.schema.tasks for column in task.columns)
         names |= dict.fromkeys(filter(None, (self.schema.group, self.schema.item)))
+        names |= dict.fromkeys([self.clock.column] if self.clock else [])
         return list(names | dict.fromkeys(self.split.columns))
 
     def clean(self, chunk: Chunk, row_ids: np.ndarray, file: int) -> tuple[Rows, Counter[tuple[str, str]]]:
@@ -82,8 +93,13 @@ class Cleaner:
             if column is not None
         }
         split = self.split.divide(_Divided(self, chunk, row_ids, file, bad))
+        times = np.zeros(len(row_ids), np.int64)
+        if self.clock is not None:
+            times = integers(time_keys(chunk, self.clock.column, self.clock.kind, bad), self.clock.kind)
         bad.raise_first()
-        rows = Rows(np.arange(len(row_ids)), row_ids, split, ids, lists, numerics, vectors, labels, weights, keys)
+        rows = Rows(
+            np.arange(len(row_ids)), row_ids, split, times, ids, lists, numerics, vectors, labels, weights, keys
+        )
         return rows.take(bad.good), bad.counts
 
     def key(self, chunk: Chunk, column: str, bad: BadRows) -> pa.Array:

@@ -1,7 +1,8 @@
 """A conversion: the order of its steps.
 
 1. `scan` decides the split and counts rows.
-2. `fit` reads and cleans all rows, hashes values, counts vocabularies and fits numeric transforms.
+2. `fit` reads and cleans all rows, hashes values, counts vocabularies and fits numeric transforms. With ``extend``,
+   counts are added to those of the data that are extended (`growth`), and constants are theirs.
 3. `encode` turns values into ids, and keeps raw rows of validation and test.
 4. `shards` writes the records.
 
@@ -12,6 +13,7 @@ workers of Apache Beam (`beam.py`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -22,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from pipelines import hashed_ids, integrity, manifest, schema_yaml
-from pipelines.convert import staging
-from pipelines.convert.cleaner import Cleaner
+from pipelines.convert import ancestor, staging, times
+from pipelines.convert.cleaner import Cleaner, Clock
 from pipelines.convert.encode import Encoded, encode, forget_vocabularies
 from pipelines.convert.fit import Fit, build_vocabulary, fit
+from pipelines.convert.growth import Forget, Step
 from pipelines.convert.job import Job
 from pipelines.convert.numeric_fit import Moments
 from pipelines.convert.options import Options
@@ -41,11 +44,13 @@ from pipelines.manifest import (
     SPLITS,
     Constants,
     Dropped,
+    Grown,
     Hashed,
     LabelScale,
     Manifest,
     Split,
     TaskCounts,
+    Times,
     Vocabulary,
 )
 from stem_util import copies, files, owned, stores
@@ -83,11 +88,14 @@ def convert(options: Options) -> Manifest:
         raise UserError(f"{inside[0]}: a file of the log lies in the output directory {options.output}")
     try:
         with (
+            _extended(options) as extended,
             copies.output(options.output, owned.DATA, overwrite=options.overwrite) as output,
             manifest.replacing(output, options.overwrite),
             staging.staged(output, kind=owned.DATA, overwrite=options.overwrite) as directory,
         ):
-            _Conversion(options, log, given, directory).run()
+            if extended:
+                ancestor.check_new(extended, options.extend, log, given)
+            _Conversion(options, log, given, directory, extended).run()
     except OSError as error:
         if error.errno in FULL_DISK:
             why = os.strerror(error.errno)
@@ -96,6 +104,13 @@ def convert(options: Options) -> Manifest:
     finally:
         forget_vocabularies()
     return manifest.load(output)
+
+
+def _extended(options: Options) -> AbstractContextManager[Manifest | None]:
+    """The data that the conversion goes on from, if there are any."""
+    if not options.extend:
+        return contextlib.nullcontext()
+    return ancestor.extended(options.extend, options.output, options.schema)
 
 
 def _beam() -> ModuleType:
@@ -143,21 +158,26 @@ def _is_inside(path: str, directory: str) -> bool:
 class _Conversion:
     """The steps of one conversion, into a staging directory."""
 
-    def __init__(self, options: Options, log: Log, given: tuple[int, ...], directory: str) -> None:
+    def __init__(
+        self, options: Options, log: Log, given: tuple[int, ...], directory: str, extended: Manifest | None
+    ) -> None:
         self._options, self._log, self._given, self._directory = options, log, given, directory
+        self._extended = extended
         self._stamps = [integrity.stamp(path) for path in log.files]
         self._schema = options.schema
         self._scratch = os.path.join(directory, "scratch")
 
     def run(self) -> None:
-        for name in ("scratch", "vocabulary", *self._options.layouts, "raw/validation", "raw/test"):
+        kept = [f"history/{what}" for what in ("seen", "rare", *(["changed"] if self._extended else []))]
+        for name in ("scratch", "vocabulary", *kept, *self._options.layouts, "raw/validation", "raw/test"):
             os.makedirs(os.path.join(self._directory, name))
         scan = Scan(self._options, self._log, self._given, self._directory, self._scratch)
         with self._workers() as pool:
             policy, unit_rows = scan.run(pool)
-            job = self._job(policy, unit_rows)
+            job = self._job(policy, scan.clock, unit_rows)
             fits, constants = self._fit(pool, job, sum(unit_rows))
-            vocabularies = self._vocabularies(pool, job)
+            happened, step = self._step(scan.clock, fits)
+            vocabularies, history = self._vocabularies(pool, job, step)
             encoded = self._encode(pool, job, fits)
             shards = self._shards(pool, job, fits)
             sources = self._sources(pool, unit_rows)
@@ -175,9 +195,12 @@ class _Conversion:
                 split=policy.describe(self._log.files),
                 splits={name: self._summary(i, fits, encoded, shards[name]) for i, name in enumerate(SPLITS)},
                 vocabularies=vocabularies,
+                history=history,
                 numerics=constants,
                 hashed=self._hashed(fits),
-                label_scales={task: self._scale(task, fits) for task in fits[0].scales},
+                label_scales=self._scales(fits),
+                times=happened,
+                ancestor=ancestor.recorded(self._extended, self._options.extend) if self._extended else None,
                 dropped=tuple(Dropped(column, reason, rows) for (column, reason), rows in sorted(bad.items())),
                 files={path: integrity.recorded(os.path.join(self._directory, path)) for path in others},
             )
@@ -194,8 +217,8 @@ class _Conversion:
 
     def _sources(self, pool: Workers, unit_rows: list[int]) -> tuple[manifest.Source, ...]:
         """The files of the log, after checking that they have not changed since the conversion began."""
-        # CSV is not read again. A file of a store is known by its size and time: its content costs a download.
-        read_again = [path for path in self._log.files if not (self._log.text or stores.is_uri(path))]
+        # A file of a store is known by its size and time: its content costs a download.
+        read_again = [path for path in self._log.files if not stores.is_uri(path)]
         found = pool.run(integrity.crc32c, [(path, (path,)) for path in read_again])
         checksums = dict(zip(read_again, found, strict=True))
         sources = []
@@ -207,11 +230,11 @@ class _Conversion:
             )
         return tuple(sources)
 
-    def _job(self, policy: SplitPolicy, unit_rows: list[int]) -> Job:
+    def _job(self, policy: SplitPolicy, clock: Clock | None, unit_rows: list[int]) -> Job:
         starts = np.cumsum([0, *self._log.file_rows(unit_rows)])[:-1]
         return Job(
             log=self._log,
-            cleaner=Cleaner(self._schema, policy, self._options.drop_bad_rows),
+            cleaner=Cleaner(self._schema, policy, self._options.drop_bad_rows, clock),
             file_starts=tuple(starts.tolist()),
             seed=self._options.seed,
             layouts=self._options.layouts,
@@ -239,17 +262,30 @@ class _Conversion:
             bad = sum((fit.bad for fit in fits), Counter())
             why = "".join(f"; {Dropped(column, reason, count)}" for (column, reason), count in bad.most_common())
             raise UserError(f"the train split has no rows (the log has {rows:,}{why})")
+        if self._extended and not self._options.refit:
+            return fits, self._extended.numerics
         return fits, {name: numeric.constants() for name, numeric in numerics.items()}
 
-    def _vocabularies(self, pool: Workers, job: Job) -> dict[str, Vocabulary]:
+    def _step(self, clock: Clock | None, fits: list[Fit]) -> tuple[Times | None, Step]:
+        """When the rows happened, and what becomes of the values that are known."""
+        happened, units = None, 0
+        if clock is not None:
+            ends = [end for fit in fits for end in (fit.first, fit.last) if end is not None]
+            units = times.units_per_second(clock.kind, max(ends))
+            first, last = times.microseconds(np.array([min(ends), max(ends)]), units).tolist()
+            happened = Times(clock.column, str(clock.kind), units > 0, first, last)
+        forget = None if self._options.forget is None else Forget.parse(self._options.forget)
+        return happened, ancestor.step(self._extended, happened, units, forget)
+
+    def _vocabularies(self, pool: Workers, job: Job, step: Step) -> tuple[dict[str, Vocabulary], dict[str, Grown]]:
         names = job.counted_features()
-        sizes = pool.run(build_vocabulary, [(f"the vocabulary of {name}", (job, name)) for name in names])
-        vocabularies = {}
-        for name, size in zip(names, sizes, strict=True):
-            vocabularies[name] = Vocabulary(*size)
+        built = pool.run(build_vocabulary, [(f"the vocabulary of {name}", (job, name, step)) for name in names])
+        vocabularies, history = {}, {}
+        for name, sizes in zip(names, built, strict=True):
+            vocabularies[name], history[name] = sizes
             for unit in self._log.units:
                 os.unlink(job.counts_path(name, unit.index))
-        return vocabularies
+        return vocabularies, history
 
     def _hashed(self, fits: list[Fit]) -> dict[str, Hashed]:
         found = {}
@@ -303,9 +339,11 @@ class _Conversion:
             for number, path in enumerate(filter(os.path.exists, paths)):
                 os.rename(path, job.raw_path(split, number))
 
-    def _scale(self, task: str, fits: list[Fit]) -> LabelScale:
-        moments = sum((fit.scales[task] for fit in fits), Moments())
-        return LabelScale(moments.mean, moments.std)
+    def _scales(self, fits: list[Fit]) -> dict[str, LabelScale]:
+        if self._extended and not self._options.refit:
+            return self._extended.label_scales
+        moments = {task: sum((fit.scales[task] for fit in fits), Moments()) for task in fits[0].scales}
+        return {task: LabelScale(found.mean, found.std) for task, found in moments.items()}
 
     def _summary(
         self, split: int, fits: list[Fit], encoded: list[Encoded], shards: dict[str, list[manifest.Shard]]

@@ -1,28 +1,32 @@
 """Pass 1 over the log: checks all rows, and on train rows counts vocabularies and fits numeric transforms.
 
 :func:`fit` reads and cleans the rows of a unit, and leaves them in scratch files. There each feature's values are
-dictionary-encoded, or ids already if the feature has a hash. :func:`build_vocabulary` merges a feature's counts. Worker
-processes run both.
+dictionary-encoded, or ids already if the feature has a hash. :func:`build_vocabulary` merges a feature's counts with
+those of the data that are extended. Worker processes run both.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines import hashed_ids, hashing, vocabulary
+from pipelines.convert import growth, times
 from pipelines.convert.encode import record_columns
+from pipelines.convert.growth import Known, Step
 from pipelines.convert.job import SPLIT, Job
 from pipelines.convert.numeric_fit import Moments, NumericFit
 from pipelines.convert.rows import Rows
 from pipelines.hashed_ids import Distinct
 from pipelines.log import source
 from pipelines.log.parts import Unit
-from pipelines.manifest import vocabulary_path
+from pipelines.manifest import Grown, Vocabulary, history_path, vocabulary_path
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import ValueCounts
 from stem_util import files
@@ -38,6 +42,7 @@ class Fit:
     Attributes:
       segments: number of scratch files (segments) that hold the unit's rows, each with the rows of several chunks.
       rows: number of good rows, by split.
+      first, last: the times (`Rows.times`) of the first and the last good row, if there is one.
       inside: by task, the number of rows inside its sample space, by split.
       weights: by task, the sum of these rows' weights, by split; without row weights, their number.
       label_sums: by task, the sum of these rows' labels times their weights, by split.
@@ -49,6 +54,8 @@ class Fit:
 
     segments: int
     rows: np.ndarray
+    first: int | None
+    last: int | None
     inside: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     label_sums: dict[str, np.ndarray]
@@ -64,6 +71,8 @@ def fit(job: Job, unit: Unit) -> Fit:
     result = Fit(
         segments=0,
         rows=np.zeros(3, np.int64),
+        first=None,
+        last=None,
         inside={name: np.zeros(3, np.int64) for name in schema.task_names},
         weights={name: np.zeros(3) for name in schema.task_names},
         label_sums={name: np.zeros(3) for name in schema.task_names},
@@ -78,6 +87,10 @@ def fit(job: Job, unit: Unit) -> Fit:
         rows, bad = job.cleaner.clean(chunk, job.file_starts[unit.file] + chunk.rows, unit.file)
         result.bad.update(bad)
         _count_labels(result, schema, rows)
+        if len(rows.times):
+            first, last = int(rows.times.min()), int(rows.times.max())
+            result.first = first if result.first is None else min(result.first, first)
+            result.last = last if result.last is None else max(result.last, last)
         train = rows.split == 0
         if result.numerics and train.any():
             hashes = hashing.seeded64(rows.row_ids[train], job.seed, "sample")
@@ -128,7 +141,8 @@ def _leave(job: Job, unit: Unit, result: Fit, counts: dict[str, ValueCounts], se
             result.distinct[feature.name].add(codes[counted])
             return pa.array(hashed_ids.ids(codes, feature.hash))
         encoded = vocabulary.encode(values)
-        counts[feature.name].add_encoded(encoded, counted)
+        times = rows.times if lists is None else np.repeat(rows.times, lists.lengths)
+        counts[feature.name].add_encoded(encoded, counted, times)
         return encoded
 
     columns = record_columns(job.cleaner.schema, rows, places) | {SPLIT: pa.array(rows.split)}
@@ -141,17 +155,41 @@ def _write_table(job: Job, path: str, table: pa.Table) -> None:
         writer.write_table(table)
 
 
-def build_vocabulary(job: Job, name: str) -> tuple[int, int]:
-    """Merges a feature's counts and writes its vocabulary; returns its size and the number of distinct values."""
+def build_vocabulary(job: Job, name: str, step: Step) -> tuple[Vocabulary, Grown]:
+    """Merges a feature's counts, and writes its vocabulary and what the next conversion needs; returns their sizes."""
     feature = job.cleaner.schema.feature(name)
+    counts = ValueCounts(feature.dtype)
+    for unit in job.log.units:
+        with pa.OSFile(job.counts_path(name, unit.index)) as file:
+            counts.add_counts(pa.ipc.open_file(file).read_all())
+    merged = counts.table()
+    last = times.microseconds(merged["time"].to_numpy(), step.units or 0)
+    counted = Known(
+        merged["value"],
+        merged["count"].to_numpy(),
+        np.full(len(merged), step.generation, np.int32),
+        np.full(len(merged), growth.UNKNOWN) if step.units is None else last,
+    )
+    known, rare = (
+        [Known.nothing(merged["value"].type)] * 2 if step.ancestor is None else Known.load(step.ancestor, name)
+    )
+    grown = growth.grow(known, rare, counted, feature.min_count, step)
+    _save(job, vocabulary_path(job.directory, name), {"value": grown.known.values, "count": grown.known.counts})
+    seen = {"conversion": grown.known.seen, "time": grown.known.times}
+    _save(job, history_path(job.directory, "seen", name), seen)
+    tail = {"value": grown.rare.values, "count": grown.rare.counts}
+    tail |= {"conversion": grown.rare.seen, "time": grown.rare.times}
+    _save(job, history_path(job.directory, "rare", name), tail)
+    if step.ancestor is not None:
+        _save(job, history_path(job.directory, "changed", name), grown.changed)
+    pa.default_memory_pool().release_unused()
+    return (
+        Vocabulary(len(grown.known), grown.distinct, grown.free),
+        Grown(grown.new, grown.evicted, grown.reassigned, len(grown.rare)),
+    )
 
-    def pieces() -> Iterator[pa.Table]:
-        for unit in job.log.units:
-            with pa.OSFile(job.counts_path(name, unit.index)) as file:
-                yield pa.ipc.open_file(file).read_all()
 
-    table, distinct = vocabulary.build(pieces(), feature.dtype, feature.min_count)
-    with job.written(vocabulary_path(job.directory, name)) as beside:
-        vocabulary.save(table, beside)
+def _save(job: Job, path: str, columns: Mapping[str, Any] | pa.Table) -> None:
+    with job.written(path) as beside:
+        pq.write_table(columns if isinstance(columns, pa.Table) else pa.table(columns), beside)
         files.sync(beside)
-    return len(table), distinct

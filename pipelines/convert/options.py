@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pipelines.convert.growth import Forget
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import LAYOUTS, SPLITS
 from pipelines.schema import Schema
@@ -32,6 +33,9 @@ class Options:
       validation_share: share of the given train files' rows that becomes validation, or None if validation has files.
       validation_by: how these rows are chosen: time, hash or random (default).
       fractions: shares of train, validation and test; `FRACTIONS` if not given.
+      extend: converted data whose vocabularies and constants to go on from, or "".
+      forget: after how long unseen values lose their ids, as `growth.Forget.parse` reads it, or None.
+      refit: fit numeric constants on the new log, instead of taking those of the data that are extended.
       layouts: layouts of the records to write; none if the log itself will be read.
       processes: number of processes of the local runner.
       runner: local, or a runner of Apache Beam: direct, flink, spark or dataflow.
@@ -50,6 +54,9 @@ class Options:
     fractions: tuple[float, float, float] | None = None
     validation_from: str | None = None
     test_from: str | None = None
+    extend: str = ""
+    forget: str | None = None
+    refit: bool = False
     layouts: tuple[str, ...] = LAYOUTS
     seed: int = 0
     processes: int = 1
@@ -100,6 +107,10 @@ class Options:
             raise UserError("--validation_from and --test_from belong to --split=time")
         if (self.validation_from or self.test_from) and self.fractions:
             raise UserError("--fractions and --validation_from / --test_from exclude each other")
+        if not self.extend and (self.forget is not None or self.refit):
+            raise UserError(f"--{'refit' if self.forget is None else 'forget'} belongs to --extend")
+        if self.forget is not None:
+            Forget.parse(self.forget)
         shares = self.fractions or FRACTIONS
         if len(shares) != len(SPLITS) or min(shares) < 0 or shares[0] <= 0 or abs(sum(shares) - 1) >= 1e-9:
             text = ",".join(f"{share:g}" for share in shares)

@@ -21,6 +21,7 @@ class Rows:
       places: int64 [n], their places in the chunk.
       row_ids: int64 [n].
       split: uint8 [n]: 0 train, 1 validation, 2 test.
+      times: int64 [n], `times.integers` of the time column; 0 without one.
       ids: raw values by categorical feature: int64 or string [n]; missing ones are null.
       lists: raw values by multivalent feature.
       numerics: by numeric feature: float32 [n]; missing values are NaN.
@@ -33,6 +34,7 @@ class Rows:
     places: np.ndarray
     row_ids: np.ndarray
     split: np.ndarray
+    times: np.ndarray
     ids: dict[str, pa.Array]
     lists: dict[str, Lists]
     numerics: dict[str, np.ndarray]
@@ -70,6 +72,7 @@ class Rows:
             self.places[places],
             self.row_ids[places],
             self.split[places],
+            self.times[places],
             {name: values.take(index) for name, values in self.ids.items()},
             {name: _take_lists(lists, places) for name, lists in self.lists.items()},
             {name: values[places] for name, values in self.numerics.items()},

@@ -6,6 +6,7 @@ processes gather both.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.convert.cleaner import Cleaner
+from pipelines.convert.cleaner import Cleaner, Clock
 from pipelines.convert.last_rows import LastRows
 from pipelines.convert.options import FRACTIONS, Options
 from pipelines.convert.split import (
@@ -49,6 +50,17 @@ class Scan:
     def __init__(self, options: Options, log: Log, given: tuple[int, ...], directory: str, scratch: str) -> None:
         self._options, self._log, self._given = options, log, given
         self._directory, self._scratch = directory, scratch
+
+    @functools.cached_property
+    def clock(self) -> Clock | None:
+        """Where a row's time is: in the schema's time column or, without one, in that of a split by time."""
+        options = self._options
+        if options.schema.time is not None:
+            return Clock(options.schema.time, self._time_kind(options.schema.time, "the schema's time")[0])
+        if options.split in ("time", "leave_last") or options.validation_by == "time":
+            column = self._split_column()
+            return Clock(column, self._time_kind(column)[0])
+        return None
 
     def run(self, pool: Workers) -> tuple[SplitPolicy, list[int]]:
         """The split policy, and the number of rows in each unit."""
@@ -135,14 +147,14 @@ class Scan:
         self._log.require(column, f"--{flag}={column}")
         return column
 
-    def _time_kind(self, column: str) -> tuple[pa.DataType, Any]:
-        """The type by which a time column is ordered, and one of its values."""
+    def _time_kind(self, column: str, named: str = "--split_column") -> tuple[pa.DataType, Any]:
+        """The type by which a time column is ordered, and one of its values; ``named`` says what names the column."""
         for unit in self._log.units:
             for chunk in source.read(self._log, unit, [column], skip_malformed=self._options.drop_bad_rows):
                 values = self._log.alike(chunk.columns)[column].drop_null()
                 if len(values):
-                    return time_kind(values, column), values[0].as_py()
-        raise UserError(f"--split_column={column}: the column holds no value")
+                    return time_kind(values, column, named), values[0].as_py()
+        raise UserError(f"{named}={column}: the column holds no value")
 
     def _train_units(self) -> list[int]:
         """The units that decide a split by time: all of them, or those of given train files."""
@@ -166,7 +178,7 @@ class Scan:
         Returns:
           The number of rows in each unit.
         """
-        cleaner = Cleaner(self._options.schema, policy, self._options.drop_bad_rows)
+        cleaner = Cleaner(self._options.schema, policy, self._options.drop_bad_rows, self.clock)
 
         def arguments(unit: Unit) -> tuple[Any, ...]:
             path = self._scan_path(unit.index) if unit.index in settling else None

@@ -14,10 +14,12 @@ from stem_util.errors import UserError
 
 LAST_KEY = 2**64 - 1
 """The largest key of `order_keys`: a split until then has no end."""
+_CALENDAR = (631_152_000, 4_102_444_800)
+"""1990 and 2100, in seconds since 1970: a number between them, in some unit, is taken for a time."""
 
 
-def time_kind(array: pa.Array, column: str) -> pa.DataType:
-    """The type by which a time column is ordered; for text, it is guessed from the values.
+def time_kind(array: pa.Array, column: str, named: str = "--split_column") -> pa.DataType:
+    """The type by which a time column is ordered; for text, it is guessed from the values. ``named``: by what.
 
     Raises:
       UserError: the values are neither numbers nor times.
@@ -35,7 +37,7 @@ def time_kind(array: pa.Array, column: str) -> pa.DataType:
         for guess in (pa.int64(), pa.float64(), pa.timestamp("us"), pa.timestamp("us", "UTC")):
             if len(array) and not time_values(array, guess)[1].any():
                 return guess
-    raise UserError(f"--split_column={column}: a time should be a number, a date or a timestamp; the column is {kind}")
+    raise UserError(f"{named}={column}: a time should be a number, a date or a timestamp; the column is {kind}")
 
 
 def kind_of_name(name: str) -> pa.DataType:
@@ -73,6 +75,36 @@ def key_value(key: int, kind: pa.DataType) -> Any:
         return float(np.uint64(bits).view(np.float64))
     integer = key - (1 << 63)
     return str(pa.scalar(integer, pa.int64()).cast(kind)) if pa.types.is_timestamp(kind) else integer
+
+
+def integers(keys: np.ndarray, kind: pa.DataType) -> np.ndarray:
+    """The times behind keys of `order_keys`, int64 [n]: numbers rounded down, timestamps in their unit."""
+    if not pa.types.is_floating(kind):
+        return (keys ^ np.uint64(1 << 63)).view(np.int64)
+    negative = keys >> np.uint64(63) == 0
+    floats = np.where(negative, ~keys, keys ^ np.uint64(1 << 63)).view(np.float64)
+    return np.floor(np.clip(floats, -(2.0**62), 2.0**62)).astype(np.int64)
+
+
+def units_per_second(kind: pa.DataType, newest: int) -> int:
+    """The unit of the `integers` of a time column: of numbers guessed by the newest one; 0 if they are no dates."""
+    if pa.types.is_timestamp(kind):
+        return _PER_SECOND[kind.unit]
+    first, last = _CALENDAR
+    return next((units for units in _PER_SECOND.values() if first * units <= newest < last * units), 0)
+
+
+def microseconds(times: np.ndarray, units: int) -> np.ndarray:
+    """`integers` as microseconds since 1970, int64 [n]; unchanged if ``units`` per second is 0."""
+    if units <= 10**6:
+        factor = 10**6 // units if units else 1
+        return np.clip(times, -(2**62) // factor, 2**62 // factor) * factor
+    return times // (units // 10**6)
+
+
+def shown(time: int, calendar: bool) -> str:
+    """A time of `microseconds` as text."""
+    return str(pa.scalar(time, pa.timestamp("us"))).removesuffix(".000000") if calendar else f"{time:,}"
 
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ]+(\d\d(?::\d\d(?::\d\d(?:\.\d{1,9})?)?)?)\s*(Z|[+-]\d\d(?::?\d\d)?)?)?")

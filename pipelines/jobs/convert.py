@@ -3,6 +3,7 @@
     stem-convert LOG --schema=my.yaml --output=DIR --split=time --split_column=time_ms
     stem-convert --train=a/*.parquet --validation=b.parquet --test=c.parquet --schema=my.yaml --output=DIR
     stem-convert --train=a.csv --validation_share=0.1 --test=b.csv --schema=my.yaml --output=DIR
+    stem-convert NEW_LOG --extend=DIR --schema=my.yaml --output=DIR2 --split=time --split_column=time_ms
 
 LOG: comma-separated files, globs or directories, on this machine or in a store (s3://, gs://, hdfs://). The same log,
 schema, flags and seed give the same bytes, whatever the number of processes. An interrupted conversion leaves nothing
@@ -71,6 +72,22 @@ _VALIDATION_BY = flags.DEFINE_enum(
     "Which rows --validation_share takes: random rows, those chosen by a hash of --split_column, or the newest by the "
     "time in --split_column.",
 )
+_EXTEND = flags.DEFINE(
+    cli.PLACE,
+    "extend",
+    None,
+    "Converted data (a directory or URI) to go on from: values keep their ids and counts, new ones get ids behind; "
+    "constants of numbers and labels are kept. The output has the rows of the new log alone.",
+)
+_FORGET = flags.DEFINE_string(
+    "forget",
+    None,
+    "With --extend: values lose their ids, for new ones to take, that train rows have not had for a time before the "
+    "log's last row (30d, 12h), or in this many conversions, this one included (7).",
+)
+_REFIT = flags.DEFINE_boolean(
+    "refit", False, "With --extend: fit means, quantiles and label scales on the new log, instead of keeping them."
+)
 _LAYOUTS = flags.DEFINE_list(
     "layouts",
     list(LAYOUTS),
@@ -127,6 +144,9 @@ def _options(argv: Sequence[str]) -> Options:
         fractions=_fractions(_FRACTIONS.value) if _FRACTIONS.present else None,
         validation_from=_VALIDATION_FROM.value,
         test_from=_TEST_FROM.value,
+        extend=_EXTEND.value or "",
+        forget=_FORGET.value,
+        refit=_REFIT.value,
         layouts=layouts,
         seed=_SEED.value,
         runner=_RUNNER.value,
@@ -176,6 +196,13 @@ def report(done: Manifest, where: str, seconds: float, csv: CsvOptions, config: 
         for name, sizes in done.vocabularies.items():
             shares = (f"  {done.splits[split].rare_share[name]:>16.2%}" for split in SPLITS)
             print(f"{name:{width}}  {done.num_ids(name):>12,}  {sizes.distinct:>12,}" + "".join(shares))
+    if done.ancestor and done.history:
+        heads = ("new ids", "reassigned", "evicted", "free", "rare, counted")
+        print(f"\nextends {done.ancestor.directory}; this is generation {done.generation}")
+        print(f"{'feature':{width}}" + "".join(f"  {head:>13}" for head in heads))
+        for name, grown in done.history.items():
+            counts = (grown.new, grown.reassigned, grown.evicted, done.vocabularies[name].free, grown.rare)
+            print(f"{name:{width}}" + "".join(f"  {count:>13,}" for count in counts))
     if done.hashed:
         width = max(map(len, ("hashed feature", *done.hashed)))
         print(f"\n{'hashed feature':{width}}  {'buckets':>13}  {'hashes':>6}  {'distinct':>13}  {'alike':>7}")

@@ -156,6 +156,11 @@ def is_number(kind: pa.DataType) -> bool:
     return is_int(kind) or pa.types.is_floating(kind)
 
 
+def is_time(kind: pa.DataType) -> bool:
+    """Whether values of this type can be times: numbers, dates, timestamps, and text, which is judged by its values."""
+    return pa.types.is_temporal(kind) or is_number(kind) or is_text(kind)
+
+
 def plain(array: pa.Array) -> pa.Array:
     """The values, dictionary-decoded."""
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array

@@ -63,6 +63,9 @@ def validate(
         if name in typed and not (casts.is_int(typed[name]) or casts.is_text(typed[name])):
             why = f"holds {typed[name]}; a key is int64 or string{_cast(name, 'int64')}"
             _refuse(why, schema, key, name, source)
+    if schema.time in typed and not casts.is_time(kind := typed[schema.time]):
+        why = f"holds {kind}; a time is a number, a date or a timestamp"
+        _refuse(why, schema, "time", schema.time, source)
 
 
 def _uses(schema: Schema) -> Iterator[tuple[str, str]]:
@@ -75,7 +78,7 @@ def _uses(schema: Schema) -> Iterator[tuple[str, str]]:
             yield f"tasks.{task.name}.space.column", task.space.column
         if task.row_weight is not None:
             yield f"tasks.{task.name}.row_weight", task.row_weight
-    for key, column in (("group", schema.group), ("item", schema.item)):
+    for key, column in (("group", schema.group), ("item", schema.item), ("time", schema.time)):
         if column is not None:
             yield key, column
 

@@ -180,13 +180,17 @@ class Slicer:
         ids = vocabulary.Lookup(table["value"]).plain(values)
         sizes = self._manifest.vocabularies[name]
         if kind == "new":
-            about = "" if sizes.size == sizes.distinct else f"or seen fewer than {self._features[name].min_count} times"
+            about = (
+                ""
+                if sizes.size - sizes.free == sizes.distinct
+                else f"or seen fewer than {self._features[name].min_count} times"
+            )
             found = Slice(
                 f"{name}:new", name, f"not seen in train {about}".strip(), self._mask(rows[ids == vocabulary.RARE_ID])
             )
         else:
             counts = np.r_[0, 0, table["count"].to_numpy()]  # by id
-            most = _most_of_rare(counts[vocabulary.FIRST_ID :])
+            most = _most_of_rare(counts[counts > 0])
             rare = (ids >= vocabulary.FIRST_ID) & (counts[ids] <= most)
             times = "once" if most == 1 else f"at most {most:,} times"
             found = Slice(f"{name}:rare", name, f"seen {times} in train", self._mask(rows[rare]))

@@ -134,6 +134,8 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_the_manifest_knows(converted: Path) -> None:
     found = manifest.load(str(converted / "data"))
     assert sorted(found.files) == [
+        "history/rare/user.parquet",
+        "history/seen/user.parquet",
         "raw/test/part-00000.parquet",
         "raw/validation/part-00000.parquet",
         "schema.yaml",

@@ -321,7 +321,8 @@ def test_conversion_without_records(by_time: Manifest, tmp_path: Path) -> None:
     )
     bare = convert_log(options)
     assert not any(split.shards for split in bare.splits.values())
-    assert sorted(os.listdir(bare.data_dir)) == [".stem-tf", "manifest.json", "raw", "schema.yaml", "vocabulary"]
+    kept = [".stem-tf", "history", "manifest.json", "raw", "schema.yaml", "vocabulary"]
+    assert sorted(os.listdir(bare.data_dir)) == kept
     same = dataclasses.replace(bare, data_dir=by_time.data_dir, splits=by_time.splits)
     assert same == by_time
     for name in SPLITS:
