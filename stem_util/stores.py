@@ -79,7 +79,7 @@ def check(uri: str) -> str:
             f"{uri}: options after a question mark are not read; the environment has them, such as AWS_ENDPOINT_URL "
             "and AWS_REGION"
         )
-    if not host or "//" in rest.rstrip("/"):
+    if not host or "//" in rest.rstrip("/") or {".", ".."} & set(rest.split("/")):
         raise UserError(f"{uri}: should be {scheme}://{'HOST:PORT' if scheme == 'hdfs' else 'BUCKET'}/PATH")
     return f"{scheme}://{rest.rstrip('/')}"
 

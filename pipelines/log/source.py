@@ -57,15 +57,17 @@ def open_log(files: Sequence[str], csv: CsvOptions | None = None, unit_rows: int
                 units += parquet_reader.units_of(
                     path, number, file.metadata, len(units), _UNIT_ROWS if unit_rows is None else unit_rows
                 )
-    directories = [
-        {name: value for name, value in _directory_columns(path).items() if name not in dict(schema)}
-        for path, schema in zip(files, schemas, strict=True)
-    ]
-    for schema, names in zip(schemas, directories, strict=True):
-        schema += [(name, pa.binary()) for name in names]
+    directories: list[dict[str, bytes | None]] = []
+    for path, schema in zip(files, schemas, strict=True):
+        own = dict(schema)
+        named = [(name, value) for name, value in _directory_columns(path) if name not in own]
+        schema += [(name, pa.binary()) for name, _ in named]
+        directories.append(dict(named))
     # Files without rows do not decide the columns, if others have rows.
     full = {unit.file for unit in units} or set(range(len(files)))
-    types, problems = _agreement([files[i] for i in sorted(full)], [schemas[i] for i in sorted(full)])
+    types, problems = _agreement(
+        [files[i] for i in sorted(full)], [schemas[i] for i in sorted(full)], [directories[i] for i in sorted(full)]
+    )
     directories = [{n: value for n, value in names.items() if n in types} for names in directories]
     return Log(tuple(files), types, tuple(units), text, csv, problems, tuple(directories))
 
@@ -75,31 +77,34 @@ def file_bytes(path: str) -> int:
     return stores.stamp(path).bytes if stores.is_uri(path) else os.path.getsize(path)
 
 
-def _directory_columns(path: str) -> dict[str, bytes | None]:
+def _directory_columns(path: str) -> list[tuple[str, bytes | None]]:
     """Columns and values in the names of a file's directories, as in date=2024-01-01/hour=7/part-0.parquet."""
-    found: dict[str, bytes | None] = {}
+    found: list[tuple[str, bytes | None]] = []
     for part in path.split(os.sep)[:-1]:
         name, equals, value = part.partition("=")
         if name and equals:
-            known = None if value in _NO_VALUE else os.fsencode(urllib.parse.unquote(value))
-            found[urllib.parse.unquote(name)] = known
+            known = None if value in _NO_VALUE else urllib.parse.unquote_to_bytes(os.fsencode(value))
+            found.append((urllib.parse.unquote(name), known))
     return found
 
 
 def _agreement(
-    files: Sequence[str], schemas: Sequence[list[tuple[str, pa.DataType]]]
+    files: Sequence[str],
+    schemas: Sequence[list[tuple[str, pa.DataType]]],
+    directories: Sequence[Mapping[str, bytes | None]],
 ) -> tuple[dict[str, pa.DataType], dict[str, str]]:
     """The columns that all files have with types that agree, and the problem of each other column."""
     types: dict[str, pa.DataType] = {}
     first: dict[str, str] = {}  # the first file that has the column
     problems: dict[str, str] = {}
-    for path, schema in zip(files, schemas, strict=True):
+    for path, schema, named in zip(files, schemas, directories, strict=True):
         for name, kind in schema:
             common = casts.common_type(types.setdefault(name, kind), kind)
             if name in first and first[name] == path:
                 problems.setdefault(name, f"{path}: the column '{name}' is there more than once")
             elif common is None:
-                why = f"{path}: the column '{name}' is {kind}, but {types[name]} in {first[name]}"
+                place = " in the name of its directory" if name in named else ""
+                why = f"{path}: the column '{name}' is {kind}{place}, but {types[name]} in {first[name]}"
                 problems.setdefault(name, why + ": cast one of them when the log is written")
             else:
                 types[name] = common

@@ -238,6 +238,29 @@ def test_a_files_own_column_counts_before_its_directory(tmp_path: Path) -> None:
     assert "a.parquet: the column 'x', which" in log.problems["x"]
 
 
+def test_odd_names_of_directories(tmp_path: Path) -> None:
+    def log_of(*names: str, **columns: list[int]) -> source.Log:
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for number, name in enumerate(names):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table({"x": [1]} | (columns if number == 0 else {})), root / name / "part.parquet")
+        return source.open_log(find_files(str(root)))
+
+    def days(log: source.Log) -> list[bytes | None]:
+        return [names["day"] for names in log.directories]
+
+    assert days(log_of("day=", "day=2026-11-20%2F")) == [None, b"2026-11-20/"]
+    assert days(log_of("day=%FE", "day=%FF", "day=%ZZ", "day=ü=1")) == [b"\xfe", b"\xff", b"%ZZ", "ü=1".encode()]
+    assert list(log_of("=3", "plain").types) == ["x"]
+    twice = log_of("day=1/day=2")
+    assert "the column 'day' is there more than once" in twice.problems["day"] and list(twice.types) == ["x"]
+    depths = log_of("day=1/hour=2", "day=1")
+    assert "the column 'hour', which" in depths.problems["hour"] and days(depths) == [b"1", b"1"]
+    mixed = log_of("day=1", "day=2", day=[1])
+    assert "'day' is binary in the name of its directory, but int64 in" in mixed.problems["day"]
+    assert {"Day", "day"} == log_of("Day=1", "day=1").problems.keys()
+
+
 def test_damaged_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"x": np.random.default_rng(0).integers(0, 2**60, 10_000)}), path)

@@ -20,6 +20,7 @@ from tests.stores import Proxy, Server
         ("s3://", "should be s3://BUCKET/PATH"),
         ("hdfs:///x", "should be hdfs://HOST:PORT/PATH"),
         ("s3://b//x", "should be s3://BUCKET/PATH"),
+        ("s3://b/x/../y", "should be s3://BUCKET/PATH"),
         ("s3://key:secret@b/x", "credentials do not belong in a URI"),
         ("s3://b/x?region=eu-west-1", "options after a question mark are not read"),
     ],
