@@ -64,19 +64,20 @@ class FeatureCounts:
       rows: how many rows or items had to give a value or a list.
       missing: how many of these were empty.
       values: how many values were given.
-      unknown: how many of these are not in the vocabulary.
+      unknown: how many of these are not in the vocabulary; None where there is none: numbers, vectors, hashed ids.
     """
 
     rows: int = 0
     missing: int = 0
     values: int = 0
-    unknown: int = 0
+    unknown: int | None = None
 
     def add(self, other: FeatureCounts) -> None:
         self.rows += other.rows
         self.missing += other.missing
         self.values += other.values
-        self.unknown += other.unknown
+        if other.unknown is not None:
+            self.unknown = (self.unknown or 0) + other.unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +239,7 @@ def _counts(feature: _Feature, array: np.ndarray) -> FeatureCounts:
         present = given.all(axis=-1)
     else:
         present = given
-    unknown = 0 if feature.known is None else feature.known.unknown(array[given])
+    unknown = None if feature.known is None else feature.known.unknown(array[given])
     filled = int(np.count_nonzero(present))
     return FeatureCounts(present.size, present.size - filled, int(np.count_nonzero(given)), unknown)
 

@@ -236,7 +236,7 @@ class Metrics(Collector):
                 f"stem_serve_feature_{what}",
                 of,
                 ["model", "feature"],
-                {key: getattr(counts, what) for key, counts in features.items()},
+                {key: count for key, counts in features.items() if (count := getattr(counts, what)) is not None},
             )
 
 

@@ -41,6 +41,15 @@ features:
   user: {kind: categorical, side: user, dtype: int64}
   video: {kind: categorical, side: item, dtype: string, min_count: 2}
   tags: {kind: multivalent, side: item, dtype: string, separator: "|", max_length: 2}
+  hashed: {kind: categorical, side: user, column: user, dtype: int64, hash: {buckets: 7}}
+  words:
+    kind: multivalent
+    side: item
+    column: tags
+    dtype: string
+    separator: "|"
+    max_length: 9
+    hash: {buckets: 5, hashes: 2}
   length: {kind: numeric, side: item, bucketise: {quantiles: 4}}
 tasks:
   click: {label: {column: click}}

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.log import source
 from pipelines.log.find import find_files
-from pipelines.log.parts import Chunk, CsvOptions
+from pipelines.log.parts import Chunk, CsvOptions, Log
 from stem_util.errors import UserError
 
 
@@ -239,14 +239,14 @@ def test_a_files_own_column_counts_before_its_directory(tmp_path: Path) -> None:
 
 
 def test_odd_names_of_directories(tmp_path: Path) -> None:
-    def log_of(*names: str, **columns: list[int]) -> source.Log:
+    def log_of(*names: str, **columns: list[int]) -> Log:
         root = tmp_path / str(len(list(tmp_path.iterdir())))
         for number, name in enumerate(names):
             (root / name).mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table({"x": [1]} | (columns if number == 0 else {})), root / name / "part.parquet")
         return source.open_log(find_files(str(root)))
 
-    def days(log: source.Log) -> list[bytes | None]:
+    def days(log: Log) -> list[bytes | None]:
         return [names["day"] for names in log.directories]
 
     assert days(log_of("day=", "day=2026-11-20%2F")) == [None, b"2026-11-20/"]
