@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from stem_util import stores
 from stem_util.errors import UserError
 
 _KEY = "config.train.strategy"
@@ -64,6 +65,12 @@ def training(words: Sequence[str], workers: int, ps: int) -> Training:
         raise UserError("the stem-train command has no --workdir: each attempt should go on where the one before ended")
     if ps and not workers:
         raise UserError(f"--ps={ps} serves workers, and there are none: give --workers=N too")
+    workdir = _given(words, "workdir") or ""
+    if workers and stores.is_uri(workdir):
+        raise UserError(
+            f"--workdir={workdir}: the processes of a cluster share their work directory through a file system; only "
+            "the data may be in a bucket"
+        )
     tasks = {"chief": 1, "worker": workers, "ps": ps} if ps else {"worker": max(1, workers)}
     needed = "parameter_server" if ps else "multi_worker" if workers else None
     given = _given(words, _KEY)

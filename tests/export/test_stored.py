@@ -89,6 +89,10 @@ def test_what_is_refused(s3: str) -> None:
         owned.claim(directory, owned.DATA)
     with pytest.raises(UserError, match="holds converted data or a run, not exported versions"):
         make(f"{s3}/data")
+    stores.write(f"{s3}/half/1/variables/data", b"its upload was killed")
+    with pytest.raises(UserError, match="half holds no exported model: neither saved_model.pb nor a version with one"):
+        stored.fetched(f"{s3}/half")
+    assert make(f"{s3}/half") == f"{s3}/half/2"
     stores.write(f"{s3}/other/1/saved_model.pb", b"")
     with pytest.raises(UserError, match="other/1/manifest.json is no manifest of stem-export"):
         stored.fetched(f"{s3}/other")

@@ -196,6 +196,7 @@ def test_credentials_of_a_bucket_come_from_a_secret_or_an_account(submit: Callab
         (("--volume=v", "--image=a b"), COMMAND, "is no name of an image"),
         (("--volume=v", "--mount=/work/../x"), COMMAND, "should be the absolute path"),
         (("--volume=v", "--ps_memory=1Gi"), COMMAND, "--ps_memory does nothing without parameter servers"),
+        (WORKERS, ("stem-train", "--workdir=s3://b/run"), "a cluster share their work directory through a file system"),
         (("--mount=/work",), COMMAND, "--mount does nothing without a --volume"),
         (("--to=ssh",), COMMAND, "--to=ssh starts a cluster: give --workers=N"),
         (("--to=ssh", "--workers=2", "--gpus=1"), COMMAND, "--gpus is for Kubernetes: it does nothing with --to=ssh"),
