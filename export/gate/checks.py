@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.gate import measures
 from export.gate.measures import Rows
-from export.gate.rules import METRICS, Bounds, Rules
+from export.gate.rules import Bounds, Rules
 from stem_tf import report
 
 Outcome = Literal["holds", "fails", "not judged"]
@@ -90,13 +90,14 @@ def judge(rules: Rules, rows: Mapping[str, Rows], candidate: Scored, served: Sco
       candidate, served: what was measured of both, on the same rows; None where nothing is served yet.
     """
     found: list[Check] = []
+    nothing = NOTHING_SERVED if served is None else "the served version does not score it"
     for task, of_task in rows.items():
-        known = None if served is None else served.scores.get(task)
-        bounds = rules.of_task(task)
-        for metric in METRICS[of_task.kind]:
-            if metric in bounds:
-                found += _metric(metric, task, bounds[metric], of_task, candidate.scores[task], known, rules.level)
-        found += _drift(task, bounds.get("score_drift", {}), candidate.scores[task], known, served is not None)
+        theirs = None if served is None else served.scores.get(task)
+        for rule, bounds in rules.of_task(of_task.task).items():
+            if rule == "score_drift":
+                found += _drift(task, bounds, candidate.scores[task], theirs, nothing)
+            else:
+                found += _metric(rule, of_task, bounds, candidate.scores[task], theirs, nothing, rules.level)
     for feature, share in candidate.unknown.items():
         before = None if served is None else served.unknown.get(feature, math.nan)
         found += _unknown(feature, rules.of_feature(feature), share, before)
@@ -113,21 +114,22 @@ def _given(bounds: Bounds, *keys: str) -> Iterator[tuple[str, float]]:
 
 
 def _metric(
-    metric: str, task: str, bounds: Bounds, rows: Rows, candidate: NDArray, served: NDArray | None, level: float
+    metric: str, rows: Rows, bounds: Bounds, candidate: NDArray, served: NDArray | None, nothing: str, level: float
 ) -> Iterator[Check]:
+    task = rows.task.name
     ours = rows.value(metric, candidate)
     theirs = None if served is None else rows.value(metric, served)
     words = f"{metric.replace('_', ' ')} of '{task}'"
     for _, margin in _given(bounds, "margin"):
         rule = f"{metric}.margin"
         if served is None or theirs is None:
-            yield Check(rule, task, "not judged", NOTHING_SERVED, margin, ours)
+            yield Check(rule, task, "not judged", nothing, margin, ours)
             continue
         loss = measures.compare(metric, rows, candidate, served, level)
         if math.isnan(loss.estimate):
             yield Check(rule, task, "not judged", "it is not defined on these rows", margin, ours, theirs)
             continue
-        why = _too_much(loss, margin, bounds["in_doubt"])
+        why = _too_much(loss, margin, bounds.get("in_doubt", "refuse"))
         why = f"{words} is {_number(ours)}, of the served version {_number(theirs)}: {why}" if why else ""
         outcome: Outcome = "fails" if why else "holds"
         yield Check(rule, task, outcome, why, margin, ours, theirs, loss.estimate, loss.low, loss.high)
@@ -158,13 +160,12 @@ def _limits(rule: str, of: str, bounds: Bounds, value: float, words: str, unit: 
             yield Check(f"{rule}.{key}", of, "fails" if fails else "holds", why, limit, value, value=value)
 
 
-def _drift(task: str, bounds: Bounds, candidate: NDArray, served: NDArray | None, any_served: bool) -> Iterator[Check]:
+def _drift(task: str, bounds: Bounds, candidate: NDArray, served: NDArray | None, nothing: str) -> Iterator[Check]:
     moved = {} if served is None else measures.drift(candidate, served)
     for key, limit in _given(bounds, "psi", "mean", "quantiles"):
         rule, value = f"score_drift.{key}", moved.get(key, math.nan)
         if served is None:
-            why = "the served version does not score it" if any_served else NOTHING_SERVED
-            yield Check(rule, task, "not judged", why, limit)
+            yield Check(rule, task, "not judged", nothing, limit)
             continue
         ours, theirs = (float(np.mean(scores)) if key == "mean" else None for scores in (candidate, served))
         if math.isnan(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from export.gate.checks import Check
 from export.gate.rules import Rules
 from export.published import Published
 from pipelines.manifest import Manifest
+from pipelines.schema import Task
 from stem_tf import report
 from stem_tf.evaluation import scoring
 from stem_tf.trained import Trained
@@ -48,7 +50,7 @@ class Gate:
         manifest: Manifest,
         data: Any,
         split: str,
-        tasks: list[str],
+        tasks: Sequence[Task],
         rules: Rules,
         served: Path | None,
         outputs: list[Path],
@@ -76,7 +78,7 @@ class Gate:
         held_back.check_finite(scored[0], "the candidate")
         if self._served is not None:
             held_back.check_finite(scored[1], f"{self._served}, which is served")
-        rows = held_back.rows_of(predicted, self._manifest.schema, self._tasks, self._rules.resamples)
+        rows = held_back.rows_of(predicted, self._tasks, self._rules.resamples)
         self.checks = checks.judge(self._rules, rows, scored[0], None if self._served is None else scored[1])
         reasons = [check.why for check in self.checks if check.outcome == "fails"]
         self.verdict = {

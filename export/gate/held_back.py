@@ -19,7 +19,7 @@ from pipelines import manifest as manifests
 from pipelines.log import source
 from pipelines.log.casts import EMPTY
 from pipelines.manifest import Manifest
-from pipelines.schema import Schema
+from pipelines.schema import Task
 from stem_tf.evaluation.intervals import Resamples
 from stem_tf.evaluation.predictions import Predictions
 from stem_util.errors import JobError, UserError
@@ -32,12 +32,11 @@ _WARM_UP, _CALLS = 5, 40
 Arrays = dict[str, NDArray]
 
 
-def rows_of(predicted: Predictions, schema: Schema, tasks: Sequence[str], resamples: int) -> dict[str, Rows]:
+def rows_of(predicted: Predictions, tasks: Sequence[Task], resamples: int) -> dict[str, Rows]:
     """The held-back rows of each task to judge, with the same draws of users for all."""
     drawn = Resamples(predicted.group, resamples, 0, rows=len(predicted.row_id))
-    kinds = {task.name: task.type for task in schema.tasks}
     return {
-        task: Rows(kinds[task], predicted.labels[task], predicted.weights_of(task).astype(np.float64), drawn)
+        task.name: Rows(task, predicted.labels[task.name], predicted.weights_of(task.name).astype(np.float64), drawn)
         for task in tasks
     }
 

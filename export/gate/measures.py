@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.schema import Task
 from stem_tf.evaluation import metrics
 from stem_tf.evaluation.calibration import BUCKETS, calibration, equal_frequency
 from stem_tf.evaluation.intervals import Resamples, interval
 
 _EXACT_ROWS = 20_000
 """Up to here the AUC of each resample is made of its rows; above, of its expansion (`Resamples.aucs`)."""
-_QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+_QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 _LEAST_SHARE = 1e-4
 """Stands in for the share of an empty bucket in the population stability index, which would be infinite."""
 
@@ -31,12 +32,12 @@ class Rows:
     """The held-back rows of one task.
 
     Attributes:
-      kind: the task's type.
+      task: the task.
       labels, weights: [N]; a row of weight 0 is left out.
       resamples: draws of the N rows' users.
     """
 
-    kind: Any
+    task: Task
     labels: NDArray
     weights: NDArray
     resamples: Resamples
@@ -45,7 +46,7 @@ class Rows:
         """A metric by its rule's name; NaN where it is not defined."""
         if metric in ("auc", "logloss", "mse"):
             return float(getattr(metrics, metric)(self.labels, scores, self.weights))
-        found = calibration(self.kind, self.labels, scores, self.weights)
+        found = calibration(self.task.type, self.labels, scores, self.weights)
         return found.error if metric == "calibration_error" else found.ratio
 
     def drawn(self, metric: str, scores: NDArray) -> NDArray[np.float64]:

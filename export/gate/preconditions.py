@@ -10,7 +10,7 @@ from export.gate.rules import Rules
 from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from pipelines.manifest import Manifest
-from pipelines.schema import Schema
+from pipelines.schema import Feature, Schema, Task
 from stem_tf.workdir import Workdir
 from stem_util import files
 from stem_util.errors import UserError
@@ -33,7 +33,7 @@ def check_run(workdir: Workdir) -> None:
             raise UserError(f"{workdir.place} is still being trained (process {file.read().strip()}): wait for its end")
 
 
-def judged_tasks(manifest: Manifest, split: str, rules: Rules) -> list[str]:
+def judged_tasks(manifest: Manifest, split: str, rules: Rules) -> list[Task]:
     """The tasks that have a rule; each has labels in the split, of both classes if it is binary.
 
     Raises:
@@ -42,7 +42,7 @@ def judged_tasks(manifest: Manifest, split: str, rules: Rules) -> list[str]:
     manifest.check_raw(split)
     if not any((Path(manifest.data_dir) / "raw" / split).glob("*.parquet")):
         raise UserError(f"{manifest.data_dir}/raw/{split} is missing: it holds the raw rows that are scored")
-    tasks = [task for task in manifest.schema.tasks if rules.of_task(task.name)]
+    tasks = [task for task in manifest.schema.tasks if rules.of_task(task)]
     for task in tasks:
         rows, rate = manifest.task_rows(split, task.name), manifest.task_rate(split, task.name)
         way_out = f"choose another --split, or let the rules say `tasks: {{{task.name}: off}}`"
@@ -53,7 +53,7 @@ def judged_tasks(manifest: Manifest, split: str, rules: Rules) -> list[str]:
                 f"all {rows:,} labels of task '{task.name}' in the {split} split of {manifest.data_dir} are {rate:g}: "
                 f"nothing can be judged on them: {way_out}"
             )
-    return [task.name for task in tasks]
+    return tasks
 
 
 def check_served(version: Path, manifest: Manifest) -> dict[str, Any]:
@@ -96,6 +96,6 @@ def _differences(ours: Schema, theirs: Schema) -> list[str]:
     ]
 
 
-def _input(feature: Any) -> tuple[Any, ...]:
+def _input(feature: Feature) -> tuple[Any, ...]:
     """What a caller has to know of an input."""
     return feature.kind, feature.dtype, feature.side == "item", feature.max_length, feature.length

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import yaml_reader
-from pipelines.schema import Schema
+from pipelines.schema import Schema, Task
 from pipelines.yaml_reader import Node, hint
 from stem_util.errors import UserError
 
@@ -29,7 +29,7 @@ def _doubt(node: Node) -> str:
 _Reader = Callable[[Node], Any]
 _COMPARED: dict[str, _Reader] = {"margin": _not_negative, "in_doubt": _doubt}
 _MOST = {"at_most": _not_negative}
-OF_TASKS: dict[str, dict[str, _Reader]] = {
+_OF_TASKS: dict[str, dict[str, _Reader]] = {
     "auc": _COMPARED | {"at_least": _not_negative},
     "logloss": _COMPARED | _MOST,
     "mse": _COMPARED | _MOST,
@@ -42,13 +42,13 @@ METRICS = {
     "binary": ("auc", "logloss", "calibration_error", "predicted_over_observed"),
     "regression": ("mse", "predicted_over_observed"),
 }
-"""The rules about metrics that a task of each type has."""
+"""The rules about metrics that a task of each type can have."""
 _OF_FEATURES: dict[str, dict[str, _Reader]] = {"unknown_ids": {"margin": _not_negative, "at_most": _not_negative}}
 _OF_VERSIONS: dict[str, dict[str, _Reader]] = {
     "size": {"times": _not_negative, "at_most_mb": _not_negative},
     "latency": {"times": _not_negative, "at_most_ms": _not_negative},
 }
-_ALL = OF_TASKS | _OF_FEATURES | _OF_VERSIONS
+_ALL = _OF_TASKS | _OF_FEATURES | _OF_VERSIONS
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,10 @@ class Rules:
     tasks: Mapping[str, Mapping[str, Bounds]]
     features: Mapping[str, Mapping[str, Bounds]]
 
-    def of_task(self, task: str) -> dict[str, Bounds]:
+    def of_task(self, task: Task) -> dict[str, Bounds]:
         """The rules about a task, without those that are switched off."""
-        rules = {name: self.tasks.get(task, {}).get(name, self.bounds[name]) for name in OF_TASKS}
+        own = self.tasks.get(task.name, {})
+        rules = {name: own.get(name, self.bounds[name]) for name in _of_type(task.type)}
         return {name: bounds for name, bounds in rules.items() if bounds}
 
     def of_feature(self, feature: str) -> Bounds:
@@ -119,9 +120,13 @@ def load(path: str | None, schema: Schema) -> Rules:
         level.number(),
         fields.get("resamples", default.child("resamples")).integer(100, _MOST_RESAMPLES),
         bounds,
-        _own(fields.get("tasks"), OF_TASKS, schema.task_names, bounds),
-        _own(fields.get("features"), _OF_FEATURES, [feature.name for feature in schema.features], bounds),
+        _own(fields.get("tasks"), {task.name: _of_type(task.type) for task in schema.tasks}, bounds),
+        _own(fields.get("features"), {f.name: _OF_FEATURES for f in schema.features if f.has_vocabulary}, bounds),
     )
+
+
+def _of_type(kind: str) -> dict[str, dict[str, _Reader]]:
+    return {name: _OF_TASKS[name] for name in (*METRICS[kind], "score_drift")}
 
 
 def _read(path: str) -> Node:
@@ -151,16 +156,24 @@ def _bounds(node: Node, rule: str, before: Bounds) -> Bounds:
 
 
 def _own(
-    node: Node | None, keys: Mapping[str, Any], names: list[str] | tuple[str, ...], bounds: Mapping[str, Bounds]
+    node: Node | None, keys: Mapping[str, Mapping[str, Any]], bounds: Mapping[str, Bounds]
 ) -> dict[str, dict[str, Bounds]]:
-    """The rules of single tasks or features, which may be switched off as a whole."""
+    """The rules of single tasks or features, which may be switched off as a whole.
+
+    Args:
+      node: of the file, if it has any.
+      keys: the rules that each task or feature can have.
+      bounds: of all.
+    """
     found: dict[str, dict[str, Bounds]] = {}
-    for name, child in ({} if node is None else node.mapping()).items():
-        if name not in names:
-            node.fail(f"the data have no {name!r}{hint(name, names)}")  # type: ignore[union-attr]
+    if node is None:
+        return found
+    for name, child in node.mapping().items():
+        if name not in keys:
+            node.fail(f"{name!r} is not in the data, or no rule is about it{hint(name, keys)}")
         if _off(child):
-            found[name] = dict.fromkeys(keys, {})
+            found[name] = dict.fromkeys(keys[name], {})
             continue
-        fields = child.record({}, keys, repr(name))
+        fields = child.record({}, keys[name], repr(name))
         found[name] = {rule: _bounds(rule_node, rule, bounds[rule]) for rule, rule_node in fields.items()}
     return found

@@ -66,14 +66,14 @@ def main(argv: Sequence[str]) -> None:
     gate_preconditions.check_run(workdir)
     if not stores.is_uri(_AGAINST.value):
         owned.check(_AGAINST.value, owned.VERSIONS)
+    # Of the run first: another split or data that has moved is said before anything about what is served.
+    manifest = workdir.data(config, _DATA.value, _SPLIT.value)
+    wanted = rules.load(_RULES.value, manifest.schema)
+    tasks = gate_preconditions.judged_tasks(manifest, _SPLIT.value, wanted)
     served = stored.newest(_AGAINST.value)
-    with _staging(served) as output:
-        # Of the run first: another split or data that has moved is said before anything about what is served.
-        manifest = workdir.data(config, _DATA.value, _SPLIT.value)
-        wanted = rules.load(_RULES.value, manifest.schema)
-        tasks = gate_preconditions.judged_tasks(manifest, _SPLIT.value, wanted)
-        known = {} if served is None else gate_preconditions.check_served(served, manifest)
-        name = known.get("model", "ranker") if _NAME.value is None else _NAME.value
+    known = {} if served is None else gate_preconditions.check_served(served, manifest)
+    name = known.get("model", "ranker") if _NAME.value is None else _NAME.value
+    with _staging(known.get("version", 0)) as output:
         manifest = preconditions.check(workdir, config, _DATA.value, output, name)
         quieten_tensorflow()
         import tensorflow as tf
@@ -103,14 +103,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _staging(served: Path | None) -> Iterator[Path]:
-    """The directory to export to; for a dry run a temporary one, with the number that the version would have."""
+def _staging(served: int) -> Iterator[Path]:
+    """The directory to export to; for a dry run a temporary one, whose first number is the one after ``served``."""
     if not _DRY_RUN.value:
         with stored.staging(_AGAINST.value) as output:
             yield output
         return
     with tempfile.TemporaryDirectory() as scratch:
-        publish.use_numbers_after(0 if served is None or not served.name.isdigit() else int(served.name), Path(scratch))
+        publish.use_numbers_after(served, Path(scratch))
         yield Path(scratch)
 
 

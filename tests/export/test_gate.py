@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
 import json
 import math
 import shutil
@@ -13,14 +15,15 @@ import numpy as np
 import pytest
 
 from export import publish
-from export.gate import checks, measures, rules
+from export.gate import checks, held_back, measures, preconditions, rules
 from export.gate.checks import Check, Scored
 from export.gate.measures import Rows
+from pipelines import manifest as manifests
 from pipelines import schema_yaml
-from pipelines.schema import Schema
+from pipelines.schema import Label, Schema, Task
 from stem_tf.evaluation.calibration import calibration
 from stem_tf.evaluation.intervals import Resamples
-from stem_util.errors import UserError
+from stem_util.errors import JobError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def made_up(users: int = 400) -> tuple[Rows, np.ndarray]:
     labels = (random.random(len(scores)) < scores).astype(np.float32)
     weights = np.ones(len(scores))
     weights[::17], labels[::17] = 0, np.nan
-    return Rows("binary", labels, weights, Resamples(np.repeat(np.arange(users), 10), 200, 0)), scores
+    return Rows(Task("click", Label("c")), labels, weights, Resamples(np.repeat(np.arange(users), 10), 200, 0)), scores
 
 
 def judged(text: str, schema: Schema, tmp_path: Path, candidate: Scored, served: Scored | None) -> dict[str, Check]:
@@ -69,7 +72,7 @@ def test_each_resample_is_measured_as_its_rows_would_be() -> None:
         drawn = rows.drawn(metric, worse)
         for resample in range(0, 200, 50):
             counts = rows.resamples._counts[resample][rows.resamples._units]
-            again = Rows("binary", rows.labels, rows.weights * counts, rows.resamples)
+            again = Rows(rows.task, rows.labels, rows.weights * counts, rows.resamples)
             assert drawn[resample] == pytest.approx(again.value(metric, worse), rel=1e-6)
     # The error of a resample is over the buckets of all rows.
     counts = rows.resamples._counts[3][rows.resamples._units] * rows.weights
@@ -89,7 +92,7 @@ def test_drift_by_hand() -> None:
     shares = [(1.0, 0.1), *[(1e-4, 0.1)] * 9]
     assert found["psi"] == pytest.approx(sum((c - s) * math.log(c / s) for c, s in shares))
     assert found["mean"] == pytest.approx((0.505 - 0.0505) / served.std())
-    assert found["quantiles"] == pytest.approx(0.9 * np.quantile(served, 0.99) / served.std())
+    assert found["quantiles"] == pytest.approx(0.9 * np.quantile(served, 0.95) / served.std())
     assert math.isnan(measures.drift(served, np.full(100, 0.5))["mean"])
 
 
@@ -132,6 +135,8 @@ def test_size_latency_unknown_ids_and_drift(schema: Schema, tmp_path: Path) -> N
         rule for rule, check in found.items() if check.outcome == "fails"
     }
     assert found["latency.times"].why == "the latency is 12 ms, 3 times the served version's 4 ms (at most 2 times)"
+    own = judged("auc: off\ntasks: {click: {auc: {margin: 0}}}", schema, tmp_path, scored(1 - scores), scored(scores))
+    assert own["auc.margin"].outcome == "fails" and "auc.at_least" not in own
     off = "tasks: {click: off}\nfeatures: {item: off}\nsize: off\nlatency: off"
     assert not judged(off, schema, tmp_path, scored(scores**2, 0.3, 30, 12), scored(scores))
 
@@ -152,9 +157,10 @@ def test_too_few_users_are_a_doubt(schema: Schema, tmp_path: Path) -> None:
         ("auc: {margin: -0.1}", "auc.margin: should be a finite number of at least 0; got -0.1"),
         ("auc: {margni: 0.1}", "auc: unknown key 'margni' of the rule 'auc'; did you mean 'margin'"),
         ("auc: {in_doubt: off}", "auc.in_doubt: should be 'refuse' or 'publish'"),
-        ("tasks: {clik: {auc: off}}", "tasks: the data have no 'clik'; did you mean 'click'"),
+        ("tasks: {clik: {auc: off}}", "tasks: 'clik' is not in the data, or no rule is about it; did you mean 'click'"),
         ("tasks: {click: {size: off}}", "tasks.click: unknown key 'size' of 'click'"),
-        ("features: {shop: off}", "features: the data have no 'shop'"),
+        ("features: {shop: off}", "features: 'shop' is not in the data, or no rule is about it; allowed: item"),
+        ("tasks: {watched: {auc: off}}", "tasks.watched: unknown key 'auc' of 'watched'"),
         ("level: .7", "level: should be between 0 and .5"),
         ("resamples: 3", "resamples: should be a whole number of at least 100"),
         ("auc: [1", "line 1"),
@@ -170,8 +176,10 @@ def test_rules_that_are_wrong(text: str, message: str, schema: Schema, tmp_path:
 def test_rules_over_the_defaults(schema: Schema, tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text("auc: {margin: .5, at_least: off}\ntasks: {click: {auc: {margin: .25}}}")
     found, default = rules.load(str(tmp_path / "rules.yaml"), schema), rules.load(None, schema)
-    assert found.of_task("click")["auc"] == {"margin": 0.25, "in_doubt": "refuse", "at_least": None}
-    assert found.of_task("watched")["auc"]["margin"] == 0.5
+    click, watched = schema.tasks
+    assert found.of_task(click)["auc"] == {"margin": 0.25, "in_doubt": "refuse", "at_least": None}
+    assert [*found.of_task(watched)] == ["mse", "predicted_over_observed", "score_drift"]
+    assert found.bounds["auc"]["margin"] == 0.5
     assert found.bounds["logloss"] == default.bounds["logloss"] and found.level == 0.05
     with pytest.raises(UserError, match="No such file"):
         rules.load(str(tmp_path / "gone.yaml"), schema)
@@ -232,8 +240,6 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     assert "holds an exported version, not exported versions" in error(against=served / "1")
     assert "--split" in error("--split=train")
     with open(run.workdir.path / ".lock", "a") as lock:
-        import fcntl
-
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "is still being trained" in error()
     schema = (served / "1" / "schema.yaml").read_text()
@@ -252,3 +258,15 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     for part in ("does not take the input 'shop'", "shape of the input 'history'", "does not score the task 'buy'"):
         assert part in sentence
     assert [path.name for path in served.iterdir() if path.name.isdigit()] == ["1"]
+
+    def judged_on(**counts: manifests.TaskCounts) -> str:
+        test = dataclasses.replace(run.manifest.splits["test"], tasks=run.manifest.splits["test"].tasks | counts)
+        changed = dataclasses.replace(run.manifest, splits=run.manifest.splits | {"test": test})
+        with pytest.raises(UserError) as error:
+            preconditions.judged_tasks(changed, "test", rules.load(None, changed.schema))
+        return str(error.value)
+
+    assert "no labels of task 'watched'" in judged_on(watched=manifests.TaskCounts(0, None))
+    assert "all 60 labels of task 'click' in the test split" in judged_on(click=manifests.TaskCounts(60, 1.0))
+    with pytest.raises(JobError, match="the candidate: 1 of 2 scores of task 'click' are not finite"):
+        held_back.check_finite(scored(np.array([0.5, np.nan])), "the candidate")
