@@ -22,6 +22,7 @@ from pathlib import Path
 
 from export import publish
 from export.publish import ASIDE
+from export.server.directories import version_directories
 from stem_util import files, owned
 from stem_util.errors import UserError, did_you_mean
 
@@ -85,15 +86,19 @@ def versions(directory: Path) -> list[Version]:
     """
     _check(directory)
     before = None
-    while before != (aside := publish.versions(directory / ASIDE)):  # again, where another job has moved one meanwhile
-        before, in_place = aside, publish.versions(directory)
+    while before != (aside := _numbered(directory / ASIDE)):  # again, where another job has moved one meanwhile
+        before, in_place = aside, _numbered(directory)
     if not (in_place or aside):
         raise UserError(f"{directory} holds no versions: stem-export and stem-publish write them there")
-    if twice := sorted({*in_place} & {*aside}):
+    if twice := sorted(in_place.keys() & aside.keys()):
         raise UserError(f"{directory} holds version {twice[0]} twice, in place and in {ASIDE}/: remove one of the two")
-    found = [Version(n, directory / str(n), n == in_place[-1], False) for n in in_place]
-    found += [Version(n, directory / ASIDE / str(n), False, True) for n in aside]
+    found = [Version(number, path, number == max(in_place), False) for number, path in in_place.items()]
+    found += [Version(number, path, False, True) for number, path in aside.items()]
     return sorted(found, key=lambda version: version.number)
+
+
+def _numbered(directory: Path) -> dict[int, Path]:
+    return version_directories(directory).versions if directory.is_dir() else {}
 
 
 def promote(directory: Path, number: int) -> None:
@@ -150,17 +155,26 @@ def retain(directory: Path, keep: int) -> list[int]:
       The numbers that were deleted.
 
     Raises:
-      UserError: ``keep`` is less than 1, or ``directory`` holds no versions.
+      UserError: ``keep`` is less than 1, or ``directory`` serves no version, or a damaged one, so that an older one may
+        be needed.
     """
     if keep < 1:
         raise UserError(f"{keep} versions cannot be kept: the served one is never deleted, so keep 1 or more")
     with _moving(directory):
         known = versions(directory)
+        served = next((version for version in known if version.served), None)
+        if served is None:
+            raise UserError(f"{directory} serves no version: promote one of {ASIDE}/ first")
+        if why := publish.damage(served.path):
+            raise UserError(
+                f"{served.path}, which is served, is not the version that was published, so nothing was deleted: "
+                f"{why}; promote another one first"
+            )
         old = [v for aside in (False, True) for v in [v for v in known if v.aside == aside][:-keep]]
         for version in old:
             gone = directory / f"{_DELETED}{version.number}"
             os.rename(version.path, gone)
-            shutil.rmtree(gone)
+            _remove(gone)
         files.sync(directory)
     return sorted(version.number for version in old)
 
@@ -176,8 +190,16 @@ def _moving(directory: Path) -> Iterator[None]:
     _check(directory)
     with publish.moving(directory):
         for leftover in directory.glob(f"{_DELETED}*"):
-            shutil.rmtree(leftover)
+            _remove(leftover)
         yield
+
+
+def _remove(version: Path) -> None:
+    """Deletes a version, or the link to one."""
+    if version.is_symlink():
+        version.unlink()
+    else:
+        shutil.rmtree(version)
 
 
 def _check(directory: Path) -> None:

@@ -120,10 +120,25 @@ def test_retain_keeps_what_is_served(served: Path, monkeypatch: pytest.MonkeyPat
     assert numbers(served)[0] == [3] and (served / ".deleted-2").is_dir()
     assert catalogue.retain(served, 1) == [4] and numbers(served) == ([3], [5])
     assert not list(served.glob(".deleted-*"))
+    (served / "3" / "saved_model.pb").write_text("other")
+    with pytest.raises(UserError, match=r"3, which is served, .* so nothing was deleted"):
+        catalogue.retain(served, 1)
     with pytest.raises(UserError, match="keep 1 or more"):
         catalogue.retain(served, 0)
     with pytest.raises(UserError, match="no version before the served one"):
         catalogue.roll_back(served)
+
+
+def test_links_and_leading_zeros_are_versions_as_for_servers(served: Path, tmp_path: Path) -> None:
+    (served / "5").rename(tmp_path / "elsewhere")
+    (served / "5").symlink_to(tmp_path / "elsewhere")
+    (served / "4").rename(served / "004")
+    assert catalogue.roll_back(served) == 4 and highest(served) == 4
+    catalogue.promote(served, 5)
+    assert catalogue.retain(served, 1) == [1, 2, 3, 4]
+    catalogue.promote(served, 5)
+    published(served)
+    assert catalogue.retain(served, 1) == [5] and (tmp_path / "elsewhere" / "saved_model.pb").exists()
 
 
 def test_a_roll_back_need_not_wait_for_an_export_which_then_is_not_published(served: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import publish
+from export import exporter, publish
 from export.gate import checks, held_back, measures, preconditions, rules
 from export.gate.checks import Check, Scored
 from export.gate.measures import Rows
@@ -186,41 +186,50 @@ def test_rules_over_the_defaults(schema: Schema, tmp_path: Path) -> None:
 
 
 def test_publishes_refuses_and_leaves_what_is_served(
-    nasty_run: Callable[[str], Any], job_in_process: Callable[..., Any], tmp_path: Path
+    nasty_run: Callable[[str], Any],
+    nasty_export: Path,
+    job_in_process: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, served = nasty_run("float32"), tmp_path / "served"
-    flags = [f"--workdir={run.workdir.path}", f"--against={served}", f"--verdict={tmp_path / 'verdict.json'}"]
-    loose = "calibration_error: off\npredicted_over_observed: off\n"
-    (tmp_path / "rules.yaml").write_text(
-        loose + "features: {never_twice: off, never_again: {unknown_ids: {at_most: 1}}}"
-    )
-    flags += [f"--rules={tmp_path / 'rules.yaml'}"]
-    first = job_in_process("export.jobs.publish", *flags, "--name=nasty")
-    assert first.returncode == 0, first.stderr
-    assert "nothing is served yet" in first.stdout and "nasty version 1" in first.stdout
-    verdict = json.loads((served / "1" / "verdict.json").read_text())
-    assert verdict == json.loads((tmp_path / "verdict.json").read_text())
-    assert verdict["decision"] == "published" and verdict["served"] is None
-    assert not publish.damage(served / "1")
-    assert "verdict.json" in json.loads((served / "1" / "manifest.json").read_text())["files"]
-    before = sorted(path for path in served.rglob("*"))
+    shutil.copytree(nasty_export, served)
 
-    (tmp_path / "rules.yaml").write_text("size: {at_most_mb: .001}\nauc: {margin: 0}")
-    refused = job_in_process("export.jobs.publish", *flags)
-    assert refused.returncode == 3
-    [line] = [line for line in refused.stderr.splitlines() if line.startswith("refused: ")]
-    assert "the size in MB is" in line and "more than 0.001" in line and "auc" not in line
-    verdict = json.loads((tmp_path / "verdict.json").read_text())
-    assert verdict["decision"] == "refused" and verdict["served"]["version"] == 1
-    assert verdict["candidate"] | {"version": 1} == verdict["served"] and verdict["candidate"]["version"] == 2
+    def publish_it(rule: str, against: Path = served) -> tuple[int, str, dict[str, Any]]:
+        text = f"calibration_error: off\npredicted_over_observed: off\n{rule}\nfeatures:\n  never_twice: off\n"
+        (tmp_path / "rules.yaml").write_text(text + "  never_again: {unknown_ids: {at_most: 1}}")
+        flags = [f"--{name}={tmp_path / name}.{end}" for name, end in (("verdict", "json"), ("rules", "yaml"))]
+        job = job_in_process("export.jobs.publish", f"--workdir={run.workdir.path}", f"--against={against}", *flags)
+        return job.returncode, job.stdout + job.stderr, json.loads((tmp_path / "verdict.json").read_text())
+
+    code, said, verdict = publish_it("auc: {margin: 0}\nlatency: off")
+    assert code == 0 and "nasty version 2" in said, said
+    assert verdict == json.loads((served / "2" / "verdict.json").read_text())
+    assert verdict["decision"] == "published" and verdict["served"]["version"] == 1
+    assert not publish.damage(served / "2")
+    assert "verdict.json" in json.loads((served / "2" / "manifest.json").read_text())["files"]
     by_rule = {(check["rule"], check["of"]): check for check in verdict["checks"]}
     # The same weights, through raw values: no score differs.
     for rule, task in (("auc.margin", "click"), ("mse.margin", "watched")):
         assert [by_rule[rule, task][key] for key in ("value", "low", "high")] == [0, 0, 0]
     assert by_rule["score_drift.psi", "watched"]["value"] == 0
-    shares = {feature: by_rule["unknown_ids.at_most", feature]["candidate"] for feature in ("user", "never_twice")}
-    assert shares["user"] < 0.05 and shares["never_twice"] == 1  # too rare for a vocabulary
+    assert by_rule["unknown_ids.at_most", "user"]["candidate"] < 0.05
+    assert by_rule["unknown_ids.at_most", "never_again"]["candidate"] == 1  # too rare for a vocabulary
+
+    def exported_before(export: Any, directory: Path, scratch: Path) -> dict[str, Any]:
+        shutil.copytree(nasty_export / "1", directory, dirs_exist_ok=True)
+        return dict(json.loads((directory / "manifest.json").read_text()))
+
+    monkeypatch.setattr(exporter._Export, "build", exported_before)
+    before = sorted(path for path in served.rglob("*"))
+    code, said, verdict = publish_it("size: {at_most_mb: .001}")
+    [line] = [line for line in said.splitlines() if line.startswith("refused: ")]
+    assert code == 3 and "the size in MB is" in line and "more than 0.001" in line and "auc" not in line
+    assert verdict["decision"] == "refused" and verdict["served"]["version"] == 2
     assert before == sorted(path for path in served.rglob("*"))
+    code, said, verdict = publish_it("latency: off", against=tmp_path / "first")
+    assert code == 0 and "nothing is served yet" in said and verdict["served"] is None
+    assert publish.versions(tmp_path / "first") == [1]
 
 
 def test_bad_input_is_one_sentence_and_changes_nothing(
