@@ -88,6 +88,21 @@ def test_nothing_is_seen_of_an_upload_that_did_not_end(
         patch.setattr(stores, "write", mock.Mock(side_effect=Stopped))
         writer.publish()
     assert seen(reader)["small"] == "1"
+    # So does a connection that breaks while the last object is written, and the next try publishes.
+    write = stores.write
+    with Proxy(s3_server.port) as proxy, monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+
+        def breaking(uri: str, data: bytes) -> None:
+            proxy.after, proxy.cuts = 100, 1_000_000
+            write(uri, data)
+
+        patch.setattr(stores, "write", breaking)
+        with pytest.raises(JobError, match="_COMPLETE: .*tried 2 times"):
+            writer.publish()
+    assert seen(reader)["small"] == "1"
+    writer.publish()
+    assert seen(reader)["small"] == "2"
 
 
 def test_of_two_writers_the_second_fails(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
