@@ -30,6 +30,7 @@ def text(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]
         _missing(schema),
         "## Scores\n\n" + _table(["task", "is", "test rows", "test mean", "test metric"], _tasks(tree, schema)),
         _metrics_note(tree),
+        *([f"## Calibration\n\n{_calibration(tree)}"] if tree["calibration"] else []),
         *([f"## Tables\n\n{_rounding(tree['tables'])}"] if "cost" in tree["tables"] else []),
         "## Calls\n\n" + _calls(tree, schema, rows),
         "## Check\n\n" + _check(tree),
@@ -140,6 +141,32 @@ def _metrics_note(tree: Mapping[str, Any]) -> str:
     if metrics is None:
         return "No test metrics: the run was not evaluated with these weights (`stem-evaluate`) before it was exported."
     return f"On the {metrics['rows']:,} test rows; mean AUC {report.number(metrics['mean_auc'])}."
+
+
+def _calibration(tree: Mapping[str, Any]) -> str:
+    """How the scores of each task are calibrated, and their metrics before and after."""
+    on_test, fitted = (tree["test_metrics"] or {}).get("tasks", {}), tree["calibration"]
+    names = {
+        "logloss": "logloss",
+        "predicted_over_observed": "predicted/observed",
+        "calibration_error": "calibration error",
+        "auc": "AUC",
+    }
+    lines = []
+    for task, one in fitted.items():
+        if "why" not in one:
+            before, after = (on_test[task]["uncalibrated"], on_test[task]) if on_test else (one["before"], one["after"])
+            cells = [" -> ".join(report.number(values[name]) for values in (before, after)) for name in names]
+            lines.append([f"`{task}`", one["method"], *cells])
+    split = "test" if on_test else "validation, on which they were fitted"
+    parts = [f"Scores are calibrated inside the model; before -> after on {split}:"] if lines else []
+    parts += [_table(["task", "by", *names.values()], lines)] if lines else []
+    parts += [
+        f"The scores of `{task}` are not calibrated: {one['why']}." for task, one in fitted.items() if "why" in one
+    ]
+    if any(one["method"] == "undersampling" for one in fitted.values()):
+        parts.append("With undersampling scores are for a log with all negatives, and rows of these splits lack some.")
+    return "\n\n".join(parts)
 
 
 def cost(tables: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:

@@ -167,11 +167,11 @@ class Comparison:
     A difference is ``|served - trained| / max(1, |trained|)``: absolute for probabilities, relative for large values.
 
     Args:
-      tolerance: the largest allowed difference.
+      tolerances: the largest allowed difference, by task.
     """
 
-    def __init__(self, tolerance: float) -> None:
-        self._tolerance = tolerance
+    def __init__(self, tolerances: Mapping[str, float]) -> None:
+        self._tolerances = tolerances
         self.worst: dict[str, dict[str, float]] = {}
 
     def __call__(self, signature: str, arrays: Arrays, row_ids: np.ndarray, served: Arrays, trained: Arrays) -> None:
@@ -188,13 +188,13 @@ class Comparison:
             if score.dtype != np.float32 or score.shape != expected.shape:
                 raise Mismatch(f"signature {signature}: scores of '{task}' are {score.dtype} {list(score.shape)}")
             difference = np.abs(score.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
-            bad = np.flatnonzero(~(difference <= self._tolerance))  # true for NaN, too
+            bad = np.flatnonzero(~(difference <= self._tolerances[task]))  # true for NaN, too
             if len(bad):
                 row = bad[0]
                 values = ", ".join(f"{name}={_shown(values[row])}" for name, values in arrays.items())
                 raise Mismatch(
                     f"signature {signature}, row_id {row_ids[row]}, task '{task}': trained {expected[row]:.9g}, served "
-                    f"{score[row]:.9g}, difference {difference[row]:.1e} beyond {self._tolerance:.0e}; "
+                    f"{score[row]:.9g}, difference {difference[row]:.1e} beyond {self._tolerances[task]:.0e}; "
                     f"{len(bad)} of {len(expected)} rows differ so; features: {values}"
                 )
             worst[task] = max(worst.get(task, 0.0), float(difference.max(initial=0.0)))
@@ -292,7 +292,7 @@ def check(
     predictions: str,
     features: Sequence[Mapping[str, Any]],
     tasks: Sequence[str],
-    tolerance: float,
+    tolerances: Mapping[str, float],
 ) -> dict[str, Any]:
     """Compares the scores of every signature with the trainer's.
 
@@ -301,7 +301,7 @@ def check(
       raw: directory of Parquet files with the raw rows.
       predictions: Parquet file of the trainer's scores: row_id, ascending, and ``score_<task>``.
       features, tasks: the schema's.
-      tolerance: see :class:`Comparison`.
+      tolerances: see :class:`Comparison`.
 
     Returns:
       ``rows``, the number of rows, and ``worst``, the worst difference by signature and task.
@@ -314,7 +314,7 @@ def check(
     known = table["row_id"].to_numpy()
     scores = {task: table[f"score_{task}"].to_numpy() for task in tasks}
     once = [feature["name"] for feature in features if feature["side"] != "item"]
-    compare, checked = Comparison(tolerance), 0
+    compare, checked = Comparison(tolerances), 0
     columns = list(dict.fromkeys(["row_id", *(feature["column"] for feature in features)]))
     for batch in _raw_rows(raw, columns, int(known[-1])):
         row_ids = batch.column("row_id").to_numpy()

@@ -51,7 +51,8 @@ CHECKED_ROWS = 100_000
 TOLERANCES = {"float32": 1e-5, "mixed_bfloat16": 3e-2}
 """The largest allowed difference from the trainer's scores, by precision. ``rank`` rounds the request's and the
 candidates' share of a first layer before it adds them: on the bundled sample its scores differ by up to 4e-7 in
-float32, and by up to 8e-3 in bfloat16, which has 8 significant bits. Other signatures stay within 1e-7 in both."""
+float32, and by up to 8e-3 in bfloat16, which has 8 significant bits. Other signatures stay within 1e-7 in both. A
+calibrator that rises more steeply than the sigmoid magnifies differences, and what is allowed with them."""
 
 
 def export(
@@ -63,6 +64,7 @@ def export(
     name: str,
     tables: Kind = "float32",
     *,
+    calibrated: bool = True,
     newest: int | None = None,
     judge: Callable[[Path, Trained], None] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
@@ -76,16 +78,17 @@ def export(
       output: directory of the versions.
       name: the model's name.
       tables: how its tables are stored.
+      calibrated: calibrated scores, where the run's config asks for them.
       newest: the version that has to be the newest one when this one is published; 0 for none.
       judge: called with the version's directory before it is published, and the run's model. It may add files, which
         the manifest then lists, and raise, so that nothing is published.
 
     Raises:
-      UserError: there is no such checkpoint, or ``output`` is no directory or is in use.
+      UserError: there is no such checkpoint, no calibrators for it, or ``output`` is no directory or is in use.
       JobError: the exported model does not reproduce the trainer's scores, or could not be written.
     """
     with manifests.in_use(manifest.data_dir), exact_products():
-        found = runs.load(workdir, config, manifest, checkpoint)
+        found = runs.load(workdir, config, manifest, checkpoint, calibrated=calibrated)
         try:
             with publish.publishing(output, newest) as (version, directory), tempfile.TemporaryDirectory() as scratch:
                 job = _Export(workdir, config, manifest, name, version, found, tables)
@@ -192,13 +195,14 @@ class _Export:
         columns = {f"score_{task}": pa.array(scores) for task, scores in trained.scores.items()}
         pq.write_table(pa.table({"row_id": pa.array(trained.row_id)} | columns), scratch / "predictions.parquet")
         tolerance = TOLERANCES[self.config.train.precision]
+        steepness = {task: max(1.0, one.steepness) for task, one in self.trained.model.calibrators.items()}
         task = {
             "directory": str(directory.resolve()),  # the check runs in another directory
             "raw": str(validation_rows(self.manifest)),
             "predictions": str(scratch / "predictions.parquet"),
             "features": features(self.schema),
             "tasks": self.schema.task_names,
-            "tolerance": tolerance,
+            "tolerances": {task: tolerance * steepness.get(task, 1.0) for task in self.schema.task_names},
             "result": str(scratch / "result.json"),
         }
         files.write_json(scratch / "check.json", task)
@@ -251,6 +255,7 @@ class _Export:
                 for name, path in vocabularies.items()
             },
             "tables": tables,
+            "calibration": (self.trained.calibration or {"tasks": {}})["tasks"],
             "test_metrics": self._metrics,
             "check": {
                 "split": "validation",

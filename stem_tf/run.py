@@ -42,6 +42,7 @@ class Run:
       workdir: directory of the run, or its URI.
       checkpoint: ``best``, ``latest``, or the path of one without its suffix.
       data: directory of the run's converted data, if it has moved since.
+      calibrated: calibrated scores, where the run's config asks for them (``train.calibration``).
 
     Attributes:
       workdir: paths and files of the run.
@@ -57,10 +58,11 @@ class Run:
         *,
         checkpoint: str | os.PathLike[str] = "best",
         data: str | os.PathLike[str] | None = None,
+        calibrated: bool = True,
     ) -> None:
         self.workdir = Workdir.fetched(os.path.expanduser(workdir))
         self.config = self.workdir.config()
-        self._checkpoint = os.fspath(checkpoint)
+        self._checkpoint, self._calibrated = os.fspath(checkpoint), calibrated
         self._data = None if data is None else os.path.expanduser(data)
 
     def __repr__(self) -> str:
@@ -200,7 +202,16 @@ class Run:
             start_tensorflow()
             from export import exporter
 
-            version, _ = exporter.export(self.workdir, self.config, manifest, self._checkpoint, directory, name, tables)
+            version, _ = exporter.export(
+                self.workdir,
+                self.config,
+                manifest,
+                self._checkpoint,
+                directory,
+                name,
+                tables,
+                calibrated=self._calibrated,
+            )
             uploaded = stored.upload(version, place)
         return uploaded if stores.is_uri(place) else version
 
@@ -214,7 +225,7 @@ class Run:
         start_tensorflow()
         from stem_tf import trained
 
-        return trained.load(self.workdir, self.config, self._copies, self._checkpoint)
+        return trained.load(self.workdir, self.config, self._copies, self._checkpoint, calibrated=self._calibrated)
 
     @functools.cached_property
     def _scorer(self) -> Any:

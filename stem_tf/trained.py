@@ -15,12 +15,12 @@ import tensorflow as tf
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
 from stem_tf.models import snapshots
+from stem_tf.models.calibrators import calibrator
 from stem_tf.models.predictor import Predictor
 from stem_tf.models.ranking_model import RankingModel
-from stem_tf.training import assembly
+from stem_tf.training import assembly, best_weights, calibration
 from stem_tf.training.checkpoints import Held, hold, is_behind, latest, restore_weights
 from stem_tf.workdir import Workdir
-from stem_util import files
 from stem_util.errors import UserError
 
 _TRIES = 20
@@ -37,16 +37,20 @@ class Trained:
       checkpoint: path of the checkpoint, or of the file that names one for each task.
       epoch: epochs finished; by task where each task has weights of its own best epoch.
       step: steps done in an epoch that was not finished.
+      calibration: what `stem_tf.training.calibration.read` found for these weights, if the model is calibrated.
     """
 
     model: Predictor
     checkpoint: str
     epoch: int | dict[str, int]
     step: int
+    calibration: dict[str, Any] | None = None
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights as they are now: the same for equal weights, wherever they come from."""
+        """SHA-256 of the weights and calibrators as they are now: the same for equal ones, wherever they come from."""
         digest = hashlib.sha256()
+        if self.model.calibrators:
+            digest.update(repr(sorted(self.model.calibrators.items())).encode())
         for name, part in self.model.weight_parts.items():
             for number, weight in enumerate(part.weights):
                 digest.update(f"{name} {number} {weight.dtype.name} {weight.shape}".encode())
@@ -57,15 +61,23 @@ class Trained:
         return digest.hexdigest()
 
 
-def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> Trained:
+def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str, *, calibrated: bool = True) -> Trained:
     """The model of a run with the weights of a checkpoint: ``best``, ``latest``, or a path without its suffix.
 
+    Args:
+      workdir: the run.
+      config: its config.
+      manifest: manifest of its data.
+      checkpoint: which weights.
+      calibrated: give the model the calibrators that ``config.train.calibration`` asks for.
+
     Raises:
-      UserError: there is no such checkpoint (yet).
+      UserError: there is no such checkpoint (yet), or no calibrators were fitted for it.
       JobError: it is damaged, or of another model.
     """
+    calibrated = calibrated and bool(calibration.methods(config, manifest.schema))
     if checkpoint in ("best", str(workdir.best_epochs)) and workdir.best_epochs.exists():
-        return _of_tasks(workdir, config, manifest)
+        return _of_tasks(workdir, config, manifest, calibrated)
     directories = {"best": workdir.best, "latest": workdir.checkpoints}
 
     def find() -> str:
@@ -78,10 +90,38 @@ def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> 
         return found
 
     with _held(lambda: [find()]) as (held,):
+        weights = calibration.identity({"tasks": {}, "rest": ""}, {"": held.readable})
+        fitted = _fitted(workdir, config, manifest, weights, held.path) if calibrated else None
         training = config.optimizer.tables == "deferred" and is_behind(held)
         model = models.build(config, manifest, training=training)
         state = restore_weights(model, held)
-    return Trained(model, held.path, state.epoch, state.step)
+    return _calibrated(Trained(model, held.path, state.epoch, state.step, fitted))
+
+
+def _fitted(
+    workdir: Workdir, config: Any, manifest: Manifest, weights: dict[str, Any], checkpoint: str
+) -> dict[str, Any]:
+    """The calibrators that were fitted for the weights of a checkpoint.
+
+    Raises:
+      UserError: none were, or the file is damaged.
+    """
+    fitted = calibration.read(workdir.calibration, weights, calibration.asked(config, manifest.schema))
+    if fitted is None:
+        asked = configs.plain(config.train.calibration)
+        raise UserError(
+            f"no calibrators were fitted for {checkpoint} (config.train.calibration={asked}): stem-train fits them for "
+            "the best weights, when training has ended; go on with it and take --checkpoint=best, or take "
+            "--nocalibrated for scores as they are"
+        )
+    return fitted
+
+
+def _calibrated(found: Trained) -> Trained:
+    """Gives the model its calibrators."""
+    tasks = found.calibration["tasks"] if found.calibration else {}
+    found.model.calibrate({task: calibrator(fitted) for task, fitted in tasks.items() if "why" not in fitted})
+    return found
 
 
 @contextlib.contextmanager
@@ -107,48 +147,31 @@ def _held(find: Callable[[], list[str]]) -> Iterator[list[Held]]:
         yield held
 
 
-def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest) -> Trained:
+def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest, calibrated: bool) -> Trained:
     """The model of a run that keeps a best epoch for each task, with the best weights."""
     chosen: dict[str, Any] = {}
 
     def find() -> list[str]:
-        chosen.update(_chosen(workdir, manifest, configs.best(config) == "own"))
-        return [str(workdir.best / name) for name in _names(chosen)]
+        chosen.update(best_weights.names(workdir, manifest.schema.task_names, configs.best(config) == "own"))
+        return [str(workdir.best / name) for name in best_weights.distinct(chosen)]
 
     with _held(find) as held:
-        by_name = dict(zip(_names(chosen), held, strict=True))
+        by_name, path = dict(zip(best_weights.distinct(chosen), held, strict=True)), str(workdir.best_epochs)
+        weights = calibration.identity(chosen, {name: one.readable for name, one in by_name.items()})
+        fitted = _fitted(workdir, config, manifest, weights, path) if calibrated else None
         tasks_of: dict[str, list[str]] = {}
         for task in manifest.schema.task_names:
             tasks_of.setdefault(chosen["tasks"][task], []).append(task)
         epochs: dict[str, int] = {}
         if configs.best(config) == "own":
-            model = models.build(config, manifest, training=False)
-            parts = assembly.Parts(model, {task: by_name[name] for task, name in chosen["tasks"].items()})
+            whole = models.build(config, manifest, training=False)
+            parts = assembly.Parts(whole, {task: by_name[name] for task, name in chosen["tasks"].items()})
             rest = parts.put(by_name[chosen["rest"]])
             same = {*parts.epochs.values()} == {rest}
-            return Trained(model, str(workdir.best_epochs), rest if same else parts.epochs, 0)
+            return _calibrated(Trained(whole, path, rest if same else parts.epochs, 0, fitted))
         members: list[tuple[RankingModel, list[str]]] = []
         for name, tasks in tasks_of.items():
             members.append((models.build(config, manifest, training=False), tasks))
             epochs |= dict.fromkeys(tasks, restore_weights(members[-1][0], by_name[name]).epoch)
-    if len(members) == 1:
-        return Trained(members[0][0], str(workdir.best_epochs), epochs, 0)
-    return Trained(snapshots.Snapshots(members), str(workdir.best_epochs), epochs, 0)
-
-
-def _chosen(workdir: Workdir, manifest: Manifest, own: bool) -> dict[str, Any]:
-    """Reads epochs.json: ``tasks``, a checkpoint for each; ``rest``, the one with all weights of no task, or None."""
-    path, way_out = workdir.best_epochs, "take --checkpoint=latest"
-    chosen = files.read_json(path, way_out)
-    tasks, rest = chosen.get("tasks"), chosen.get("rest")
-    if (
-        not isinstance(tasks, dict)
-        or not all(isinstance(tasks.get(task), str) for task in manifest.schema.task_names)
-        or not isinstance(rest, str if own else str | None)
-    ):
-        raise UserError(f"{path} is damaged (it should name a checkpoint for each task); {way_out}")
-    return {"tasks": {task: tasks[task] for task in manifest.schema.task_names}, "rest": rest}
-
-
-def _names(chosen: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(filter(None, [*chosen["tasks"].values(), chosen["rest"]])))
+    model = members[0][0] if len(members) == 1 else snapshots.Snapshots(members)
+    return _calibrated(Trained(model, path, epochs, 0, fitted))

@@ -4,7 +4,8 @@
 config.json      the config, complete
 schema.yaml, manifest.json, vocabulary/     what the run was trained on
 checkpoints/     the last checkpoints of the whole training state
-best/            weights of the best epoch, or of each task's best epoch (epochs.json names each task's)
+best/            weights of the best epoch, or of each task's best epoch (epochs.json names each task's), and what was
+                 fitted to calibrate their scores (calibration.json)
 before-1/        best weights and metrics from before the run lost its checkpoints and started over
 metrics.jsonl    one JSON object per line: training losses, validation metrics
 tensorboard/     the same for TensorBoard
@@ -38,14 +39,16 @@ from stem_util.files import write_atomically, write_json
 
 FREE_KEYS = (
     "data.dir",
+    "train.calibration",
     "train.checkpoint_every",
     "train.log_every",
+    "train.negatives_kept",
     "train.patience",
     "train.peer_timeout",
     "train.strategy",
 )
 """Config keys that may change when a run goes on: they do not change the numbers of its epochs, up to rounding, only
-how many there are. ``train.epochs`` may be raised."""
+how many there are, and what is made of its scores in the end. ``train.epochs`` may be raised."""
 
 _CHECKPOINT = re.compile(r"ckpt-(\d+)\.(?:index|data-.*)")
 
@@ -73,6 +76,7 @@ class Workdir:
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self.best_epochs = self.best / "epochs.json"
+        self.calibration = self.best / "calibration.json"
         self.tensorboard = self.path / "tensorboard"
         self.report = self.path / "report.json"
         self.learning_curves = self.path / "learning_curves.png"

@@ -38,6 +38,9 @@ _CHECKPOINT = flags.DEFINE(
 )
 _DATA = flags.DEFINE(cli.PLACE, "data", None, "The run's converted data, if it has moved since the training.")
 _NAME = flags.DEFINE_string("name", "ranker", "The name under which services ask for the model.")
+_CALIBRATED = flags.DEFINE_bool(
+    "calibrated", True, "Calibrated scores, where the run's config.train.calibration asks for them."
+)
 _TABLES = flags.DEFINE_enum(
     "tables",
     "float32",
@@ -58,8 +61,16 @@ def main(argv: Sequence[str]) -> None:
         from export import exporter
 
         tf.config.set_visible_devices([], "GPU")  # the graph is the same everywhere; leave the GPU to others
-        made = exporter.export(workdir, config, manifest, _CHECKPOINT.value, output, _NAME.value, _TABLES.value)
-        directory, tree = made
+        directory, tree = exporter.export(
+            workdir,
+            config,
+            manifest,
+            _CHECKPOINT.value,
+            output,
+            _NAME.value,
+            _TABLES.value,
+            calibrated=_CALIBRATED.value,
+        )
         _say(workdir, directory, stored.upload(directory, _OUTPUT.value), tree)
 
 

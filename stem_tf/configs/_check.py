@@ -59,7 +59,8 @@ def check_names(config: Any, tasks: Sequence[str], features: Sequence[str]) -> N
         value = values[path]
         if key.by != "task" or not isinstance(value, dict):
             continue
-        for name in [*value, *(name for name in value.values() if isinstance(name, str))]:
+        named = [] if key.choices else [name for name in value.values() if isinstance(name, str)]
+        for name in [*value, *named]:
             if name not in tasks:
                 raise UserError(f"config.{path}: no task '{name}'{did_you_mean(name, tasks)} Tasks: {', '.join(tasks)}")
         # Numbers of a loss have defaults for tasks that are not named, those of a model have none.
@@ -80,11 +81,12 @@ def check_range(path: str, key: Key, value: Any) -> None:
     Raises:
       UserError: such a value.
     """
-    if key.choices and value not in key.choices:
-        raise UserError(
-            f"config.{path} should be one of {', '.join(key.choices)}, but is '{value}'"
-            f"{did_you_mean(value, key.choices)}"
-        )
+    for chosen in (value.values() if isinstance(value, dict) else [value]) if key.choices else ():
+        if chosen not in key.choices:
+            raise UserError(
+                f"config.{path} should be one of {', '.join(key.choices)}, but is '{chosen}'"
+                f"{did_you_mean(chosen, key.choices)}"
+            )
     if isinstance(key.default, str):
         return
     for number in base.numbers(value):
@@ -109,12 +111,17 @@ def idle(path: str, key: Key, values: Mapping[str, Any], models: Mapping[str, Mo
     if path not in KEYS and own not in model.keys:
         takers = [name for name, other in models.items() if own in other.keys]
         return f"would do nothing with config.model.name={model.name}", f"set that to {' or '.join(takers)}"
-    if key.only_if is not None and values[key.only_if[0]] not in key.only_if[1]:
+    if key.only_if is not None and not _given(values[key.only_if[0]]) & {*key.only_if[1]}:
         other, allowed = key.only_if
         return f"would do nothing with config.{other}={values[other]}", f"set that to {' or '.join(map(str, allowed))}"
     if key.stacked and model.hyperparameters(values).depth == 1:
         return "would do nothing with one layer", "set config.model.layers"
     return None
+
+
+def _given(value: Any) -> set[Any]:
+    """The values of a key that may be given by task."""
+    return {*value.values()} if isinstance(value, dict) else {value}
 
 
 def _check_together(keys: Mapping[str, Key], values: Mapping[str, Any]) -> None:

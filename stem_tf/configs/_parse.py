@@ -61,8 +61,7 @@ def _kind(key: Key) -> str:
     if key.by_level:
         kind += " (or a tuple of them, one per level)"
     if key.by:
-        example = {str: f"{key.by}:{key.by}"}.get(type(default), f"{key.by}:{default}")
-        kind = f"{example},..." if isinstance(default, str) else f"{kind}, or {example},..."
+        kind = f"{key.by}:{key.by},..." if default == "" else f"{kind}, or {key.by}:{default},..."
     return kind
 
 
@@ -76,7 +75,7 @@ def typed(path: str, key: Key, value: Any) -> Any:
     try:
         if key.by and isinstance(plain(value), dict):
             return {str(name): _typed_level(key, v) for name, v in plain(value).items()}
-        if key.by and isinstance(key.default, str) and value:
+        if key.by and key.default == "" and value:
             raise TypeError
         return _typed_level(key, value)
     except (TypeError, OverflowError):

@@ -210,6 +210,22 @@ KEYS: dict[str, Key] = {
         " weights for each task, from its best epoch; auto, own for a model whose tasks share nothing, else together",
         ("auto", "together", "own", "by_task"),
     ),
+    "train.calibration": Key(
+        "none",
+        "how scores of binary tasks are made probabilities, fitted on validation at the end of training: platt,"
+        " temperature, isotonic; undersampling, a correction for negatives that the log lacks; may change when a run is"
+        " continued (docs/every_day.md)",
+        ("none", "platt", "temperature", "isotonic", "undersampling"),
+        by="task",
+    ),
+    "train.negatives_kept": Key(
+        1.0,
+        "share of a task's negatives that the log has kept",
+        by="task",
+        above=0,
+        high=1,
+        only_if=("train.calibration", ("undersampling",)),
+    ),
     "train.checkpoint_every": Key(1000, "steps between checkpoints inside an epoch; 0: at its end only", low=0),
     "train.log_every": Key(100, "steps between lines of metrics.jsonl and points in TensorBoard", low=1),
     "train.steps_per_execution": Key(1, "steps between returns to Python; checkpoints and logs wait for them", low=1),

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stem_tf.evaluation import metrics
+
 BUCKETS = 10
 """How many buckets a calibration has unless it is told otherwise."""
 
@@ -116,6 +118,23 @@ def calibration(
         floor=floor,
         limit=floor + NormalDist().inv_cdf(0.95) * spread,
     )
+
+
+def measures(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> dict[str, float]:
+    """What a calibrator changes of a binary task: AUC (by ties), logloss, predicted over observed, calibration error.
+
+    Args:
+      labels: [N].
+      scores: [N], probabilities.
+      weights: [N], or None.
+    """
+    meaning = calibration("binary", labels, scores, weights)
+    return {
+        "auc": metrics.auc(labels, scores, weights),
+        "logloss": metrics.logloss(labels, scores, weights),
+        "predicted_over_observed": meaning.ratio,
+        "calibration_error": meaning.error,
+    }
 
 
 def equal_frequency(scores: ArrayLike, buckets: int) -> NDArray[np.int64]:

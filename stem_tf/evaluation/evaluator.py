@@ -18,7 +18,7 @@ from pipelines.manifest import Manifest
 from stem_tf import configs, report
 from stem_tf.evaluation import preconditions, predictions, standing, table
 from stem_tf.evaluation import slices as slicing
-from stem_tf.evaluation.calibration import calibration
+from stem_tf.evaluation.calibration import calibration, measures
 from stem_tf.evaluation.intervals import Resamples
 from stem_tf.evaluation.metrics import Results
 from stem_tf.evaluation.predictions import Predictions
@@ -62,6 +62,7 @@ def evaluate_run(
     data: str | None = None,
     input_format: str | None = None,
     output: str | os.PathLike[str] | None = None,
+    calibrated: bool = True,
     found: Trained | None = None,
     k: int = 10,
     slices: Sequence[str] = (),
@@ -77,13 +78,14 @@ def evaluate_run(
       data: directory of the run's converted data, if it has moved since.
       input_format: what to read the rows from; as in the run by default.
       output: where to write; RUN/evaluation by default.
-      found: the run's model, if it is loaded already; ``checkpoint`` is not looked at then.
+      calibrated: measure calibrated scores, where the run's config asks for them.
+      found: the run's model, if it is loaded already; ``checkpoint`` and ``calibrated`` are not looked at then.
       k: how many places of each group's list NDCG looks at.
       slices: rows to measure by themselves, too, as `stem_tf.evaluation.slices` spells them.
 
     Raises:
-      UserError: no run, other data, no such split, no rows in it, no such checkpoint or slice, or ``output`` holds
-        something else.
+      UserError: no run, other data, no such split, no rows in it, no such checkpoint or slice, no calibrators for the
+        checkpoint, or ``output`` holds something else.
       JobError: a score is not a number, or a record is damaged.
     """
     if k < 1:
@@ -101,7 +103,7 @@ def evaluate_run(
         from stem_tf.evaluation import scoring, trivial
         from stem_tf.training import learning, logger
 
-        found = found or trained.load(workdir, config, manifest, checkpoint)
+        found = found or trained.load(workdir, config, manifest, checkpoint, calibrated=calibrated)
         predicted = scoring.predict(found.model, manifest, split, config.data, desc=f"evaluate {split}")
         answers = trivial.load(workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz", manifest, config.data)
         by_name = {
@@ -110,6 +112,8 @@ def evaluate_run(
         untrained = learning.untrained(config, manifest)
         resamples = standing.drawn_again(predicted)
         results, tree = measured(predicted, manifest, by_name, untrained, k, resamples)
+        for task, fitted in (found.calibration or {"tasks": {}})["tasks"].items():
+            tree["tasks"][task]["calibration"] = {key: fitted[key] for key in ("method", "why") if key in fitted}
         tree = report.finite(
             {
                 "split": split,
@@ -166,6 +170,8 @@ def measured(
             tasks[task.name] |= {"groups": lists.groups, "groups_of_one_class": lists.left_out}
         metrics_of_task["calibration_error"] = meaning.error
         tasks[task.name]["calibration_error_by_chance"] = meaning.limit
+        if task.name in predicted.logits:
+            tasks[task.name]["uncalibrated"] = measures(labels, predicted.uncalibrated(task.name), weights)
         if task.row_weight:
             tasks[task.name]["row_weight"] = task.row_weight
     counted = [

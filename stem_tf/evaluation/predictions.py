@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from stem_tf.evaluation import metrics
 from stem_util.errors import JobError, UserError, message
 from stem_util.files import replace_file
 
-_BY_TASK = ("labels", "scores", "weights")
+_BY_TASK = ("labels", "scores", "weights", "logits")
 _ROW_GROUP = 1 << 20
 _SAME = 1e-5
 """Scores that differ by less than this share of the largest count as equal: float32 sums may differ in their order."""
@@ -36,6 +36,7 @@ class Predictions:
       labels, scores: float32 [N] by task; a label is NaN outside the task's space.
       weights: float32 [N] by task that has row weights; 0 outside its space.
       group, item: int64 [N] keys, or None where the schema has none.
+      logits: float32 [N] by task that is calibrated: what its calibrator makes scores of.
     """
 
     row_id: NDArray[np.int64]
@@ -44,6 +45,7 @@ class Predictions:
     weights: dict[str, NDArray[np.float32]]
     group: NDArray[np.int64] | None
     item: NDArray[np.int64] | None
+    logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, NDArray]:
         """The arrays by name; :func:`together` takes them."""
@@ -57,6 +59,10 @@ class Predictions:
         """The weight of each row in the task's metrics, ``[N]``: 0 outside its space."""
         weights = self.weights.get(task)
         return ~np.isnan(self.labels[task]) if weights is None else weights
+
+    def uncalibrated(self, task: str) -> NDArray[np.float32]:
+        """The scores of a calibrated task without its calibrator, ``[N]``: the sigmoid of its logits."""
+        return np.exp(-np.logaddexp(0.0, -self.logits[task].astype(np.float64))).astype(np.float32)
 
     def constant(self) -> list[str]:
         """The tasks whose scores do not differ, up to rounding, between the rows of their space."""

@@ -10,6 +10,12 @@ from stem_tf import report
 from stem_tf.evaluation.metrics import MAIN
 from stem_tf.evaluation.standing import answers_of
 
+_MEANING = {
+    "predicted_over_observed": "predicted/observed",
+    "calibration_error": "calibration error",
+    "calibration_error_by_chance": "by chance up to",
+}
+
 
 def tables(tree: Mapping[str, Any], schema: Schema) -> str:
     """The metrics as text: beside the trivial answers, then how lists are ordered and what scores mean, then slices.
@@ -24,7 +30,9 @@ def tables(tree: Mapping[str, Any], schema: Schema) -> str:
             tasks = {t.name: tree["tasks"][t.name] for t in schema.tasks if t.type == kind}
             if tasks:
                 texts.append(part(kind, tasks, tree, schema))
-    texts.append("\n".join(_notes(tree["k"], schema)))
+    if calibrated := {task: values for task, values in tree["tasks"].items() if "uncalibrated" in values}:
+        texts.append(_before(calibrated))
+    texts.append("\n".join([*_notes(tree["k"], schema), *_calibration_notes(tree)]))
     if tree["slices"]:
         texts.append(_slices(tree["slices"], schema))
     return "\n\n".join(texts)
@@ -86,17 +94,39 @@ def _more(kind: str, tasks: Mapping[str, Any], tree: Mapping[str, Any], schema: 
         if schema.group is not None:
             names = {"grouped_auc": "grouped AUC", f"ndcg@{tree['k']}": f"NDCG@{tree['k']}", "map": "MAP"}
         names["logloss"] = "logloss"
-    meaning = {
-        "predicted_over_observed": "predicted/observed",
-        "calibration_error": "calibration error",
-        "calibration_error_by_chance": "by chance up to",
-    }
     lines = [
-        [task, *(report.number(values[name]) for name in [*names, *meaning]), ""] for task, values in tasks.items()
+        [task, *(report.number(values[name]) for name in [*names, *_MEANING]), ""] for task, values in tasks.items()
     ]
     if kind == "binary" and sum(task not in tree["untrained"] for task in tasks) > 1:
-        lines.append(["mean", *(report.number(tree["mean"][name]) for name in names), *[""] * len(meaning), ""])
-    return report.table([kind, *names.values(), *meaning.values(), ""], lines)
+        lines.append(["mean", *(report.number(tree["mean"][name]) for name in names), *[""] * len(_MEANING), ""])
+    return report.table([kind, *names.values(), *_MEANING.values(), ""], lines)
+
+
+def _before(tasks: Mapping[str, Any]) -> str:
+    """What the scores were before they were calibrated."""
+    names = {"auc": "AUC", "logloss": "logloss"} | _MEANING
+    names.pop("calibration_error_by_chance")
+    lines = [
+        [task, values["calibration"]["method"], *(report.number(values["uncalibrated"][name]) for name in names), ""]
+        for task, values in tasks.items()
+    ]
+    return report.table(["before calibration", "by", *names.values(), ""], lines)
+
+
+def _calibration_notes(tree: Mapping[str, Any]) -> list[str]:
+    """What calibrated scores are, and which tasks could not be calibrated."""
+    of_task = {task: values["calibration"] for task, values in tree["tasks"].items() if "calibration" in values}
+    done = {task: one["method"] for task, one in of_task.items() if "why" not in one}
+    notes = [f"not calibrated: {task} ({one['why']})" for task, one in of_task.items() if "why" in one]
+    if done:
+        same = ", these rows themselves" if tree["split"] == "validation" else ""
+        notes.insert(0, f"scores of {', '.join(done)} are calibrated: fitted on validation{same}")
+    if thinned := [task for task, method in done.items() if method == "undersampling"]:
+        notes.append(
+            f"scores of {', '.join(thinned)} are for a log with all negatives: on one that lacks some, "
+            "predicted/observed is below 1"
+        )
+    return notes
 
 
 def _answers(schema: Schema) -> dict[str, str]:

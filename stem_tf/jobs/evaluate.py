@@ -31,6 +31,9 @@ _DATA = flags.DEFINE(cli.PLACE, "data", None, "The run's converted data, if it h
 _INPUT_FORMAT = flags.DEFINE_string(
     "input_format", None, f"{', '.join(manifests.INPUT_FORMATS)}: what to read the rows from; as in the run by default."
 )
+_CALIBRATED = flags.DEFINE_bool(
+    "calibrated", True, "Calibrated scores, where the run's config.train.calibration asks for them."
+)
 _K = flags.DEFINE_integer("k", 10, "How many places of each group's list NDCG looks at.")
 _SLICE = flags.DEFINE_list(
     "slice",
@@ -50,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
         data=_DATA.value,
         input_format=_INPUT_FORMAT.value,
         output=_OUTPUT.value,
+        calibrated=_CALIBRATED.value,
         k=_K.value,
         slices=_SLICE.value,
     )

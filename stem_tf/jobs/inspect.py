@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         start_tensorflow()
         from stem_tf import inspection, trained
 
-        found = trained.load(workdir, config, manifest, _CHECKPOINT.value)
+        found = trained.load(workdir, config, manifest, _CHECKPOINT.value, calibrated=False)
         age = report.age(found.epoch, found.step)
         print(f"{config.experiment}: {config.model.name}; {found.checkpoint} ({age})\n")
         seen = inspection.inspect(found, manifest, split, config.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +15,7 @@ from pipelines.schema import Task
 from stem_tf.layers.embedding import PackedTable
 from stem_tf.layers.sides import Share, gather_share
 from stem_tf.layers.transforms import InputTransform
+from stem_tf.models.calibrators import Calibrator
 from stem_tf.training.losses import score
 
 Batch = Mapping[str, Any]
@@ -30,11 +32,13 @@ class Predictor(tfrs.Model):
       tasks: the schema's tasks, in its order.
       inputs: numeric transforms.
       scales: mean and standard deviation of standardised labels, by task.
+      calibrators: of the tasks whose scores are calibrated; none until :meth:`calibrate` is called.
     """
 
     tasks: tuple[Task, ...]
     inputs: InputTransform
     scales: Mapping[str, LabelScale]
+    calibrators: Mapping[str, Calibrator] = MappingProxyType({})
 
     @property
     def weight_parts(self) -> dict[str, tf.keras.layers.Layer]:
@@ -74,10 +78,10 @@ class Predictor(tfrs.Model):
 
     @tf.autograph.experimental.do_not_convert
     def predict_step(self, data: Batch) -> dict[str, Any]:
-        """Scores by task ``[B]`` float32 beside the batch's labels, weights and keys."""
+        """Scores by task ``[B]`` float32 beside the batch's labels, weights and keys; logits of calibrated tasks."""
         outputs = self(data["features"])
         kept = {key: value for key, value in data.items() if key != "features"}
-        return {**kept, "scores": self.scores(outputs)}
+        return {**kept, "scores": self.scores(outputs), "logits": {task: outputs[task] for task in self.calibrators}}
 
     @functools.cached_property
     def predict_on_replicas(self) -> Callable[[Any], dict[str, Any]]:
@@ -93,5 +97,16 @@ class Predictor(tfrs.Model):
         return tf.function(predict, autograph=False)
 
     def scores(self, outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Scores by task, in the units of their labels, from outputs of any shape."""
-        return {task.name: score(task, outputs[task.name], self.scales.get(task.name)) for task in self.tasks}
+        """Scores by task, in the units of their labels, from outputs of any shape; calibrated where there is a
+        calibrator."""
+        return {
+            task.name: self.calibrators[task.name](outputs[task.name])
+            if task.name in self.calibrators
+            else score(task, outputs[task.name], self.scales.get(task.name))
+            for task in self.tasks
+        }
+
+    def calibrate(self, calibrators: Mapping[str, Calibrator]) -> None:
+        """Gives binary tasks calibrators, and takes away those that the model had."""
+        self.calibrators = MappingProxyType(dict(calibrators))
+        self.__dict__.pop("predict_on_replicas", None)  # compiled with those that the model had

@@ -162,7 +162,7 @@ class Checkpoints:
         for index in _indices(self._directory):
             path = str(index.with_suffix(""))
             try:
-                with contextlib.nullcontext(_by_path(path)) if self._remote else hold(path) as held:
+                with held_checkpoint(path, remote=self._remote) as held:
                     _read(self._checkpoint.read, held)
                 return path
             except JobError as error:
@@ -254,9 +254,12 @@ def hold(path: str) -> Iterator[Held]:
         yield Held(path, f"{stack.enter_context(files.literal(links))}/held")
 
 
-def _by_path(path: str) -> Held:
-    """A checkpoint for processes that share its file system, not its open files; nobody may delete it meanwhile."""
-    return Held(path, os.path.abspath(path))
+def held_checkpoint(path: str, *, remote: bool) -> contextlib.AbstractContextManager[Held]:
+    """Opens a checkpoint that nobody deletes meanwhile; raises as :func:`hold`.
+
+    ``remote``: for processes that share its file system, not its open files.
+    """
+    return contextlib.nullcontext(Held(path, os.path.abspath(path))) if remote else hold(path)
 
 
 def latest(directory: Path) -> str | None:
@@ -297,6 +300,18 @@ def restore_weights(model: RankingModel, held: Held) -> RunState:
     model.catch_up()
     model.end_training()
     return state
+
+
+def replace_weights(model: RankingModel, held: Held) -> None:
+    """Gives a model that was trained the weights of a checkpoint that holds nothing else; it cannot be trained on.
+
+    Raises:
+      JobError: it is damaged, or of another model.
+    """
+    if not any(optimizer.remote for optimizer in model.table_optimizers):  # these read the rows, too
+        model.end_training()
+    weights = tf.train.Checkpoint(**model.weight_parts)
+    _read(tf.train.Checkpoint(model=weights, state=_Json(RunState())).read, held)
 
 
 def _read(read: Callable[[str], Any], held: Held) -> None:

@@ -17,8 +17,8 @@ class Outcome:
     """What report.json says, and how it was written.
 
     Attributes:
-      report: what report.json holds: the best epoch and its metrics, the best of each task, why the run ended, samples
-        per second, the command and the versions that made it, and all validation metrics.
+      report: what report.json holds: the best epoch and its metrics, the best of each task, calibrators, why the run
+        ended, samples per second, the command and the versions that made it, and all validation metrics.
       complete: whether metrics.jsonl has the evaluation of every epoch.
       picture: whether learning_curves.png was drawn; it is not where matplotlib is not installed.
     """
@@ -53,6 +53,7 @@ def write(trainer: Trainer, command: str = "") -> Outcome:
         "best_by_task": by_task,
         "epochs": state.epoch,
         "steps": trainer.global_step,
+        "calibration": (trainer.calibration or {"tasks": {}})["tasks"],
         "stopped": trainer.why_ended(),
         "samples_per_second": round(state.samples / state.seconds, 1) if state.seconds else None,
         "command": command,

@@ -13,7 +13,7 @@ from pipelines.manifest import Manifest
 from stem_tf import cluster as clusters
 from stem_tf import configs, peers, report
 from stem_tf.peers import Peers
-from stem_tf.training import monitor
+from stem_tf.training import calibration, monitor
 from stem_tf.workdir import Workdir
 from stem_util import files, stores
 from stem_util.errors import UserError
@@ -50,6 +50,7 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
         )
     manifest = configs.data(config)
     monitor.monitor(config, manifest)  # refuses before anything is written
+    calibration.methods(config, manifest.schema)
     workdir = Workdir(directory_of(config, directory))
     about = versions() | {f"config.{key}": value for key, value in configs.flat(config).items() if key != "data.dir"}
     about["the checksum of the data"] = manifests.checksum(manifest.data_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -15,10 +15,13 @@ from pipelines.batches.dataset import count_batches, read_batches
 from pipelines.manifest import Manifest
 from stem_tf import configs, models, report, runtime
 from stem_tf.evaluation import predictions, scoring
+from stem_tf.models import calibrators
 from stem_tf.models.ranking_model import RankingModel
 from stem_tf.peers import Interrupted, Peers
 from stem_tf.training import (
     assembly,
+    best_weights,
+    calibration,
     callbacks,
     dealing,
     early_stopping,
@@ -27,7 +30,7 @@ from stem_tf.training import (
     monitor,
     servers,
 )
-from stem_tf.training.checkpoints import Checkpoints, RunState
+from stem_tf.training.checkpoints import Checkpoints, RunState, held_checkpoint
 from stem_tf.training.logger import Logger, by_metric
 from stem_tf.training.non_finite import check_finite
 from stem_tf.workdir import Workdir
@@ -51,6 +54,7 @@ class Trainer:
 
     Attributes:
       choice: the weights that a finished run with ``train.best=own`` serves; None until then, and for other runs.
+      calibration: what ``best/calibration.json`` of a finished run holds; None until then, and for other runs.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Trainer:
         self.monitors = monitor.of_tasks(config, manifest) if configs.best(config) != "together" else {}
         self._own = configs.best(config) == "own"
         self.choice: assembly.Choice | None = None
+        self.calibration: dict[str, Any] | None = None
         self._reading = configs.reading(config.data)
         strategy = runtime.set_up(config)
         self._check_all_have("replicas", strategy.num_replicas_in_sync)
@@ -163,6 +168,7 @@ class Trainer:
                         raise
                 if self._own:
                     self._choose(signals)
+                self._calibrate(signals)
         except tf.errors.OpError:
             self.peers.await_news()
             raise
@@ -412,6 +418,60 @@ class Trainer:
         if self.peers.is_chief:
             write_json(self.workdir.best_epochs, self.choice.as_json(self.state.epoch))
         self._logger.best(self.global_step, self.choice.score)
+
+    def _calibrate(self, signals: callbacks.Signals) -> None:
+        """Fits the calibrators of the weights that a finished run serves, unless they are fitted already.
+
+        Overwrites the model's weights.
+        """
+        tasks, best, path = self.manifest.schema.task_names, self.workdir.best, self.workdir.calibration
+        asked = calibration.asked(self.config, self.manifest.schema)
+        if not asked:
+            return
+
+        def kept() -> dict[str, Any] | None:
+            try:
+                found = best_weights.names(self.workdir, tasks, self._own)
+            except UserError:
+                return None
+            return found if all((best / f"{name}.index").exists() for name in best_weights.distinct(found)) else None
+
+        if (names := self.peers.decide(kept)) is None:
+            self.warn(f"scores are not calibrated: the best weights are gone from {best}")
+            return
+        with contextlib.ExitStack() as stack:
+            held = {
+                name: stack.enter_context(held_checkpoint(str(best / name), remote=self._servers is not None))
+                for name in best_weights.distinct(names)
+            }
+            weights = calibration.identity(names, {name: one.readable for name, one in held.items()})
+            self.calibration = self.peers.decide(lambda: calibration.fitted_before(path, weights, asked))
+            if self.calibration is not None:
+                return
+            rows: calibration.Rows = {}
+            for of_weights in best_weights.put(self.model, names, held, tasks):
+                self.model.calibrate(dict.fromkeys(asked, calibrators.UNCALIBRATED))  # keeps their logits
+                predicted = self._predict_validation("calibration, validation", signals)
+                self._measure(predicted)  # refuses scores that are not finite
+                if predicted is not None:
+                    rows |= {
+                        task: (predicted.logits[task], predicted.labels[task], predicted.weights_of(task))
+                        for task in asked
+                        if task in of_weights
+                    }
+        self.model.calibrate({})
+        self.calibration = self.peers.decide(
+            lambda: calibration.write(path, weights, asked, calibration.fit_tasks(asked, rows, self._untrained))
+        )
+        self._say_calibration(self.calibration["tasks"])
+
+    def _say_calibration(self, tasks: Mapping[str, Mapping[str, Any]]) -> None:
+        lines = calibration.lines(tasks)
+        if lines:
+            self.say(f"calibrated on validation, before -> after:\n{report.table(calibration.HEAD, lines)}")
+        for task, of_task in tasks.items():
+            if "why" in of_task:
+                self.warn(f"the scores of '{task}' are not calibrated: {of_task['why']}")
 
     def _say_epoch(
         self, epoch: int, results: monitor.Results, score: float, better: str, improved: Sequence[str]

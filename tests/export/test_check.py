@@ -114,7 +114,7 @@ def test_rows_of_a_request_share_what_comes_once() -> None:
 
 
 def compare(served: list[float], trained: list[float]) -> dict[str, dict[str, float]]:
-    comparison = check.Comparison(1e-5)
+    comparison = check.Comparison({"click": 1e-5})
     arrays = {"user": np.array([b"a\nb", b"c"], object), "length": np.array([1, 2], np.float32)}
     scores, expected = {"click": np.array(served, np.float32)}, {"click": np.array(trained, np.float32)}
     comparison("rank", arrays, np.array([70, 71]), scores, expected)

@@ -28,6 +28,7 @@ from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from stem_tf import configs, report, trained
 from stem_tf.evaluation import predictions, scoring
+from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 from stem_util import owned
 from stem_util.errors import JobError, UserError
@@ -50,6 +51,43 @@ def test_every_signature_reproduces_the_trainer(exported: Exported) -> None:
     assert checked["rows"] == checked["rows_of_split"] > 100
     assert sorted(checked["worst"]) == ["examples", "rank", "serving_default"]
     assert max(checked["worst"].values()) < checked["tolerance"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("precision", "method", "epochs"), [("float32", "platt", 1), ("mixed_bfloat16", "isotonic", 4)]
+)
+def test_calibrators_are_in_the_graph(
+    nasty_run: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    method: str,
+    epochs: int,
+) -> None:
+    run = nasty_run(precision)
+    workdir = Workdir(shutil.copytree(run.workdir.path, tmp_path / "run"))
+    more = {"train.calibration": method, "train.epochs": epochs, "train.patience": 0}
+    config = configs.checked(configs.flat(run.config) | more)
+    monkeypatch.setattr("stem_tf.training.calibration._LEAST_ROWS", dict.fromkeys(["platt", "isotonic"], 10))
+    with workdir.locked():
+        workdir.prepare(config, run.manifest)
+        Trainer(config, run.manifest, workdir, say=lambda line: None).run()
+    arguments = (workdir, config, run.manifest, "best", tmp_path / "models", "nasty")
+    version, tree = exporter.export(*arguments)
+    fitted = tree["calibration"]["click"]
+    assert fitted["method"] == method and sorted(tree["check"]["worst"]) == ["examples", "rank", "serving_default"]
+    text = (version / "card.md").read_text(encoding="utf-8")
+    assert "## Calibration" in text and f"{report.number(fitted['before']['logloss'])} -> " in text
+    served = check.load(str(version))["serving_default"]
+    found = trained.load(workdir, config, run.manifest, "best")
+    columns = list(dict.fromkeys(feature["column"] for feature in exporter.features(run.manifest.schema)))
+    rows = pq.read_table(preconditions.validation_rows(run.manifest), columns=columns).combine_chunks().to_batches()[0]
+    scored = scoring.predict(found.model, run.manifest, "validation", config.data, desc="")
+    scores = served(check.request(exporter.features(run.manifest.schema), rows))["click"]
+    np.testing.assert_allclose(scores, scored.scores["click"], rtol=0, atol=3e-2 if precision != "float32" else 1e-5)
+    calibrated = found.model.calibrators["click"](scored.logits["click"])
+    np.testing.assert_allclose(scored.scores["click"], calibrated, atol=1e-6)
+    assert np.abs(scores - scored.uncalibrated("click")).max() > 1e-3
 
 
 def test_a_moved_directory_scores_the_test_rows(exported: Exported, nasty_run: Callable[[str], Any]) -> None:

@@ -113,7 +113,7 @@ def losses(run: Path) -> dict[int, float]:
 
 def scores(run: Path, data: str) -> dict[str, np.ndarray]:
     config, manifest = Workdir(run).config(), manifests.load(data)
-    model = trained.load(Workdir(run), config, manifest, "latest").model
+    model = trained.load(Workdir(run), config, manifest, "latest", calibrated=False).model
     return scoring.predict(model, manifest, "test", config.data, desc="").scores
 
 
@@ -123,7 +123,7 @@ def test_one_worker_trains_as_one_process_and_kills_are_survived(
     train: Callable[[Path, dict[str, Any]], Trainer],
     start: Callable[..., Cluster],
 ) -> None:
-    settings = tiny_settings | LAZY
+    settings = tiny_settings | LAZY | {"train.calibration": "platt"}
     run, alone = tmp_path / "run", tmp_path / "alone"
     train(run, settings | {"train.epochs": 1})
     shutil.copytree(run, alone)
@@ -139,6 +139,8 @@ def test_one_worker_trains_as_one_process_and_kills_are_survived(
     of_servers = scores(run, data)
     for task, values in scores(alone, data).items():
         np.testing.assert_allclose(of_servers[task], values, atol=1e-5)
+    fitted = [json.loads(Workdir(path).calibration.read_text())["tasks"]["click"] for path in (run, alone)]
+    assert fitted[0]["after"] == pytest.approx(fitted[1]["after"], rel=1e-3)
 
     # Two workers and three servers go on; a worker is killed, then a server.
     many = start(run, settings | SERVERS | {"train.epochs": 200}, 2, 3)

@@ -31,6 +31,7 @@ def section(comparison: Comparison) -> Section:
     found, row_ids = _calibrations(comparison)
     overall = deviations.deviations(comparison, "calibration", list(comparison.arms.values()), [])
     blocks: list[Block] = [*_overall(comparison, overall), _errors(comparison, found), _figure(comparison, found)]
+    blocks += _calibrated(comparison)
     arms = _judged(comparison)
     try:
         parts, unread = _slices(comparison, row_ids)
@@ -61,6 +62,18 @@ def section(comparison: Comparison) -> Section:
             "slices": [_json(one) for one in worst],
         },
     )
+
+
+def _calibrated(comparison: Comparison) -> list[Block]:
+    """Which scores went through a calibrator (``config.train.calibration``) before all that this report measures."""
+    blocks: list[Block] = []
+    for arm in comparison.arms.values():
+        tasks = arm.runs[0].metrics(SPLIT)["tasks"]
+        of_task = {task: tasks[task].get("calibration", {}) for task in arm.tasks}
+        by = ", ".join(f"{task} by {one['method']}" for task, one in of_task.items() if one and "why" not in one)
+        if by:
+            blocks.append(f"Scores of {arm.name} are calibrated, by what was fitted on validation: {by}.")
+    return blocks
 
 
 def _calibrations(comparison: Comparison) -> tuple[Found, NDArray[np.int64]]:
