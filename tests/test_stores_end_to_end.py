@@ -17,6 +17,7 @@ import pytest
 
 import stem_tf
 from export import publish, stored
+from export.loading import requests
 from stem_util import copies, owned, stores
 from stem_util.errors import UserError
 
@@ -78,6 +79,20 @@ def test_a_run_goes_from_machine_to_machine(
     fresh()
     version = stored.fetched(f"{s3}/models")
     assert not publish.damage(version) and json.loads((version / "manifest.json").read_text())["test_metrics"]
+
+
+def test_data_in_a_store_are_made_by_recipes_and_read_by_comparisons_and_load_tests(
+    s3: str, fresh: Fresh, job_in_process: Job
+) -> None:
+    made = job_in_process(
+        "pipelines.jobs.recipe", "contradictory", "--rows=3000", "--users=30", "--processes=1", f"--output={s3}/made"
+    )
+    assert made.returncode == 0 and f"written to {s3}/made: 3,000 rows" in made.stdout, made.stderr
+    fresh()
+    rows, schema = requests.find_schema(f"{s3}/made", None, None)
+    assert list(Path(rows).glob("*.parquet")) and schema is not None and schema.task_names == ("a", "b")
+    plan = job_in_process("stem_tf.jobs.compare", "--models=single_task,mmoe", f"--data={s3}/made", "--dry_run")
+    assert plan.returncode == 0 and "single_task" in plan.stdout, plan.stderr
 
 
 def test_what_a_run_in_a_store_cannot_be(
