@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +46,13 @@ def measure(versions: Sequence[Published], manifest: Manifest, split: str, row_i
     """Scores the raw rows of a split with each version, and times calls of all in turn.
 
     Args:
-      versions: with the features of the run's data.
+      versions: the candidate, and the one that is served; with the features of the run's data.
       manifest: of the run's data.
       split: its name.
       row_ids: int64 [N], ascending: the rows that the scores are for.
 
     Raises:
-      UserError: raw rows are missing.
+      UserError: raw rows are missing, or the first version lacks an output of another one.
       JobError: a version cannot be loaded, or fails.
     """
     calls = [version.signature("serving_default") for version in versions]
@@ -64,8 +65,10 @@ def measure(versions: Sequence[Published], manifest: Manifest, split: str, row_i
         for ids, arrays in _raw_rows(manifest, split):
             found.append(ids)
             first = first or {name: values[:_CANDIDATES] for name, values in arrays.items()}
-            for call, vocabularies, own, counts in zip(calls, known, scores, unknown, strict=True):
-                answer = call(arrays)
+            answers = [call(arrays) for call in calls]
+            for version, answer in zip(versions[1:], answers[1:], strict=True):
+                check_outputs(answers[0], answer, version.directory)
+            for answer, vocabularies, own, counts in zip(answers, known, scores, unknown, strict=True):
                 for task, parts in own.items():
                     parts.append(answer[task])
                 counts += _counts(vocabularies, arrays)
@@ -82,6 +85,19 @@ def measure(versions: Sequence[Published], manifest: Manifest, split: str, row_i
         )
         for version, names, own, counts, took in zip(versions, known, scores, unknown, seconds, strict=True)
     ]
+
+
+def check_outputs(candidate: Mapping[str, Any], served: Mapping[str, Any], version: Path) -> None:
+    """Refuses a candidate whose answer lacks what callers of the served version may read.
+
+    Raises:
+      UserError: naming the outputs.
+    """
+    if missing := sorted(served.keys() - candidate.keys()):
+        raise UserError(
+            f"the candidate does not answer with {', '.join(missing)}, which callers of {version} may read: publish it "
+            "under a directory of its own, or with stem-export"
+        )
 
 
 def check_finite(scored: Scored, what: str) -> None:

@@ -277,5 +277,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
 
     assert "no labels of task 'watched'" in judged_on(watched=manifests.TaskCounts(0, None))
     assert "all 60 labels of task 'click' in the test split" in judged_on(click=manifests.TaskCounts(60, 1.0))
+    with pytest.raises(UserError, match="does not answer with ranking_score, which callers of served/7"):
+        held_back.check_outputs({"click": 0}, {"click": 0, "ranking_score": 0}, Path("served/7"))
     with pytest.raises(JobError, match="the candidate: 1 of 2 scores of task 'click' are not finite"):
         held_back.check_finite(scored(np.array([0.5, np.nan])), "the candidate")
