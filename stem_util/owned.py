@@ -105,7 +105,8 @@ def kind_of(directory: str | os.PathLike[str]) -> Kind | None:
 
 def is_empty(directory: str | os.PathLike[str]) -> bool:
     """Whether a directory holds nothing but locks, markers and ``lost+found``."""
-    return all(name in _NOTHING or name.startswith(MARKER) for name in os.listdir(directory))
+    ours = (MARKER, f".{MARKER}.")  # the marker, and one that is being written
+    return all(name in _NOTHING or name.startswith(ours) for name in os.listdir(directory))
 
 
 def check(directory: str | os.PathLike[str], kind: Kind) -> bool:

@@ -38,7 +38,8 @@ def extended(place: str, output: str, schema: Schema) -> Iterator[Manifest]:
         raise UserError(
             f"{place} was converted by an earlier version, which kept no counts of rare values: convert its log again"
         )
-    if found.data_dir == os.path.commonpath([found.data_dir, os.path.realpath(output)]) and not stores.is_uri(output):
+    inside = os.path.commonpath([os.path.realpath(found.data_dir), os.path.realpath(output)])
+    if inside == os.path.realpath(found.data_dir) and not stores.is_uri(output):
         raise UserError(f"--output={output} lies in {place}, which it extends: choose another directory")
     found.check_history()
     if problem := difference(found.record_schema, schema):

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from export import vocabulary_asset
+from export.server.known_values import KnownValues
 
 
 def lookup(tmp_path: Path, values: pa.ChunkedArray, dtype: str, wanted: list) -> list[int]:
@@ -40,6 +41,18 @@ def test_integers(tmp_path: Path) -> None:
 def test_an_empty_vocabulary_knows_nothing(tmp_path: Path, dtype: str, kind: pa.DataType) -> None:
     wanted: list = [b"", b"a"] if dtype == "string" else [0, -(2**63)]
     assert lookup(tmp_path, pa.chunked_array([], kind), dtype, wanted) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [([30, -(2**63), -5, -(2**63)], "int64"), ([b"a", b"", b"b\nc", b""], "string")],
+)
+def test_free_ids_belong_to_nobody(tmp_path: Path, values: list, dtype: str) -> None:
+    assert lookup(tmp_path, pa.chunked_array([values]), dtype, values) == [2, 1, 4, 1]
+    known = KnownValues(tmp_path / "asset", dtype)
+    assert len(known) == 2
+    assert known.unknown(np.array([values[0], values[2]])) == 0
+    assert known.unknown(np.array([values[0], 77 if dtype == "int64" else b"zz"])) == 1
 
 
 def test_layout(tmp_path: Path) -> None:

@@ -105,6 +105,18 @@ def test_conversion_from_a_store_to_a_store(
     names = {name.partition("/")[0] for name in stores.listing(f"{s3}/data")}
     assert len(names) == 2 and copies.COMPLETE in names  # what was replaced is gone
 
+    # Data in a store grow like others.
+    more = (f"--extend={s3}/data", f"--output={s3}/more", *flags)
+    again = job_in_process("pipelines.jobs.convert", f"{s3}/logs", *more)
+    assert again.returncode == 2 and f"is in {s3}/data already, as train rows" in again.stderr
+    upload(log / "day=2026-11-21", f"{s3}/next/day=2026-11-22")
+    again = job_in_process("pipelines.jobs.convert", f"{s3}/next", *more)
+    assert again.returncode == 0, again.stderr
+    assert f"extends {s3}/data; this is generation 2" in again.stdout
+    grown = manifest.load(f"{s3}/more")
+    assert grown.ancestor is not None and grown.ancestor.directory == f"{s3}/data"
+    assert (grown.vocabularies["day"].size, grown.history["day"].new) == (3, 1)
+
 
 def test_mistakes_are_known_before_work_starts(log: Path, s3: str, tmp_path: Path, job_in_process: Job) -> None:
     flags = ["--split=hash", "--split_column=user", f"--schema={tmp_path}/schema.yaml"]

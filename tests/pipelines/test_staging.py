@@ -103,6 +103,8 @@ def test_leftovers_of_killed_jobs(tmp_path: Path) -> None:
     owned.claim(tmp_path / ".out.partial-1", owned.DATA)
     (tmp_path / ".out.partial-1" / "half").touch()
     (tmp_path / ".out.partial-2").mkdir()  # killed before it was marked
+    (tmp_path / ".out.partial-3").mkdir()  # killed while it was marked
+    (tmp_path / ".out.partial-3" / f".{owned.MARKER}.stem-tf-1-ab.tmp").touch()
     (tmp_path / ".out.partial-mine").mkdir()
     (tmp_path / ".out.partial-mine" / "photo").touch()
     (tmp_path / ".out.lock").touch()

@@ -101,6 +101,10 @@ def test_data_of_a_frame_are_those_of_its_file(tiny_data: Path, tmp_path: Path) 
     parts = {"train": log[:1000], "validation": log[1000:1200], "test": log[1200:]}
     data = stem_tf.convert(parts, schema_yaml.load(schema), tmp_path / "parts")
     assert [data.rows(split) for split in parts] == [1000, 200, 300]
+    more = stem_tf.convert({"train": log[1200:]}, schema, tmp_path / "more", validation_share=0, extend=data, forget=2)
+    assert more.ancestor is not None and more.ancestor.directory == data.data_dir
+    with pytest.raises(UserError, match="as train rows: each log can be added once"):
+        stem_tf.convert({"train": log[1200:]}, schema, tmp_path / "none", validation_share=0, extend=more)
     with pytest.raises(UserError, match="--split=time needs --split_column"):
         stem_tf.convert(log, schema, tmp_path / "none", split="time")
 
