@@ -246,6 +246,8 @@ class _Export:
                 "name": manifest.name,
                 "manifest_sha256": self.workdir.data_checksum(),
                 "rows": {split: manifest.rows(split) for split in manifests.SPLITS},
+                "numerics": {name: dataclasses.asdict(of) for name, of in manifest.numerics.items()},
+                "label_scales": {task: dataclasses.asdict(scale) for task, scale in manifest.label_scales.items()},
             },
             "schema": dataclasses.asdict(self.schema),
             "signatures": signatures,

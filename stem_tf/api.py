@@ -172,6 +172,7 @@ def train(
     data: Paths | Manifest | None = None,
     workdir: Paths | None = None,
     *,
+    start_from: Paths | Run | None = None,
     overrides: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = print,
 ) -> Run:
@@ -183,6 +184,8 @@ def train(
       config: the name of a shipped experiment, the path of a Python file with ``get_config()``, or a config.
       data: the directory that `convert` wrote, or what it returned; ``config.data.dir`` if not given.
       workdir: directory of the run; ``runs/<config.experiment>`` if not given.
+      start_from: a run or an exported model, or its directory: go on from it, on ``data`` with the same schema.
+        ``overrides`` of ``start.checkpoint``, ``start.new_rows`` and ``start.schedule`` say how.
       overrides: values of config keys, ``{"model.name": "ple", "train.epochs": 3}``.
       say: prints a line about each epoch; None prints nothing.
 
@@ -199,6 +202,9 @@ def train(
     if data is not None:
         place = os.path.expanduser(data.data_dir if isinstance(data, Manifest) else data)
         changes["data.dir"] = stores.absolute(place)
+    if start_from is not None:
+        place = start_from.workdir.place if isinstance(start_from, Run) else os.path.expanduser(start_from)
+        changes["start.run"] = stores.absolute(os.fspath(place))
     experiment = configs.load(config, changes)
     if not experiment.data.dir:
         raise UserError("which data? Give the directory that stem_tf.convert wrote, or config.data.dir")

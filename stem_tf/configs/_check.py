@@ -29,7 +29,8 @@ def checked(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """
     keys = base.keys(module_of(values))
     values = all_typed(keys, values)
-    values["data.dir"] = os.path.expanduser(values["data.dir"])
+    for path in ("data.dir", "start.run"):
+        values[path] = os.path.expanduser(values[path])
     if not values["model.init_std"]:
         values["model.init_std"] = base.NFWFM_INIT_STD if values["model.expert"] == "nfwfm" else base.INIT_STD
     for path, value in values.items():
@@ -114,6 +115,8 @@ def idle(path: str, key: Key, values: Mapping[str, Any], models: Mapping[str, Mo
     if key.only_if is not None and not _given(values[key.only_if[0]]) & {*key.only_if[1]}:
         other, allowed = key.only_if
         return f"would do nothing with config.{other}={values[other]}", f"set that to {' or '.join(map(str, allowed))}"
+    if key.only_with and not values[key.only_with]:
+        return f"would do nothing without config.{key.only_with}", "give that"
     if key.stacked and model.hyperparameters(values).depth == 1:
         return "would do nothing with one layer", "set config.model.layers"
     return None

@@ -36,6 +36,8 @@ def _help(key: Key, only: Sequence[str]) -> str:
     if key.only_if is not None:
         other, allowed = key.only_if
         words.append(f"only for {other}={', '.join(allowed)}")
+    if key.only_with:
+        words.append(f"only with {key.only_with}")
     return "; ".join(words)
 
 

@@ -36,6 +36,7 @@ class Key:
       low, high: bounds of a number, or of each number of a tuple; both are allowed themselves.
       above, below: like ``low`` and ``high``, but not allowed themselves.
       only_if: (key, values): with other values of that key this one would do nothing, and is refused.
+      only_with: a key; where that is empty, this one would do nothing, and is refused.
       stacked: whether it does something only in a model with several levels.
     """
 
@@ -49,6 +50,7 @@ class Key:
     above: float | None = None
     below: float | None = None
     only_if: tuple[str, tuple[Any, ...]] | None = None
+    only_with: str = ""
     stacked: bool = False
 
 
@@ -193,6 +195,31 @@ KEYS: dict[str, Key] = {
         "moments of the tables: float32; bfloat16, half the memory; rowwise, one second moment per embedding",
         ("float32", "bfloat16", "rowwise"),
         only_if=("optimizer.tables", ("deferred", "lazy")),
+    ),
+    # What a run starts from, instead of initial weights.
+    "start.run": Key(
+        "", "a run, or an exported model, that this run goes on from on other data (docs/every_day.md); short: --from"
+    ),
+    "start.checkpoint": Key(
+        "latest",
+        "latest, the whole state of training that the run ended with; best, its best weights, with fresh moments and"
+        " step 0. Of an exported model there are weights only",
+        ("latest", "best"),
+        only_with="start.run",
+    ),
+    "start.new_rows": Key(
+        "fresh",
+        "rows of the tables for values that the run did not know: fresh, initial weights; mean, the mean over the"
+        " feature's values that stay",
+        ("fresh", "mean"),
+        only_with="start.run",
+    ),
+    "start.schedule": Key(
+        "continue",
+        "learning rate and decaying loss weights: continue, from the step that the run has reached; restart, from step"
+        " 0 (Adam's bias correction goes on with its moments)",
+        ("continue", "restart"),
+        only_with="start.run",
     ),
     # Training.
     "train.epochs": Key(8, "most epochs to train; may be raised when a run is continued", low=1),

@@ -18,7 +18,7 @@ from stem_tf.peers import Interrupted, Peers
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.training import preconditions
 from stem_tf.workdir import Workdir
-from stem_util import cli
+from stem_util import cli, stores
 from stem_util.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ _INPUT_FORMAT = flags.DEFINE_string(
 _TASKS = flags.DEFINE_list(
     "tasks", [], "Train these tasks only, and leave out the data's others: short for --config.data.tasks."
 )
+_FROM = flags.DEFINE(
+    cli.PLACE,
+    "from",
+    None,
+    "Go on from this run or exported model, on other data (docs/every_day.md): short for --config.start.run.",
+)
 _SKIP_UNUSED = flags.DEFINE_bool(
     "skip_unused_keys",
     False,
@@ -62,6 +68,8 @@ def main(argv: Sequence[str]) -> None:
         overrides.append(f"data.input_format={_INPUT_FORMAT.value}")
     if _TASKS.value:
         overrides.append(f"data.tasks={','.join(_TASKS.value)}")
+    if _FROM.value is not None:
+        overrides.append(f"start.run={stores.absolute(_FROM.value)}")
     config = configs.load(_CONFIG.value, overrides, print if _SKIP_UNUSED.value else None)
     if not config.data.dir:
         raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
@@ -109,6 +117,8 @@ def _train(config: Any, manifest: Manifest, workdir: Workdir, peers: Peers) -> N
 
 
 def _say_start(trainer: Trainer) -> None:
+    from stem_tf.training import start
+
     config, manifest, state = trainer.config, trainer.manifest, trainer.state
     tables, network = trainer.parameters()
     tasks = manifest.schema.task_names
@@ -133,6 +143,8 @@ def _say_start(trainer: Trainer) -> None:
         hint = "" if state.stopped else "; raise --config.train.epochs to train on"
         print(f"{trainer.workdir.path} is finished: {trainer.why_ended()}{hint}")
     elif trainer.resumed_from:
+        if state.ancestor:
+            print(start.describe(state.ancestor)[0])
         print(
             f"going on from step {trainer.global_step:,} (epoch {state.epoch + 1}, step {state.step:,} of "
             f"{trainer.steps:,}), {trainer.resumed_from}"

@@ -45,7 +45,8 @@ class RankingModel(Predictor):
     Attributes:
       table_optimizers: one per packed table with rows, of a model that is being trained. Beside them it has a
         ``network_optimizer`` and a ``weighting`` then, whose variables are part of a checkpoint.
-      global_step: steps done.
+      global_step: steps done, those of the runs included that this one goes on from.
+      schedule_start: the step at which the schedules begin, in a run that goes on from another one; None in others.
       epoch: epochs done.
       first_bad_step, first_bad_task: see :mod:`stem_tf.training.non_finite`.
       loss_mean, loss_means: means over the epoch so far of the loss, and of each task's.
@@ -72,6 +73,7 @@ class RankingModel(Predictor):
         self.loss_mean = _Mean(name="loss")
         self.loss_means = {task.name: _Mean(name=f"loss_{task.name}") for task in tasks}
         self.global_step = _counter("global_step", 0, tf.int64)
+        self.schedule_start: tf.Variable | None = None
         self.epoch = _counter("epoch", 0, tf.int64)
         self.first_bad_step = _counter("first_bad_step", -1, tf.int64)
         self.first_bad_task = _counter("first_bad_task", -1, tf.int32)
@@ -87,6 +89,20 @@ class RankingModel(Predictor):
     @property
     def metrics(self) -> list[tf.keras.metrics.Metric]:
         return [self.loss_mean, *self.loss_means.values()]
+
+    def begin_schedules(self) -> tf.Variable:
+        """Adds :attr:`schedule_start`, 0, and returns it."""
+        self.schedule_start = _counter("schedule_start", 0, tf.int64)
+        return self.schedule_start
+
+    @property
+    def schedule_step(self) -> tf.Tensor:
+        """Steps done since the schedules began."""
+        return self.after_start(self.global_step)
+
+    def after_start(self, step: tf.Tensor) -> tf.Tensor:
+        """The steps of ``step`` that were done since the schedules began."""
+        return tf.identity(step) if self.schedule_start is None else step - self.schedule_start
 
     @property
     def training_step(self) -> TrainStep:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -57,6 +57,9 @@ class RunState:
       losses: the epoch's mean losses so far, as the last step reported them.
       parts: the parts that the epoch's rows are dealt out to.
       samples, seconds: rows trained on, and the time for them, without the first execution of each process.
+      ancestor: what the run went on from, see :func:`stem_tf.training.start.start`; {} for a run that did not.
+      first_step: steps of the optimizers that were done before the run's first one.
+      first_epoch: epochs before the run's first one, as decaying weights of the losses count them.
     """
 
     epoch: int = 0
@@ -70,6 +73,9 @@ class RunState:
     parts: int = 1
     samples: int = 0
     seconds: float = 0.0
+    ancestor: dict[str, Any] = field(default_factory=dict)
+    first_step: int = 0
+    first_epoch: int = 0
 
 
 class _Json(tf.train.experimental.PythonState):
@@ -296,7 +302,8 @@ def restore_weights(model: RankingModel, held: Held) -> RunState:
     parts: dict[str, Any] = dict(model.weight_parts)
     if model.table_optimizers:
         parts |= {"table_optimizers": model.table_optimizers, "global_step": model.global_step}
-    _read(tf.train.Checkpoint(model=tf.train.Checkpoint(**parts), state=_Json(state)).read, held)
+        parts |= {} if model.schedule_start is None else {"schedule_start": model.schedule_start}
+    read_into(parts, held, state)
     model.catch_up()
     model.end_training()
     return state
@@ -312,6 +319,15 @@ def replace_weights(model: RankingModel, held: Held) -> None:
         model.end_training()
     weights = tf.train.Checkpoint(**model.weight_parts)
     _read(tf.train.Checkpoint(model=weights, state=_Json(RunState())).read, held)
+
+
+def read_into(parts: Mapping[str, Any], held: Held, state: RunState) -> None:
+    """Restores parts of a model, by the names of its attributes, and the state of the run.
+
+    Raises:
+      JobError: the checkpoint is damaged, or of another model.
+    """
+    _read(tf.train.Checkpoint(model=tf.train.Checkpoint(**parts), state=_Json(state)).read, held)
 
 
 def _read(read: Callable[[str], Any], held: Held) -> None:

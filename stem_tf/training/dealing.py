@@ -43,7 +43,7 @@ class Dealer:
         def step(batch: Any, number: tf.Tensor) -> dict[str, tf.Tensor]:
             taken = model.training_step.take(batch, number)
             model.global_step.assign_add(1)
-            weights = model.weighting.weights(number + 1, model.epoch)
+            weights = model.weighting.weights(model.after_start(number + 1), model.epoch)
             return {"losses": taken.losses, "loss": taken.loss, "norm": taken.norm, "weights": weights}
 
         function = tf.function(step, autograph=False)
@@ -105,7 +105,7 @@ def fit(
       dataset: the epoch's batches from ``first`` on.
       first: steps of the epoch that are done.
       steps: steps of the epoch.
-      offset: steps of the epochs before.
+      offset: steps of the epochs before, and of the runs before.
       whole_every: multiple of steps at which all batches that were dealt are done; 0 for the end of the epoch only.
       callbacks: called before the first batch and after each one.
 

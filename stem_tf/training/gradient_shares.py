@@ -50,7 +50,7 @@ def _squared_gradients(step: TrainStep, batch: Batch) -> tf.Tensor:
     with tf.GradientTape(persistent=True) as tape:
         tape.watch([looked for looked, _ in rows])
         losses = step.losses(batch, model.forward(inputs, looked_up, training=False), spaces)
-        losses = tf.unstack(step.weighting.weights(model.global_step, model.epoch) * losses)
+        losses = tf.unstack(step.weighting.weights(model.schedule_step, model.epoch) * losses)
     squares = []
     for loss in losses:
         gradients = tape.gradient(loss, [part for part, _ in parts], unconnected_gradients=tf.UnconnectedGradients.ZERO)

@@ -61,18 +61,18 @@ def last_step(config: Any) -> int | None:
     return None
 
 
-def warnings(config: Any, manifest: Manifest, steps: int) -> list[str]:
-    """Warnings for the user about a run with ``steps`` steps per epoch."""
+def warnings(config: Any, manifest: Manifest, steps: int, before: int = 0) -> list[str]:
+    """Warnings for the user about a run with ``steps`` steps per epoch, whose schedules have ``before`` behind them."""
     found = [
         f"the task '{task}' is not trained: {why}. It does not count for stopping or for the best weights, and its "
         "scores mean nothing"
         for task, why in untrained(config, manifest).items()
     ]
     end = last_step(config)
-    if end is not None and end <= steps * (config.train.epochs - 1):
+    if end is not None and end - before <= steps * (config.train.epochs - 1):
         found.append(
             f"the learning rate is 0 from step {end:,} on (config.optimizer.schedule=cosine, decay_steps="
-            f"{config.optimizer.decay_steps:,}), which is in epoch {max(-(-end // steps), 1):,} of "
+            f"{config.optimizer.decay_steps:,}), which is in epoch {max(-(-(end - before) // steps), 1):,} of "
             f"{config.train.epochs:,}: training ends there. To learn for longer, give more decay_steps, or a "
             "config.optimizer.final_fraction above 0, in a new --workdir"
         )

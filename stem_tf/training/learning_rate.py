@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import tensorflow as tf
@@ -28,10 +29,17 @@ class Schedule:
             raise ValueError(f"schedule should be constant, cosine or exponential; received {kind!r}")
         self.peak, self.kind, self.warmup_steps = peak, kind, warmup_steps
         self.decay_steps, self.decay_rate, self.final_fraction = decay_steps, decay_rate, final_fraction
+        self._first: tf.Variable | int = 0
+
+    def counted_from(self, first: tf.Variable | int) -> Schedule:
+        """The same schedule, which begins at the step ``first``: an integer, or a variable of one."""
+        schedule = copy.copy(self)
+        schedule._first = first
+        return schedule
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """The learning rate of ``step``, which counts from 0; a float32 scalar."""
-        done = tf.cast(step, tf.float32)
+        done = tf.cast(step, tf.float32) - tf.cast(self._first, tf.float32)
         after = tf.maximum(done - self.warmup_steps, 0.0)
         factor = tf.constant(1.0)
         if self.kind == "cosine":

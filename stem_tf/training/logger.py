@@ -34,11 +34,21 @@ class Logger:
       model: the model that is trained.
       config: the run's config, shown in TensorBoard's HParams tab beside ``best_score``.
       steps: steps per epoch.
+      first_step: steps of the optimizers before the run's first one.
       writes: whether anything is written; one process of a cluster writes.
     """
 
-    def __init__(self, workdir: Workdir, model: RankingModel, config: Any, steps: int, *, writes: bool = True) -> None:
-        self._workdir, self._model = workdir, model
+    def __init__(
+        self,
+        workdir: Workdir,
+        model: RankingModel,
+        config: Any,
+        steps: int,
+        first_step: int = 0,
+        *,
+        writes: bool = True,
+    ) -> None:
+        self._workdir, self._model, self._first_step = workdir, model, first_step
         self._batch_size, self._steps = config.data.batch_size, steps * config.train.epochs
         self._writers: dict[str, tf.summary.SummaryWriter] = {}
         if not writes:
@@ -61,7 +71,7 @@ class Logger:
         """
         if not all(map(math.isfinite, losses.values())):
             check_finite(self._model)
-        rate = float(self._model.network_optimizer.schedule(tf.constant(step - 1, tf.int64)))
+        rate = float(self._model.network_optimizer.schedule(tf.constant(self._first_step + step - 1, tf.int64)))
         values = {"learning_rate": rate, **losses}
         seen = {"rows": step * self._batch_size, "progress": round(step / self._steps, 6)}
         self._append("train", epoch, step, seen | values)

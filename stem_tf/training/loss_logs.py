@@ -30,6 +30,6 @@ def updated(model: RankingModel, weighting: Weighting, losses: tf.Tensor, loss: 
     logs = {"loss": model.loss_mean.result()}
     logs |= {f"loss/{name}": mean.result() for name, mean in model.loss_means.items()}
     if weighting.kind != "static":
-        weights = tf.unstack(weighting.weights(model.global_step, model.epoch))
+        weights = tf.unstack(weighting.weights(model.schedule_step, model.epoch))
         logs |= {f"weight/{task.name}": weight for task, weight in zip(model.tasks, weights, strict=True)}
     return logs

@@ -17,8 +17,9 @@ class Outcome:
     """What report.json says, and how it was written.
 
     Attributes:
-      report: what report.json holds: the best epoch and its metrics, the best of each task, calibrators, why the run
-        ended, samples per second, the command and the versions that made it, and all validation metrics.
+      report: what report.json holds: the best epoch and its metrics, the best of each task, calibrators, what the run
+        went on from, why it ended, samples per second, the command and the versions that made it, and all validation
+        metrics.
       complete: whether metrics.jsonl has the evaluation of every epoch.
       picture: whether learning_curves.png was drawn; it is not where matplotlib is not installed.
     """
@@ -54,6 +55,7 @@ def write(trainer: Trainer, command: str = "") -> Outcome:
         "epochs": state.epoch,
         "steps": trainer.global_step,
         "calibration": (trainer.calibration or {"tasks": {}})["tasks"],
+        **({"goes_on_from": state.ancestor} if state.ancestor else {}),
         "stopped": trainer.why_ended(),
         "samples_per_second": round(state.samples / state.seconds, 1) if state.seconds else None,
         "command": command,

@@ -10,11 +10,11 @@ from typing import Any
 
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
+from stem_tf import ancestor, configs, peers, report
 from stem_tf import cluster as clusters
-from stem_tf import configs, peers, report
 from stem_tf.peers import Peers
 from stem_tf.training import calibration, monitor
-from stem_tf.workdir import Workdir
+from stem_tf.workdir import Workdir, has_checkpoints
 from stem_util import files, stores
 from stem_util.errors import UserError
 from stem_util.version import versions
@@ -59,7 +59,11 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
     with peers.meet(cluster, about, config.train.peer_timeout) as found, contextlib.ExitStack() as held:
         held.enter_context(manifests.in_use(manifest.data_dir))
         if found.is_chief:
+            if config.start.run and os.path.realpath(config.start.run) == os.path.realpath(workdir.path):
+                raise UserError(f"--from={config.start.run} is the --workdir itself: give the new run another one")
             held.enter_context(workdir.locked())
+            if config.start.run and not has_checkpoints(workdir.checkpoints):
+                ancestor.check(ancestor.find(config.start.run), config, manifest)
             if started_over := workdir.prepare(config, manifest):
                 report.warn(started_over)
         found.decide(lambda: "prepared")
@@ -101,6 +105,11 @@ def check_strategy(config: Any, directory: str | os.PathLike[str] | None) -> Non
     only("train.xla", ("auto", "off"), "XLA compiles no operation that reaches into another process")
     only("train.steps_per_execution", (1,), "a batch is dealt out at a time")
     only("train.deterministic", (False,), "the order in which its workers finish is not determined")
+    if config.start.run:
+        raise UserError(
+            f"{strategy} cannot go on from another run (--from), whose tables no process could hold: train from "
+            "initial weights, or with another strategy"
+        )
     if configs.best(config) == "own":
         raise UserError(
             f"{strategy} cannot put weights of several epochs together, which no process holds: set config.train.best "

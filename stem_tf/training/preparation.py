@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Training:
       weighting: adds up the tasks' losses; by the schema's weights when None.
       conflicts: what becomes of tasks' gradients that contradict each other, ``sum`` or ``pcgrad``.
       label_smoothing, positive_weight: of :class:`TaskLoss`, by task.
+      goes_on: whether the run goes on from another one, so that its schedules may begin at a step other than 0.
     """
 
     schedule: Schedule
@@ -65,6 +67,7 @@ class Training:
     conflicts: Conflicts = "sum"
     label_smoothing: Mapping[str, float] = field(default_factory=dict)
     positive_weight: Mapping[str, float] = field(default_factory=dict)
+    goes_on: bool = False
 
     def l2_of(self, table: str) -> float:
         """The L2 of one table."""
@@ -132,6 +135,7 @@ def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
         conflicts=optimizer.conflicts,
         label_smoothing=by_task(loss.label_smoothing, 0.0),
         positive_weight=by_task(loss.positive_weight, 1.0),
+        goes_on=bool(config.start.run),
     )
 
 
@@ -154,6 +158,8 @@ def prepare(model: RankingModel, training: Training) -> None:
     the model, under whose names checkpoints hold them.
     """
     embeddings, network = model.embeddings, model.network
+    if training.goes_on:
+        training = counted_from(training, model.begin_schedules())
     model.weighting = training.weighting or Weighting(model.tasks, [task.weight for task in model.tasks])
     l2 = [_l2(group, training) for group in embeddings.groups]
     model.network_optimizer = (ServedAdam if are_served() else Adam)(
@@ -165,22 +171,7 @@ def prepare(model: RankingModel, training: Training) -> None:
         ],
         training.schedule,
     )
-    table_optimizer: Callable[..., TableOptimizer] = TABLE_OPTIMIZERS[training.tables]
-    if are_served():
-        table_optimizer = functools.partial(ShardedRows, training.tables)
-    model.table_optimizers = [
-        table_optimizer(
-            group,
-            of_group,
-            training.tables_schedule or training.schedule,
-            training.slots,
-            training.seed,
-            clips=bool(training.clip_norm),
-            betas=training.tables_betas,
-        )
-        for of_group, group in zip(l2, embeddings.groups, strict=True)
-        if group.rows
-    ]
+    model.table_optimizers = table_optimizers(model, training)
     smoothing, positive = training.label_smoothing, training.positive_weight
     losses = {
         task.name: TaskLoss(
@@ -200,6 +191,40 @@ def prepare(model: RankingModel, training: Training) -> None:
         seed=training.seed,
         xla=training.xla,
     )
+
+
+def counted_from(training: Training, first: tf.Variable) -> Training:
+    """The same with schedules that begin at the step ``first``."""
+    return dataclasses.replace(
+        training,
+        schedule=training.schedule.counted_from(first),
+        tables_schedule=(training.tables_schedule or training.schedule).counted_from(first),
+    )
+
+
+def table_optimizers(model: RankingModel, training: Training) -> list[TableOptimizer]:
+    """The optimizers of a model's tables with rows.
+
+    One more set of them, for a model that has its own already, uses the slots of those.
+    """
+    make: Callable[..., TableOptimizer] = TABLE_OPTIMIZERS[training.tables]
+    if are_served():
+        make = functools.partial(ShardedRows, training.tables)
+    groups = [group for group in model.embeddings.groups if group.rows]
+    own: list[Sequence[tf.Variable]] = [optimizer.slots for optimizer in model.table_optimizers] or [() for _ in groups]
+    return [
+        make(
+            group,
+            _l2(group, training),
+            training.tables_schedule or training.schedule,
+            training.slots,
+            training.seed,
+            clips=bool(training.clip_norm),
+            betas=training.tables_betas,
+            given=given,
+        )
+        for group, given in zip(groups, own, strict=True)
+    ]
 
 
 def _balancing(model: RankingModel, training: Training) -> Balancing | None:

@@ -13,6 +13,7 @@ Shapes: U distinct rows of N tables side by side, D wide each; W = N * D.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -86,6 +87,7 @@ class TableOptimizer(tf.Module):
       seed: determines the rounding of bfloat16 slots, together with the step.
       clips: whether gradients may be scaled down to a norm.
       betas: decay rates of Adam's moments.
+      given: slots to use, as another optimizer of this kind has them; new ones if empty.
 
     Attributes:
       defers: whether rows of the table may be behind; :meth:`read` brings what it reads up to date.
@@ -108,6 +110,7 @@ class TableOptimizer(tf.Module):
         seed: int = 0,
         clips: bool = False,
         betas: Betas = BETAS,
+        given: Sequence[tf.Variable] = (),
     ) -> None:
         super().__init__(name="table_optimizer")
         if slots not in self.kinds_of_slots:
@@ -117,11 +120,14 @@ class TableOptimizer(tf.Module):
         self.rows, self.index_dtype, self.shape = packed.rows, packed.index_dtype, (len(packed.tables), packed.dim)
         self.l2 = l2 if isinstance(l2, float) else tf.reshape(l2, self.shape)
         self.rowwise = slots == "rowwise"
-        self.slots: list[tf.Variable] = []
+        self.slots: list[tf.Variable] = list(given)
+        self._given = bool(given)
         self._slot_dtype = tf.bfloat16 if slots == "bfloat16" else tf.float32
 
     def add_slot(self, name: str, width: int | None = None, dtype: tf.DType | None = None) -> None:
         """Adds a slot of zeros, ``[rows, width]``, by default W wide; ``[rows]`` for a width of 0."""
+        if self._given:
+            return
         shape = [self.rows, self.table.shape[1] if width is None else width]
         zeros = tf.zeros(shape if width != 0 else shape[:1], dtype or self._slot_dtype)
         self.slots.append(tf.Variable(zeros, trainable=False, name=f"{self.table.name.split(':')[0]}/{name}"))

@@ -201,7 +201,7 @@ class TrainStep:
     ) -> tf.Tensor:
         """This replica's part of the loss that is differentiated, a scalar."""
         model, share = self.model, 1.0 / self.replicas.count
-        total = self.weighting(losses, model.global_step, model.epoch, share)
+        total = self.weighting(losses, model.schedule_step, model.epoch, share)
         return total + model.network.penalty(outputs, batch["weights"], spaces, share)
 
     def terms(
@@ -209,7 +209,7 @@ class TrainStep:
     ) -> tuple[list[tf.Tensor], tf.Tensor]:
         """What :meth:`loss` is the sum of, scalars: each task's weighted loss, and what is no task's."""
         model, share = self.model, 1.0 / self.replicas.count
-        weighted = tf.unstack(self.weighting.weights(model.global_step, model.epoch) * losses)
+        weighted = tf.unstack(self.weighting.weights(model.schedule_step, model.epoch) * losses)
         return weighted, self.weighting.rest(share) + model.network.penalty(outputs, batch["weights"], spaces, share)
 
     def read(self, inputs: Mapping[str, tf.Tensor], step: tf.Tensor, static: bool = False) -> list[BatchRows]:

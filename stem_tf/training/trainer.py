@@ -29,6 +29,7 @@ from stem_tf.training import (
     learning,
     monitor,
     servers,
+    start,
 )
 from stem_tf.training.checkpoints import Checkpoints, RunState, held_checkpoint
 from stem_tf.training.logger import Logger, by_metric
@@ -90,13 +91,22 @@ class Trainer:
                 workdir.best, self.model, self.state, weights_only=True, keep=1, writes=writes, remote=remote
             )
             self.resumed_from = self.checkpoints.restore()
+            if starts := bool(config.start.run and self.resumed_from is None):
+                for line in start.start(self.model, self.state, config, manifest, self.warn):
+                    self.say(line)
         self._check_all_have("a checkpoint of steps", [self.state.epoch, self.state.step])
         self._check_parts()
         # Patience may have changed since, and epochs may have been added whose learning rate would be 0.
         self.state.stopped = "" if self.state.step else self._why_stopped()
+        if starts and self.state.stopped:
+            raise UserError(
+                f"{self.state.stopped}, and {config.start.run} has reached it: give --config.start.schedule=restart"
+            )
         if writes:
             workdir.rewind_metrics(self.state.epoch, self.global_step)
-        self._logger = Logger(workdir, self.model, config, self.steps, writes=writes)
+        if starts:  # from now on the run does not depend on what it went on from
+            self._save()
+        self._logger = Logger(workdir, self.model, config, self.steps, self.state.first_step, writes=writes)
         self._epoch_start = time.monotonic()
         self._logged_step = -1
         self._compiled = self._said_heading = False
@@ -107,6 +117,12 @@ class Trainer:
     def global_step(self) -> int:
         """Steps done in all epochs."""
         return self.state.epoch * self.steps + self.state.step
+
+    @property
+    def _steps_before(self) -> int:
+        """Steps that schedules count before the run's first one."""
+        begun = self.model.schedule_start
+        return 0 if begun is None else self.state.first_step - int(begun.numpy())
 
     def _check_all_have(self, what: str, mine: Any) -> None:
         """Refuses a cluster in which processes differ from the chief in ``what``."""
@@ -150,7 +166,7 @@ class Trainer:
           JobError: a loss that is not finite, a damaged record.
         """
         state, config = self.state, self.config.train
-        for sentence in (self.monitor.warning, *learning.warnings(self.config, self.manifest, self.steps)):
+        for sentence in (self.monitor.warning, *self._warnings_of_learning()):
             if sentence:
                 self.warn(sentence)
         try:
@@ -175,6 +191,9 @@ class Trainer:
         finally:
             self._logger.close()
 
+    def _warnings_of_learning(self) -> list[str]:
+        return learning.warnings(self.config, self.manifest, self.steps, self._steps_before)
+
     def _naming_lost(self) -> contextlib.AbstractContextManager[None]:
         """Names a parameter server that is gone, where there are any."""
         return contextlib.nullcontext() if self._servers is None else self._servers.naming_lost()
@@ -184,7 +203,7 @@ class Trainer:
         state, config = self.state, self.config
         if state.step >= self.steps:
             return
-        self.model.epoch.assign(state.epoch)
+        self.model.epoch.assign(state.first_epoch + state.epoch)
         if not state.step:
             state.parts = config.data.parts or self.peers.count
         dataset = read_batches(
@@ -249,7 +268,7 @@ class Trainer:
             dataset,
             first=state.step,
             steps=self.steps,
-            offset=state.epoch * self.steps,
+            offset=state.first_step + state.epoch * self.steps,
             whole_every=self.config.train.checkpoint_every,
             callbacks=calls,
         )
@@ -356,7 +375,11 @@ class Trainer:
         if why := early_stopping.why_stop(self.state, self.config.train.patience):
             return why
         end = learning.last_step(self.config)
-        if end is not None and self.global_step >= end and self.state.epoch < self.config.train.epochs:
+        if (
+            end is not None
+            and self._steps_before + self.global_step >= end
+            and self.state.epoch < self.config.train.epochs
+        ):
             return f"the learning rate is 0 from step {end:,} on"
         return ""
 
