@@ -24,6 +24,7 @@ from pipelines.describe.description import Description
 from pipelines.log.parts import CsvOptions
 from pipelines.manifest import LAYOUTS, Manifest
 from pipelines.schema import Schema
+from stem_tf import cluster as clusters
 from stem_tf import configs
 from stem_tf.in_memory import Log, files_of
 from stem_tf.peers import Interrupted
@@ -209,7 +210,10 @@ def train(
     if not experiment.data.dir:
         raise UserError("which data? Give the directory that stem_tf.convert wrote, or config.data.dir")
     stopped = ""
-    with preconditions.prepared(experiment, workdir) as (manifest, run, peers):
+    cluster = clusters.read(experiment.train.strategy)
+    if cluster is not None and cluster.has_servers and not cluster.is_chief:
+        raise UserError(f"{cluster.task} is started with stem-train: only the chief may call stem_tf.train")
+    with preconditions.prepared(experiment, workdir, cluster) as (manifest, run, peers):
         from stem_tf.training import outcome
         from stem_tf.training.trainer import Trainer
 

@@ -89,6 +89,11 @@ class Cluster:
         """Whether this process is the :attr:`chief`."""
         return self.task == self.chief
 
+    @property
+    def has_servers(self) -> bool:
+        """Whether it has parameter servers: the chief alone trains then, and the others serve it."""
+        return bool(self.addresses.get("ps"))
+
 
 def read(strategy: str, environment: Mapping[str, str] = os.environ) -> Cluster | None:
     """The cluster in TF_CONFIG; None where ``strategy`` trains in one process.
@@ -134,8 +139,10 @@ def parse(text: str) -> Cluster:
         raise UserError(f"{VARIABLE} names no cluster: it should be {_EXAMPLE}")
     if not isinstance(task, dict) or not {"type", "index"} <= task.keys():
         raise UserError(f"{VARIABLE} does not say which task this process is: it should be {_EXAMPLE}")
-    addresses = {kind: tuple(_addresses(kind, given)) for kind, given in cluster.items()}
-    every = [address for of_kind in addresses.values() for address in of_kind]
+    addresses = {kind: tuple(_addresses(kind, given)) for kind, given in cluster.items() if given != []}
+    if not addresses:
+        raise UserError(f"{VARIABLE} names no address: it should be {_EXAMPLE}")
+    every = [address.lower() for of_kind in addresses.values() for address in of_kind]
     twice = next((address for address in every if every.count(address) > 1), None)
     if twice is not None:
         raise UserError(f"{VARIABLE} gives the address {twice} to two tasks: each needs its own")
@@ -151,9 +158,8 @@ def parse(text: str) -> Cluster:
 def _addresses(kind: str, given: Any) -> Iterator[str]:
     """The addresses of the tasks of a kind, each checked."""
     if kind not in KINDS:
-        raise UserError(
-            f"{VARIABLE}: no kind of task '{kind}'{did_you_mean(kind, KINDS)} A cluster here has {', '.join(KINDS)}"
-        )
+        meant = did_you_mean(kind, KINDS) or "."
+        raise UserError(f"{VARIABLE}: no kind of task '{kind}'{meant} A cluster here has {', '.join(KINDS)}")
     if not isinstance(given, list):
         raise UserError(f"{VARIABLE}: '{kind}' should be a list of addresses, host:port, but is {given!r}")
     for address in given:

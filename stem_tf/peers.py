@@ -7,9 +7,11 @@ Every process holds one connection to the chief, for as long as the run takes::
     between epochs    rows scored by each, to the chief (``gather``); what the chief has found, to all (``decide``)
     on a signal       all stop after the same step: each says how far it is, and the furthest is where they stop
 
-They meet at the chief's address before TensorFlow starts, which then opens the same port for itself. A process that
-learns that another has failed ends at once: its main thread may be inside a collective operation, and
+A process that learns that another has failed ends at once: its main thread may be inside a collective operation, and
 nothing interrupts that. Files are written whole or not at all, so it may end at any time.
+
+Workers and parameter servers say less to their chief, which alone trains, and finds out by itself whether they live:
+that they are asked to stop. They hear how the run has ended. One that is started again has no connection.
 """
 
 from __future__ import annotations
@@ -20,27 +22,23 @@ import json
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stem_tf.cluster import VARIABLE, Cluster, Task
-from stem_util.errors import JobError, Stopped, UserError, message
+from stem_tf import meeting
+from stem_tf.cluster import Cluster, Task
+from stem_tf.meeting import Arrays, read, write
+from stem_util.errors import Stopped, UserError, message
 
 T = TypeVar("T")
-Arrays = Mapping[str, NDArray]
 
 _BEAT = 1.0  # seconds between beats, at most
 _NEWS = 10.0  # seconds in which the end of another process becomes known
 _SILENT = 5.0  # seconds without a beat, after which a process may be why an operation of TensorFlow has failed
-_LONGEST = 1 << 24  # bytes of a message without its arrays
-_HELLO = "stem-tf"
+_READING = 0.3  # seconds for the others to read the last message, lost if this process ends with messages unread
 _CODES = {UserError: 2, Stopped: 128 + signal.SIGTERM, KeyboardInterrupt: 128 + signal.SIGINT}  # as of stem_util.cli
 
 
@@ -181,7 +179,7 @@ class Connected(Peers):
     def _send(self, other: _Other, kind: str, text: str, arrays: Arrays | None = None) -> None:
         try:
             with other.lock:
-                _write(other.connection, kind, text, arrays or {})
+                write(other.connection, kind, text, arrays or {})
         except OSError:
             time.sleep(self._timeout)  # it has gone: the thread that listens to it ends this process
 
@@ -190,7 +188,7 @@ class Connected(Peers):
         other = self._others[peer]
         with contextlib.suppress(OSError, ValueError, EOFError):
             while True:
-                kind, value, arrays = _read(other.connection, other.note)
+                kind, value, arrays = read(other.connection, other.note)
                 with self._changed:
                     reply = self._note(peer, kind, value, arrays)
                     self._changed.notify_all()
@@ -289,6 +287,7 @@ class Connected(Peers):
         """Ends this process, after the chief has told the others why."""
         if self.is_chief:
             self._tell_all("failed", [why, code])
+            time.sleep(_READING)
         sys.stdout.flush()
         print(f"\nerror: {why}", file=self._stderr, flush=True)
         os._exit(code)
@@ -328,31 +327,101 @@ class _Other:
         if self.lock.acquire(blocking=even_if_busy):
             try:
                 with contextlib.suppress(OSError):
-                    _write(self.connection, kind, json.dumps(value), {})
+                    write(self.connection, kind, json.dumps(value), {})
             finally:
                 self.lock.release()
 
 
-@contextlib.contextmanager
-def meet(cluster: Cluster | None, about: Mapping[str, Any], timeout: float) -> Iterator[Peers]:
-    """Connects the processes of a cluster while the context lasts; it ends once all have left it.
+class Chief(Peers):
+    """The chief of workers and parameter servers, see :func:`meet`: it stops when one of them is asked to.
 
     Args:
-      cluster: of :func:`stem_tf.cluster.read`.
+      cluster: this process is its chief.
+      connections: to every other process, by rank.
+    """
+
+    def __init__(self, cluster: Cluster, connections: Mapping[int, socket.socket]) -> None:
+        super().__init__()
+        self.cluster = cluster
+        self._ended: set[Task] = set()
+        self._code = 0
+        self._others = {cluster.tasks[rank]: _Other(connection) for rank, connection in connections.items()}
+        for task in self._others:
+            threading.Thread(target=self._listen, args=(task,), daemon=True).start()
+
+    def check(self) -> None:
+        try:
+            super().check()
+        except Interrupted as interrupted:
+            self._code = 128 + interrupted.signal
+            raise
+
+    def has_ended(self, task: Task) -> bool:
+        """Whether the process that was ``task`` at the start has ended."""
+        return task in self._ended
+
+    def _listen(self, task: Task) -> None:
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            while True:
+                _, number, _ = read(self._others[task].connection)
+                self.ask_to_stop(number)
+        self._ended.add(task)
+
+    def end(self, why: str = "", code: int = 0) -> None:
+        """Tells the others how the run has ended: why it failed, or nothing, and the exit code."""
+        for other in self._others.values():
+            other.tell("ended", [why and f"{self.cluster.task} has failed: {why}", code or self._code])
+
+
+class Served:
+    """The chief, as its workers and parameter servers know it; see :func:`attend`."""
+
+    def __init__(self, connection: socket.socket | None) -> None:
+        self._connection = connection
+
+    def ask_to_stop(self, number: int) -> None:
+        """Asks the chief to write a checkpoint and to stop, because of signal ``number``."""
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                write(self._connection, "stop", json.dumps(number), {})
+
+    def has_ended(self) -> bool:
+        """Whether the chief has ended, or said that it does."""
+        return self._connection is not None and meeting.has_news(self._connection)
+
+    def last_word(self) -> tuple[str, int] | None:
+        """Why the chief has failed, or "", and its exit code; None where it ended without a word, or said it to others.
+
+        Call it once the chief has ended.
+        """
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            if self._connection is not None:
+                self._connection.settimeout(_SILENT)
+                _, (why, code), _ = read(self._connection)
+                return str(why), int(code)
+        return None
+
+
+@contextlib.contextmanager
+def meet(cluster: Cluster | None, about: Mapping[str, Any], timeout: float) -> Iterator[Peers]:
+    """Connects the processes that train a run while the context lasts; it ends once all have left it.
+
+    Args:
+      cluster: of :func:`stem_tf.cluster.read`; where it has parameter servers, this process is its chief.
       about: what has to be the same in all processes, by name.
       timeout: seconds to wait for the others: at the start, and later for one that does not answer.
 
-    Raises:
-      UserError: something differs between the processes, or two of them are the same task.
-      JobError: a process has not come in time.
+    Raises: as :func:`stem_tf.meeting.connect`.
     """
     if cluster is None:
         yield Peers()
         return
-    about = {f"{VARIABLE}'s cluster": cluster.addresses, **about}
-    tasks, rank = cluster.tasks, cluster.tasks.index(cluster.task)
-    join = _await_others if rank == 0 else _join_chief
-    peers = Connected(tasks, rank, join(cluster, json.loads(json.dumps(about)), timeout), timeout)
+    connections = meeting.connect(cluster, about, timeout)
+    peers: Chief | Connected
+    if cluster.has_servers:
+        peers = Chief(cluster, connections)
+    else:
+        peers = Connected(cluster.tasks, cluster.tasks.index(cluster.task), connections, timeout)
     try:
         yield peers
     except (SystemExit, Interrupted):
@@ -364,127 +433,6 @@ def meet(cluster: Cluster | None, about: Mapping[str, Any], timeout: float) -> I
     peers.end()
 
 
-def _await_others(cluster: Cluster, about: Mapping[str, Any], timeout: float) -> dict[int, socket.socket]:
-    """Accepts a connection from each other process, by rank, and compares what they say about themselves."""
-    tasks, deadline = cluster.tasks, time.monotonic() + timeout
-    found: dict[int, socket.socket] = {}
-    wrong = ""
-    # One listener on a port: it is closed, and its connections stay, before TensorFlow opens the port.
-    with socket.create_server(("", cluster.task.port), backlog=len(tasks)) as listener:
-        while len(found) < len(tasks) - 1 and not wrong:
-            listener.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                connection, _ = listener.accept()
-            except TimeoutError:
-                missing = " and ".join(str(task) for rank, task in enumerate(tasks) if rank and rank not in found)
-                late = f"{missing} did not come within {timeout:g} s: its own output may say why"
-                _answer(found, "refused", late)
-                raise JobError(late) from None
-            hello = _hello(connection)
-            if hello is None or not 0 < hello[0] < len(tasks):
-                connection.close()
-                continue
-            rank, theirs = hello
-            if rank in found and not _has_ended(found[rank]):
-                wrong = f"two processes are {tasks[rank]}: each needs a {VARIABLE} with an index of its own"
-                _answer({rank: connection}, "refused", wrong)
-            else:
-                wrong, found[rank] = _difference(about, theirs, tasks[0], tasks[rank]), connection
-    _answer(found, *(("refused", wrong) if wrong else ("welcome", "")))
-    if wrong:
-        raise UserError(wrong)
-    return found
-
-
-def _join_chief(cluster: Cluster, about: Mapping[str, Any], timeout: float) -> dict[int, socket.socket]:
-    """Connects to the chief, and waits until it has heard from all."""
-    chief, deadline = cluster.chief, time.monotonic() + timeout
-    hello = json.dumps([_HELLO, cluster.tasks.index(cluster.task), about])
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            connection = socket.create_connection((chief.host, chief.port), deadline - time.monotonic())
-            _write(connection, "hello", hello, {})
-            kind, sentence, _ = _read(connection)
-            if kind == "welcome":
-                return {0: connection}
-            if kind == "refused":
-                raise UserError(sentence)
-        time.sleep(0.2)
-    raise JobError(
-        f"{chief} did not answer within {timeout:g} s: start all processes of a cluster together, and all again where "
-        "one has ended"
-    )
-
-
-def _hello(connection: socket.socket) -> tuple[int, Mapping[str, Any]] | None:
-    """Rank and description of the process that has connected; None where it is no process of ours."""
-    connection.settimeout(5.0)
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        _, (magic, rank, about), _ = _read(connection)
-        if magic == _HELLO and isinstance(rank, int) and isinstance(about, dict):
-            return rank, about
-    return None
-
-
-def _has_ended(connection: socket.socket) -> bool:
-    """Whether the process at the other side has ended, or closed the connection."""
-    connection.setblocking(False)
-    try:
-        return not connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def _difference(mine: Mapping[str, Any], theirs: Mapping[str, Any], me: Task, other: Task) -> str:
-    """What differs between two processes, in words; "" where nothing does."""
-    for name in dict.fromkeys([*mine, *theirs]):
-        if mine.get(name) != theirs.get(name):
-            return (
-                f"{name} is {theirs.get(name)} in {other}, and {mine.get(name)} in {me}: start all processes of a "
-                "cluster with the same versions, config and data"
-            )
-    return ""
-
-
-def _answer(connections: Mapping[int, socket.socket], kind: str, sentence: str) -> None:
-    for connection in connections.values():
-        with contextlib.suppress(OSError):
-            _write(connection, kind, json.dumps(sentence), {})
-
-
-def _write(connection: socket.socket, kind: str, text: str, arrays: Arrays) -> None:
-    """Sends a message: its kind, a value as JSON, and arrays of numbers."""
-    shapes = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
-    head = json.dumps([kind, text, shapes]).encode()
-    connection.sendall(struct.pack(">I", len(head)) + head)
-    for array in arrays.values():
-        connection.sendall(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
-def _read(connection: socket.socket, alive: Callable[[], None] = lambda: None) -> tuple[str, Any, Arrays]:
-    """The next message; ``alive`` is called whenever a part of it has come."""
-
-    def fill(buffer: memoryview) -> None:
-        while buffer:
-            count = connection.recv_into(buffer)
-            if not count:
-                raise EOFError
-            alive()
-            buffer = buffer[count:]
-
-    size = bytearray(4)
-    fill(memoryview(size))
-    length = int.from_bytes(size)
-    if length > _LONGEST:
-        raise ValueError(f"a message of {length} bytes")
-    head = bytearray(length)
-    fill(memoryview(head))
-    kind, text, shapes = json.loads(head)
-    arrays = {name: np.empty(shape, np.dtype(dtype)) for name, (dtype, shape) in shapes.items()}
-    for array in arrays.values():
-        if array.dtype.hasobject:
-            raise ValueError("an array of objects")
-        fill(array.reshape(-1).view(np.uint8).data)
-    return kind, json.loads(text), arrays
+def attend(cluster: Cluster, about: Mapping[str, Any], timeout: float) -> Served:
+    """Connects a worker or parameter server to its chief; arguments and errors as of :func:`meet`."""
+    return Served(meeting.connect(cluster, about, timeout, may_be_late=True).get(0))

@@ -117,11 +117,13 @@ def convert_tiny(
 ) -> Callable[..., Path]:
     """``convert_tiny(seed)``: 1,500 rows of a generated log, converted by the real job; the data directory.
 
+    With ``tasks`` or ``hashed`` the tasks are others, or the tags have no vocabulary.
+
     Users differ in how often they click, items in how long they are watched; a third of the rows has no ``watched``.
     """
 
     @functools.cache
-    def convert(seed: int, tasks: str = "") -> Path:
+    def convert(seed: int, tasks: str = "", hashed: bool = False) -> Path:
         random = np.random.default_rng(seed)
         rows = 1500
         user, item = random.integers(40, size=rows), random.integers(100, size=rows)
@@ -142,6 +144,8 @@ def convert_tiny(
         directory = tmp_path_factory.mktemp("tiny")
         pq.write_table(log, directory / "log.parquet")
         text = TINY_SCHEMA.partition("\ntasks:")[0] + tasks if tasks else TINY_SCHEMA
+        if hashed:
+            text = text.replace("max_length: 3", "max_length: 3, hash: {buckets: 7, hashes: 2}")
         (directory / "tiny.yaml").write_text(text, encoding="utf-8")
         job = run_job(
             "pipelines.jobs.convert",
@@ -169,6 +173,12 @@ def tiny_data(convert_tiny: Callable[..., Path]) -> Path:
 def chain_data(convert_tiny: Callable[..., Path]) -> Path:
     """The same rows with three binary tasks: click, cart and, where click is 1, buy."""
     return convert_tiny(0, CHAIN_TASKS)
+
+
+@pytest.fixture(scope="session")
+def hashed_data(convert_tiny: Callable[..., Path]) -> Path:
+    """The data directory of ``convert_tiny(0)``, with hashed tags."""
+    return convert_tiny(0, hashed=True)
 
 
 @pytest.fixture

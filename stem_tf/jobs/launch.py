@@ -39,6 +39,7 @@ _LOGS = flags.DEFINE(
     cli.PATH, "logs", None, "Directory for the output of all processes but the chief; a temporary one by default."
 )
 
+_WHICH_COMMAND = "which command? It follows --, as in stem-launch --workers=2 -- stem-train --config=..."
 _GRACE = 10.0  # seconds: for the others to notice by themselves, and again to end on SIGTERM
 _USER_ERROR = 2
 
@@ -124,7 +125,7 @@ class Processes:
 def main(argv: Sequence[str]) -> None:
     command = list(argv[1:])
     if not command:
-        raise UserError("which command? It follows --, as in stem-launch --workers=2 -- stem-train --config=...")
+        raise UserError(_WHICH_COMMAND)
     command[0] = _program(command[0])
     counts = {"chief": int(_CHIEF.value or _PS.value > 0), "worker": _WORKERS.value, "ps": _PS.value}
     counts = {kind: count for kind, count in counts.items() if count}
@@ -189,9 +190,16 @@ def _passing_on(processes: Processes) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _with_command(arguments: Sequence[str]) -> list[str]:
+    """Refuses a command line without ``--``, whose command's flags would be taken for the job's."""
+    if "--" not in arguments:
+        raise UserError(_WHICH_COMMAND)
+    return list(arguments)
+
+
 def run() -> None:
     """Console script ``stem-launch``."""
-    cli.run(main, flags, "-- COMMAND...")
+    cli.run(main, flags, "-- COMMAND...", rewritten=_with_command)
 
 
 if __name__ == "__main__":

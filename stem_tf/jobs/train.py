@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
-from stem_tf import cluster, configs, report
+from stem_tf import cluster as clusters
+from stem_tf import configs, peers, report
 from stem_tf.peers import Interrupted, Peers
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.training import preconditions
 from stem_tf.workdir import Workdir
 from stem_util import cli, stores
 from stem_util.errors import UserError
+from stem_util.version import versions
 
 if TYPE_CHECKING:
     from stem_tf.training.outcome import Outcome
@@ -73,36 +75,37 @@ def main(argv: Sequence[str]) -> None:
     config = configs.load(_CONFIG.value, overrides, print if _SKIP_UNUSED.value else None)
     if not config.data.dir:
         raise UserError("--config.data.dir is not given: the directory that stem-convert wrote")
-    if config.train.strategy == "parameter_server":
-        own = cluster.read(config.train.strategy)
-        if own is not None and not own.is_chief:
-            _serve(own, config)
-            return
-    with preconditions.prepared(config, _WORKDIR.value) as (manifest, workdir, peers):
-        _train(config, manifest, workdir, peers)
+    own = clusters.read(config.train.strategy)
+    if own is not None and own.has_servers and not own.is_chief:
+        _serve(own, config)
+        return
+    with preconditions.prepared(config, _WORKDIR.value, own) as (manifest, workdir, found):
+        _train(config, manifest, workdir, found)
 
 
-def _serve(own: cluster.Cluster, config: Any) -> None:
+def _serve(own: clusters.Cluster, config: Any) -> None:
     """Is a worker or a parameter server until the chief ends."""
     global _serves
     _serves = True
+    timeout = config.train.peer_timeout
     preconditions.check_strategy(config, _WORKDIR.value)
+    chief = peers.attend(own, versions(), timeout)
     quieten_tensorflow()
     from stem_tf.training import servers
 
-    servers.serve(own, Workdir(preconditions.directory_of(config, _WORKDIR.value)).report, config.train.peer_timeout)
+    servers.serve(own, chief, Workdir(preconditions.directory_of(config, _WORKDIR.value)).report, timeout)
 
 
-def _train(config: Any, manifest: Manifest, workdir: Workdir, peers: Peers) -> None:
+def _train(config: Any, manifest: Manifest, workdir: Workdir, found: Peers) -> None:
     quieten_tensorflow()
     from stem_tf.training import outcome
     from stem_tf.training.trainer import Trainer
 
-    trainer = Trainer(config, manifest, workdir, peers=peers)
-    if peers.is_chief:
+    trainer = Trainer(config, manifest, workdir, peers=found)
+    if found.is_chief:
         _say_start(trainer)
     else:
-        print(f"process {peers.rank} of {peers.count}: the chief says how the run goes", flush=True)
+        print(f"process {found.rank} of {found.count}: the chief says how the run goes", flush=True)
     try:
         trainer.run()
     except Interrupted as interrupted:
@@ -112,7 +115,7 @@ def _train(config: Any, manifest: Manifest, workdir: Workdir, peers: Peers) -> N
             f"to go on: {cli.command_line('stem_tf.jobs.train')}"
         )
         sys.exit(128 + interrupted.signal)
-    if peers.is_chief:
+    if found.is_chief:
         _say_end(trainer, outcome.write(trainer, cli.command_line("stem_tf.jobs.train")))
 
 

@@ -12,6 +12,7 @@ from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
 from stem_tf import ancestor, configs, peers, report
 from stem_tf import cluster as clusters
+from stem_tf.cluster import Cluster
 from stem_tf.peers import Peers
 from stem_tf.training import calibration, monitor
 from stem_tf.workdir import Workdir, has_checkpoints
@@ -21,7 +22,9 @@ from stem_util.version import versions
 
 
 @contextlib.contextmanager
-def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[tuple[Manifest, Workdir, Peers]]:
+def prepared(
+    config: Any, directory: str | os.PathLike[str] | None, cluster: Cluster | None
+) -> Iterator[tuple[Manifest, Workdir, Peers]]:
     """The manifest of the data, the work directory of a run, and the processes that train it, for the context's time.
 
     The data and the work directory are held, by the chief where there are several processes.
@@ -29,10 +32,11 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
     Args:
       config: a complete, checked config, with ``data.dir``.
       directory: the work directory; runs/<config.experiment> if not given.
+      cluster: of :func:`stem_tf.cluster.read`; this process trains.
 
     Raises:
       UserError: the data do not fit the config, the directory holds another run or something else, or it is in use;
-        TF_CONFIG is wrong, or processes of the cluster differ in version, config or data.
+        processes of the cluster differ in version, config or data.
       JobError: a process of the cluster has not come in time.
     """
     if config.train.strategy in clusters.STRATEGIES and stores.is_uri(directory or ""):
@@ -41,7 +45,6 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
             "that all of them have"
         )
     check_strategy(config, directory)
-    cluster = clusters.read(config.train.strategy)
     processes = len(cluster.tasks) if cluster else 1
     if config.train.strategy == "multi_worker" and config.data.batch_size % processes:
         raise UserError(
@@ -52,10 +55,10 @@ def prepared(config: Any, directory: str | os.PathLike[str] | None) -> Iterator[
     monitor.monitor(config, manifest)  # refuses before anything is written
     calibration.methods(config, manifest.schema)
     workdir = Workdir(directory_of(config, directory))
-    about = versions() | {f"config.{key}": value for key, value in configs.flat(config).items() if key != "data.dir"}
-    about["the checksum of the data"] = manifests.checksum(manifest.data_dir)
-    if config.train.strategy == "parameter_server":
-        cluster = None  # its workers and servers know neither data nor config: the chief sends them what they run
+    about: dict[str, Any] = dict(versions())
+    if cluster is not None and not cluster.has_servers:  # what serves knows neither data nor config
+        about |= {f"config.{key}": value for key, value in configs.flat(config).items() if key != "data.dir"}
+        about["the checksum of the data"] = manifests.checksum(manifest.data_dir)
     with peers.meet(cluster, about, config.train.peer_timeout) as found, contextlib.ExitStack() as held:
         held.enter_context(manifests.in_use(manifest.data_dir))
         if found.is_chief:

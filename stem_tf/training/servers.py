@@ -9,26 +9,32 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
+import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import grpc
 import tensorflow as tf
 
-from stem_tf import cluster
 from stem_tf.cluster import Cluster, Task
+from stem_tf.peers import Chief, Peers, Served
 from stem_tf.training.sharded_tables import served
+from stem_util import cli
 from stem_util.errors import JobError
 
 _POLL_SECONDS = 1.0
 _ANSWER_SECONDS = 10.0
 """Time in which a process that does not hang answers."""
+_LEAVING_SECONDS = 10.0
+"""Time for which a worker that is asked to stop still takes batches."""
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
 
 
@@ -36,7 +42,7 @@ class Servers:
     """The workers and parameter servers of a cluster, connected to this process, its chief.
 
     Args:
-      own: the cluster.
+      peers: this process, their chief.
       timeout: seconds for which the chief waits for a process that does not answer, and then ends.
 
     Attributes:
@@ -45,14 +51,17 @@ class Servers:
       patience: seconds to wait for a batch; longer than it takes to see that a process hangs.
 
     Raises:
-      JobError: a process did not start in time.
+      JobError: a process did not start in time, or has ended.
     """
 
-    def __init__(self, own: Cluster, timeout: float) -> None:
+    def __init__(self, peers: Chief, timeout: float) -> None:
+        own = peers.cluster
         self._tasks = [task for task in own.tasks if task != own.task]
         self.workers, self._timeout = len(own.addresses["worker"]), timeout
         self.patience = 2 * timeout
-        _wait_for(self._tasks, timeout)
+        _wait_for(self._tasks, timeout, peers.has_ended)
+        if ended := [str(task) for task in self._tasks if peers.has_ended(task)]:
+            raise JobError(f"{' and '.join(ended)} ended before training began: what it printed may say why")
         self.coordinator = _coordinator(own.tasks)
         count = len(own.addresses["ps"])
         threading.Thread(target=self._watch, daemon=True).start()
@@ -104,14 +113,12 @@ class Servers:
 _RESUME = "start all processes again with the same command, and the run goes on from its last checkpoint"
 
 
-def connected(config: Any) -> Servers | None:
-    """The cluster of a run with ``config.train.strategy=parameter_server``, of which this process is the chief; None
-    for other strategies."""
+def connected(config: Any, peers: Peers) -> Servers | None:
+    """The servers of a run with ``config.train.strategy=parameter_server``; None for other strategies."""
     if config.train.strategy != "parameter_server":
         return None
-    found = cluster.read(config.train.strategy)
-    assert found is not None and found.is_chief
-    return Servers(found, config.train.peer_timeout)
+    assert isinstance(peers, Chief)
+    return Servers(peers, config.train.peer_timeout)
 
 
 @functools.cache
@@ -126,28 +133,61 @@ def _coordinator(tasks: Sequence[Task]) -> Any:
     return tf.distribute.coordinator.ClusterCoordinator(tf.distribute.ParameterServerStrategy(resolver))
 
 
-def serve(own: Cluster, finished: Path, timeout: float) -> None:
+def serve(own: Cluster, chief: Served, finished: Path, timeout: float) -> None:
     """Serves the chief as a worker or parameter server until it ends.
+
+    SIGTERM and Ctrl-C to a parameter server make the chief write a checkpoint and stop. A worker that gets one stays
+    for a few seconds: where all are asked to stop, the chief waits for its batches. A second signal ends it at once.
 
     Args:
       own: this process is not its chief.
+      chief: the connection to it.
       finished: a file that the chief writes at the end of a run.
       timeout: seconds to wait for the chief to start.
 
     Raises:
+      SystemExit: with the chief's exit code where it has failed or was stopped, or that of a signal that came here.
       JobError: the chief did not start in time, or is gone before the run was finished.
     """
     _fail_fast()
-    started = time.time()
+    started, leave, came = time.time(), math.inf, 0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal leave, came
+        came = number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if own.kind == "ps":
+            chief.ask_to_stop(number)
+        else:
+            leave = time.monotonic() + _LEAVING_SECONDS
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     # Operations that wait for another process hold a thread each.
     config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=max(8, os.cpu_count() or 1))
     tf.distribute.Server(_spec(own.tasks), own.kind, own.index, protocol="grpc", config=config)
     print(f"{own.task}: serves the chief, {own.chief.address}", flush=True)
-    _wait_for([own.chief], timeout)
-    while _listens(own.chief):
+    _wait_for([own.chief], timeout, lambda task: chief.has_ended())
+    heard = time.monotonic()
+    while (here := _listens(own.chief)) and time.monotonic() < leave:
         time.sleep(_POLL_SECONDS)
-    if not finished.exists() or finished.stat().st_mtime < started:
-        raise JobError(f"{own.chief} is gone before the run was finished: {_RESUME}")
+        if not _hangs(own.chief):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > timeout:
+            raise JobError(f"no answer from {own.chief} for {timeout:g} seconds; {_RESUME}")
+    code = 128 + came if came else 0
+    if not here:
+        word = chief.last_word()
+        if word is None and not came and not (finished.exists() and finished.stat().st_mtime >= started):
+            raise JobError(f"{own.chief} is gone before the run was finished: {_RESUME}")
+        why, code = word or ("", code)
+        if why:
+            print(f"error: {why}", file=sys.stderr)
+            sys.exit(code)
+    if code:
+        name, again = signal.Signals(code - 128).name, cli.command_line("stem_tf.jobs.train")
+        print(f"{name}: {own.task} has stopped; to go on: {again}")
+        sys.exit(code)
 
 
 def _fail_fast() -> None:
@@ -162,11 +202,13 @@ def _spec(tasks: Sequence[Task]) -> Any:
     return tf.train.ClusterSpec(addresses)
 
 
-def _wait_for(tasks: Sequence[Task], timeout: float) -> None:
+def _wait_for(tasks: Sequence[Task], timeout: float, has_ended: Callable[[Task], bool] = lambda task: False) -> None:
     """Waits until all tasks listen on their ports."""
     end = time.monotonic() + timeout
     missing = list(tasks)
     while missing := [task for task in missing if not _listens(task)]:
+        if any(map(has_ended, missing)):
+            return
         if time.monotonic() > end:
             are = "does" if len(missing) == 1 else "do"
             raise JobError(

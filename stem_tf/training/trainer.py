@@ -77,7 +77,7 @@ class Trainer:
         self._reading = configs.reading(config.data)
         strategy = runtime.set_up(config)
         self._check_all_have("replicas", strategy.num_replicas_in_sync)
-        self._servers = servers.connected(config)
+        self._servers = servers.connected(config, self.peers)
         self._dealer: dealing.Dealer | None = None
         self.steps = count_batches(manifest, "train", training=True, **self._reading)
         count_batches(manifest, "validation", training=False, **self._reading)  # refuses a split without rows
@@ -132,22 +132,25 @@ class Trainer:
                 f"need as many GPUs, and a file system on which they find {self.workdir.path}"
             )
 
+    def _parts(self) -> int:
+        """The parts that the rows of the epoch are dealt out to: inside one, those that it began with."""
+        inside = 0 < self.state.step < self.steps
+        return self.state.parts if inside else self.config.data.parts or self.peers.count
+
     def _check_parts(self) -> None:
-        """Chooses the parts that the rows of an epoch are dealt out to, unless one is to be continued."""
-        state, data, count = self.state, self.config.data, self.peers.count
-        if not 0 < state.step < self.steps:
-            state.parts = data.parts or count
-        elif state.parts % count:
-            fit = " or ".join(str(n) for n in range(1, state.parts + 1) if state.parts % n == 0)
+        """Refuses parts that the processes cannot share."""
+        data, count, parts = self.config.data, self.peers.count, self._parts()
+        if parts % count and parts != data.parts:
+            fit = " or ".join(str(n) for n in range(1, parts + 1) if parts % n == 0)
             raise UserError(
-                f"{self.workdir.path} stopped inside an epoch whose rows are dealt out to {state.parts} parts, which "
+                f"{self.workdir.path} stopped inside an epoch whose rows are dealt out to {parts} parts, which "
                 f"{count} processes cannot share: go on with {fit}"
             )
-        if state.parts % count:
-            raise UserError(f"config.data.parts={data.parts} does not divide by the {count} processes of the cluster")
-        if data.batch_size % state.parts:
+        if parts % count:
+            raise UserError(f"config.data.parts={parts} does not divide by the {count} processes of the cluster")
+        if data.batch_size % parts:
             raise UserError(
-                f"config.data.batch_size={data.batch_size} does not divide by the {state.parts} parts that give each a "
+                f"config.data.batch_size={data.batch_size} does not divide by the {parts} parts that give each a "
                 "share of it (config.data.parts)"
             )
 
@@ -204,8 +207,7 @@ class Trainer:
         if state.step >= self.steps:
             return
         self.model.epoch.assign(state.first_epoch + state.epoch)
-        if not state.step:
-            state.parts = config.data.parts or self.peers.count
+        state.parts = self._parts()
         dataset = read_batches(
             self.manifest,
             "train",

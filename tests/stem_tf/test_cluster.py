@@ -40,6 +40,11 @@ def test_the_first_worker_is_the_chief_of_a_cluster_without_one(port: int) -> No
     assert found.chief == found.tasks[0]
 
 
+def test_kinds_without_tasks_are_left_out(port: int) -> None:
+    found = read("multi_worker", config({"worker": [f"HOST:{port}"], "ps": [], "chief": []}))
+    assert found is not None and found.addresses == {"worker": (f"HOST:{port}",)} and not found.has_servers
+
+
 def test_parameter_servers_have_a_chief_of_their_own(port: int) -> None:
     addresses = {"ps": ["c:1", "d:1"], "worker": ["b:1"], "chief": [f"a:{port}"]}
     found = read("parameter_server", config(addresses, "chief"))
@@ -60,6 +65,16 @@ def test_parameter_servers_have_a_chief_of_their_own(port: int) -> None:
         ("multi_worker", config({"workers": ["a:1"]}), "no kind of task 'workers'; did you mean 'worker'?"),
         ("multi_worker", config({"worker": "a:1"}), "'worker' should be a list of addresses, host:port, but is 'a:1'"),
         ("multi_worker", config({"worker": ["a"]}), "the address of a worker should be host:port, but is 'a'"),
+        ("multi_worker", config({"worker": []}), "TF_CONFIG names no address: it should be"),
+        ("multi_worker", config({"worker": ["a:1"], "evaluator": ["b:1"]}), "no kind of task 'evaluator'. A cluster"),
+        ("multi_worker", config({"worker": ["a:1", "A:1"]}), "gives the address a:1 to two tasks"),
+        ("multi_worker", config({"worker": ["a:0"]}), "should be host:port, but is 'a:0'"),
+        ("multi_worker", config({"worker": ["::1:5000"]}), "should be host:port, but is '::1:5000'"),
+        ("multi_worker", config({"worker": ["http://a:1"]}), "should be host:port, but is 'http://a:1'"),
+        ("multi_worker", config({"worker": {"0": "a:1"}}), "'worker' should be a list of addresses"),
+        ("multi_worker", config({"worker": ["a:1"]}, index=0.0), "worker 0.0, but index should be a number"),
+        ("multi_worker", config({"worker": ["a:1"]}, index=-1), "worker -1, but index should be a number"),
+        ("multi_worker", "null", "TF_CONFIG names no cluster: it should be"),
         ("multi_worker", config({"worker": ["a:70000"]}), "should be host:port, but is 'a:70000'"),
         ("multi_worker", config({"worker": [7]}), "should be host:port, but is 7"),
         ("multi_worker", config({"chief": ["a:1"], "worker": ["a:1"]}), "gives the address a:1 to two tasks"),

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from stem_tf.jobs import launch
-from stem_util.errors import UserError
 
 WORKER = """
 import json, os, sys, time
@@ -132,8 +131,21 @@ def test_those_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.Mo
     assert not processes.running
 
 
-def test_no_command() -> None:
-    with pytest.raises(UserError, match="which command"):
-        launch.main(["stem-launch"])
-    with pytest.raises(UserError, match="no such command: stem-trian"):
-        launch.main(["stem-launch", "stem-trian"])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--workers=2"], "which command? It follows --"),
+        (["--workers=2", "--"], "which command? It follows --"),
+        (["stem-train", "--config=small"], "which command? It follows --"),
+        (["--", "stem-trian"], "no such command: stem-trian"),
+        (["--", "/"], "no such command: /"),
+        (["--workers=0", "--", "true"], "--workers=0: 0 is not a positive integer"),
+        (["--ps=two", "--", "true"], "--ps=two: invalid literal"),
+        (["--servers=2", "--", "true"], "Unknown command line flag 'servers'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(
+    job_in_process: Callable[..., subprocess.CompletedProcess[str]], words: list[str], sentence: str
+) -> None:
+    job = job_in_process("stem_tf.jobs.launch", *words)
+    assert job.returncode == 2 and sentence in job.stderr and job.stderr.count("\n") == 1

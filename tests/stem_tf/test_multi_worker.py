@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from stem_tf import configs
-from stem_tf.jobs.launch import free_ports
+from stem_tf.cluster import Cluster
 from stem_tf.peers import Peers
 from stem_tf.training.preconditions import prepared
 from stem_tf.training.trainer import Trainer
@@ -27,9 +27,10 @@ STEPS = 20  # an epoch, of 60 rows each
 
 
 @pytest.fixture
-def settings(tiny_settings: dict[str, Any]) -> dict[str, Any]:
-    """Deferred decay, clipping, and six parts, which one, two or three processes can share."""
+def settings(tiny_settings: dict[str, Any], hashed_data: Path) -> dict[str, Any]:
+    """A hashed feature, deferred decay, clipping, and six parts, which one, two or three processes can share."""
     return tiny_settings | {
+        "data.dir": str(hashed_data),
         "data.batch_size": 60,
         "data.parts": 6,
         "optimizer.l2": 1e-3,
@@ -93,8 +94,9 @@ def test_any_number_of_processes_makes_one_run(
     launch: Callable[..., subprocess.Popen[str]],
     train: Callable[[Path, dict[str, Any]], Any],
 ) -> None:
-    """Two processes, stopped in epoch 2; three, of which one is killed; one with two replicas; one with one."""
+    """One; two, stopped in epoch 2; three, of which one is killed; one with two replicas; one."""
     run = tmp_path / "run"
+    train(run, settings | {"train.epochs": 1})
     job = launch("--workers=2")
     await_step(run, STEPS + 5)
     os.kill(worker(job, 1), signal.SIGTERM)  # not the chief
@@ -112,7 +114,7 @@ def test_any_number_of_processes_makes_one_run(
     assert f"going on from step {stopped} (epoch 2, step {stopped - STEPS} of {STEPS})" in out
     assert "worker 2 (127.0.0.1:" in err and "was killed by SIGKILL" in err
     assert "has ended without a word: killed, or out of memory" in err  # says the chief
-    assert len(list((run / "tensorboard/train").iterdir())) == 2  # one process of each start has written
+    assert len(list((run / "tensorboard/train").iterdir())) == 3  # one process of each start has written
 
     for epochs, strategy in ((2, "mirrored"), (3, "none")):
         moved = train(run, settings | {"train.strategy": strategy, "train.epochs": epochs})
@@ -129,16 +131,11 @@ def test_any_number_of_processes_makes_one_run(
     assert single.manifest.rows("train") == STEPS * 60
 
 
-def test_a_batch_that_processes_cannot_share(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workers = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    monkeypatch.setenv(
-        "TF_CONFIG", json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": 0}})
-    )
+def test_a_batch_that_processes_cannot_share(settings: dict[str, Any], tmp_path: Path) -> None:
     config = configs.checked(settings | {"train.strategy": "multi_worker", "data.batch_size": 61})
     sentence = "config.data.batch_size=61 does not divide by the 2 processes of config.train.strategy=multi_worker"
-    with pytest.raises(UserError, match=sentence), prepared(config, tmp_path / "run"):
+    two = Cluster({"worker": ("a:1", "b:1")}, "worker", 0)
+    with pytest.raises(UserError, match=sentence), prepared(config, tmp_path / "run", two):
         pass
     assert not (tmp_path / "run").exists()
 

@@ -120,10 +120,11 @@ def scores(run: Path, data: str) -> dict[str, np.ndarray]:
 def test_one_worker_trains_as_one_process_and_kills_are_survived(
     tmp_path: Path,
     tiny_settings: dict[str, Any],
+    hashed_data: Path,
     train: Callable[[Path, dict[str, Any]], Trainer],
     start: Callable[..., Cluster],
 ) -> None:
-    settings = tiny_settings | LAZY | {"train.calibration": "platt"}
+    settings = tiny_settings | LAZY | {"data.dir": str(hashed_data), "train.calibration": "platt"}
     run, alone = tmp_path / "run", tmp_path / "alone"
     train(run, settings | {"train.epochs": 1})
     shutil.copytree(run, alone)
@@ -142,30 +143,45 @@ def test_one_worker_trains_as_one_process_and_kills_are_survived(
     fitted = [json.loads(Workdir(path).calibration.read_text())["tasks"]["click"] for path in (run, alone)]
     assert fitted[0]["after"] == pytest.approx(fitted[1]["after"], rel=1e-3)
 
-    # Two workers and three servers go on; a worker is killed, then a server.
-    many = start(run, settings | SERVERS | {"train.epochs": 200}, 2, 3)
+    # Two workers and three servers go on, and a worker is killed.
+    endless = settings | SERVERS | {"train.epochs": 200}
+    many = start(run, endless, 2, 3)
     many.until(lambda: many.step() > 36)
     many.signal("worker 1", signal.SIGKILL)
     killed_at = many.step()
     many.until(lambda: many.step() > killed_at + 40)
     gone = f"worker 1 ({many.addresses[2]}) is gone: the other workers have trained on its batches"
     assert gone in many.said("chief 0")
-    many.signal("ps 2", signal.SIGKILL)
+    # A server is asked to stop: the chief writes a checkpoint first.
+    many.signal("ps 2", signal.SIGTERM)
     codes = many.codes()
-    assert codes == {"chief 0": 1, "worker 0": 1, "worker 1": -9, "ps 0": 1, "ps 1": 1, "ps 2": -9}
-    last = many.said("chief 0").splitlines()[-1]
-    assert last.startswith(
-        f"error: ps 2 ({many.addresses[5]}) is gone, and its rows with it: start all processes again"
-    )
-    assert many.said("ps 0").splitlines()[-1].startswith(f"error: chief 0 ({many.addresses[0]}) is gone before the run")
+    assert codes == {"chief 0": 143, "worker 0": 143, "worker 1": -9, "ps 0": 143, "ps 1": 143, "ps 2": 143}
+    stopped = re.findall(r"SIGTERM: stopped at step (\d+), checkpoint written", many.said("chief 0"))
+    assert [int(step) for step in stopped] == [pytest.approx(many.step(), abs=2)]
+    assert f"SIGTERM: ps 1 ({many.addresses[4]}) has stopped; to go on: " in many.said("ps 1")
 
-    # The same run on one server; its worker hangs.
-    few = start(run, settings | SERVERS | {"train.epochs": 200, "train.peer_timeout": 30}, 1, 1)
-    going_on = re.compile(r"going on from step (\d+)")
+    # The same run on one worker, which is killed and comes back, and one server, which is killed then.
+    few = start(run, endless, 1, 1)
+    going_on = re.compile(r"going on from step ([0-9,]+)")
     few.until(lambda: len(going_on.findall(few.said("chief 0"))) == 3)
-    resumed_from = int(going_on.findall(few.said("chief 0"))[-1])
-    assert resumed_from > killed_at
-    few.until(lambda: few.step() > resumed_from)
+    assert going_on.findall(few.said("chief 0"))[-1] == f"{int(stopped[0]):,}"
+    few.until(lambda: few.step() > int(stopped[0]) + 3)
+    few.signal("worker 0", signal.SIGKILL)
+    few.processes["worker 0"].wait()
+    killed_at = few.step()
+    few.start("worker", 0)
+    few.until(lambda: few.step() > killed_at + 8)
+    few.signal("ps 0", signal.SIGKILL)
+    assert few.codes() == {"chief 0": 1, "worker 0": 1, "ps 0": -9}
+    why = f"ps 0 ({few.addresses[2]}) is gone, and its rows with it: start all processes again"
+    assert few.said("chief 0").splitlines()[-1].startswith(f"error: {why}")
+    last = few.said("worker 0").splitlines()[-1]  # it came late, so that the chief has told it nothing
+    assert last.startswith(f"error: chief 0 ({few.addresses[0]}) is gone before the run was finished")
+
+    # Its worker hangs.
+    few = start(run, endless | {"train.peer_timeout": 30}, 1, 1)
+    few.until(lambda: len(going_on.findall(few.said("chief 0"))) == 4)
+    few.until(lambda: few.step() > int(stopped[0]) + 3)
     few.signal("worker 0", signal.SIGSTOP)
     assert few.processes["chief 0"].wait(120) == 1
     last = few.said("chief 0").splitlines()[-1]
@@ -193,12 +209,15 @@ def test_what_it_cannot_do_is_refused_by_name(
     tmp_path: Path, tiny_settings: dict[str, Any], key: str, value: object, why: str
 ) -> None:
     config = configs.checked(tiny_settings | LAZY | SERVERS | {key: value})
-    with pytest.raises(UserError, match=why), preconditions.prepared(config, tmp_path / "run"):
+    with pytest.raises(UserError, match=why), preconditions.prepared(config, tmp_path / "run", None):
         pass
     assert not (tmp_path / "run").exists()
 
 
 def test_a_path_that_is_a_pattern_is_refused(tmp_path: Path, tiny_settings: dict[str, Any]) -> None:
     config = configs.checked(tiny_settings | LAZY | SERVERS)
-    with pytest.raises(UserError, match="would read as a pattern"), preconditions.prepared(config, tmp_path / "run[1]"):
+    with (
+        pytest.raises(UserError, match="would read as a pattern"),
+        preconditions.prepared(config, tmp_path / "run[1]", None),
+    ):
         pass

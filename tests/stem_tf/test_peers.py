@@ -19,7 +19,7 @@ from stem_tf import peers
 from stem_tf.cluster import Cluster
 from stem_tf.jobs.launch import free_ports
 from stem_tf.peers import Interrupted, Peers
-from stem_util.errors import JobError
+from stem_util.errors import JobError, UserError
 
 PROCESS = """
 import sys, time
@@ -65,13 +65,15 @@ def together(found: list[Cluster], work: Callable[[Peers], Any], about: list[Any
 
 
 @contextlib.contextmanager
-def processes(count: int, timeout: float, hangs: int = -1) -> Iterator[tuple[list[subprocess.Popen[str]], list[str]]]:
+def processes(
+    count: int, timeout: float, hangs: int = -1, code: str = PROCESS
+) -> Iterator[tuple[list[subprocess.Popen[str]], list[str]]]:
     """Processes that make steps together until one fails, and their addresses."""
     ports = free_ports(count)
     words = [",".join(map(str, ports)), str(timeout), str(hangs)]
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), *words],
+            [sys.executable, "-c", code, str(rank), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -107,6 +109,12 @@ def test_the_chief_gathers_and_decides() -> None:
         return sizes["sizes"]
 
     assert together(clusters(3), work) == [[0, 100_000, 200_000]] * 3
+
+
+def test_they_meet_over_ipv6() -> None:
+    addresses = {"worker": tuple(f"[::1]:{port}" for port in free_ports(2))}
+    found = [Cluster(addresses, "worker", index) for index in range(2)]
+    assert together(found, lambda mine: mine.decide(lambda: 7)) == [7, 7]
 
 
 def test_all_stop_where_the_furthest_is() -> None:
@@ -148,6 +156,55 @@ def test_a_process_that_waits_for_a_value_stops_too() -> None:
 def test_a_difference_is_one_sentence_in_all() -> None:
     one, two = (str(error) for error in together(clusters(2), lambda mine: None, about=[1, 2]))
     assert one == two and one.startswith("version is 2 in worker 1 (127.0.0.1:")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_parameter_servers_ask_their_chief_to_stop_and_hear_how_it_ended(fails: bool) -> None:
+    ports = [f"127.0.0.1:{port}" for port in free_ports(3)]
+    addresses = {"chief": (ports[0],), "worker": (ports[1],), "ps": (ports[2],)}
+    chief, worker, server = (Cluster(addresses, kind, 0) for kind in addresses)
+    words: list[Any] = []
+
+    def serve(own: Cluster) -> None:
+        mine = peers.attend(own, {"version": 1}, 10.0)
+        if own.kind == "ps":
+            mine.ask_to_stop(signal.SIGTERM)
+        words.append(mine.last_word())
+
+    def lead() -> None:
+        with peers.meet(chief, {"version": 1}, 10.0) as mine:
+            if fails:
+                raise UserError("a bad row")
+            while True:
+                mine.check()
+
+    threads = [threading.Thread(target=serve, args=(own,)) for own in (worker, server)]
+    for thread in threads:
+        thread.start()
+    with pytest.raises(UserError if fails else Interrupted, match="a bad row" if fails else "SIGTERM"):
+        lead()
+    for thread in threads:
+        thread.join(timeout=10)
+    word = (f"chief 0 ({ports[0]}) has failed: a bad row", 2) if fails else ("", 128 + signal.SIGTERM)
+    assert words == [word] * 2
+
+
+def test_news_of_one_that_has_stopped_ends_those_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an operation of TensorFlow has failed, and where nobody is the cause."""
+    alone: list[float] = []
+
+    def work(mine: Peers) -> None:
+        begun = time.monotonic()
+        mine.await_news()
+        alone.append(time.monotonic() - begun)
+
+    monkeypatch.setattr(peers, "_NEWS", 0.5)
+    assert together(clusters(2), work) == [None, None] and all(0.4 < seconds < 5 for seconds in alone)
+    code = PROCESS.replace("time.sleep(0.02)", "crew.await_news()")
+    with processes(2, 60, code=code) as (started, addresses):
+        started[1].send_signal(signal.SIGSTOP)
+        error = started[0].communicate(timeout=30)[1]
+        assert started[0].returncode == 1 and f"worker 1 ({addresses[1]}) has not answered for 5" in error
 
 
 def test_two_processes_of_one_index() -> None:
