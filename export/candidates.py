@@ -14,6 +14,7 @@ from export.published import Published
 from pipelines.log import casts, source
 from pipelines.log.find import find_files
 from pipelines.log.parts import CsvOptions
+from pipelines.outputs import RANKING_SCORE
 from pipelines.schema import Schema
 from stem_client import FeatureError, RankingClient, RankingError
 from stem_client import features as client_features
@@ -52,7 +53,7 @@ def from_model(model: Published, user: str, items: str, csv: CsvOptions | None =
       csv: how a CSV file is written.
 
     Returns:
-      The features of the items, and scores [N] by task.
+      The features of the items, and scores [N] by output (the first ones) and task.
 
     Raises:
       UserError: user or items are wrong; the message says where.
@@ -68,7 +69,7 @@ def from_model(model: Published, user: str, items: str, csv: CsvOptions | None =
     if not count:
         raise UserError("--items: there are no items")
     scores = model.signature("rank")(arrays)
-    return _as_columns(columns), {task: scores[task][0] for task in model.tasks}
+    return _as_columns(columns), {name: scores[name][0] for name in (*model.outputs, *model.tasks)}
 
 
 def from_server(target: str, name: str, user: str, items: str, csv: CsvOptions | None = None) -> tuple[Items, Scores]:
@@ -107,13 +108,13 @@ def table(items: Items, scores: Scores, by: str) -> str:
 
 
 def check_task(by: str | None, tasks: Sequence[str]) -> str:
-    """Returns ``by``, or the first task if it is None.
+    """Returns ``by``; if it is None, the score to rank by, or the first task of a model that has no such output.
 
     Raises:
       UserError: the model has no such task.
     """
     if by is None:
-        return tasks[0]
+        return RANKING_SCORE if RANKING_SCORE in tasks else tasks[0]
     if by not in tasks:
         raise UserError(f"--by={by}: no such task{did_you_mean(by, tasks) or '.'} Tasks: {', '.join(tasks)}")
     return by

@@ -31,6 +31,7 @@ def text(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarray]
         "## Scores\n\n" + _table(["task", "is", "test rows", "test mean", "test metric"], _tasks(tree, schema)),
         _metrics_note(tree),
         *([f"## Calibration\n\n{_calibration(tree)}"] if tree["calibration"] else []),
+        *([f"## Beside the tasks\n\n{_outputs(tree['outputs'])}"] if tree["outputs"] else []),
         *([f"## Tables\n\n{_rounding(tree['tables'])}"] if "cost" in tree["tables"] else []),
         "## Calls\n\n" + _calls(tree, schema, rows),
         "## Check\n\n" + _check(tree),
@@ -169,6 +170,16 @@ def _calibration(tree: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _outputs(outputs: Sequence[Mapping[str, Any]]) -> str:
+    lines = [[f"`{output['name']}`", output["meaning"], f"`{output['text']}`"] for output in outputs]
+    return (
+        _table(["output", "is", "made of"], lines)
+        + "\n\nTasks stand for their scores, features for the values that a request sends. What is no number, such "
+        "as the root of a negative one, becomes -3.4e38 and ranks last; what is beyond float32 becomes its largest or "
+        "lowest value, and what is closer to 0 than 1.2e-38 becomes 0."
+    )
+
+
 def cost(tables: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     """Says what rounded tables save and cost.
 
@@ -215,17 +226,22 @@ def _calls(tree: Mapping[str, Any], schema: Schema, rows: Mapping[str, np.ndarra
             *lines,
             _EXAMPLES,
             "",
-            "Every score is float32, an output by the task's name. From Python, with `stem-tf-client`:",
+            "Every score is float32, an output by its name. From Python, with `stem-tf-client`:",
             "",
             "```python",
             "from stem_client import RankingClient",
             "",
             f'client = RankingClient("localhost:8500", model="{tree["model"]}")',
             f"scores = client.rank(user={{{values(False)}}}, items={{{values(True)}}}, timeout=0.05)",
-            f'scores["{schema.tasks[0].name}"]  # float32 [N]',
+            f'scores["{_by(tree, schema)}"]  # float32 [N]',
             "```",
         ]
     )
+
+
+def _by(tree: Mapping[str, Any], schema: Schema) -> str:
+    """What a caller would rank by."""
+    return str(tree["outputs"][0]["name"]) if tree["outputs"] else schema.tasks[0].name
 
 
 _EXAMPLES = (

@@ -162,16 +162,20 @@ def _rows(arrays: Arrays) -> int:
 
 
 class Comparison:
-    """Compares scores, and keeps the worst difference of each signature and task.
+    """Compares scores, and keeps the worst difference of each signature and task, and of each other output.
 
     A difference is ``|served - trained| / max(1, |trained|)``: absolute for probabilities, relative for large values.
 
+    An output that is made of scores should be what its formula gives for the trained scores, up to what it gives for
+    the served ones and to rounding: ``(|served - f(trained)| - |f(served) - f(trained)|) / |f(trained)|``.
+
     Args:
       tolerances: the largest allowed difference, by task.
+      outputs: ``steps``, ``constants`` and so on of each output that is made of scores.
     """
 
-    def __init__(self, tolerances: Mapping[str, float]) -> None:
-        self._tolerances = tolerances
+    def __init__(self, tolerances: Mapping[str, float], outputs: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._tolerances, self._outputs = tolerances, outputs
         self.worst: dict[str, dict[str, float]] = {}
 
     def __call__(self, signature: str, arrays: Arrays, row_ids: np.ndarray, served: Arrays, trained: Arrays) -> None:
@@ -180,24 +184,94 @@ class Comparison:
         Raises:
           Mismatch: a difference is larger than the tolerance.
         """
-        worst = self.worst.setdefault(signature, {})
-        if served.keys() != trained.keys():
-            raise Mismatch(f"signature {signature} answers with {sorted(served)}, not with {sorted(trained)}")
+        outputs = {output["name"] for output in self._outputs}
+        if served.keys() != trained.keys() | outputs:
+            names = sorted(trained.keys() | outputs)
+            raise Mismatch(f"signature {signature} answers with {sorted(served)}, not with {names}")
+        trained = {name: scores for name, scores in trained.items() if name not in outputs}
         for task, expected in trained.items():
-            score = served[task]
-            if score.dtype != np.float32 or score.shape != expected.shape:
-                raise Mismatch(f"signature {signature}: scores of '{task}' are {score.dtype} {list(score.shape)}")
-            difference = np.abs(score.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
-            bad = np.flatnonzero(~(difference <= self._tolerances[task]))  # true for NaN, too
-            if len(bad):
-                row = bad[0]
-                values = ", ".join(f"{name}={_shown(values[row])}" for name, values in arrays.items())
-                raise Mismatch(
-                    f"signature {signature}, row_id {row_ids[row]}, task '{task}': trained {expected[row]:.9g}, served "
-                    f"{score[row]:.9g}, difference {difference[row]:.1e} beyond {self._tolerances[task]:.0e}; "
-                    f"{len(bad)} of {len(expected)} rows differ so; features: {values}"
-                )
-            worst[task] = max(worst.get(task, 0.0), float(difference.max(initial=0.0)))
+            self._compare(signature, arrays, row_ids, task, served[task], expected)
+        for output in self._outputs:
+            expected, found = _computed(output, arrays, trained), _computed(output, arrays, served)
+            self._compare(signature, arrays, row_ids, output["name"], served[output["name"]], expected, found)
+
+    def _compare(
+        self,
+        signature: str,
+        arrays: Arrays,
+        row_ids: np.ndarray,
+        name: str,
+        score: np.ndarray,
+        expected: np.ndarray,
+        found: np.ndarray | None = None,
+    ) -> None:
+        """Compares scores of a task or an output, whose formula gives ``found`` for the served scores."""
+        if score.dtype != np.float32 or score.shape != expected.shape:
+            raise Mismatch(f"signature {signature}: scores of '{name}' are {score.dtype} {list(score.shape)}")
+        wanted = expected.astype(np.float64)
+        difference = np.abs(score.astype(np.float64) - wanted)
+        if found is None:
+            difference /= np.maximum(1.0, np.abs(wanted))
+        else:
+            difference = np.maximum(difference - np.abs(found.astype(np.float64) - wanted), 0.0)
+            difference /= np.maximum(_SMALLEST, np.abs(wanted))
+        tolerance = self._tolerances.get(name, _OF_OUTPUTS)
+        bad = np.flatnonzero(~(difference <= tolerance))  # true for NaN, too
+        if len(bad):
+            row = bad[0]
+            what = "task" if found is None else "output"
+            values = ", ".join(f"{name}={_shown(values[row])}" for name, values in arrays.items())
+            raise Mismatch(
+                f"signature {signature}, row_id {row_ids[row]}, {what} '{name}': trained {expected[row]:.9g}, served "
+                f"{score[row]:.9g}, difference {difference[row]:.1e} beyond {tolerance:.0e}; "
+                f"{len(bad)} of {len(expected)} rows differ so; features: {values}"
+            )
+        worst = self.worst.setdefault(signature, {})
+        worst[name] = max(worst.get(name, 0.0), float(difference.max(initial=0.0)))
+
+
+_OF_OUTPUTS = 1e-5
+"""The largest allowed difference of an output, relative: it is computed from scores in float64 and rounded once."""
+_LARGEST, _SMALLEST = (float(getattr(np.finfo(np.float32), name)) for name in ("max", "tiny"))
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "+": np.add,
+    "-": np.subtract,
+    "*": np.multiply,
+    "/": np.divide,
+    "^": np.power,
+    "negative": np.negative,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "min": np.minimum,
+    "max": np.maximum,
+    "default": lambda x, y: np.where(np.isnan(x), y, x),
+}
+
+
+def _computed(output: Mapping[str, Any], features: Arrays, scores: Arrays) -> np.ndarray:
+    """An output float32 ``[n]`` by its steps: names and numbers go on a stack, operations replace their operands."""
+    stack: list[Any] = []
+    with np.errstate(all="ignore"):
+        for kind, value in output["steps"]:
+            if kind == "number":
+                stack.append(np.float64(value))
+            elif kind != "name":
+                stack[-value:] = [_OPERATIONS[kind](*stack[-value:])]
+            elif value in output["constants"]:
+                stack.append(np.float64(output["constants"][value]))
+            elif value in output["features"]:
+                x = features[value]
+                stack.append(np.where(np.isfinite(x), _without_denormals(x), np.nan))
+            else:
+                stack.append(_without_denormals(scores[value]))
+        known = np.where(np.isnan(stack[0]), -_LARGEST, np.clip(stack[0], -_LARGEST, _LARGEST))
+    return _without_denormals(known).astype(np.float32)
+
+
+def _without_denormals(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < _SMALLEST, 0.0, x.astype(np.float64))
 
 
 def _shown(value: Any) -> str:
@@ -292,6 +366,7 @@ def check(
     predictions: str,
     features: Sequence[Mapping[str, Any]],
     tasks: Sequence[str],
+    outputs: Sequence[Mapping[str, Any]],
     tolerances: Mapping[str, float],
 ) -> dict[str, Any]:
     """Compares the scores of every signature with the trainer's.
@@ -301,6 +376,7 @@ def check(
       raw: directory of Parquet files with the raw rows.
       predictions: Parquet file of the trainer's scores: row_id, ascending, and ``score_<task>``.
       features, tasks: the schema's.
+      outputs: the outputs that are made of scores.
       tolerances: see :class:`Comparison`.
 
     Returns:
@@ -314,7 +390,7 @@ def check(
     known = table["row_id"].to_numpy()
     scores = {task: table[f"score_{task}"].to_numpy() for task in tasks}
     once = [feature["name"] for feature in features if feature["side"] != "item"]
-    compare, checked = Comparison(tolerances), 0
+    compare, checked = Comparison(tolerances, outputs), 0
     columns = list(dict.fromkeys(["row_id", *(feature["column"] for feature in features)]))
     for batch in _raw_rows(raw, columns, int(known[-1])):
         row_ids = batch.column("row_id").to_numpy()

@@ -29,7 +29,7 @@ from export import tables as stored_tables
 from export.preconditions import validation_rows
 from export.tables import Kind, StoredTable
 from pipelines import manifest as manifests
-from pipelines import schema_yaml, vocabulary
+from pipelines import outputs, schema_yaml, vocabulary
 from pipelines.log import source
 from pipelines.manifest import Manifest
 from pipelines.schema import Schema
@@ -202,6 +202,7 @@ class _Export:
             "predictions": str(scratch / "predictions.parquet"),
             "features": features(self.schema),
             "tasks": self.schema.task_names,
+            "outputs": [output.described() for output in outputs.of(self.schema)],
             "tolerances": {task: tolerance * steepness.get(task, 1.0) for task in self.schema.task_names},
             "result": str(scratch / "result.json"),
         }
@@ -251,6 +252,7 @@ class _Export:
             },
             "schema": dataclasses.asdict(self.schema),
             "signatures": signatures,
+            "outputs": [output.described() for output in outputs.of(self.schema)],
             "why_no_rank": why_no_rank,
             "vocabularies": {
                 name: {"size": manifest.vocabularies[name].size, "sha256": _sha256(path)}

@@ -1,4 +1,4 @@
-"""The serving graph: takes raw values, and returns one float32 score per task.
+"""The serving graph: takes raw values, and returns one float32 score per task, and the outputs made of them.
 
 ::
 
@@ -12,6 +12,9 @@
 L is the schema's ``max_length``: lists are padded with the empty value to that length. A server that joins requests of
 different shapes pads them with a value of the request. This is harmless only on the axis of candidates, where the
 padding's scores are cut off; so no other axis may differ between requests. In ``examples`` a list has any length.
+
+The outputs of `pipelines.outputs` are computed from the scores and raw numeric features, in float64, and returned
+beside the scores in every signature.
 
 There is one lookup per vocabulary, even if several features share it, and one gather per packed table (in ``rank`` one
 for the requests and one for the candidates). The ids of a feature with a hash are computed (:mod:`export.hashed_ids`).
@@ -30,7 +33,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export import hashed_ids, tables, vocabulary_asset
+from export import derived, hashed_ids, tables, vocabulary_asset
 from pipelines.log.casts import EMPTY
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
@@ -164,7 +167,9 @@ class ServingModule(tf.Module):
         return self._score(tf.io.parse_example(raw["examples"], example_spec(self._schema())))
 
     def _score(self, raw: Tensors) -> dict[str, tf.Tensor]:
-        return self._scores(self._model()(self._numbers(raw), read=self._read))
+        numbers = self._numbers(raw)
+        scores = self._scores(self._model()(numbers, read=self._read))
+        return scores | derived.values(self._schema(), scores, numbers)
 
     def rank(self, raw: Tensors) -> dict[str, tf.Tensor]:
         """Scores N candidates of B requests; returns ``[B, N]`` by task.
@@ -175,9 +180,13 @@ class ServingModule(tf.Module):
         once = [feature.name for feature in features if feature.side != "item"]
         each = [feature.name for feature in features if feature.side == "item"]
         flat, sizes = self._checked(raw, "rank")
-        inputs = model.inputs(self._numbers(flat))
-        outputs = model.rank(inputs, once, each, self._share, self._read)
-        return {name: tf.reshape(s, sizes) for name, s in self._scores(outputs).items()}
+        numbers = self._numbers(flat)
+        outputs = model.rank(model.inputs(numbers), once, each, self._share, self._read)
+        scores = {name: tf.reshape(s, sizes) for name, s in self._scores(outputs).items()}
+        # [B, 1] of users and context, [B, N] of items: they spread over the candidates as they are computed with.
+        names = [feature.name for feature in features if feature.kind == "numeric"]
+        spread = {name: tf.reshape(numbers[name], sizes if name in each else [-1, 1]) for name in names}
+        return scores | derived.values(self._schema(), scores, spread)
 
     def _checked(self, raw: Tensors, signature: str) -> tuple[Tensors, tf.Tensor]:
         """Checks the shapes of the tensors.

@@ -11,7 +11,9 @@ from stem_tf.workdir import Workdir
 from stem_util.errors import UserError
 
 
-def check(workdir: Workdir, config: Any, moved_to: str | None, output: Path, name: str) -> Manifest:
+def check(
+    workdir: Workdir, config: Any, moved_to: str | None, output: Path, name: str, ranking: str | None = None
+) -> Manifest:
     """Returns the manifest of the run's data.
 
     Args:
@@ -20,10 +22,11 @@ def check(workdir: Workdir, config: Any, moved_to: str | None, output: Path, nam
       moved_to: where the run's data are now, or None if they have not moved.
       output: directory of the versions.
       name: the model's name.
+      ranking: another ranking than the schema's, see `pipelines.ranking.replaced`.
 
     Raises:
-      UserError: the data are not the run's, there are no raw validation rows for the check, or ``output`` or ``name``
-        is not allowed.
+      UserError: the data are not the run's, there are no raw validation rows for the check, or ``output``, ``name`` or
+        ``ranking`` is not allowed.
     """
     try:
         manifest = configs.data(config, moved_to)
@@ -44,7 +47,7 @@ def check(workdir: Workdir, config: Any, moved_to: str | None, output: Path, nam
         raise UserError(f"--output={output} is the run or its data; give a directory of its own")
     if not name:
         raise UserError("--name is empty")
-    return manifest
+    return manifest if ranking is None else manifest.ranked_by(ranking)
 
 
 def validation_rows(manifest: Manifest) -> Path:

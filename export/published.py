@@ -10,7 +10,7 @@ import numpy as np
 
 from export import publish
 from pipelines import manifest as manifests
-from pipelines import schema_yaml
+from pipelines import outputs, schema_yaml
 from stem_util import files
 from stem_util.errors import JobError, UserError, message
 
@@ -50,6 +50,7 @@ class Published:
       directory: the version's directory.
       schema: the schema of the data that the model was trained on.
       tasks: names of the tasks.
+      outputs: names of the outputs that are made of their scores.
 
     Raises:
       UserError: as in `find`; or the files are not those that were published (the server refuses such a version, too).
@@ -61,6 +62,7 @@ class Published:
             raise UserError(f"--model={self.directory} is not the version that was published: {why}")
         self.schema = schema_yaml.load(self.directory / "schema.yaml")
         self.tasks = self.schema.task_names
+        self.outputs = tuple(output.name for output in outputs.of(self.schema))
         self._calls: dict[str, Call] = {}
 
     @property
@@ -75,7 +77,8 @@ class Published:
         return not self.manifest()["why_no_rank"]
 
     def signature(self, name: str) -> Call:
-        """Returns a function from tensors by feature to scores by task. It raises JobError if the model fails.
+        """Returns a function from tensors by feature to scores by task and output; it raises JobError if the model
+        fails.
 
         Raises:
           UserError: the model has no such signature.

@@ -33,10 +33,12 @@ class Model(Protocol):
     Attributes:
       schema: the schema of the data that it was trained on.
       tasks: names of the tasks.
+      outputs: names of the outputs that are made of their scores.
     """
 
     schema: Schema
     tasks: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     def signature(self, name: str) -> Call:
         """Returns a function from tensors by feature to scores by task."""
@@ -68,7 +70,9 @@ def score_log(
     csv: CsvOptions | None = None,
     drop_bad_rows: bool = False,
 ) -> Outcome:
-    """Writes ``row``, the schema's group column if the log has it, ``keep``, and ``score_<task>`` float32.
+    """Writes ``row``, the schema's group column if the log has it, ``keep``, outputs by name, and ``score_<task>``.
+
+    Outputs and scores are float32.
 
     Args:
       model: an exported model, or a run's model.
@@ -108,14 +112,14 @@ def _score(model: Model, log: Log, output: Path, keep: Sequence[str], drop_bad_r
         for rows, columns, bad in raw.read(log, schema, kept, drop_bad_rows=drop_bad_rows):
             outcome.bad += bad
             arrays = raw.tensors(schema, rows)
-            scores: dict[str, list[np.ndarray]] = {task: [np.empty(0, np.float32)] for task in model.tasks}
+            scores: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in score_columns(model)}
             for batch in _batches(arrays, len(rows.row_ids)):
                 answer = call(batch)
-                for task, parts in scores.items():
-                    parts.append(answer[task])
-                progress.update(len(answer[task]))
+                for name, parts in scores.items():
+                    parts.append(answer[name])
+                progress.update(len(answer[name]))
             columns = {ROW: pa.array(rows.row_ids)} | columns
-            columns |= {f"score_{task}": pa.array(np.concatenate(parts)) for task, parts in scores.items()}
+            columns |= {column: pa.array(np.concatenate(scores[name])) for name, column in score_columns(model).items()}
             writer.write_batch(pa.record_batch(columns).cast(types))
             outcome.rows += len(rows.row_ids)
     outcome.seconds = time.monotonic() - started
@@ -127,9 +131,14 @@ def _batches(arrays: dict[str, np.ndarray], rows: int) -> Iterator[dict[str, np.
         yield {name: values[start : start + _BATCH_ROWS] for name, values in arrays.items()}
 
 
+def score_columns(model: Model) -> dict[str, str]:
+    """The column of each output and each task's score, by its name in the model; the scores come last."""
+    return {name: name for name in model.outputs} | {task: f"score_{task}" for task in model.tasks}
+
+
 def _kept(model: Model, log: Log, keep: Sequence[str]) -> list[str]:
     """The columns of the log to write: the group's, then those of ``keep``."""
-    ours = {ROW, *(f"score_{task}" for task in model.tasks)}
+    ours = {ROW, *score_columns(model).values()}
     for name in keep:
         log.require(name, f"--keep={name}")
         if name in ours:
@@ -141,5 +150,5 @@ def _kept(model: Model, log: Log, keep: Sequence[str]) -> list[str]:
 
 def _types(model: Model, log: Log, kept: Sequence[str]) -> pa.Schema:
     kinds = kept_types(log, model.schema)
-    scores = [(f"score_{task}", pa.float32()) for task in model.tasks]
+    scores = [(column, pa.float32()) for column in score_columns(model).values()]
     return pa.schema([(ROW, pa.int64()), *((name, kinds[name]) for name in kept), *scores])

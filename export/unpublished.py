@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from export import exporter, graph
 from export.published import Call
+from pipelines import outputs
 from pipelines.manifest import Manifest
 from stem_tf.models.predictor import Predictor
 from stem_tf.runtime import exact_products
@@ -28,11 +29,13 @@ class Unpublished:
     Attributes:
       schema: the schema of the data.
       tasks: names of the tasks.
+      outputs: names of the outputs that are made of their scores.
     """
 
     def __init__(self, workdir: Workdir, manifest: Manifest, model: Predictor) -> None:
         self.schema = manifest.schema
         self.tasks = self.schema.task_names
+        self.outputs = tuple(output.name for output in outputs.of(self.schema))
         with tempfile.TemporaryDirectory() as scratch:  # lookup tables read their files at once
             vocabularies = exporter.write_vocabularies(workdir, manifest, Path(scratch))
             self._module = graph.ServingModule(self.schema, model, vocabularies)

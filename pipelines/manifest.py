@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import integrity, schema_yaml
-from pipelines.schema import Schema
+from pipelines import ranking as rankings
+from pipelines.schema import Ranking, Schema
 from pipelines.yaml_reader import hint
 from stem_util import copies, files, owned, stores
 from stem_util.errors import UserError
@@ -249,6 +250,7 @@ class Manifest:
       created_by: program and version.
       loaded: the file ``manifest.json`` at the time when it was read (not stored).
       chosen: the tasks that are used, or () for all of them (not stored); see :meth:`of_tasks`.
+      ranking: what stands in for the schema's own ranking, or None (not stored); see :meth:`ranked_by`.
     """
 
     data_dir: str
@@ -269,6 +271,7 @@ class Manifest:
     created_by: str = f"stem-tf {__version__}"
     loaded: integrity.File | None = dataclasses.field(default=None, compare=False)
     chosen: tuple[str, ...] = ()
+    ranking: Ranking | None = None
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{self.rows(split):,} {split}" for split in SPLITS)
@@ -297,13 +300,27 @@ class Manifest:
             raise UserError(f"{self.data_dir} has no task '{unknown[0]}'{hint(unknown[0], known)}")
         return dataclasses.replace(self, chosen=tuple(name for name in known if name in names))
 
+    def ranked_by(self, given: str) -> Manifest:
+        """The same data with another score to rank by: a file or a formula, see `pipelines.ranking.replaced`.
+
+        Raises:
+          UserError: a mistake in it.
+        """
+        return dataclasses.replace(self, ranking=rankings.replaced(self.schema, given).ranking)
+
     @functools.cached_property
     def schema(self) -> Schema:
-        """The schema of the data, with the chosen tasks.
+        """The schema of the data, with the chosen tasks. It has no ranking where that needs another task.
 
         Raises:
           UserError: see :attr:`record_schema`.
         """
+        schema = self._of_chosen_tasks()
+        if self.ranking is not None:
+            return dataclasses.replace(schema, ranking=self.ranking)
+        return rankings.for_tasks(schema)
+
+    def _of_chosen_tasks(self) -> Schema:
         whole = self.record_schema
         if not self.chosen:
             return whole

@@ -206,6 +206,39 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A number in a ranking formula that has a name.
+
+    Attributes:
+      name: in the formula.
+      value: what it is.
+      range: lowest and highest value that a search may try; None where the value is fixed.
+      log: search on a logarithmic scale.
+    """
+
+    name: str
+    value: float
+    range: tuple[float, float] | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One score to rank by, made of the tasks' scores; :mod:`pipelines.ranking` reads and explains it.
+
+    Attributes:
+      score: a formula of scores by task, numeric features and parameters.
+      gain: a formula of labels by task and numeric features: what a shown item was worth. None for the sum of the
+        labels of the binary tasks that ``score`` names, or of all tasks that it names if none is binary.
+      parameters: the named numbers of ``score``.
+    """
+
+    score: str
+    gain: str | None = None
+    parameters: tuple[Parameter, ...] = ()
+
+
+@dataclass(frozen=True)
 class Schema:
     """Features, tasks and keys of one log.
 
@@ -218,6 +251,7 @@ class Schema:
       group: the log's column whose value groups rows for grouped AUC (usually the user), or None.
       item: the log's column that names the item, for the mean label per item that reports compare with, or None.
       time: the log's column that says when a row happened, or None.
+      ranking: one score to rank by, or None. It may be replaced when a run is evaluated or exported.
     """
 
     name: str
@@ -227,6 +261,7 @@ class Schema:
     group: str | None = None
     item: str | None = None
     time: str | None = None
+    ranking: Ranking | None = None
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -23,6 +23,10 @@ tasks:
     type: regression
     output: sigmoid                                         # or linear
     label: {column: play_ms, divide_by: duration_ms, clip: [0, 1], missing: outside}
+ranking:                                                    # one score to rank by; see pipelines.ranking
+  score: click^a * long_view
+  gain: click + 2 * long_view
+  parameters: {a: {value: 1, low: 0, high: 4}}
 """
 
 from __future__ import annotations
@@ -38,13 +42,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import yaml_reader
+from pipelines import outputs, ranking, yaml_reader
 from pipelines.schema import Feature, Hash, Label, Schema, Space, Task, Threshold
 from pipelines.yaml_reader import Node
 from stem_util.errors import UserError, did_you_mean
 
 _SCHEMA_REQUIRED = {"name": "of the data set", "features": "what the model reads", "tasks": "what it predicts"}
-_SCHEMA_OPTIONAL = ("group", "item", "time", "task_tables", "weight")
+_SCHEMA_OPTIONAL = ("group", "item", "time", "task_tables", "weight", "ranking")
 MOST_BUCKETS = 2**31 - 3
 """The most buckets of a hash: ids are int32, and two of them are taken."""
 _SCHEMA_NAME = re.compile("[A-Za-z][A-Za-z0-9_.-]*")
@@ -105,15 +109,19 @@ def loads(text: str, source: str = "schema") -> Schema:
         if key in fields and fields[key].text() in users:
             column = fields[key].value
             fields[key].fail(f"column {column!r} is used by the {users[column]}; it cannot name rows too")
-    return Schema(
+    inputs, predicted = tuple(features.values()), tuple(tasks.values())
+    schema = Schema(
         name=fields["name"].text(),
-        features=tuple(features.values()),
-        tasks=tuple(tasks.values()),
+        features=inputs,
+        tasks=predicted,
         task_tables=_task_tables(fields["task_tables"], features) if "task_tables" in fields else "all",
         group=fields["group"].text() if "group" in fields else None,
         item=fields["item"].text() if "item" in fields else None,
         time=fields["time"].text() if "time" in fields else None,
+        ranking=ranking.read(fields["ranking"], inputs, predicted) if "ranking" in fields else None,
     )
+    outputs.of(schema)  # refuses names of tasks
+    return schema
 
 
 def _named(node: Node, what: str) -> dict[str, Node]:
@@ -421,7 +429,7 @@ def dumps(schema: Schema) -> str:
     lines = [_line(key, value) for key, value in head.items() if value is not None]
     lines += ["features:", *(f"  {_line(feature.name, _feature_fields(feature))}" for feature in schema.features)]
     lines += ["tasks:", *(f"  {_line(task.name, _task_fields(task))}" for task in schema.tasks)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + (ranking.text(schema.ranking) if schema.ranking else "")
 
 
 def _line(key: str, value: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from stem_client.calls import Calls
 from stem_client.metadata import ModelMetadata
-from stem_client.ranking import By, Top
+from stem_client.ranking import RANKING_SCORE, By, Top
 from stem_client.transport import CLOSED, FORKED, Attempt, connect
 
 
@@ -57,7 +57,7 @@ class AsyncRankingClient(Calls["_Loop"]):
         self,
         user: Mapping[str, Any],
         items: Any,
-        by: By,
+        by: By = RANKING_SCORE,
         k: int = 10,
         timeout: float | None = None,
         version: int | None = None,

@@ -11,7 +11,7 @@ import numpy as np
 
 from stem_client.calls import Calls
 from stem_client.metadata import ModelMetadata
-from stem_client.ranking import By, Top
+from stem_client.ranking import RANKING_SCORE, By, Top
 from stem_client.transport import Blocking, run
 
 
@@ -76,7 +76,7 @@ class RankingClient(Calls[Blocking]):
           extra: "refuse" or "ignore" names that are not features of the model; None for the client's own.
 
         Returns:
-          Scores by task, float32 [N] in the order of the items.
+          Scores by task and by other output, as ``ranking_score``, float32 [N] in the order of the items.
         """
         return run(self._rank(user, items, timeout, version, extra))
 
@@ -92,7 +92,7 @@ class RankingClient(Calls[Blocking]):
           extra: as in ``rank``.
 
         Returns:
-          Scores by task, float32 [B] in the order of the rows.
+          Scores as of ``rank``, float32 [B] in the order of the rows.
         """
         return run(self._score(rows, timeout, version, extra))
 
@@ -100,7 +100,7 @@ class RankingClient(Calls[Blocking]):
         self,
         user: Mapping[str, Any],
         items: Any,
-        by: By,
+        by: By = RANKING_SCORE,
         k: int = 10,
         timeout: float | None = None,
         version: int | None = None,
@@ -112,8 +112,8 @@ class RankingClient(Calls[Blocking]):
         Args:
           user: as in ``rank``.
           items: as in ``rank``.
-          by: a task; weights by task, whose weighted scores are added; or a function from scores by task [N] to one
-            number per item.
+          by: a task or another output, as the model's own score to rank by; weights by task, whose weighted scores are
+            added; or a function from scores by task [N] to one number per item.
           k: how many; all if there are fewer.
           timeout: as in ``rank``.
           version: as in ``rank``.

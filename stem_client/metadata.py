@@ -36,7 +36,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs are features, outputs are tasks, both by name."""
+    """Inputs are features, outputs are tasks and what is made of their scores, as ``ranking_score``; both by name."""
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
@@ -77,7 +77,10 @@ class ModelMetadata:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks; a call returns scores of each. Raises RankingError as ``features``."""
+        """Names of the tasks and other outputs (``ranking_score``); a call returns scores of each.
+
+        Raises RankingError as ``features``.
+        """
         return tuple(sorted(self.signature(SERVING_DEFAULT).outputs))
 
     @functools.cached_property

@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+RANKING_SCORE = "ranking_score"
+"""The output that a model with a ranking has beside its tasks."""
+
 By = str | Mapping[str, float] | Callable[[Mapping[str, np.ndarray]], Any]
-"""What ranks: a task; a weight for each of some tasks; a function of scores by task ``[N]`` to one number an item."""
+"""What ranks: a task or other output; weights by task; a function of scores by task ``[N]`` to a number per item."""
 
 
 class Top(NamedTuple):

@@ -96,6 +96,7 @@ class Run:
         *,
         k: int = 10,
         slices: Sequence[str] = (),
+        ranking: str | None = None,
     ) -> dict[str, Any]:
         """The metrics of the run on a split, as the job stem-evaluate measures them; prints nothing.
 
@@ -104,6 +105,7 @@ class Run:
           output: where to write ``<split>.json`` and ``<split>.parquet``; RUN/evaluation by default.
           k: how many places of each group's list NDCG looks at.
           slices: rows to measure by themselves, too, such as ``["hour", "user_id:new"]``; see ``stem-evaluate --help``.
+          ranking: one score to rank by, instead of the schema's: a YAML file or a formula.
 
         Returns:
           The content of ``<split>.json``: ``mean_auc``, the metrics of each task in ``tasks``, and the checkpoint that
@@ -120,6 +122,7 @@ class Run:
             found=self._trained,
             k=k,
             slices=slices,
+            ranking=ranking,
         ).metrics
 
     def inspect(self, split: str = "test") -> Inspection:
@@ -153,7 +156,8 @@ class Run:
           drop_bad_rows: leave out rows that conversion would refuse, instead of refusing the log.
 
         Returns:
-          One column per task, float32. The index is the DataFrame's, or each row's place in the log.
+          One column per task, float32, behind one per output that is made of them (``ranking_score``). The
+          index is the DataFrame's, or each row's place in the log.
 
         Raises:
           UserError: columns or rows that do not fit the schema, or no such checkpoint.
@@ -165,10 +169,10 @@ class Run:
         with tempfile.TemporaryDirectory() as scratch, files_of(log) as paths:
             output = Path(scratch) / "scores.parquet"
             scoring.score_log(scorer, paths, output, csv=csv, drop_bad_rows=drop_bad_rows)
-            names = [scoring.ROW, *(f"score_{task}" for task in scorer.tasks)]
-            scores = pq.read_table(output, columns=names).to_pandas()
+            columns = scoring.score_columns(scorer)
+            scores = pq.read_table(output, columns=[scoring.ROW, *columns.values()]).to_pandas()
         rows = scores.pop(scoring.ROW)
-        scores.columns = pd.Index(scorer.tasks)
+        scores.columns = pd.Index(columns)
         return scores.set_axis(log.index[rows] if isinstance(log, pd.DataFrame) else pd.Index(rows))
 
     def export(
@@ -177,6 +181,7 @@ class Run:
         *,
         name: str = "ranker",
         tables: Tables = "float32",
+        ranking: str | None = None,
     ) -> Path | str:
         """Publishes the run as the next version under ``output``, as the job stem-export does.
 
@@ -184,12 +189,13 @@ class Run:
           output: directory of the model's versions, or its URI.
           name: the model's name, by which services ask for it.
           tables: how embedding tables are stored.
+          ranking: one score to rank by, instead of the schema's: a YAML file or a formula.
 
         Returns:
           The version's directory; a str, its URI, where ``output`` is one.
 
         Raises:
-          UserError: an output that may not be written to, other data, or no such checkpoint.
+          UserError: an output that may not be written to, other data, no such checkpoint, or a mistake in ``ranking``.
           JobError: the exported model does not reproduce the trainer's scores, or a store does not answer.
         """
         from export import preconditions, stored  # see `predict`
@@ -198,7 +204,7 @@ class Run:
             raise UserError(f"--tables={tables}: should be one of {', '.join(get_args(Tables))}")
         place = os.path.expanduser(output)
         with stored.staging(place) as directory:
-            manifest = preconditions.check(self.workdir, self.config, self._data, directory, name)
+            manifest = preconditions.check(self.workdir, self.config, self._data, directory, name, ranking)
             start_tensorflow()
             from export import exporter
 

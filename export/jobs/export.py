@@ -47,6 +47,13 @@ _TABLES = flags.DEFINE_enum(
     ["float32", "bfloat16", "int8"],
     "How embedding tables are stored: bfloat16 takes half the bytes, int8 about a third; the job prints what it costs.",
 )
+_RANKING = flags.DEFINE(
+    cli.PATH,
+    "ranking",
+    None,
+    "One score to rank by, instead of the schema's: a YAML file with a block `ranking`, or a formula such as "
+    "click^2*like. Clients get it as ranking_score.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = Workdir.fetched(_WORKDIR.value)
     config = workdir.config()
     with stored.staging(_OUTPUT.value) as output:
-        manifest = preconditions.check(workdir, config, _DATA.value, output, _NAME.value)
+        manifest = preconditions.check(workdir, config, _DATA.value, output, _NAME.value, _RANKING.value)
         quieten_tensorflow()
         import tensorflow as tf
 
@@ -87,6 +94,8 @@ def _say(workdir: Workdir, directory: Path, place: str, tree: dict[str, Any]) ->
     if "cost" in tree["tables"]:
         sentence, head, lines = card.cost(tree["tables"])
         print(f"{sentence}\n{report.table(head, lines)}")
+    for output in tree["outputs"]:
+        print(f"{output['name']}, {output['meaning']}: {output['text']}")
     if tree["why_no_rank"]:
         print(f"no signature 'rank': {tree['why_no_rank']}")
     for task, why in tree["run"]["untrained"].items():

@@ -5,9 +5,9 @@
     stem-predict --server=HOST:PORT --user='{"user_id": 1042}' --items='{"video_id": [7, 8]}'
 
 LOG: comma-separated Parquet or CSV files, globs or directories, with the columns of the model's features. Their scores
-are written as Parquet: row (its place in the log), the schema's group column, the columns named by --keep, and
-score_<task>. The other two forms print the items as a table, best first; the last one asks a server. See
-docs/predict.md.
+are written as Parquet: row (its place in the log), the schema's group column, the columns named by --keep, outputs
+such as ranking_score, and score_<task>. The other two forms print the items as a table, best first; the last one asks
+a server. See docs/predict.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ _ITEMS = flags.DEFINE(
     None,
     "The candidates: a Parquet, CSV or JSON file, a JSON object of lists, or a JSON list of objects.",
 )
-_BY = flags.DEFINE_string("by", None, "The task that ranks the items (default: the first).")
+_BY = flags.DEFINE_string(
+    "by", None, "The task that ranks the items, or ranking_score, the default of a model that has it; else the first."
+)
 _SERVER = flags.DEFINE_string("server", None, "host:port of a server to ask instead of --model.")
 _MODEL_NAME = flags.DEFINE_string("model_name", "ranker", "The name of the server's model.")
 _CSV = csv_flags.CsvFlags(flags)
@@ -114,7 +116,7 @@ def _rank() -> None:
     csv = _CSV.options()
     if _MODEL.value:
         model = Published(stored.fetched(_MODEL.value))
-        by = candidates.check_task(_BY.value, model.tasks)
+        by = candidates.check_task(_BY.value, [*model.outputs, *model.tasks])
         items, scores = candidates.from_model(model, _USER.value, _ITEMS.value, csv)
     else:
         items, scores = candidates.from_server(_SERVER.value, _MODEL_NAME.value, _USER.value, _ITEMS.value, csv)

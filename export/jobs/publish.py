@@ -51,6 +51,12 @@ _NAME = flags.DEFINE_string(
 _TABLES = flags.DEFINE_enum(
     "tables", "float32", ["float32", "bfloat16", "int8"], "How embedding tables are stored, as in stem-export."
 )
+_RANKING = flags.DEFINE(
+    cli.PATH,
+    "ranking",
+    None,
+    "One score to rank by, instead of the schema's: a YAML file or a formula, as in stem-export.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,13 +74,15 @@ def main(argv: Sequence[str]) -> None:
         owned.check(_AGAINST.value, owned.VERSIONS)
     # Of the run first: another split or data that has moved is said before anything about what is served.
     manifest = workdir.data(config, _DATA.value, _SPLIT.value)
+    if _RANKING.value is not None:
+        manifest = manifest.ranked_by(_RANKING.value)
     wanted = rules.load(_RULES.value, manifest.schema)
     tasks = gate_preconditions.judged_tasks(manifest, _SPLIT.value, wanted)
     served = stored.newest(_AGAINST.value)
     known = {} if served is None else gate_preconditions.check_served(served, manifest)
     name = known.get("model", "ranker") if _NAME.value is None else _NAME.value
     with _staging(known.get("version", 0)) as output:
-        manifest = preconditions.check(workdir, config, _DATA.value, output, name)
+        manifest = preconditions.check(workdir, config, _DATA.value, output, name, _RANKING.value)
         quieten_tensorflow()
         import tensorflow as tf
 

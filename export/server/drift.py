@@ -30,6 +30,8 @@ BINARY_BOUNDS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
     *(0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0),
 )
+OUTPUT_BOUNDS = (*(-(10.0**power) for power in range(6, -4, -1)), 0.0, *(10.0**power for power in range(-12, 7)))
+"""For outputs made of scores, which may be of any size."""
 REGRESSION_BOUNDS = (0.0, *(digit * 10.0**power for power in range(-3, 6) for digit in (1, 3)))
 
 _WAITING = 16
@@ -90,7 +92,7 @@ class _Feature:
 
 @dataclasses.dataclass(frozen=True)
 class _Export:
-    """What a version's manifest says of its features and tasks."""
+    """What a version's manifest says of its features, and the bounds of histograms by task and output."""
 
     features: tuple[_Feature, ...]
     bounds: Mapping[str, tuple[float, ...]]
@@ -213,7 +215,8 @@ class Drift:
                 known = self._known[digest]
             features.append(_Feature(feature["name"], feature["kind"], feature["dtype"], known))
         bounds: dict[str, Any] = {"binary": BINARY_BOUNDS, "regression": REGRESSION_BOUNDS}
-        return _Export(tuple(features), {task["name"]: bounds[task["type"]] for task in tree["schema"]["tasks"]})
+        of_tasks = {task["name"]: bounds[task["type"]] for task in tree["schema"]["tasks"]}
+        return _Export(tuple(features), of_tasks | {o["name"]: OUTPUT_BOUNDS for o in tree.get("outputs", [])})
 
 
 def _thinned(array: np.ndarray, limit: int) -> np.ndarray:

@@ -57,7 +57,7 @@ def _same(place: str, output: str) -> bool:
 def difference(old: Schema, new: Schema) -> str:
     """The first difference of two schemas that keeps one from extending the other's data; "" if there is none.
 
-    These may differ: ``name``, ``group``, ``item``, ``time`` and ``task_tables`` at the top; ``min_count``, ``missing``
+    These may differ: ``name``, ``group``, ``item``, ``time``, ``task_tables``, ``ranking``; ``min_count``, ``missing``
     and ``allow_label_column`` of a feature; ``weight`` of a task. The order of features and tasks may not.
     """
     for what in ("features", "tasks"):

@@ -5,6 +5,7 @@ TensorFlow is imported when the checks have passed, so that a mistake is reporte
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 
 from pipelines.manifest import Manifest
 from stem_tf import configs, report
-from stem_tf.evaluation import preconditions, predictions, standing, table
+from stem_tf.evaluation import preconditions, predictions, ranking_score, ranking_search, standing, table
 from stem_tf.evaluation import slices as slicing
 from stem_tf.evaluation.calibration import calibration, measures
 from stem_tf.evaluation.intervals import Resamples
 from stem_tf.evaluation.metrics import Results
 from stem_tf.evaluation.predictions import Predictions
-from stem_tf.evaluation.ranking import ranking
+from stem_tf.evaluation.ranking import ranking as ranking_of
+from stem_tf.evaluation.ranking_search import Chosen, Search
 from stem_tf.runtime import start_tensorflow
 from stem_tf.workdir import Workdir
 from stem_util import files, owned
@@ -44,6 +46,7 @@ class Evaluation:
       found: the model that was evaluated.
       manifest: manifest of the data.
       output: the directory that holds ``<split>.json`` and ``<split>.parquet``.
+      chosen: what a search of the ranking has found, or None.
     """
 
     metrics: dict[str, Any]
@@ -52,6 +55,7 @@ class Evaluation:
     found: Trained
     manifest: Manifest
     output: Path
+    chosen: Chosen | None = None
 
 
 def evaluate_run(
@@ -66,8 +70,12 @@ def evaluate_run(
     found: Trained | None = None,
     k: int = 10,
     slices: Sequence[str] = (),
+    ranking: str | None = None,
+    search: Search | None = None,
 ) -> Evaluation:
     """Scores and measures a split; writes metrics as ``<split>.json`` and predictions as ``<split>.parquet``.
+
+    A search of the ranking's parameters comes first; the split is then measured with what it has chosen.
 
     Prints nothing. TensorBoard shows the metrics, too; the run keeps a cache of the trivial answers.
 
@@ -82,10 +90,12 @@ def evaluate_run(
       found: the run's model, if it is loaded already; ``checkpoint`` and ``calibrated`` are not looked at then.
       k: how many places of each group's list NDCG looks at.
       slices: rows to measure by themselves, too, as `stem_tf.evaluation.slices` spells them.
+      ranking: one score to rank by, instead of the schema's: a YAML file or a formula.
+      search: how to search its parameters on validation; not at all if not given.
 
     Raises:
       UserError: no run, other data, no such split, no rows in it, no such checkpoint or slice, no calibrators for the
-        checkpoint, or ``output`` holds something else.
+        checkpoint, a mistake in the ranking, or ``output`` holds something else.
       JobError: a score is not a number, or a record is damaged.
     """
     if k < 1:
@@ -96,7 +106,7 @@ def evaluate_run(
     output = Path(output or workdir.evaluation)
     with (
         workdir.writing(output),
-        preconditions.prepared(workdir, config, data, split, output, slices) as manifest,
+        preconditions.prepared(workdir, config, data, split, output, slices, ranking, search is not None) as manifest,
     ):
         start_tensorflow()
         from stem_tf import trained
@@ -104,6 +114,11 @@ def evaluate_run(
         from stem_tf.training import learning, logger
 
         found = found or trained.load(workdir, config, manifest, checkpoint, calibrated=calibrated)
+        chosen = None
+        if search is not None:
+            validation = scoring.predict(found.model, manifest, "validation", config.data, desc="score validation")
+            chosen = ranking_search.search(validation, manifest, k, search)
+            manifest = dataclasses.replace(manifest, ranking=chosen.ranking)
         predicted = scoring.predict(found.model, manifest, split, config.data, desc=f"evaluate {split}")
         answers = trivial.load(workdir.path / f"trivial-{workdir.data_checksum()[:16]}.npz", manifest, config.data)
         by_name = {
@@ -125,11 +140,14 @@ def evaluate_run(
                 **tree,
                 "prior_rows": trivial.PRIOR_ROWS,
                 "slices": _slices(slices, predicted, manifest, split, resamples),
+                "ranking": _ranking(predicted, manifest, split, k, resamples, chosen),
             }
         )
         output = _write(output, split, manifest, predicted, tree)
+        if chosen is not None:
+            ranking_search.write(output, chosen, tree)
         logger.show_evaluation(workdir, found.model, split, found.epoch, found.step, results)
-    return Evaluation(tree, table.tables(tree, manifest.schema), predicted, found, manifest, output)
+    return Evaluation(tree, table.tables(tree, manifest.schema), predicted, found, manifest, output, chosen)
 
 
 def measured(
@@ -165,7 +183,7 @@ def measured(
         meaning = calibration(task.type, labels, scores, weights)
         tasks[task.name] = {"predicted": meaning.predicted_mean, "predicted_over_observed": meaning.ratio}
         if task.type == "binary" and predicted.group is not None:
-            lists = ranking(labels, scores, predicted.group, k, weights)
+            lists = ranking_of(labels, scores, predicted.group, k, weights)
             metrics_of_task |= {f"ndcg@{k}": lists.ndcg, "map": lists.map}
             tasks[task.name] |= {"groups": lists.groups, "groups_of_one_class": lists.left_out}
         metrics_of_task["calibration_error"] = meaning.error
@@ -210,6 +228,25 @@ def _slices(
         rows = int(np.count_nonzero(one.rows))
         found.append({"name": one.name, "column": one.column, "about": one.about, "rows": rows, "tasks": tasks})
     return found
+
+
+def _ranking(
+    predicted: Predictions, manifest: Manifest, split: str, k: int, resamples: Resamples, chosen: Chosen | None
+) -> dict[str, Any] | None:
+    """What is said of the one score to rank by; None where there is none or it cannot be measured."""
+    schema = manifest.schema
+    if schema.ranking is None or ranking_score.why_not(schema, split):
+        return None
+    rows = ranking_score.rows(predicted, manifest, split)
+    tree = ranking_score.measured(rows, schema, k, resamples, standing.LEVEL)
+    if chosen is not None:
+        before = ranking_score.score(rows, dataclasses.replace(schema, ranking=chosen.before))
+        own = ranking_score.score(rows, schema)
+        tree["search"] = {"ndcg_before": ranking_score.ndcg(rows, before, k)} | ranking_score.lead(
+            rows, own, before, k, resamples, standing.LEVEL
+        )
+        tree["search"]["tasks_before"] = ranking_score.of_tasks(rows, schema, before)
+    return tree
 
 
 def _write(output: Path, split: str, manifest: Manifest, predicted: Predictions, tree: dict[str, Any]) -> Path:

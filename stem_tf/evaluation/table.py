@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.schema import Schema
 from stem_tf import report
+from stem_tf.evaluation import ranking_score
 from stem_tf.evaluation.metrics import MAIN
 from stem_tf.evaluation.standing import answers_of
 
@@ -33,6 +34,8 @@ def tables(tree: Mapping[str, Any], schema: Schema) -> str:
     if calibrated := {task: values for task, values in tree["tasks"].items() if "uncalibrated" in values}:
         texts.append(_before(calibrated))
     texts.append("\n".join([*_notes(tree["k"], schema), *_calibration_notes(tree)]))
+    if tree["ranking"]:
+        texts.append(ranking_score.tables(tree["ranking"], tree["k"], tree["level"]))
     if tree["slices"]:
         texts.append(_slices(tree["slices"], schema))
     return "\n\n".join(texts)

@@ -2,6 +2,7 @@
 
     stem-evaluate --workdir=RUN --split=test
     stem-evaluate --workdir=RUN --slice=hour,user_id:new     # these rows by themselves, too
+    stem-evaluate --workdir=RUN --ranking=ranking.yaml --search_ranking     # one score to rank by
 
 Prints tables; writes metrics as JSON and predictions as Parquet. Metrics have intervals over users.
 """
@@ -12,10 +13,12 @@ import shlex
 from collections.abc import Sequence
 
 from pipelines import manifest as manifests
+from pipelines import ranking
 from stem_tf import report
-from stem_tf.evaluation import evaluator
+from stem_tf.evaluation import evaluator, ranking_search
 from stem_tf.workdir import Workdir
 from stem_util import cli
+from stem_util.errors import UserError
 
 flags = cli.Flags()
 
@@ -41,10 +44,26 @@ _SLICE = flags.DEFINE_list(
     "Rows to measure by themselves, too: COLUMN (each value, or ranges of numbers), COLUMN=VALUE, COLUMN:new (not seen "
     "in train), COLUMN:rare (seen least in train). Any feature, or column that the raw log keeps.",
 )
+_RANKING = flags.DEFINE(
+    cli.PATH,
+    "ranking",
+    None,
+    "One score to rank by, instead of the schema's: a YAML file with a block `ranking`, or a formula such as "
+    "click^2*like.",
+)
+_SEARCH = flags.DEFINE_boolean(
+    "search_ranking",
+    False,
+    "Search the parameters of the ranking that have a range, on validation, for the best NDCG of its gain; writes the "
+    "block as ranking.yaml and all trials as ranking_search.json beside the evaluation.",
+)
+_TRIALS = flags.DEFINE_integer("trials", None, "How many trials the search makes; 200 by default.")
+_SEED = flags.DEFINE_integer("seed", None, "Seed of the search; 0 by default.")
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    search = _search()
     workdir, split = Workdir.fetched(_WORKDIR.value), _SPLIT.value
     evaluation = evaluator.evaluate_run(
         workdir,
@@ -56,13 +75,34 @@ def main(argv: Sequence[str]) -> None:
         calibrated=_CALIBRATED.value,
         k=_K.value,
         slices=_SLICE.value,
+        ranking=_RANKING.value,
+        search=search,
     )
     manifest, found, rows = evaluation.manifest, evaluation.found, evaluation.metrics["rows"]
     print(f"{split} of {manifest.data_dir}, {rows:,} rows; {found.checkpoint} ({report.age(found.epoch, found.step)})")
     print(evaluation.table)
+    if evaluation.chosen is not None:
+        print(f"\n{ranking_search.tables(evaluation.chosen, evaluation.metrics, split)}")
+        block = workdir.named(evaluation.output / ranking_search.BLOCK)
+        print(f"\n{ranking.text(evaluation.chosen.ranking)}")
+        print(f"written to {block}: for the schema, or for --ranking of stem-export")
     print(f"written to {workdir.named(evaluation.output)}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(workdir.place)} --split=test")
+
+
+def _search() -> ranking_search.Search | None:
+    if not _SEARCH.value:
+        for flag in (_TRIALS, _SEED):
+            if flag.present:
+                raise UserError(f"--{flag.name} belongs to --search_ranking")
+        return None
+    default = ranking_search.Search()
+    trials = default.trials if _TRIALS.value is None else _TRIALS.value
+    seed = default.seed if _SEED.value is None else _SEED.value
+    if trials < 1 or not 0 <= seed < 2**32:
+        raise UserError(f"--trials={trials} --seed={seed}: a search has 1 trial or more, and a seed from 0 to 2^32 - 1")
+    return ranking_search.Search(trials, seed)
 
 
 def run() -> None:

@@ -42,6 +42,10 @@ features:
 tasks:
   click: {label: {column: clicked}}
   watched: {type: regression, label: {column: seconds, standardise: true, missing: outside}}
+ranking:
+  score: click^a * log1p(default(length, 10)) + 0.001 * default(temperature, 20) * watched
+  gain: click + max(watched, 0) / 100
+  parameters: {a: {value: 2, low: 0, high: 4}}
 """
 
 NASTY = [

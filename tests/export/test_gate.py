@@ -261,7 +261,11 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     del tree["files"]["schema.yaml"]
     (served / "1" / "manifest.json").write_text(json.dumps(tree))
     changed = schema.replace("  age:", "  shop: {kind: categorical, side: user, dtype: int64}\n  age:")
-    changed = changed.replace("click:", "buy:").replace("max_length: 3", "max_length: 4")
+    changed = (
+        changed.replace("click", "buy")
+        .replace("column: buyed", "column: clicked")
+        .replace("max_length: 3", "max_length: 4")
+    )
     (served / "1" / "schema.yaml").write_text(changed)
     sentence = error()
     for part in ("does not take the input 'shop'", "shape of the input 'history'", "does not score the task 'buy'"):

@@ -67,7 +67,8 @@ def test_what_is_missing_scores_as_rare_ids_and_train_means(serving: tuple[graph
     bags = {"history": tf.zeros([1, 3], tf.int32), "tags": tf.zeros([1, 2], tf.int32)}
     outputs = model(rare | bags | {name: tf.constant(x, tf.float32) for name, x in floats.items()})
     scale = model.scales["watched"]  # of its standardised label
-    expected = [[tf.sigmoid(outputs["click"])[0], outputs["watched"][0] * scale.std + scale.mean]]
+    click, watched = tf.sigmoid(outputs["click"])[0], outputs["watched"][0] * scale.std + scale.mean
+    expected = [[click, watched, click**2 * np.log1p(10) + 0.001 * 20 * watched]]  # the formula's defaults
     np.testing.assert_allclose(score(module, row()), expected, rtol=1e-6)
     empty = module.score_examples({"examples": tf.constant([tf.train.Example().SerializeToString()])})
     np.testing.assert_array_equal(np.stack(list(empty.values()), axis=1), score(module, row()))
@@ -248,8 +249,9 @@ def test_the_shapes_that_are_published(sessions: dict[str, Any]) -> None:
     assert found == {name: [-1] for name in found} | {"history": [-1, 3], "tags": [-1, 2], "image": [-1, 3]}
     items = {name: [-1, -1] for name in ITEMS} | {"tags": [-1, -1, 2], "image": [-1, -1, 3]}
     assert shapes(rank.inputs) == found | items
-    assert shapes(rank.outputs) == {"click": [-1, -1], "watched": [-1, -1]}
-    assert shapes(default.outputs) == {"click": [-1], "watched": [-1]}
+    names = ("click", "watched", "ranking_score")
+    assert shapes(rank.outputs) == dict.fromkeys(names, [-1, -1])
+    assert shapes(default.outputs) == dict.fromkeys(names, [-1])
     assert shapes(sessions["definitions"]["examples"].inputs) == {"examples": [-1]}
 
 

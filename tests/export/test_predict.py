@@ -70,7 +70,14 @@ def test_scores_of_a_log_are_the_trainers(run: Any, model: Published, test_rows:
         keep=["row_id", "user", "tags"],
     )
     out = pq.read_table(tmp_path / "out.parquet")
-    assert out.column_names == done.columns == ["row", "user", "row_id", "tags", "score_click", "score_watched"]
+    assert (
+        out.column_names
+        == done.columns
+        == [
+            *("row", "user", "row_id", "tags"),
+            *("ranking_score", "score_click", "score_watched"),
+        ]
+    )
     assert done.rows == out.num_rows == test_rows.num_rows > 50
     assert out.schema.field("score_click").type == pa.float32()
     assert out["row"].to_pylist() == list(range(out.num_rows))
@@ -79,6 +86,11 @@ def test_scores_of_a_log_are_the_trainers(run: Any, model: Published, test_rows:
     index = [places[row_id] for row_id in out["row_id"].to_pylist()]
     for task, scores in trained.scores.items():
         np.testing.assert_allclose(out[f"score_{task}"], scores[index], rtol=1e-6, atol=1e-6)
+    click, watched = (out[f"score_{task}"].to_numpy().astype(np.float64) for task in ("click", "watched"))
+    length, warm = (test_rows[name].to_pandas().to_numpy(np.float64) for name in ("length", "temperature"))
+    by_hand = click**2 * np.log1p(np.nan_to_num(length, nan=10)) + 0.001 * np.nan_to_num(warm, nan=20) * watched
+    np.testing.assert_allclose(out["ranking_score"], by_hand, rtol=1e-5, atol=1e-5)
+    assert np.isnan(length).any() and np.isnan(warm).any() and len(np.unique(by_hand)) > 40
 
 
 def test_other_types_of_the_same_values_score_the_same(model: Published, test_rows: pa.Table, tmp_path: Path) -> None:
@@ -173,7 +185,7 @@ def test_nothing_is_written_when_a_log_cannot_be_scored(model: Published, test_r
 
     pq.write_table(test_rows.slice(0, 0), tmp_path / "a.parquet")
     assert scoring.score_log(model, f"{tmp_path}/a.parquet", output).rows == 0
-    assert pq.read_table(output).column_names == ["row", "user", "score_click", "score_watched"]
+    assert pq.read_table(output).column_names == ["row", "user", "ranking_score", "score_click", "score_watched"]
 
 
 def test_logs_that_do_not_fit(model: Published, test_rows: pa.Table, tmp_path: Path) -> None:
@@ -263,9 +275,10 @@ def test_candidates_score_as_rows_of_a_log(model: Published, tmp_path: Path) -> 
         (user, str(tmp_path / "items.parquet")),
     ):
         items, scores = candidates.from_model(model, who, what)
-        assert list(items) == list(ITEMS) and list(scores) == ["click", "watched"]
-        for task, values in scores.items():
-            np.testing.assert_allclose(values, expected[f"score_{task}"], rtol=1e-5, atol=1e-6)
+        assert list(items) == list(ITEMS) and list(scores) == ["ranking_score", "click", "watched"]
+        for name, values in scores.items():
+            column = name if name == "ranking_score" else f"score_{name}"
+            np.testing.assert_allclose(values, expected[column], rtol=1e-5, atol=1e-6)
 
 
 def test_the_table_is_ranked() -> None:
@@ -280,6 +293,7 @@ def test_the_table_is_ranked() -> None:
     ranked = candidates.table(items, scores, "click").splitlines()
     assert [line.split()[1] for line in ranked[1:]] == ["8", "9", "7"] and ranked[0].endswith("click  watched")
     assert candidates.check_task(None, ["click", "watched"]) == "click"
+    assert candidates.check_task(None, ["click", "ranking_score"]) == "ranking_score"
     with pytest.raises(UserError, match=r"--by=clik: no such task; did you mean 'click'\? Tasks: click, watched"):
         candidates.check_task("clik", ["click", "watched"])
 
@@ -353,7 +367,7 @@ def test_the_job_scores_a_log(run_job: Job, exported: Path, run: Any, tmp_path: 
     rows = pq.read_metadata(output).num_rows
     said, written = done.stdout.splitlines()
     assert re.fullmatch(rf"nasty version 1: {rows} rows in [\d.]+ s, [\d,]+ rows/s", said)
-    assert written == f"written: {output} (row, user, row_id, score_click, score_watched)"
+    assert written == f"written: {output} (row, user, row_id, ranking_score, score_click, score_watched)"
 
 
 def test_the_job_ranks_candidates(run_job: Job, target: str) -> None:
@@ -363,8 +377,8 @@ def test_the_job_ranks_candidates(run_job: Job, target: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0 and not done.stderr, done.stderr
     heading, *lines = done.stdout.splitlines()
-    assert heading.split()[-2:] == ["watched", "click"] and len(lines) == 3
-    watched = [float(line.split()[-2]) for line in lines]
+    assert heading.split()[-3:] == ["watched", "click", "ranking_score"] and len(lines) == 3
+    watched = [float(line.split()[-3]) for line in lines]
     assert watched == sorted(watched, reverse=True)
 
 

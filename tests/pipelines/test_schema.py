@@ -160,8 +160,8 @@ GIVES_AWAY = (
 # fmt: off
 UNREADABLE = [
     # (text of SMALL, what stands there instead, the message behind "s.yaml: ")
-    ("name: small", "name: small\nseed: 1", "unknown key 'seed' of a schema; allowed: name, features, tasks, group, item, time, task_tables, weight"),
-    ("name: small", "nmae: small", "unknown key 'nmae' of a schema; did you mean 'name'? Allowed: name, features, tasks, group, item, time, task_tables, weight"),
+    ("name: small", "name: small\nseed: 1", "unknown key 'seed' of a schema; allowed: name, features, tasks, group, item, time, task_tables, weight, ranking"),
+    ("name: small", "nmae: small", "unknown key 'nmae' of a schema; did you mean 'name'? Allowed: name, features, tasks, group, item, time, task_tables, weight, ranking"),
     ("name: small\n", "", "the key 'name' is missing (of the data set)"),
     ("name: small", "name: 3", "name: should be text (put it in quotes); got 3"),
     ("name: small", "name: ''", "name: should not be empty"),
@@ -326,7 +326,7 @@ def test_the_wrong_encoding_an_empty_file_and_binary_rubbish(tmp_path: Path) -> 
         (b"name: \x00", "is not YAML: unacceptable character #x0000: special characters are not allowed"),
         (
             b"- a",
-            "should be a mapping with the keys name, features, tasks, group, item, time, task_tables, weight; got ['a'] (a list)",
+            "should be a mapping with the keys name, features, tasks, group, item, time, task_tables, weight, ranking; got ['a'] (a list)",
         ),
         (b"{name: a, features: {}, tasks: {}}", "features: is empty; at least one feature is needed"),
         (

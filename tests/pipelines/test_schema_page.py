@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from pipelines import schema_yaml
-from pipelines.schema import Feature, Label, Schema, Task
+from pipelines.schema import Feature, Label, Ranking, Schema, Task
 from stem_util.errors import UserError
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/schema.md").read_text(encoding="utf-8")
 EXAMPLE = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[0]
-SECTIONS = {"At the top": Schema, "A feature": Feature, "A task": Task, "A label": Label}
+SECTIONS = {"At the top": Schema, "A feature": Feature, "A task": Task, "A label": Label, "A ranking": Ranking}
 # Fields that are no key of their own name: the names of the records, and what YAML writes otherwise.
 RENAMED = {"one_of": "in", "boundaries": "bucketise", "quantiles": "bucketise"}
 
@@ -49,10 +49,11 @@ def test_every_field_has_its_line_with_its_default(section: str, record: Any) ->
             )
 
 
-def allowed(place: str) -> set[str]:
+def allowed(place: str, changed: str = "") -> set[str]:
     """The keys that an error lists for an unknown one at ``place``, a line of the example."""
     with pytest.raises(UserError) as caught:
-        schema_yaml.loads(EXAMPLE.replace(place, f"{place}, zzz: 1" if "{" in place else f"zzz: 1\n{place}", 1))
+        changed = changed or (f"{place}, zzz: 1" if "{" in place else f"zzz: 1\n{place}")
+        schema_yaml.loads(EXAMPLE.replace(place, changed, 1))
     return set(str(caught.value).rpartition("llowed: ")[2].split(", "))
 
 
@@ -66,6 +67,7 @@ def test_every_key_that_is_read_is_there() -> None:
         }
     assert allowed("bought:     {label: {column: outcome, equals: bought}") == set(lines("A task"))
     assert allowed("click:      {label: {column: is_click") == set(lines("A label"))
+    assert allowed("ranking:\n", "ranking:\n  zzz: 1\n") == set(lines("A ranking"))
 
 
 def test_the_example_has_every_key() -> None:
