@@ -11,7 +11,6 @@ checkpoint that makes it durable. Memory is what the start took at most beyond a
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -121,14 +120,15 @@ def _go_on(directory: Path, rows: int, dim: int, tables: str, strings: bool) -> 
     data = _data(directory / "after", _values(rows)[1], strings)
     config = _config(data, dim, tables, **{"start.run": str(directory / "run")})
     model, state = models.build(config, data), RunState()
-    ready = _resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far is what there is now
+    ready = _peak()
     began = time.perf_counter()
     found = ancestor.find(config.start.run)
     remap.remap(found.manifest, found.values, data, lambda name: vocabulary.load(data.vocabulary_path(name))["value"])
     matched = time.perf_counter()
     start.start(model, state, config, data, print)
     done = time.perf_counter()
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - ready
+    memory = _peak() - ready
     checkpoints = Checkpoints(directory / "after" / "checkpoints", model, state)
     checkpoints.save()
     return {
@@ -140,9 +140,10 @@ def _go_on(directory: Path, rows: int, dim: int, tables: str, strings: bool) -> 
     }
 
 
-def _resident() -> int:
-    """Memory of this process now, in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":
