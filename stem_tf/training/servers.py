@@ -81,8 +81,13 @@ class Servers:
         try:
             yield
         except (tf.errors.OpError, JobError) as error:
-            gone = [task for task in self._tasks if task.kind == "ps" and not _listens(task)]
-            if not gone and not isinstance(error, _LOST):
+            lost = isinstance(error, _LOST)
+            end = time.monotonic() + (_ANSWER_SECONDS if lost else 0.0)
+            servers = [task for task in self._tasks if task.kind == "ps"]
+            # One that was just killed may still hold its port.
+            while not (gone := [task for task in servers if not _listens(task)]) and time.monotonic() < end:
+                time.sleep(0.1)
+            if not gone and not lost:
                 raise
             names = ", ".join(map(str, gone)) or "a parameter server"
             raise JobError(f"{names} is gone, and its rows with it: {_RESUME}") from error
