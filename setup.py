@@ -116,6 +116,7 @@ setup(
             "stem-export=export.jobs.export:run",
             "stem-publish=export.jobs.publish:run",
             "stem-versions=export.jobs.versions:run",
+            "stem-daily=export.jobs.daily:run",
             "stem-predict=export.jobs.predict:run",
             "stem-serve=export.jobs.serve:run",
             "stem-deploy=export.jobs.deploy:run",

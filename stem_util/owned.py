@@ -90,7 +90,8 @@ COMPARISON = Kind("a comparison", lambda path: False)  # always marked
 LOG = Kind("a log that stem-recipe prepares", lambda path: False)  # always marked
 DEPLOYMENT = Kind("a deployment", lambda path: False)  # always marked
 SUBMISSION = Kind("files of stem-submit", lambda path: False)  # always marked
-_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, COMPARISON, LOG, DEPLOYMENT, SUBMISSION)
+DAYS = Kind("days of stem-daily", lambda path: False)  # always marked
+_KINDS = (DATA, RUN, VERSIONS, VERSION, EVALUATIONS, INSPECTIONS, COMPARISON, LOG, DEPLOYMENT, SUBMISSION, DAYS)
 
 
 def kind_of(directory: str | os.PathLike[str]) -> Kind | None:

@@ -26,6 +26,7 @@ JOBS = (
     "inspect",
     "export",
     "publish",
+    "daily",
     "versions",
     "predict",
     "serve",

@@ -149,12 +149,14 @@ class Scan:
 
     def _time_kind(self, column: str, named: str = "--split_column") -> tuple[pa.DataType, Any]:
         """The type by which a time column is ordered, and one of its values; ``named`` says what names the column."""
+        rows = 0
         for unit in self._log.units:
             for chunk in source.read(self._log, unit, [column], skip_malformed=self._options.drop_bad_rows):
-                values = self._log.alike(chunk.columns)[column].drop_null()
+                found = self._log.alike(chunk.columns)[column]
+                values, rows = found.drop_null(), rows + len(found)
                 if len(values):
                     return time_kind(values, column, named), values[0].as_py()
-        raise UserError(f"{named}={column}: the column holds no value")
+        raise UserError(f"{named}={column}: {'the column holds no value' if rows else 'the log has no rows'}")
 
     def _train_units(self) -> list[int]:
         """The units that decide a split by time: all of them, or those of given train files."""
