@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.convert import measure
 from pipelines import integrity, manifest
-from pipelines.manifest import Grown, Manifest, Vocabulary, history_path
+from pipelines.manifest import Growth, Manifest, Vocabulary, history_path
 from stem_util import cli, owned
 
 flags = cli.Flags()
@@ -78,7 +78,7 @@ def _fill(done: Manifest, size: int, rare: int) -> None:
         columns = {"value": others, "count": np.ones(rare, np.int64), "conversion": seen[size:], "time": times[size:]}
         pq.write_table(pa.table(columns), history_path(done.data_dir, "rare", feature))
         vocabularies[feature] = Vocabulary(size, size + rare)
-        history[feature] = Grown(size, 0, 0, rare)
+        history[feature] = Growth(size, 0, 0, rare)
     files = {path: integrity.recorded(os.path.join(done.data_dir, path)) for path in done.files}
     manifest.save(dataclasses.replace(done, vocabularies=vocabularies, history=history, files=files))
 

@@ -82,10 +82,9 @@ def _manifest(directory: Path, tree: dict[str, Any]) -> Manifest:
 
 
 def _values(directory: Path, tree: dict[str, Any], manifest: Manifest, feature: str) -> pa.ChunkedArray:
-    """A feature's vocabulary, from the asset that has its SHA-256; features with equal vocabularies share one."""
-    digest = tree["vocabularies"][feature]["sha256"]
-    name = next(name for name, sha256 in tree["files"].items() if sha256 == digest and name.startswith("assets/"))
-    return vocabulary_of((directory / name).read_bytes(), manifest.schema.feature(feature).dtype)
+    """A feature's vocabulary."""
+    asset = (directory / publish.vocabularies(tree)[feature]).read_bytes()
+    return vocabulary_of(asset, manifest.schema.feature(feature).dtype)
 
 
 def vocabulary_of(asset: bytes, dtype: str) -> pa.ChunkedArray:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,12 @@ def versions(directory: Path) -> list[int]:
     """The versions that are published under ``directory``, ascending."""
     names = [entry.name for entry in directory.iterdir() if entry.is_dir()] if directory.is_dir() else []
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def vocabularies(tree: Mapping[str, Any]) -> dict[str, str]:
+    """The file of each feature's vocabulary, by a version's manifest; features with equal ones share one."""
+    names = {digest: name for name, digest in tree["files"].items()}
+    return {feature: names[entry["sha256"]] for feature, entry in tree["vocabularies"].items()}
 
 
 def damage(version: Path) -> str:

@@ -6,9 +6,10 @@
     int64     count: int64 | values: int64 [count]
 
 All is little-endian. The first value is the empty one, which scores as rare values do (a vocabulary may be empty, a
-lookup table may not). The vocabulary follows in the order of its ids, with the empty value for ids that are
-free. The format has lengths rather than separators, so that no byte in a value can break it. A text file would break on
-newlines, and a constant in the graph would exceed protobuf's limit of 2 GB.
+lookup table may not). The vocabulary follows in the order of its ids, with the empty value for ids that are free. The
+format has lengths rather than separators, so that no byte in a value can break it. A text file would break on newlines,
+and a constant in the graph would exceed protobuf's limit of 2 GB. `KnownValues` and `export.ancestor` read the files,
+too, without TensorFlow.
 """
 
 from __future__ import annotations

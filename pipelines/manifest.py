@@ -145,7 +145,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Grown:
+class Growth:
     """How a conversion changed a feature's vocabulary; ``history/changed/<feature>.parquet`` names the changed ids.
 
     Attributes:
@@ -264,7 +264,7 @@ class Manifest:
     dropped: tuple[Dropped, ...] = ()
     label_scales: dict[str, LabelScale] = dataclasses.field(default_factory=dict)
     hashed: dict[str, Hashed] = dataclasses.field(default_factory=dict)
-    history: dict[str, Grown] = dataclasses.field(default_factory=dict)
+    history: dict[str, Growth] = dataclasses.field(default_factory=dict)
     times: Times | None = None
     ancestor: Ancestor | None = None
     files: dict[str, integrity.File] = dataclasses.field(default_factory=dict)
@@ -572,7 +572,7 @@ def _from_tree(data_dir: str, tree: dict[str, Any]) -> Manifest:
         dropped=tuple(Dropped(**dropped) for dropped in tree["dropped"]),
         label_scales={task: LabelScale(**scale) for task, scale in tree.get("label_scales", {}).items()},
         hashed={name: Hashed(**sizes) for name, sizes in tree.get("hashed", {}).items()},
-        history={name: Grown(**sizes) for name, sizes in tree.get("history", {}).items()},
+        history={name: Growth(**sizes) for name, sizes in tree.get("history", {}).items()},
         times=Times(**tree["times"]) if tree.get("times") else None,
         ancestor=_ancestor(tree["ancestor"]) if tree.get("ancestor") else None,
         files={path: integrity.File(**file) for path, file in tree.get("files", {}).items()},

@@ -1,7 +1,8 @@
 """What a model gives beside the tasks' scores: outputs that are computed from scores and features, each with a name.
 
-`of` is the one list of them. Evaluation, the exported graph, the check of an export, its card and its manifest,
-stem-predict and the server's counts go through it, and none of them knows an output by its name.
+`of` is the one list of them. The exported graph, the check of an export, its card and its manifest, stem-predict and
+the server's counts go through it and know no output by its name. Evaluation measures the one to rank by, and
+stem-predict orders items by it unless it is told otherwise.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipelines.schema import Schema
 from stem_util.errors import UserError
 
 RANKING_SCORE = "ranking_score"
+"""The name of the score to rank by. `stem_client`, which imports no other package, has it again."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pipelines.manifest import Manifest
 from pipelines.schema import Feature, Schema, Task
 from stem_tf import configs
 from stem_tf.workdir import Workdir, has_checkpoints
-from stem_util import copies, files, owned, stores
+from stem_util import copies, owned, stores
 from stem_util.errors import UserError
 
 _MAY_DIFFER = ("model.dropout", "model.embedding_dropout", "model.init_std")
@@ -124,7 +124,7 @@ def check(ancestor: Ancestor, config: Any, manifest: Manifest) -> None:
 
 
 def _check_run(place: str, run: Workdir, best: str, whole: bool) -> None:
-    if _is_trained(run):
+    if run.locked_by() is not None:
         raise UserError(f"--from={place} is being trained by another job: wait until it has ended")
     if whole and not has_checkpoints(run.checkpoints):
         raise UserError(f"--from={place} has no checkpoint: it was not trained, or its {run.checkpoints.name}/ is gone")
@@ -138,14 +138,6 @@ def _check_run(place: str, run: Workdir, best: str, whole: bool) -> None:
             f"--from={place} has best weights for each task (its train.best is by_task), of which no one set can be "
             "trained on: go on from its last state (--config.start.checkpoint=latest)"
         )
-
-
-def _is_trained(run: Workdir) -> bool:
-    try:
-        with open(run.path / ".lock", "rb") as file:
-            return not files.try_lock(file.fileno(), shared=True)
-    except OSError:
-        return False
 
 
 def _listed(keys: list[str], theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -201,8 +201,7 @@ def train(
     quieten_tensorflow()  # checking a config imports the models
     changes = dict(overrides or {})
     if data is not None:
-        place = os.path.expanduser(data.data_dir if isinstance(data, Manifest) else data)
-        changes["data.dir"] = stores.absolute(place)
+        changes["data.dir"] = stores.absolute(_place(data))
     if start_from is not None:
         place = start_from.workdir.place if isinstance(start_from, Run) else os.path.expanduser(start_from)
         changes["start.run"] = stores.absolute(os.fspath(place))

@@ -156,8 +156,8 @@ class Run:
           drop_bad_rows: leave out rows that conversion would refuse, instead of refusing the log.
 
         Returns:
-          One column per task, float32, behind one per output that is made of them (``ranking_score``). The
-          index is the DataFrame's, or each row's place in the log.
+          Float32 columns: outputs that are made of scores, as ``ranking_score``, then the tasks. The index is the
+          DataFrame's, or each row's place in the log.
 
         Raises:
           UserError: columns or rows that do not fit the schema, or no such checkpoint.

@@ -50,6 +50,7 @@ FREE_KEYS = (
 """Config keys that may change when a run goes on: they do not change the numbers of its epochs, up to rounding, only
 how many there are, and what is made of its scores in the end. ``train.epochs`` may be raised."""
 
+_LOCK = ".lock"
 _CHECKPOINT = re.compile(r"ckpt-(\d+)\.(?:index|data-.*)")
 
 
@@ -137,7 +138,7 @@ class Workdir:
         if self._copy is not None:
             self._copy.prepare()
         owned.claim(self.path, owned.RUN)
-        with open(self.path / ".lock", "a+") as file:
+        with open(self.path / _LOCK, "a+") as file:
             if not files.try_lock(file.fileno()):
                 file.seek(0)
                 raise UserError(f"{self.path} is in use by another job (process {file.read().strip()})")
@@ -146,6 +147,14 @@ class Workdir:
             file.flush()
             yield
         self.publish()
+
+    def locked_by(self) -> str | None:
+        """The process that trains in the directory now; None where none does."""
+        try:
+            with open(self.path / _LOCK) as file:
+                return None if files.try_lock(file.fileno(), shared=True) else file.read().strip()
+        except OSError:
+            return None
 
     def prepare(self, config: Any, manifest: Manifest) -> str:
         """Starts a new run here, or checks that the run here has this config and this data.

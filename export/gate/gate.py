@@ -37,7 +37,7 @@ class Gate:
       tasks: the tasks to judge.
       rules: what has to hold.
       served: the version that is served, or None.
-      outputs: where to write the verdict, whatever it is.
+      output: where to write the verdict, whatever it is.
       dry_run: nothing will be published.
 
     Attributes:
@@ -53,12 +53,12 @@ class Gate:
         tasks: Sequence[Task],
         rules: Rules,
         served: Path | None,
-        outputs: list[Path],
+        output: Path,
         *,
         dry_run: bool,
     ) -> None:
         self._manifest, self._data, self._split, self._tasks = manifest, data, split, tasks
-        self._rules, self._served, self._outputs, self._dry_run = rules, served, outputs, dry_run
+        self._rules, self._served, self._output, self._dry_run = rules, served, output, dry_run
         self.verdict: dict[str, Any] = {}
         self.checks: list[Check] = []
 
@@ -94,7 +94,7 @@ class Gate:
             "checks": [check.tree() for check in self.checks],
             "rules": self._rules.tree(),
         }
-        for path in [directory / VERDICT, *self._outputs]:
+        for path in (directory / VERDICT, self._output):
             files.write_json(path, self.verdict)
         if reasons:
             raise Refused("; ".join(reasons))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export import raw
+from export import publish, raw
 from export.gate.checks import Scored
 from export.gate.measures import Rows
 from export.published import Call, Published
@@ -21,7 +21,7 @@ from pipelines.log import source
 from pipelines.log.casts import EMPTY
 from pipelines.manifest import Manifest
 from pipelines.schema import Task
-from stem_tf.evaluation.intervals import Resamples
+from stem_tf.evaluation import standing
 from stem_tf.evaluation.predictions import Predictions
 from stem_util.errors import JobError, UserError
 from stem_util.progress import Progress
@@ -35,7 +35,7 @@ Arrays = dict[str, NDArray]
 
 def rows_of(predicted: Predictions, tasks: Sequence[Task], resamples: int) -> dict[str, Rows]:
     """The held-back rows of each task to judge, with the same draws of users for all."""
-    drawn = Resamples(predicted.group, resamples, 0, rows=len(predicted.row_id))
+    drawn = standing.drawn_again(predicted, resamples)
     return {
         task.name: Rows(task, predicted.labels[task.name], predicted.weights_of(task.name).astype(np.float64), drawn)
         for task in tasks
@@ -134,11 +134,9 @@ def _places(found: NDArray, wanted: NDArray, manifest: Manifest, split: str) -> 
 def _vocabularies(version: Path) -> dict[str, KnownValues]:
     """The values that a version knows, by feature with a vocabulary."""
     tree = json.loads((version / manifests.FILENAME).read_bytes())
-    names = {digest: name for name, digest in tree["files"].items()}  # features with equal ones share a file
     dtypes = {feature["name"]: feature["dtype"] for feature in tree["schema"]["features"]}
     return {
-        feature: KnownValues(version / names[entry["sha256"]], dtypes[feature])
-        for feature, entry in tree["vocabularies"].items()
+        feature: KnownValues(version / name, dtypes[feature]) for feature, name in publish.vocabularies(tree).items()
     }
 
 

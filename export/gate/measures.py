@@ -19,9 +19,8 @@ from pipelines.schema import Task
 from stem_tf.evaluation import metrics
 from stem_tf.evaluation.calibration import BUCKETS, calibration, equal_frequency
 from stem_tf.evaluation.intervals import Resamples, interval
+from stem_tf.evaluation.standing import EXACT_ROWS
 
-_EXACT_ROWS = 20_000
-"""Up to here the AUC of each resample is made of its rows; above, of its expansion (`Resamples.aucs`)."""
 _QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 _LEAST_SHARE = 1e-4
 """Stands in for the share of an empty bucket in the population stability index, which would be infinite."""
@@ -53,10 +52,9 @@ class Rows:
         """The metric of each resample, [R]; NaN where it is not defined."""
         y, s, w = self.labels.astype(np.float64), scores.astype(np.float64), self.weights
         if metric == "auc":
-            return self.resamples.aucs(y, scores, w, approximate=len(y) > _EXACT_ROWS)
+            return self.resamples.aucs(y, scores, w, approximate=len(y) > EXACT_ROWS)
         if metric == "logloss":
-            p = np.clip(s, (eps := float(np.finfo(np.float32).eps)), 1 - eps)
-            return self.resamples.means(-(y * np.log(p) + (1 - y) * np.log1p(-p)), w)
+            return self.resamples.means(metrics.log_losses(y, scores), w)
         if metric == "mse":
             return self.resamples.means((y - s) ** 2, w)
         if metric == "calibration_error":

@@ -25,12 +25,8 @@ def check_run(workdir: Workdir) -> None:
     Raises:
       UserError: it is locked.
     """
-    lock = workdir.path / ".lock"
-    if not lock.exists():
-        return
-    with open(lock) as file:
-        if not files.try_lock(file.fileno(), shared=True):
-            raise UserError(f"{workdir.place} is still being trained (process {file.read().strip()}): wait for its end")
+    if (process := workdir.locked_by()) is not None:
+        raise UserError(f"{workdir.place} is still being trained (process {process}): wait for its end")
 
 
 def judged_tasks(manifest: Manifest, split: str, rules: Rules) -> list[Task]:

@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
 
         tf.config.set_visible_devices([], "GPU")
         verdict = Path(_VERDICT.value or workdir.path / "verdict.json")
-        gate = Gate(manifest, config.data, _SPLIT.value, tasks, wanted, served, [verdict], dry_run=_DRY_RUN.value)
+        gate = Gate(manifest, config.data, _SPLIT.value, tasks, wanted, served, verdict, dry_run=_DRY_RUN.value)
         newest = None if _DRY_RUN.value or stores.is_uri(_AGAINST.value) else int(served.name) if served else 0
         try:
             directory, tree = exporter.export(

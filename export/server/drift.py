@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from export import publish
 from export.server.known_values import KnownValues
 from export.server.observation import Observation
 from pipelines import manifest as manifests
@@ -203,15 +204,15 @@ class Drift:
         if not (path / manifests.FILENAME).exists():
             return None  # another program's SavedModel
         tree = json.loads((path / manifests.FILENAME).read_bytes())
-        # Features with equal vocabularies share one file.
-        files = {digest: name for name, digest in tree["files"].items()}
+        vocabularies = publish.vocabularies(tree)
         features = []
         for feature in tree["schema"]["features"]:
             known = None
-            if feature["name"] in tree["vocabularies"]:
-                digest = tree["vocabularies"][feature["name"]]["sha256"]
+            if feature["name"] in vocabularies:
+                name = vocabularies[feature["name"]]
+                digest = tree["files"][name]
                 if digest not in self._known:
-                    self._known[digest] = KnownValues(path / files[digest], feature["dtype"])
+                    self._known[digest] = KnownValues(path / name, feature["dtype"])
                 known = self._known[digest]
             features.append(_Feature(feature["name"], feature["kind"], feature["dtype"], known))
         bounds: dict[str, Any] = {"binary": BINARY_BOUNDS, "regression": REGRESSION_BOUNDS}

@@ -44,7 +44,7 @@ from pipelines.manifest import (
     SPLITS,
     Constants,
     Dropped,
-    Grown,
+    Growth,
     Hashed,
     LabelScale,
     Manifest,
@@ -277,7 +277,7 @@ class _Conversion:
         forget = None if self._options.forget is None else Forget.parse(self._options.forget)
         return happened, ancestor.step(self._extended, happened, units, forget)
 
-    def _vocabularies(self, pool: Workers, job: Job, step: Step) -> tuple[dict[str, Vocabulary], dict[str, Grown]]:
+    def _vocabularies(self, pool: Workers, job: Job, step: Step) -> tuple[dict[str, Vocabulary], dict[str, Growth]]:
         names = job.counted_features()
         built = pool.run(build_vocabulary, [(f"the vocabulary of {name}", (job, name, step)) for name in names])
         vocabularies, history = {}, {}

@@ -26,7 +26,7 @@ from pipelines.convert.rows import Rows
 from pipelines.hashed_ids import Distinct
 from pipelines.log import source
 from pipelines.log.parts import Unit
-from pipelines.manifest import Grown, Vocabulary, history_path, vocabulary_path
+from pipelines.manifest import Growth, Vocabulary, history_path, vocabulary_path
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import ValueCounts
 from stem_util import files
@@ -155,7 +155,7 @@ def _write_table(job: Job, path: str, table: pa.Table) -> None:
         writer.write_table(table)
 
 
-def build_vocabulary(job: Job, name: str, step: Step) -> tuple[Vocabulary, Grown]:
+def build_vocabulary(job: Job, name: str, step: Step) -> tuple[Vocabulary, Growth]:
     """Merges a feature's counts, and writes its vocabulary and what the next conversion needs; returns their sizes."""
     feature = job.cleaner.schema.feature(name)
     counts = ValueCounts(feature.dtype)
@@ -163,29 +163,27 @@ def build_vocabulary(job: Job, name: str, step: Step) -> tuple[Vocabulary, Grown
         with pa.OSFile(job.counts_path(name, unit.index)) as file:
             counts.add_counts(pa.ipc.open_file(file).read_all())
     merged = counts.table()
-    last = times.microseconds(merged["time"].to_numpy(), step.units or 0)
-    counted = Known(
-        merged["value"],
-        merged["count"].to_numpy(),
-        np.full(len(merged), step.generation, np.int32),
-        np.full(len(merged), growth.UNKNOWN) if step.units is None else last,
-    )
+    last = np.full(len(merged), growth.UNKNOWN)
+    if step.units is not None:
+        last = times.microseconds(merged["time"].to_numpy(), step.units)
+    seen = np.full(len(merged), step.generation, np.int32)
+    counted = Known(merged["value"], merged["count"].to_numpy(), seen, last)
     known, rare = (
         [Known.nothing(merged["value"].type)] * 2 if step.ancestor is None else Known.load(step.ancestor, name)
     )
     grown = growth.grow(known, rare, counted, feature.min_count, step)
     _save(job, vocabulary_path(job.directory, name), {"value": grown.known.values, "count": grown.known.counts})
-    seen = {"conversion": grown.known.seen, "time": grown.known.times}
-    _save(job, history_path(job.directory, "seen", name), seen)
-    tail = {"value": grown.rare.values, "count": grown.rare.counts}
-    tail |= {"conversion": grown.rare.seen, "time": grown.rare.times}
-    _save(job, history_path(job.directory, "rare", name), tail)
+    columns = {"conversion": grown.known.seen, "time": grown.known.times}
+    _save(job, history_path(job.directory, "seen", name), columns)
+    columns = {"value": grown.rare.values, "count": grown.rare.counts}
+    columns |= {"conversion": grown.rare.seen, "time": grown.rare.times}
+    _save(job, history_path(job.directory, "rare", name), columns)
     if step.ancestor is not None:
         _save(job, history_path(job.directory, "changed", name), grown.changed)
     pa.default_memory_pool().release_unused()
     return (
         Vocabulary(len(grown.known), grown.distinct, grown.free),
-        Grown(grown.new, grown.evicted, grown.reassigned, len(grown.rare)),
+        Growth(grown.new, grown.evicted, grown.reassigned, len(grown.rare)),
     )
 
 

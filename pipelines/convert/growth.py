@@ -121,6 +121,7 @@ class Known:
 
     @classmethod
     def nothing(cls, kind: pa.DataType) -> Known:
+        """No values, of this type."""
         numbers = np.zeros(0, np.int64)
         return cls(pa.chunked_array([], kind), numbers, numbers.astype(np.int32), numbers)
 

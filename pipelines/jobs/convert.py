@@ -82,8 +82,8 @@ _EXTEND = flags.DEFINE(
 _FORGET = flags.DEFINE_string(
     "forget",
     None,
-    "With --extend: values lose their ids, for new ones to take, that train rows have not had for a time before the "
-    "log's last row (30d, 12h), or in this many conversions, this one included (7).",
+    "With --extend: a value loses its id, which new values may take, if no train row has had it for this long before "
+    "the log's last row (30d, 12h), or in this many conversions, this one included (7).",
 )
 _REFIT = flags.DEFINE_boolean(
     "refit", False, "With --extend: fit means, quantiles and label scales on the new log, instead of keeping them."

@@ -101,19 +101,20 @@ def logloss(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = No
       scores: [N], probabilities.
       weights: [N], or None.
     """
-    scores = np.asarray(scores)
-    eps = float(np.finfo(scores.dtype if scores.dtype.kind == "f" else np.float64).eps)
     y, s, w = _rows(labels, scores, weights)
     for name, values in (("labels", y), ("scores", s)):
         outside = np.count_nonzero(~((values >= 0) & (values <= 1)))
         if outside:
             raise ValueError(f"{name} of a logloss should be in [0, 1], but {outside:,} of {len(values):,} are not")
 
-    def losses(rows: slice) -> NDArray:
-        p, label = np.clip(s[rows].astype(np.float64), eps, 1 - eps), y[rows].astype(np.float64)
-        return -(label * np.log(p) + (1 - label) * np.log1p(-p))
+    return _mean(lambda rows: log_losses(y[rows], s[rows]), len(y), w)
 
-    return _mean(losses, len(y), w)
+
+def log_losses(labels: NDArray, scores: NDArray) -> NDArray[np.float64]:
+    """What :func:`logloss` is the mean of, ``[N]``."""
+    eps = float(np.finfo(scores.dtype if scores.dtype.kind == "f" else np.float64).eps)
+    p, y = np.clip(scores.astype(np.float64), eps, 1 - eps), labels.astype(np.float64)
+    return -(y * np.log(p) + (1 - y) * np.log1p(-p))
 
 
 def mse(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:

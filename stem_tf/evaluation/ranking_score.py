@@ -190,7 +190,7 @@ def tables(tree: Mapping[str, Any], k: int, level: float) -> str:
     if tasks:
         texts.append(report.table(["grouped AUC in lists by", *tasks, ""], of_task))
     notes = [
-        f"ranking_score: {tree['score']}",
+        f"{outputs.RANKING_SCORE}: {tree['score']}",
         f"NDCG@{k} is of the gain {tree['gain']}; in MAP and grouped AUC a row is relevant if its gain is above 0",
     ]
     if tree["out_of_range"] > 0:

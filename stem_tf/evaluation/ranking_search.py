@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines import outputs, yaml_reader
 from pipelines import ranking as rankings
-from pipelines import yaml_reader
 from pipelines.manifest import Manifest
 from pipelines.schema import Parameter, Ranking
 from stem_tf import report
@@ -231,7 +231,7 @@ def tables(chosen: Chosen, tree: Mapping[str, Any], split: str) -> str:
         for place, names in named.items()
     ]
     found = tree["ranking"]["search"]
-    after = tree["ranking"]["orders"]["ranking_score"]
+    after = tree["ranking"]["orders"][outputs.RANKING_SCORE]
     lines_of_split = [
         ["before", report.number(found["ndcg_before"]), *(report.number(found["tasks_before"][t]) for t in tasks), ""],
         ["chosen", report.number(after["ndcg"]), *(report.number(after["tasks"][t]) for t in tasks), ""],

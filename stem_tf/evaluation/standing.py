@@ -20,7 +20,7 @@ from stem_tf.evaluation.predictions import Predictions
 
 RESAMPLES = 1000
 LEVEL = 0.05
-_EXACT_ROWS = 20_000
+EXACT_ROWS = 20_000
 """Up to here the AUC of each resample is made of its rows; above, of its expansion, which is much faster."""
 
 
@@ -30,9 +30,9 @@ def answers_of(schema: Schema) -> dict[str, str]:
     return found | ({"both": f"{schema.group} + {schema.item}"} if len(found) == 2 else {})
 
 
-def drawn_again(predicted: Predictions) -> Resamples:
+def drawn_again(predicted: Predictions, resamples: int = RESAMPLES) -> Resamples:
     """Draws of the users of a split, or of its rows where the schema has no group."""
-    return Resamples(predicted.group, RESAMPLES, 0, rows=len(predicted.row_id))
+    return Resamples(predicted.group, resamples, 0, rows=len(predicted.row_id))
 
 
 def standing(
@@ -61,7 +61,7 @@ def standing(
     """
 
     def drawn(task: Task, scores: NDArray) -> NDArray[np.float64]:
-        few = len(scores) <= _EXACT_ROWS
+        few = len(scores) <= EXACT_ROWS
         return _drawn(resamples, task, predicted.labels[task.name], scores, predicted.weights_of(task.name), exact=few)
 
     by_name = {task.name: task for task in tasks}

@@ -22,6 +22,8 @@ from stem_util.errors import UserError
 
 flags = cli.Flags()
 
+_DEFAULT = ranking_search.Search()
+
 _WORKDIR = flags.DEFINE(
     cli.PLACE, "workdir", None, "Directory or URI of the run, as given to stem-train.", required=True
 )
@@ -57,8 +59,8 @@ _SEARCH = flags.DEFINE_boolean(
     "Search the parameters of the ranking that have a range, on validation, for the best NDCG of its gain; writes the "
     "block as ranking.yaml and all trials as ranking_search.json beside the evaluation.",
 )
-_TRIALS = flags.DEFINE_integer("trials", None, "How many trials the search makes; 200 by default.")
-_SEED = flags.DEFINE_integer("seed", None, "Seed of the search; 0 by default.")
+_TRIALS = flags.DEFINE_integer("trials", None, f"How many trials the search makes; {_DEFAULT.trials} by default.")
+_SEED = flags.DEFINE_integer("seed", None, f"Seed of the search; {_DEFAULT.seed} by default.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -97,9 +99,8 @@ def _search() -> ranking_search.Search | None:
             if flag.present:
                 raise UserError(f"--{flag.name} belongs to --search_ranking")
         return None
-    default = ranking_search.Search()
-    trials = default.trials if _TRIALS.value is None else _TRIALS.value
-    seed = default.seed if _SEED.value is None else _SEED.value
+    trials = _DEFAULT.trials if _TRIALS.value is None else _TRIALS.value
+    seed = _DEFAULT.seed if _SEED.value is None else _SEED.value
     if trials < 1 or not 0 <= seed < 2**32:
         raise UserError(f"--trials={trials} --seed={seed}: a search has 1 trial or more, and a seed from 0 to 2^32 - 1")
     return ranking_search.Search(trials, seed)

@@ -26,11 +26,11 @@ _LEAST_ROWS = {"temperature": 10, "platt": 20, "isotonic": 100}
 _STEEPEST = 8.0
 """How steeply a calibrator rises at most, as a multiple of the sigmoid's rise of 1 / 4 per unit of logit. Without a
 bound two logits that differ by rounding could have scores that are far apart."""
-
+_FALLS = "scores do not rise with the label on validation"
+_LEVEL = "scores hardly differ on validation, so that what calibration makes of them would be rounding"
 
 Asked = list[Any]
 """A task's method, and the share of its negatives that the log kept."""
-
 Rows = dict[str, tuple[NDArray, NDArray, NDArray]]
 """Logits, labels and weights ``[N]`` of validation, by task."""
 
@@ -68,6 +68,12 @@ def methods(config: Any, schema: Schema) -> dict[str, str]:
                 "undersampling, so it would do nothing; leave the task out"
             )
     return found
+
+
+def asked(config: Any, schema: Schema) -> dict[str, Asked]:
+    """What a config asks for, by task that is calibrated; raises as :func:`methods`."""
+    kept = configs.plain(config.train.negatives_kept)
+    return {task: [method, configs.of_task(kept, task, 1.0)] for task, method in methods(config, schema).items()}
 
 
 def fit(method: str, logits: NDArray, labels: NDArray, weights: NDArray, kept: float = 1.0) -> dict[str, Any]:
@@ -130,10 +136,6 @@ def _line(z: NDArray, y: NDArray, w: NDArray, with_offset: bool) -> dict[str, An
     if slope > _STEEPEST:
         raise Unfit(_LEVEL)
     return {"slope": slope, "offset": float(model.intercept_[0]) if with_offset else 0.0}
-
-
-_FALLS = "scores do not rise with the label on validation"
-_LEVEL = "scores hardly differ on validation, so that what calibration makes of them would be rounding"
 
 
 def _isotonic(z: NDArray, y: NDArray, w: NDArray) -> dict[str, Any]:
@@ -213,12 +215,6 @@ def write(
     tree: dict[str, Any] = report.finite({"weights": weights, "asked": asked, "split": "validation", "tasks": tasks})
     files.write_json(path, tree)
     return tree
-
-
-def asked(config: Any, schema: Schema) -> dict[str, Asked]:
-    """What a config asks for, by task that is calibrated: the method, and the share of negatives that the log kept."""
-    kept = configs.plain(config.train.negatives_kept)
-    return {task: [method, configs.of_task(kept, task, 1.0)] for task, method in methods(config, schema).items()}
 
 
 def read(path: Path, weights: Mapping[str, Any], asked: Mapping[str, Asked]) -> dict[str, Any] | None:

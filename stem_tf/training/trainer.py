@@ -169,7 +169,8 @@ class Trainer:
           JobError: a loss that is not finite, a damaged record.
         """
         state, config = self.state, self.config.train
-        for sentence in (self.monitor.warning, *self._warnings_of_learning()):
+        of_learning = learning.warnings(self.config, self.manifest, self.steps, self._steps_before)
+        for sentence in (self.monitor.warning, *of_learning):
             if sentence:
                 self.warn(sentence)
         try:
@@ -193,9 +194,6 @@ class Trainer:
             raise
         finally:
             self._logger.close()
-
-    def _warnings_of_learning(self) -> list[str]:
-        return learning.warnings(self.config, self.manifest, self.steps, self._steps_before)
 
     def _naming_lost(self) -> contextlib.AbstractContextManager[None]:
         """Names a parameter server that is gone, where there are any."""

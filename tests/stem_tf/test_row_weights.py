@@ -87,7 +87,7 @@ def test_evaluation_is_that_of_scikit_learn(tmp_path: Path, tiny_settings: dict[
     predicted, observed = (np.average(values[inside], weights=weights[inside]) for values in (got.scores["click"], y))
     assert tree["tasks"]["click"]["predicted_over_observed"] == pytest.approx(predicted / observed, rel=1e-6)
     assert tree["tasks"]["click"]["row_weight"] == "worth"
-    text = table.tables(report.finite(tree | {"slices": []}), manifest.schema)
+    text = table.tables(report.finite(tree | {"slices": [], "ranking": None}), manifest.schema)
     assert text.endswith("rows count with weights: click by worth, rating by worth")
 
 

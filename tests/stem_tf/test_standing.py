@@ -157,6 +157,7 @@ def tree(**leads: tuple[float | None, float | None]) -> dict[str, Any]:
         "level": 0.05,
         "untrained": {"buy": "its weight is 0"},
         "slices": [],
+        "ranking": None,
         "tasks": {"click": task, "buy": task, "stars": task},
         "mean": task,
     }
