@@ -37,7 +37,7 @@ def test_another_config_is_refused_with_the_differing_keys(
     with pytest.raises(UserError) as error:
         prepared.prepare(configs.checked(tiny_settings | {"model.dim": 8, "seed": 1}), manifest)
     assert "(model.dim: 4 -> 8; seed: 0 -> 1)" in str(error.value)
-    assert "data.dir, train.checkpoint_every, train.log_every" in str(error.value)
+    assert "data.dir, train.calibration, train.checkpoint_every, train.log_every" in str(error.value)
     with pytest.raises(UserError, match=r"\(train.epochs: 2 -> 1\)"):
         prepared.prepare(configs.checked(tiny_settings | {"train.epochs": 1}), manifest)
     prepared.prepare(configs.checked(tiny_settings | {"train.epochs": 9, "train.log_every": 3}), manifest)
