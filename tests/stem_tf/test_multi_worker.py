@@ -94,7 +94,7 @@ def test_any_number_of_processes_makes_one_run(
     launch: Callable[..., subprocess.Popen[str]],
     train: Callable[[Path, dict[str, Any]], Any],
 ) -> None:
-    """One; two, stopped in epoch 2; three, of which one is killed; one with two replicas; one."""
+    """One; two, stopped in epoch 2; three, of which one is killed; two, whose chief is killed; two replicas; one."""
     run = tmp_path / "run"
     train(run, settings | {"train.epochs": 1})
     job = launch("--workers=2")
@@ -116,12 +116,20 @@ def test_any_number_of_processes_makes_one_run(
     assert "has ended without a word: killed, or out of memory" in err  # says the chief
     assert len(list((run / "tensorboard/train").iterdir())) == 3  # one process of each start has written
 
-    for epochs, strategy in ((2, "mirrored"), (3, "none")):
+    killed = max(losses(run))
+    job = launch("--workers=2", **{"train.epochs": 3})
+    await_step(run, killed + 3)
+    os.kill(worker(job, 0), signal.SIGKILL)
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 128 + signal.SIGKILL and "worker 0 (127.0.0.1:" in err, err
+    assert "worker 0 (127.0.0.1:" in (said := (tmp_path / "logs/worker-1.log").read_text()) and "without a word" in said
+
+    for epochs, strategy in ((3, "mirrored"), (4, "none")):
         moved = train(run, settings | {"train.strategy": strategy, "train.epochs": epochs})
         assert moved.resumed_from is not None and moved.resumed_from.startswith(str(run / "checkpoints/ckpt-"))
-    single = train(tmp_path / "single", settings | {"train.epochs": 3})
+    single = train(tmp_path / "single", settings | {"train.epochs": 4})
     expected = losses(tmp_path / "single")
-    assert list(losses(run)) == list(expected) == list(range(1, 3 * STEPS + 1))  # each step once
+    assert list(losses(run)) == list(expected) == list(range(1, 4 * STEPS + 1))  # each step once
     np.testing.assert_allclose(list(losses(run).values()), list(expected.values()), rtol=1e-5)
     ours, theirs = (
         [r for r in Workdir(path).read_metrics() if r["kind"] == "validation"] for path in (run, tmp_path / "single")
