@@ -111,8 +111,8 @@ def _fitted(
         asked = configs.plain(config.train.calibration)
         raise UserError(
             f"no calibrators were fitted for {checkpoint} (config.train.calibration={asked}): stem-train fits them for "
-            "the best weights, when training has ended; go on with it and take --checkpoint=best, or take "
-            "--nocalibrated for scores as they are"
+            "the best weights, when training has ended; go on with it and take --checkpoint=best, or let "
+            "stem-evaluate, stem-export or stem-publish give scores as they are (--nocalibrated)"
         )
     return fitted
 

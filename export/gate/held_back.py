@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +51,7 @@ def measure(versions: Sequence[Published], manifest: Manifest, split: str, row_i
       row_ids: int64 [N], ascending: the rows that the scores are for.
 
     Raises:
-      UserError: raw rows are missing, or the first version lacks an output of another one.
+      UserError: raw rows are missing.
       JobError: a version cannot be loaded, or fails.
     """
     calls = [version.signature("serving_default") for version in versions]
@@ -66,8 +65,6 @@ def measure(versions: Sequence[Published], manifest: Manifest, split: str, row_i
             found.append(ids)
             first = first or {name: values[:_CANDIDATES] for name, values in arrays.items()}
             answers = [call(arrays) for call in calls]
-            for version, answer in zip(versions[1:], answers[1:], strict=True):
-                check_outputs(answers[0], answer, version.directory)
             for answer, vocabularies, own, counts in zip(answers, known, scores, unknown, strict=True):
                 for task, parts in own.items():
                     parts.append(answer[task])
@@ -85,19 +82,6 @@ def measure(versions: Sequence[Published], manifest: Manifest, split: str, row_i
         )
         for version, names, own, counts, took in zip(versions, known, scores, unknown, seconds, strict=True)
     ]
-
-
-def check_outputs(candidate: Mapping[str, Any], served: Mapping[str, Any], version: Path) -> None:
-    """Refuses a candidate whose answer lacks what callers of the served version may read.
-
-    Raises:
-      UserError: naming the outputs.
-    """
-    if missing := sorted(served.keys() - candidate.keys()):
-        raise UserError(
-            f"the candidate does not answer with {', '.join(missing)}, which callers of {version} may read: publish it "
-            "under a directory of its own, or with stem-export"
-        )
 
 
 def check_finite(scored: Scored, what: str) -> None:

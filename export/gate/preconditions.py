@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from export import publish
 from export.gate.rules import Rules
 from pipelines import manifest as manifests
-from pipelines import schema_yaml
+from pipelines import outputs, schema_yaml
 from pipelines.manifest import Manifest
 from pipelines.schema import Feature, Schema, Task
 from stem_tf.workdir import Workdir
@@ -56,7 +57,8 @@ def check_served(version: Path, manifest: Manifest) -> dict[str, Any]:
     """The manifest of the version that is served; callers send it the inputs of the candidate, and miss no score.
 
     Raises:
-      UserError: the version cannot be read, is damaged, or has other inputs or tasks.
+      UserError: the version cannot be read, is damaged, or has other inputs, or scores or outputs
+        that the candidate lacks.
     """
     way_out = f"repair it, or make another version the served one (stem-versions promote {version.parent} NUMBER)"
     for name in (manifests.FILENAME, "schema.yaml"):
@@ -70,7 +72,26 @@ def check_served(version: Path, manifest: Manifest) -> dict[str, Any]:
             f"the run is not for the callers of {version}: {'; '.join(differing)}. Publish it under a directory of its "
             "own, or with stem-export"
         )
+    own = {output.name for output in outputs.of(manifest.schema)}
+    if missing := [output.name for output in outputs.of(theirs) if output.name not in own]:
+        raise UserError(
+            f"the run's schema makes no {', '.join(missing)}, which callers of {version} may read: give the job "
+            "--ranking (a file or a formula), or publish the run under a directory of its own, or with stem-export"
+        )
     return files.read_json(version / manifests.FILENAME, way_out)
+
+
+def check_verdict(path: Path) -> None:
+    """Refuses a place where no verdict can be written.
+
+    Raises:
+      UserError: it is a directory, or in none that can be written to.
+    """
+    if path.is_dir():
+        raise UserError(f"--verdict={path} is a directory: name a file")
+    if not os.access(path.parent, os.W_OK):
+        why = "cannot be written to" if path.parent.is_dir() else "is no directory"
+        raise UserError(f"--verdict={path}: {path.parent} {why}")
 
 
 def _differences(ours: Schema, theirs: Schema) -> list[str]:

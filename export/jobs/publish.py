@@ -48,6 +48,9 @@ _DATA = flags.DEFINE(cli.PLACE, "data", None, "The run's converted data, if it h
 _NAME = flags.DEFINE_string(
     "name", None, "The name under which services ask for the model (default: that of the served version, or ranker)."
 )
+_CALIBRATED = flags.DEFINE_bool(
+    "calibrated", True, "Calibrated scores, where the run's config.train.calibration asks for them."
+)
 _TABLES = flags.DEFINE_enum(
     "tables", "float32", ["float32", "bfloat16", "int8"], "How embedding tables are stored, as in stem-export."
 )
@@ -70,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
     workdir = Workdir.fetched(_WORKDIR.value)
     config = workdir.config()
     gate_preconditions.check_run(workdir)
+    verdict = Path(_VERDICT.value or workdir.path / "verdict.json")
+    gate_preconditions.check_verdict(verdict)
     if not stores.is_uri(_AGAINST.value):
         owned.check(_AGAINST.value, owned.VERSIONS)
     # Of the run first: another split or data that has moved is said before anything about what is served.
@@ -90,12 +95,20 @@ def main(argv: Sequence[str]) -> None:
         from export.gate.gate import Gate, Refused
 
         tf.config.set_visible_devices([], "GPU")
-        verdict = Path(_VERDICT.value or workdir.path / "verdict.json")
         gate = Gate(manifest, config.data, _SPLIT.value, tasks, wanted, served, verdict, dry_run=_DRY_RUN.value)
         newest = None if _DRY_RUN.value or stores.is_uri(_AGAINST.value) else int(served.name) if served else 0
         try:
             directory, tree = exporter.export(
-                workdir, config, manifest, _CHECKPOINT.value, output, name, _TABLES.value, newest=newest, judge=gate
+                workdir,
+                config,
+                manifest,
+                _CHECKPOINT.value,
+                output,
+                name,
+                _TABLES.value,
+                calibrated=_CALIBRATED.value,
+                newest=newest,
+                judge=gate,
             )
             refused = ""
         except Refused as reasons:

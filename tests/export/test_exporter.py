@@ -75,11 +75,19 @@ def test_calibrators_are_in_the_graph(
     columns = list(dict.fromkeys(feature["column"] for feature in exporter.features(run.manifest.schema)))
     rows = pq.read_table(preconditions.validation_rows(run.manifest), columns=columns).combine_chunks().to_batches()[0]
     scored = scoring.predict(found.model, run.manifest, "validation", config.data, desc="")
-    scores = served(check.request(exporter.features(run.manifest.schema), rows))["click"]
+    answer = served(check.request(exporter.features(run.manifest.schema), rows))
+    scores = answer["click"]
     np.testing.assert_allclose(scores, scored.scores["click"], rtol=0, atol=1e-5)
     calibrated = found.model.calibrators["click"](scored.logits["click"])
     np.testing.assert_allclose(scored.scores["click"], calibrated, atol=1e-6)
     assert np.abs(scores - scored.uncalibrated("click")).max() > 1e-3
+    # A ranking is computed of them.
+    length, temperature = (
+        np.where(np.isfinite(values := rows[name].to_numpy(zero_copy_only=False).astype(float)), values, default)
+        for name, default in (("length", 10), ("temperature", 20))
+    )
+    by_hand = calibrated.numpy() ** 2 * np.log1p(length) + 0.001 * temperature * scored.scores["watched"]
+    np.testing.assert_allclose(answer["ranking_score"], by_hand, rtol=1e-4, atol=1e-5)
 
 
 def test_a_moved_directory_scores_the_test_rows(exported: Exported, nasty_run: Callable[[str], Any]) -> None:

@@ -247,7 +247,13 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
 
     assert "nothing says that it is exported versions" in error(against=tmp_path / "other")
     assert "holds an exported version, not exported versions" in error(against=served / "1")
+    without = dataclasses.replace(run.manifest)
+    vars(without)["schema"] = dataclasses.replace(run.manifest.schema, ranking=None)
+    with pytest.raises(UserError, match=r"makes no ranking_score, which callers of .*/1 may read: .* --ranking"):
+        preconditions.check_served(served / "1", without)
     assert "--split" in error("--split=train")
+    assert "is a directory: name a file" in error(f"--verdict={tmp_path}")
+    assert "is no directory" in error(f"--verdict={tmp_path}/none/verdict.json", "--nocalibrated")
     with open(run.workdir.path / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "is still being trained" in error()
@@ -281,7 +287,5 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
 
     assert "no labels of task 'watched'" in judged_on(watched=manifests.TaskCounts(0, None))
     assert "all 60 labels of task 'click' in the test split" in judged_on(click=manifests.TaskCounts(60, 1.0))
-    with pytest.raises(UserError, match="does not answer with ranking_score, which callers of served/7"):
-        held_back.check_outputs({"click": 0}, {"click": 0, "ranking_score": 0}, Path("served/7"))
     with pytest.raises(JobError, match="the candidate: 1 of 2 scores of task 'click' are not finite"):
         held_back.check_finite(scored(np.array([0.5, np.nan])), "the candidate")

@@ -551,7 +551,7 @@ def test_logs_that_cannot_be_converted(tmp_path: Path) -> None:
             tmp_path / "out",
             split_column="row_id",
         )
-    with pytest.raises(UserError, match="--split_column=time: the column holds no value"):
+    with pytest.raises(UserError, match="--split_column=time: the log has no rows"):
         _convert(_write(tmp_path / "log.parquet", table.slice(0, 0)), tmp_path / "out")
     (tmp_path / "out").mkdir()
     log = _write(tmp_path / "out/log.parquet", table)

@@ -310,5 +310,5 @@ def test_a_day_of_unknown_values_only(logs: Path, tmp_path: Path) -> None:
     assert done.task_rows("train", "seen") == 0
     assert done.label_scales == first.label_scales
     pq.write_table(table.slice(0, 0), tmp_path / "log.parquet")
-    with pytest.raises(UserError, match="holds no value"):
+    with pytest.raises(UserError, match="the log has no rows"):
         _convert(logs, "", tmp_path / "c", extend=first.data_dir, given={"train": f"{tmp_path}/log.parquet"})
