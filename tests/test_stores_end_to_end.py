@@ -110,6 +110,8 @@ def test_what_a_run_in_a_store_cannot_be(
     ):
         done = job_in_process(f"stem_tf.jobs.{job}", *arguments)
         assert done.returncode == 2 and problem in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["localhost:5000"]}, "task": {"type": "worker", "index": 0}}')
+    monkeypatch.setenv(
+        "TF_CONFIG", '{"cluster": {"worker": ["localhost:5000"]}, "task": {"type": "worker", "index": 0}}'
+    )
     with pytest.raises(UserError, match="the processes of a cluster share their work directory"):
         stem_tf.train("small", tiny_data, f"{s3}/run", overrides={"train.strategy": "multi_worker"})
