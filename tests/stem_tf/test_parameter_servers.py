@@ -179,18 +179,6 @@ def test_one_worker_trains_as_one_process_and_kills_are_survived(
     assert last.startswith(f"error: chief 0 ({few.addresses[0]}) is gone before the run was finished")
 
 
-def test_a_worker_that_hangs_is_named(
-    tmp_path: Path, tiny_settings: dict[str, Any], tiny_data: Path, start: Callable[..., Cluster]
-) -> None:
-    settings = tiny_settings | LAZY | SERVERS | {"data.dir": str(tiny_data), "train.epochs": 200}
-    cluster = start(tmp_path / "run", settings | {"train.peer_timeout": 30}, 1, 1)
-    cluster.until(lambda: cluster.step() > 5)
-    cluster.signal("worker 0", signal.SIGSTOP)
-    assert cluster.processes["chief 0"].wait(120) == 1
-    why = f"error: no answer from worker 0 ({cluster.addresses[1]}) for 30 seconds; start all processes"
-    assert cluster.said("chief 0").splitlines()[-1].startswith(why)
-
-
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
