@@ -7,6 +7,7 @@ run operations that the chief sends them, and end when the chief does.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import logging
 import math
@@ -106,6 +107,8 @@ class Servers:
         """Ends this process when another one does not answer for ``timeout`` seconds, in whatever it does."""
         heard = dict.fromkeys(self._tasks, time.monotonic())
         while True:
+            # TensorFlow keeps Python's lock where it tells all workers of a new function, as a checkpoint makes one.
+            faulthandler.dump_traceback_later(2 * self._timeout, exit=True, file=2)
             time.sleep(min(self._timeout / 4, _ANSWER_SECONDS))
             for task in self._tasks:
                 if not _hangs(task):
