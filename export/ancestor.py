@@ -28,12 +28,9 @@ def read(place: str) -> Ancestor:
       UserError: there is none, its files have changed, or it lacks what a run needs.
       JobError: a store does not answer.
     """
-    directory = stored.fetched(place)
-    if not (directory / "saved_model.pb").exists():
-        versions = publish.versions(directory)
-        if not versions:
-            raise UserError(f"--from={place} holds no exported version")
-        directory /= str(versions[-1])
+    directory = publish.version_at(stored.fetched(place))
+    if directory is None:
+        raise UserError(f"--from={place} holds no exported version")
     if why := publish.damage(directory):
         raise UserError(f"--from={directory} is not the version that was published: {why}")
     path = directory / manifests.FILENAME

@@ -43,6 +43,17 @@ def vocabularies(tree: Mapping[str, Any]) -> dict[str, str]:
     return {feature: names[entry["sha256"]] for feature, entry in tree["vocabularies"].items()}
 
 
+def newest(directory: Path) -> Path | None:
+    """The newest version under ``directory``; None where there is none."""
+    numbers = versions(directory)
+    return directory / str(numbers[-1]) if numbers else None
+
+
+def version_at(path: Path) -> Path | None:
+    """``path`` if it is a version itself, else the newest one under it; None where there is none."""
+    return path if (path / "saved_model.pb").exists() else newest(path)
+
+
 def damage(version: Path) -> str:
     """Reads a version's directory; returns how it differs from the one that was published, or "".
 

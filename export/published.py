@@ -26,18 +26,16 @@ def find(directory: Path) -> Path:
     """
     if not directory.is_dir():
         raise UserError(f"--model={directory}: no such directory")
-    if not (directory / "saved_model.pb").exists():
-        versions = publish.versions(directory)
-        if not versions:
-            raise UserError(
-                f"--model={directory} holds no exported model: neither saved_model.pb nor a version (a directory with "
-                "a number for a name), as stem-export publishes them"
-            )
-        directory /= str(versions[-1])
+    version = publish.version_at(directory)
+    if version is None:
+        raise UserError(
+            f"--model={directory} holds no exported model: neither saved_model.pb nor a version (a directory with "
+            "a number for a name), as stem-export publishes them"
+        )
     for name in ("saved_model.pb", "schema.yaml", manifests.FILENAME):
-        if not (directory / name).exists():
-            raise UserError(f"--model: {directory / name} is missing; models are exported by stem-export")
-    return directory
+        if not (version / name).exists():
+            raise UserError(f"--model: {version / name} is missing; models are exported by stem-export")
+    return version
 
 
 class Published:

@@ -137,8 +137,7 @@ def newest(place: str) -> Path | None:
     if stores.is_uri(place):
         uri = stores.check(place)
         return fetched(uri) if versions(uri, stores.listing(uri)) else None
-    numbers = publish.versions(Path(place))
-    return Path(place) / str(numbers[-1]) if numbers else None
+    return publish.newest(Path(place))
 
 
 def versions(uri: str, names: Mapping[str, stores.Stamp]) -> dict[str, list[tuple[str, stores.Stamp]]]:

@@ -18,14 +18,13 @@ from typing import Any
 from export import stored
 from export.daily import process
 from export.daily.state import DONE, LEFT_OUT, PUBLISHED, REFUSED, Day, State
+from export.gate import REFUSED_CODE
 from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from pipelines.manifest import SPLITS
 from stem_util import files, stores
 from stem_util.errors import JobError, UserError
 
-_REFUSES = 3
-"""Exit code of `stem-publish` when the gate refuses."""
 BASES = ("published", "last", "nothing")
 """What a day goes on from: the last published day, the last day even if it was refused, or nothing."""
 
@@ -193,10 +192,10 @@ class _Steps:
     def _publish(self, module: str, arguments: list[str]) -> dict[str, Any]:
         """Asks the gate, unless it has published the run just before this process or the one before was killed."""
         version = self._published()
-        code = 0 if version else self._job("the publication", module, arguments, accepted=(0, _REFUSES))
+        code = 0 if version else self._job("the publication", module, arguments, accepted=(0, REFUSED_CODE))
         verdict = files.read_json(self._day.verdict, f"remove {self._day.path} to start the day over")
         known = {"ended": _now(), "auc": _mean_auc(verdict, "candidate"), "served_auc": _mean_auc(verdict, "served")}
-        if code == _REFUSES:
+        if code == REFUSED_CODE:
             return known | {"decision": REFUSED, "why": "; ".join(verdict["reasons"])}
         version = version or self._published()
         if not version:

@@ -19,13 +19,12 @@ from pathlib import Path
 
 from export.daily import cycle, state, table, watch
 from export.daily.state import Day, State
+from export.gate import REFUSED_CODE
 from stem_tf import configs
 from stem_util import cli, stores
 from stem_util.errors import UserError
 
 flags = cli.Flags()
-
-_REFUSED = 3
 
 _STATE = flags.DEFINE(cli.PATH, "state", None, "Directory of the days: what was done, data and runs.", required=True)
 _LOG = flags.DEFINE_string("log", None, "The day's log, as stem-convert takes it.")
@@ -102,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
         day = cycle.run(days, name, _LOG.value, options)
     _say(day)
     if day.decision == state.REFUSED:
-        sys.exit(_REFUSED)
+        sys.exit(REFUSED_CODE)
 
 
 def _options(days: State) -> cycle.Options:

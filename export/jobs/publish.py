@@ -20,17 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from export import preconditions, publish, stored
+from export.gate import REFUSED_CODE, rules
 from export.gate import preconditions as gate_preconditions
-from export.gate import rules
 from stem_tf.runtime import quieten_tensorflow
 from stem_tf.workdir import Workdir
 from stem_util import cli, owned, stores
 from stem_util.errors import UserError
 
 flags = cli.Flags()
-
-REFUSED = 3
-"""The exit code where a rule does not hold."""
 
 _WORKDIR = flags.DEFINE(cli.PLACE, "workdir", None, "Directory or URI of the run, as given to stem-train.")
 _AGAINST = flags.DEFINE(
@@ -87,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     known = {} if served is None else gate_preconditions.check_served(served, manifest)
     name = known.get("model", "ranker") if _NAME.value is None else _NAME.value
     with _staging(known.get("version", 0)) as output:
-        manifest = preconditions.check(workdir, config, _DATA.value, output, name, _RANKING.value)
+        preconditions.check(workdir, config, _DATA.value, output, name)
         quieten_tensorflow()
         import tensorflow as tf
 
@@ -116,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
         _say(gate, served, verdict)
         if refused:
             print(f"refused: {refused}", file=sys.stderr)
-            sys.exit(REFUSED)
+            sys.exit(REFUSED_CODE)
         if _DRY_RUN.value:
             print("would be published: every rule holds (--dry_run)")
         else:

@@ -179,6 +179,19 @@ def test_one_worker_trains_as_one_process_and_kills_are_survived(
     assert last.startswith(f"error: chief 0 ({few.addresses[0]}) is gone before the run was finished")
 
 
+def test_a_worker_that_hangs_ends_the_chief(
+    tmp_path: Path, tiny_settings: dict[str, Any], tiny_data: Path, start: Callable[..., Cluster]
+) -> None:
+    settings = tiny_settings | LAZY | SERVERS | {"data.dir": str(tiny_data), "train.epochs": 200}
+    cluster = start(tmp_path / "run", settings | {"train.peer_timeout": 30}, 1, 1)
+    cluster.until(lambda: cluster.step() > 16)
+    cluster.signal("worker 0", signal.SIGSTOP)
+    assert cluster.processes["chief 0"].wait(120) == 1
+    named = f"error: no answer from worker 0 ({cluster.addresses[1]}) for 30 seconds; start all processes"
+    # Where it is just writing a checkpoint, it ends with a traceback.
+    assert named in cluster.said("chief 0") or "Timeout (0:01:00)!" in cluster.said("chief 0")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
