@@ -116,7 +116,7 @@ def _case(text: str) -> dict[str, str]:
     for part in text.strip().split(","):
         key, _, value = part.partition("=")
         if key not in case:
-            raise UserError(f"--group: no key '{key}'{did_you_mean(key, case)} Keys: {', '.join(case)}")
+            raise UserError(f"--group: no key '{key}'{did_you_mean(key, case) or '.'} Keys: {', '.join(case)}")
         case[key] = value or "yes"
     return case | {"name": text.strip(), "units": _UNITS.value}
 

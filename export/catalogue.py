@@ -130,7 +130,7 @@ def _promote(directory: Path, number: int) -> None:
     if number not in known:
         names = [str(n) for n in known]
         raise UserError(
-            f"{directory} has no version {number}{did_you_mean(str(number), names)} Versions: {', '.join(names)}"
+            f"{directory} has no version {number}{did_you_mean(str(number), names) or '.'} Versions: {', '.join(names)}"
         )
     if why := publish.damage(known[number].path):
         raise UserError(f"{known[number].path} is not the version that was published, so it was not promoted: {why}")

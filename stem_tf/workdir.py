@@ -247,7 +247,9 @@ class Workdir:
         self.check_data(manifest)
         if split not in manifest.splits:
             known = manifest.splits
-            raise UserError(f"--split={split}: no such split{did_you_mean(split, known)} Splits: {', '.join(known)}")
+            raise UserError(
+                f"--split={split}: no such split{did_you_mean(split, known) or '.'} Splits: {', '.join(known)}"
+            )
         if not manifest.rows(split):
             raise UserError(f"--split={split} has no rows in {manifest.data_dir}")
         return manifest

@@ -42,8 +42,8 @@ class Draft:
 
     Attributes:
       name: the name of the data set.
-      keys: the columns of ``group`` and ``item``.
-      no_keys: (column, reason) for ``group`` and ``item``, if the column with such a name cannot be the key.
+      keys: the columns of ``group``, ``item`` and ``time``.
+      no_keys: (column, reason) for a key, if the column that looks like it cannot be the key.
       features: the fields of each feature, by column.
       tasks: the fields of each task, by column; by ``column=value`` or ``column>=4`` if the column has several labels.
       notes: the comment on each feature or task.
@@ -230,6 +230,7 @@ def _comment(text: str, indent: str = "") -> list[str]:
 _KEY_NOTES = {
     "group": "guessed by name; rows are grouped by it for grouped AUC",
     "item": "guessed by name; names the item of a row",
+    "time": "guessed; when the row happened: data that grow keep by it when each value was last seen",
 }
 
 
@@ -474,7 +475,7 @@ def _find_large(result: Draft, columns: Mapping[str, Column], rows: int) -> None
 
 
 def _find_split(result: Draft, columns: Mapping[str, Column]) -> None:
-    """Finds columns of times, those of users and items (birth, release) last, and the first that can split the log."""
+    """Finds columns of times, those of users and items (birth, release) last. The first that can split is ``time``."""
     used = {fields["label"]["column"] for fields in result.tasks.values()}
     keys = [columns[name] for name in result.keys.values()]
     times = [column for name, column in columns.items() if name and name not in used and guess.time_of(column)]
@@ -483,7 +484,7 @@ def _find_split(result: Draft, columns: Mapping[str, Column]) -> None:
     for name in result.times:
         why = _no_split(columns[name])
         if why is None:
-            result.split = name
+            result.split = result.keys["time"] = name
             break
         result.no_split[name] = why
 

@@ -215,7 +215,8 @@ def report(done: Manifest, where: str, seconds: float, csv: CsvOptions, config: 
         print(dropped)
     print(f"\nwritten to {where}: {rows:,} rows in {seconds:.1f} s, {rows / seconds:,.0f} rows/s")
     source = "" if done.splits["train"].shards else " --input_format=parquet"
-    print(f"next: stem-train --config={config} --config.data.dir={where}{source}")
+    going_on = " --from=RUN" if done.ancestor else ""
+    print(f"next: stem-train --config={config}{going_on} --config.data.dir={where}{source}")
     for split in SPLITS[1:]:
         if not done.rows(split):
             needed = ": stem-train will refuse these data" if split == "validation" else ""

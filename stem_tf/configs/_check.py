@@ -63,7 +63,9 @@ def check_names(config: Any, tasks: Sequence[str], features: Sequence[str]) -> N
         named = [] if key.choices else [name for name in value.values() if isinstance(name, str)]
         for name in [*value, *named]:
             if name not in tasks:
-                raise UserError(f"config.{path}: no task '{name}'{did_you_mean(name, tasks)} Tasks: {', '.join(tasks)}")
+                raise UserError(
+                    f"config.{path}: no task '{name}'{did_you_mean(name, tasks) or '.'} Tasks: {', '.join(tasks)}"
+                )
         # Numbers of a loss have defaults for tasks that are not named, those of a model have none.
         missing = [task for task in tasks if task not in value]
         if missing and path.removeprefix("model.") in own and not isinstance(key.default, str):
@@ -71,7 +73,7 @@ def check_names(config: Any, tasks: Sequence[str], features: Sequence[str]) -> N
     for name in task_features(config) or ():
         if name not in features:
             raise UserError(
-                f"config.model.task_features: no feature '{name}'{did_you_mean(name, features)} "
+                f"config.model.task_features: no feature '{name}'{did_you_mean(name, features) or '.'} "
                 f"Features: {', '.join(features)}"
             )
 

@@ -130,7 +130,7 @@ def _find(name: str) -> Path:
     if name in shipped():
         return _HERE / f"{name}.py"
     raise UserError(
-        f"--config={name}: no experiment of that name{did_you_mean(name, shipped())} "
+        f"--config={name}: no experiment of that name{did_you_mean(name, shipped()) or '.'} "
         f"Shipped: {', '.join(shipped())}; one of your own is the path of a .py file"
     )
 

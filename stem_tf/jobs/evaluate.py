@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"\n{ranking_search.tables(evaluation.chosen, evaluation.metrics, split)}")
         block = workdir.named(evaluation.output / ranking_search.BLOCK)
         print(f"\n{ranking.text(evaluation.chosen.ranking)}")
-        print(f"written to {block}: for the schema, or for --ranking of stem-export")
+        print(f"written to {block}: for the schema, or for --ranking of stem-export and stem-publish")
     print(f"written to {workdir.named(evaluation.output)}: metrics {split}.json, predictions {split}.parquet")
     if split != "test" and manifest.rows("test"):
         print(f"next: stem-evaluate --workdir={shlex.quote(workdir.place)} --split=test")

@@ -96,7 +96,7 @@ def monitor(config: Any, manifest: Manifest) -> Monitor:
     if only:
         if only not in rows:
             raise UserError(
-                f"config.train.monitor: no task '{only}'{did_you_mean(only, rows)} Tasks: {', '.join(rows)}"
+                f"config.train.monitor: no task '{only}'{did_you_mean(only, rows) or '.'} Tasks: {', '.join(rows)}"
             )
         if only in untrained:
             raise UserError(f"config.train.monitor={name}: the task is not trained: {untrained[only]}")

@@ -88,7 +88,7 @@ def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
     for name in l2 if isinstance(l2, dict) else ():
         if name not in known:
             raise UserError(
-                f"config.optimizer.l2: {config.model.name} has no table '{name}'{did_you_mean(name, known)} "
+                f"config.optimizer.l2: {config.model.name} has no table '{name}'{did_you_mean(name, known) or '.'} "
                 f"Tables: {', '.join(known)}"
             )
     for path in ("label_smoothing", "positive_weight"):

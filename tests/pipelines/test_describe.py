@@ -59,7 +59,7 @@ def test_kuairand_has_its_features_tasks_and_keys() -> None:
     ]
     assert read.feature("duration_ms").transform == ("log1p", "standardise")
     assert read.task_names == ("click", "follow", "comment", "forward", "long_view", "profile_enter", "like")
-    assert (read.group, read.item) == ("user_id", "video_id")
+    assert (read.group, read.item, read.time) == ("user_id", "video_id", "time_ms")
     assert result.times == ["time_ms", "date"]
     assert set(result.doubts) == {"play_time_ms", "comment_stay_time"}
     assert "# play_time_ms: {type: regression, label: {column: play_time_ms}}" in text

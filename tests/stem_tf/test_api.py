@@ -29,8 +29,9 @@ RunJob = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = pq.read_table(ROOT / "datasets" / "kuairand_sample" / "log.parquet")
+    table = pq.read_table(ROOT / "datasets" / "kuairand_sample" / "log.parquet").sort_by("time_ms")
     pq.write_table(table.slice(0, 3000), tmp_path / "log.parquet")
+    pq.write_table(table.slice(3000, 1000), tmp_path / "log2.parquet")
     monkeypatch.chdir(tmp_path)
     handler = signal.getsignal(signal.SIGINT)
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -40,6 +41,7 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
             exec(block, names)
     assert "features  user_id" in printed.getvalue() and "gates on test, 300 rows" in printed.getvalue()
     assert names["version"] == Path("runs/first/export/1") and (names["version"] / "saved_model.pb").exists()
+    assert names["data2"].generation == 2 and names["run2"].workdir.path.name == "second"
     assert list(names["scores"].columns) == list(names["run"].schema.task_names)
     assert signal.getsignal(signal.SIGINT) is handler
 
