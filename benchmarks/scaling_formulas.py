@@ -79,14 +79,13 @@ class Shape:
         tower = _products([self.expert_units[-1], *self.head_units, 1])
         return (self.tasks + 1) * expert + self.tasks * (gate + tower)
 
-    @property
-    def exchanged(self) -> int:
+    def exchanged(self, distinct: float) -> float:
         """Bytes that a worker of ``multi_worker`` receives in a step, and sends, except for the share of its own part.
 
-        They are the gradients of all workers' rows, padded to a row per position, with the rows' numbers; and the
-        gradients of the network, once to be added up and once to be given to all.
+        They are the numbers of all workers' rows, padded to a row per position, and the gradients of the ``distinct``
+        rows and of the network, once to be added up and once to be given to all.
         """
-        return _FLOAT * (self.positions * (self.width + 1) + 2 * self.multiply_adds)
+        return _FLOAT * (self.positions + 2 * (distinct * self.width + self.multiply_adds))
 
     @property
     def mixed(self) -> int:
@@ -138,8 +137,10 @@ class Constants:
 
     def worker(self, shape: Shape, workers: int) -> float:
         """Seconds of one core for the part of each of several workers of ``multi_worker`` on one machine."""
-        once = self.overhead + self.updates(shape, distinct_rows(shape)) + shape.multiply_adds * self.weight
-        return once + (self.step(shape) - once) / workers + shape.exchanged * (workers - 1) / workers * self.byte
+        distinct = distinct_rows(shape)
+        once = self.overhead + self.updates(shape, distinct) + shape.multiply_adds * self.weight
+        received = shape.exchanged(distinct) * (workers - 1) / workers
+        return once + (self.step(shape) - once) / workers + received * self.byte
 
 
 @dataclass(frozen=True)
@@ -177,10 +178,11 @@ class Load:
 
         Every worker holds the table, receives every row's gradient, and writes every row of the batch.
         """
-        writing = constants.updates(self.shape, self.shape.positions * self.distinct) / self.seconds
+        rows = self.shape.positions * self.distinct
+        writing = constants.updates(self.shape, rows) / self.seconds
         if self.table > host.memory:
             return None, "memory"
-        if self.shape.exchanged / self.seconds > host.network:
+        if self.shape.exchanged(rows) / self.seconds > host.network:
             return None, "network"
         if writing >= host.cores:
             return None, "cores"

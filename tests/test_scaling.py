@@ -54,7 +54,7 @@ def test_a_step_by_hand() -> None:
 def test_a_worker_by_hand() -> None:
     shape = dataclasses.replace(SHAPE, rows=8, batch=1000)
     once, shared = 1e-3 + 8 * 2e-6, SECONDS.step(shape) - 1e-3 - 8 * 2e-6
-    half = (8000 * 4 * 65 + 2 * 4 * shape.multiply_adds) / 2  # bytes
+    half = (8000 * 4 + 2 * 4 * (8 * 64 + shape.multiply_adds)) / 2  # bytes
     assert SECONDS.worker(shape, 2) == pytest.approx(once + shared / 2 + half * 1e-9)
 
 
@@ -64,9 +64,8 @@ def test_how_many_hosts_by_hand() -> None:
     none = dataclasses.replace(SECONDS, multiply_add=0)
     load = Load(shape, seconds=1.0, distinct=0.5, optimizer="lazy")
     assert load.table == 10**6 * 3 * 4 * 32
-    exchanged = (
-        4000 * 4 * 33 + 8 * shape.multiply_adds
-    )  # a row and its id per position, and the network's gradients twice
+    # An id per position, and the gradients of 2,000 rows and of the network twice.
+    exchanged = 4000 * 4 + 8 * (2000 * 32 + shape.multiply_adds)
     # Per second .004 s of a core for the rows of the batch, in every worker, and .004 s for its positions, divided.
     host = Host(cores=1, memory=load.table, network=exchanged)
     assert load.replicated(host, none) == (1, "")

@@ -22,8 +22,6 @@ class Replicas:
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.count = strategy.num_replicas_in_sync
-        # Over a network, collectives pad to the size of the largest replica; between devices, sizes have to be static.
-        self._of_any_size = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
     def sum(self, tensors: Any) -> Any:
         """A structure of tensors, each summed over the replicas."""
@@ -38,28 +36,23 @@ class Replicas:
         context = tf.distribute.get_replica_context()
         return tf.random.experimental.stateless_fold_in(seed, context.replica_id_in_sync_group)
 
-    def union(self, ids: tf.Tensor, values: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The union of every replica's distinct rows; gradients of rows that several replicas read are added up.
+    def union(self, ids: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The rows that any replica reads.
 
         Args:
-          ids: ``[U]`` distinct rows of this replica.
-          values: ``[U, W]`` their gradients.
-          size: positions P in a replica's batch, at least U; both are padded to it for collectives of static size.
+          ids: ``[U]`` distinct rows of this replica, 0 or larger.
+          size: the largest U of any replica, to which they are padded: between devices, collectives have static shapes.
 
         Returns:
-          ids ``[V]`` and values ``[V, W]``, the same on every replica.
+          ids ``[V]``, in the same order on every replica, and the place of this replica's rows among them ``[U]``.
         """
         context = tf.distribute.get_replica_context()
-        if not self._of_any_size:
-            padding = size - tf.shape(ids)[0]
-            ids = tf.ensure_shape(tf.pad(ids, [[0, padding]], constant_values=-1), [size])
-            values = tf.ensure_shape(tf.pad(values, [[0, padding], [0, 0]]), [size, values.shape[1]])
-        ids, values = context.all_gather(ids, axis=0), context.all_gather(values, axis=0)
-        if not self._of_any_size:
-            kept = ids >= 0
-            ids, values = tf.boolean_mask(ids, kept), tf.boolean_mask(values, kept)
-        distinct, place = deduplicate(ids)
-        return distinct, tf.math.unsorted_segment_sum(values, place, tf.shape(distinct)[0])
+        padded = tf.ensure_shape(tf.pad(ids, [[0, size - tf.size(ids)]], constant_values=-1), [size])
+        gathered = context.all_gather(padded, axis=0)
+        there = gathered >= 0
+        distinct, place = deduplicate(tf.boolean_mask(gathered, there))
+        first = tf.math.count_nonzero(there[: size * context.replica_id_in_sync_group], dtype=tf.int32)
+        return distinct, place[first : first + tf.size(ids)]
 
 
 def update_mirrors(variable: tf.Variable, update: Callable[..., None], *args: object) -> None:

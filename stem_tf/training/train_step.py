@@ -16,11 +16,12 @@ rows of the batch on all replicas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tensorflow as tf
 
+from stem_tf.layers.distinct import deduplicate
 from stem_tf.runtime import start_xla
 from stem_tf.training import loss_logs, non_finite
 from stem_tf.training.balancing import Balancing
@@ -28,7 +29,7 @@ from stem_tf.training.loss_weighting import Weighting
 from stem_tf.training.losses import TaskLoss
 from stem_tf.training.optimizers import Adam
 from stem_tf.training.replicas import Replicas
-from stem_tf.training.table_optimizers import BatchRows, RowState, TableOptimizer
+from stem_tf.training.table_optimizers import BatchRows, TableOptimizer
 
 if TYPE_CHECKING:
     from stem_tf.models.predictor import Batch
@@ -131,21 +132,18 @@ class TrainStep:
           step: steps done before this one.
           seed: this replica's seed of dropout, ``[2]``.
         """
-        rows = self.read(batch["inputs"], step, self.static)
+        inputs = batch["inputs"]
+        rows = self.read(inputs, step, self.static) if self.replicas.count == 1 else self.read_together(inputs, step)
         found = self._differentiate(batch, self.looked_up(rows), spaces, seed)
-        network, losses, loss = self.replicas.sum([found.network, found.losses, found.loss])
-        summed = [
-            self._on_all_replicas(optimizer, step, read, gradient)
-            for optimizer, read, gradient in zip(self.table_optimizers, rows, found.looked_up, strict=True)
-        ]
+        by_row = [read.summed(by_position) for read, by_position in zip(rows, found.looked_up, strict=True)]
+        network, losses, loss, by_row = self.replicas.sum([found.network, found.losses, found.loss, by_row])
         if self.balancing is not None:
-            network, of_rows = self.balancing(network, [gradient for _, gradient in summed], losses, step)
-            summed = [(state, gradient) for (state, _), gradient in zip(summed, of_rows, strict=True)]
+            network, by_row = self.balancing(network, by_row, losses, step)
 
         network = self.network_optimizer.regularised(network)
         tables = [
-            optimizer.gradient(state, gradient)
-            for optimizer, (state, gradient) in zip(self.table_optimizers, summed, strict=True)
+            optimizer.gradient(read.state, gradient)
+            for optimizer, read, gradient in zip(self.table_optimizers, rows, by_row, strict=True)
         ]
 
         norm = tf.linalg.global_norm([network, *(table.values for table in tables)])
@@ -214,27 +212,29 @@ class TrainStep:
 
     def read(self, inputs: Mapping[str, tf.Tensor], step: tf.Tensor, static: bool = False) -> list[BatchRows]:
         """The distinct rows of every table that transformed inputs need, after ``step`` steps."""
+        return [optimizer.read_batch(ids, step, static) for optimizer, ids in self._by_table(inputs)]
+
+    def read_together(self, inputs: Mapping[str, tf.Tensor], step: tf.Tensor) -> list[BatchRows]:
+        """As :meth:`read`, with the rows that the inputs of the other replicas need.
+
+        Every replica updates all of them, so each is read, and brought up to date, once.
+        """
+        return [self._read_union(optimizer, ids, step) for optimizer, ids in self._by_table(inputs)]
+
+    def _read_union(self, optimizer: TableOptimizer, ids: tf.Tensor, step: tf.Tensor) -> BatchRows:
+        positions = ids.shape[0]
+        own, place = deduplicate(ids)
+        union, moved = self.replicas.union(own, positions)
+        return BatchRows(optimizer.read(union, step, self.replicas.count * positions), tf.gather(moved, place))
+
+    def _by_table(self, inputs: Mapping[str, tf.Tensor]) -> Iterable[tuple[TableOptimizer, tf.Tensor]]:
         ids = [ids for ids in self.model.embeddings.ids(inputs) if ids is not None]
-        return [
-            optimizer.read_batch(of_table, step, static)
-            for optimizer, of_table in zip(self.table_optimizers, ids, strict=True)
-        ]
+        return zip(self.table_optimizers, ids, strict=True)
 
     def looked_up(self, rows: Sequence[BatchRows]) -> list[tf.Tensor | None]:
         """Looked-up rows by group ``[B * P, W]``, None where there is no table."""
         read = iter(rows)
         return [next(read).at_positions() if group.rows else None for group in self.model.embeddings.groups]
-
-    def _on_all_replicas(
-        self, optimizer: TableOptimizer, step: tf.Tensor, rows: BatchRows, by_position: tf.Tensor
-    ) -> tuple[RowState, tf.Tensor]:
-        """The rows of a table that any replica reads, and the gradient of the loss on them ``[U, W]``."""
-        by_row = rows.summed(by_position)
-        if self.replicas.count == 1:
-            return rows.state, by_row
-        positions = rows.place.shape[0]
-        ids, by_row = self.replicas.union(rows.state.ids, by_row, positions)
-        return optimizer.read(ids, step, self.replicas.count * positions), by_row
 
     def loss_of(self, data: Batch, training: bool = False) -> tf.Tensor:
         """The loss of a whole batch without L2, a scalar; trains nothing."""
