@@ -81,6 +81,7 @@ def convert(
     extend: Paths | Manifest | None = None,
     forget: str | int | None = None,
     refit: bool = False,
+    late: bool = False,
     layouts: Sequence[str] = LAYOUTS,
     seed: int = 0,
     processes: int = 1,
@@ -109,6 +110,7 @@ def convert(
         numbers and labels are kept.
       forget: after how long unseen values lose their ids: ``"30d"``, ``"12h"`` or a number of conversions.
       refit: fit constants on the new log, instead of keeping those of ``extend``.
+      late: the log came late, and may end before the rows of ``extend``.
       layouts: which records to write, ``blocks`` and ``rows``; empty to train on a Parquet log itself.
       seed: seed of split and shuffle.
       processes: worker processes. A script that asks for more than one needs ``if __name__ == "__main__":``.
@@ -152,6 +154,7 @@ def convert(
             extend=_place(extend),
             forget=None if forget is None else str(forget),
             refit=refit,
+            late=late,
             layouts=tuple(layouts),
             seed=seed,
             processes=processes,

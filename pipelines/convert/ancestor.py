@@ -125,7 +125,7 @@ def recorded(found: Manifest, place: str) -> Ancestor:
     return Ancestor(where, manifest.checksum(found.data_dir), found.generation, learned(found))
 
 
-def step(found: Manifest | None, now: Times | None, units: int, forget: Forget | None) -> Step:
+def step(found: Manifest | None, now: Times | None, units: int, forget: Forget | None, *, late: bool) -> Step:
     """What a conversion does with the values that are known.
 
     Args:
@@ -133,9 +133,10 @@ def step(found: Manifest | None, now: Times | None, units: int, forget: Forget |
       now: the times of its log.
       units: units per second of these.
       forget: which values lose their ids.
+      late: the log may be older than the data.
 
     Raises:
-      UserError: the log is older than the data, or times that ``forget`` needs are missing.
+      UserError: the log is older than the data and not late, or times that ``forget`` needs are missing.
     """
     before = found.times if found else None
     if found and before and now:
@@ -145,11 +146,11 @@ def step(found: Manifest | None, now: Times | None, units: int, forget: Forget |
                 f"column '{numbers.column}' holds numbers that are no dates (up to {numbers.last:,}), and "
                 f"column '{dates.column}' of {'the data to extend' if dates is before else 'the new log'} holds dates"
             )
-        if now.last < before.last:
+        if now.last < before.last and not late:
             ends = [times.shown(each.last, each.calendar) for each in (now, before)]
             raise UserError(
                 f"the log ends at {ends[0]} ('{now.column}'), and {found.data_dir} has rows until {ends[1]}: logs are "
-                "added in the order of time"
+                "added in the order of time; --late adds one that came late"
             )
     seen_since, generation = UNKNOWN, found.generation + 1 if found else 1
     if forget and forget.seconds:

@@ -13,6 +13,7 @@ workers of Apache Beam (`beam.py`).
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
 import os
@@ -176,7 +177,7 @@ class _Conversion:
             policy, unit_rows = scan.run(pool)
             job = self._job(policy, scan.clock, unit_rows)
             fits, constants = self._fit(pool, job, sum(unit_rows))
-            happened, step = self._step(scan.clock, fits)
+            happened, step = self._step(job, fits)
             vocabularies, history = self._vocabularies(pool, job, step)
             encoded = self._encode(pool, job, fits)
             shards = self._shards(pool, job, fits)
@@ -266,16 +267,23 @@ class _Conversion:
             return fits, self._extended.numerics
         return fits, {name: numeric.constants() for name, numeric in numerics.items()}
 
-    def _step(self, clock: Clock | None, fits: list[Fit]) -> tuple[Times | None, Step]:
+    def _step(self, job: Job, fits: list[Fit]) -> tuple[Times | None, Step]:
         """When the rows happened, and what becomes of the values that are known."""
         happened, units = None, 0
-        if clock is not None:
-            ends = [end for fit in fits for end in (fit.first, fit.last) if end is not None]
-            units = times.units_per_second(clock.kind, max(ends))
-            first, last = times.microseconds(np.array([min(ends), max(ends)]), units).tolist()
-            happened = Times(clock.column, str(clock.kind), units > 0, first, last)
+        if (clock := job.cleaner.clock) is not None:
+            newest, row = max(fit.last for fit in fits if fit.last is not None)
+            units = times.units_per_second(clock.kind, newest)
+            ends = np.array([min(fit.first for fit in fits if fit.first is not None), newest])
+            happened = Times(clock.column, str(clock.kind), units > 0, *times.microseconds(ends, units).tolist())
+            if self._extended and happened.calendar and times.in_the_future(happened.last):
+                file = bisect.bisect_right(job.file_starts, row) - 1
+                raise UserError(
+                    f"{self._log.files[file]}, row {row - job.file_starts[file]:,}: its time ('{clock.column}'), "
+                    f"{times.shown(happened.last, happened.calendar)}, lies in the future: every log until then would "
+                    "be older than these data. Mend the row, or leave it out"
+                )
         forget = None if self._options.forget is None else Forget.parse(self._options.forget)
-        return happened, ancestor.step(self._extended, happened, units, forget)
+        return happened, ancestor.step(self._extended, happened, units, forget, late=self._options.late)
 
     def _vocabularies(self, pool: Workers, job: Job, step: Step) -> tuple[dict[str, Vocabulary], dict[str, Growth]]:
         names = job.counted_features()

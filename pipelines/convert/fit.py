@@ -42,7 +42,8 @@ class Fit:
     Attributes:
       segments: number of scratch files (segments) that hold the unit's rows, each with the rows of several chunks.
       rows: number of good rows, by split.
-      first, last: the times (`Rows.times`) of the first and the last good row, if there is one.
+      first: the time (`Rows.times`) of the first good row, if there is one.
+      last: the time of the last one, and its row id.
       inside: by task, the number of rows inside its sample space, by split.
       weights: by task, the sum of these rows' weights, by split; without row weights, their number.
       label_sums: by task, the sum of these rows' labels times their weights, by split.
@@ -55,7 +56,7 @@ class Fit:
     segments: int
     rows: np.ndarray
     first: int | None
-    last: int | None
+    last: tuple[int, int] | None
     inside: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     label_sums: dict[str, np.ndarray]
@@ -88,7 +89,8 @@ def fit(job: Job, unit: Unit) -> Fit:
         result.bad.update(bad)
         _count_labels(result, schema, rows)
         if len(rows.times):
-            first, last = int(rows.times.min()), int(rows.times.max())
+            place = int(rows.times.argmax())
+            first, last = int(rows.times.min()), (int(rows.times[place]), int(rows.row_ids[place]))
             result.first = first if result.first is None else min(result.first, first)
             result.last = last if result.last is None else max(result.last, last)
         train = rows.split == 0

@@ -36,6 +36,7 @@ class Options:
       extend: converted data whose vocabularies and constants to go on from, or "".
       forget: after how long unseen values lose their ids, as `growth.Forget.parse` reads it, or None.
       refit: fit numeric constants on the new log, instead of taking those of the data that are extended.
+      late: the log may end before the data that it extends.
       layouts: layouts of the records to write; none if the log itself will be read.
       processes: number of processes of the local runner.
       runner: local, or a runner of Apache Beam: direct, flink, spark or dataflow.
@@ -57,6 +58,7 @@ class Options:
     extend: str = ""
     forget: str | None = None
     refit: bool = False
+    late: bool = False
     layouts: tuple[str, ...] = LAYOUTS
     seed: int = 0
     processes: int = 1
@@ -107,8 +109,9 @@ class Options:
             raise UserError("--validation_from and --test_from belong to --split=time")
         if (self.validation_from or self.test_from) and self.fractions:
             raise UserError("--fractions and --validation_from / --test_from exclude each other")
-        if not self.extend and (self.forget is not None or self.refit):
-            raise UserError(f"--{'refit' if self.forget is None else 'forget'} belongs to --extend")
+        for flag, given_too in (("forget", self.forget is not None), ("refit", self.refit), ("late", self.late)):
+            if given_too and not self.extend:
+                raise UserError(f"--{flag} belongs to --extend")
         if self.forget is not None:
             Forget.parse(self.forget)
         shares = self.fractions or FRACTIONS

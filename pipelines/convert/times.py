@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time as clock
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,11 @@ def microseconds(times: np.ndarray, units: int) -> np.ndarray:
         factor = 10**6 // units if units else 1
         return np.clip(times, -(2**62) // factor, 2**62 // factor) * factor
     return times // (units // 10**6)
+
+
+def in_the_future(time: int) -> bool:
+    """Whether a time of `microseconds` is more than a day from now. Clocks and time zones differ by less."""
+    return time > (clock.time() + 86_400) * 10**6
 
 
 def shown(time: int, calendar: bool) -> str:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 
 from pipelines import hashed_ids, schema_yaml
-from pipelines.convert import constant_labels
+from pipelines.convert import constant_labels, times
 from pipelines.convert.conversion import convert
 from pipelines.convert.options import FRACTIONS, RUNNERS, Options
 from pipelines.jobs import csv_flags
@@ -88,6 +88,9 @@ _FORGET = flags.DEFINE_string(
 _REFIT = flags.DEFINE_boolean(
     "refit", False, "With --extend: fit means, quantiles and label scales on the new log, instead of keeping them."
 )
+_LATE = flags.DEFINE_boolean(
+    "late", False, "With --extend: the log came late, and may end before the rows that the data have already."
+)
 _LAYOUTS = flags.DEFINE_list(
     "layouts",
     list(LAYOUTS),
@@ -147,6 +150,7 @@ def _options(argv: Sequence[str]) -> Options:
         extend=_EXTEND.value or "",
         forget=_FORGET.value,
         refit=_REFIT.value,
+        late=_LATE.value,
         layouts=layouts,
         seed=_SEED.value,
         runner=_RUNNER.value,
@@ -221,6 +225,13 @@ def report(done: Manifest, where: str, seconds: float, csv: CsvOptions, config: 
         if not done.rows(split):
             needed = ": stem-train will refuse these data" if split == "validation" else ""
             print(f"warning: the {split} split has no rows{needed}", file=sys.stderr)
+    if done.times and done.times.calendar and times.in_the_future(done.times.last):
+        newest = times.shown(done.times.last, calendar=True)
+        print(
+            f"warning: the newest row is of {newest} ('{done.times.column}'), in the future: logs of the days until "
+            "then extend these data with --late only",
+            file=sys.stderr,
+        )
     for warning in constant_labels.warnings(done, csv):
         print(f"warning: {warning}", file=sys.stderr)
 

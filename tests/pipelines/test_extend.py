@@ -19,6 +19,8 @@ from pipelines.convert import growth
 from pipelines.convert.conversion import convert
 from pipelines.convert.growth import UNKNOWN, Known, Step
 from pipelines.convert.options import Options
+from pipelines.jobs import convert as job
+from pipelines.log.parts import CsvOptions
 from pipelines.manifest import Manifest
 from stem_util.errors import UserError
 
@@ -256,9 +258,34 @@ def test_logs_are_added_once_and_in_the_order_of_time(logs: Path, tmp_path: Path
             _convert(logs, **arguments)
         assert why in str(caught.value)
         assert not (tmp_path / f"out{number}").exists()
+    # A log that came late may be older. The next one is compared with it, so that one odd time does no lasting harm.
+    late = _convert(logs, "0", tmp_path / "late", extend=data[1].data_dir, late=True, forget="1d")
+    assert late.times is not None and data[1].times is not None and late.times.last < data[1].times.last
+    assert not any(grown.evicted for grown in late.history.values())
+    assert _convert(logs, "3", tmp_path / "4", extend=late.data_dir).generation == 4
     # A copy for validation was learned from, but is not learned again.
     _convert(logs, "", tmp_path / "v", extend=data[1].data_dir, validation_share=None,
              given={"train": f"{logs}/3.parquet", "validation": str(copy)})  # fmt: skip
+
+
+def test_a_time_in_the_future_is_named(logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = _convert(logs, "0", tmp_path / "a")
+    table = _log(2)
+    whens = table["when"].to_pylist()
+    whens[7] = 4_000_000_000
+    pq.write_table(table.set_column(6, "when", pa.array(whens)), tmp_path / "odd.parquet", row_group_size=5)
+    odd: dict[str, Any] = {"given": {"train": f"{logs}/1.parquet,{tmp_path}/odd.parquet"}}
+    with pytest.raises(UserError) as caught:
+        _convert(logs, "", tmp_path / "b", extend=first.data_dir, **odd)
+    assert str(caught.value).startswith(
+        f"{tmp_path}/odd.parquet, row 7: its time ('when'), 2096-10-02 07:06:40, lies in the future: "
+    )
+    # What is not extended may have such rows, for instance when they are made up.
+    done = _convert(logs, "", tmp_path / "b", **odd)
+    job.report(done, "b", 1.0, CsvOptions())
+    assert "the newest row is of 2096-10-02 07:06:40 ('when'), in the future" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has rows until 2096-10-02 07:06:40: .*; --late adds one that came late"):
+        _convert(logs, "3", tmp_path / "c", extend=done.data_dir)
 
 
 def test_logs_without_times_and_times_that_are_no_dates(logs: Path, tmp_path: Path) -> None:
