@@ -56,6 +56,12 @@ class Check:
 
 
 HEAD = ["rule", "of", "candidate", "served", "held against the bound", "interval", "bound", ""]
+_MOVED = {
+    "psi": "their population stability index is {}",
+    "mean": "their mean by {} standard deviations of the served scores",
+    "quantiles": "a quantile by {} standard deviations of the served scores",
+}
+"""How far scores have moved, in words, by bound."""
 NOTHING_SERVED = "nothing is served yet"
 
 
@@ -95,7 +101,7 @@ def judge(rules: Rules, rows: Mapping[str, Rows], candidate: Scored, served: Sco
         theirs = None if served is None else served.scores.get(task)
         for rule, bounds in rules.of_task(of_task.task).items():
             if rule == "score_drift":
-                found += _drift(task, bounds, candidate.scores[task], theirs, nothing)
+                found += _drift(of_task, bounds, candidate.scores[task], theirs, nothing, rules.level)
             else:
                 found += _metric(rule, of_task, bounds, candidate.scores[task], theirs, nothing, rules.level)
     for feature, share in candidate.unknown.items():
@@ -136,7 +142,7 @@ def _metric(
     yield from _limits(metric, task, bounds, ours, words)
 
 
-def _too_much(loss: measures.Loss, margin: float, in_doubt: str) -> str:
+def _too_much(loss: measures.Estimate, margin: float, in_doubt: str) -> str:
     """Why a loss is not within its margin; "" where it is."""
     least = loss.estimate if math.isnan(loss.low) else loss.low
     if least > margin:
@@ -160,27 +166,37 @@ def _limits(rule: str, of: str, bounds: Bounds, value: float, words: str, unit: 
             yield Check(f"{rule}.{key}", of, "fails" if fails else "holds", why, limit, value, value=value)
 
 
-def _drift(task: str, bounds: Bounds, candidate: NDArray, served: NDArray | None, nothing: str) -> Iterator[Check]:
-    moved = {} if served is None else measures.drift(candidate, served)
-    for key, limit in _given(bounds, "psi", "mean", "quantiles"):
-        rule, value = f"score_drift.{key}", moved.get(key, math.nan)
+def _drift(
+    rows: Rows, bounds: Bounds, candidate: NDArray, served: NDArray | None, nothing: str, level: float
+) -> Iterator[Check]:
+    """A bound fails where the whole interval is beyond it: few rows make scores look as if they had moved."""
+    task = rows.task.name
+    moved = {} if served is None else measures.drift(candidate, served, rows.resamples, level)
+    for key, limit in _given(bounds, *_MOVED):
+        rule = f"score_drift.{key}"
         if served is None:
             yield Check(rule, task, "not judged", nothing, limit)
             continue
+        by = moved[key]
         ours, theirs = (float(np.mean(scores)) if key == "mean" else None for scores in (candidate, served))
-        if math.isnan(value):
-            yield Check(rule, task, "not judged", "all served scores are equal", limit, ours, theirs)
+        if math.isnan(by.estimate) or math.isnan(by.low):
+            why = "all served scores are equal" if math.isnan(by.estimate) else "too few users to tell"
+            yield Check(rule, task, "not judged", why, limit, ours, theirs, by.estimate)
             continue
-        why = f"scores of '{task}' have moved: {key} {_number(value)}, more than {limit:g}" if value > limit else ""
-        yield Check(rule, task, "fails" if why else "holds", why, limit, ours, theirs, value)
+        moved_by = _MOVED[key].format(_number(by.estimate))
+        numbers = f"({_number(by.low)} to {_number(by.high)}, at most {limit:g})"
+        why = f"scores of '{task}' have moved: {moved_by} {numbers}" if by.low > limit else ""
+        outcome: Outcome = "fails" if why else "holds"
+        yield Check(rule, task, outcome, why, limit, ours, theirs, by.estimate, by.low, by.high)
 
 
 def _unknown(feature: str, bounds: Bounds, candidate: float, served: float | None) -> Iterator[Check]:
     words = f"the share of unknown ids of '{feature}'"
+    nothing = "no value is given, or the served version has no vocabulary"
     for key, margin in _given(bounds, "margin"):
         rule = f"unknown_ids.{key}"
         if served is None or math.isnan(served) or math.isnan(candidate):
-            why = NOTHING_SERVED if served is None else "no value is given, or the served version has no vocabulary"
+            why = NOTHING_SERVED if served is None else nothing
             yield Check(rule, feature, "not judged", why, margin, candidate)
             continue
         more = candidate - served
@@ -188,6 +204,17 @@ def _unknown(feature: str, bounds: Bounds, candidate: float, served: float | Non
         outcome: Outcome = "fails" if why else "holds"
         yield Check(rule, feature, outcome, why, margin, candidate, served, more)
     yield from _limits("unknown_ids", feature, bounds, candidate, words)
+    for key, most in _given(bounds, "served_at_most"):
+        rule = f"unknown_ids.{key}"
+        if served is None or math.isnan(served):
+            why = NOTHING_SERVED if served is None else nothing
+            yield Check(rule, feature, "not judged", why, most)
+            continue
+        why = (
+            f"{words} in the served version is {_number(served)}, more than {most:g}: has the log ids of another kind?"
+        )
+        fails = served > most
+        yield Check(rule, feature, "fails" if fails else "holds", why if fails else "", most, None, served, served)
 
 
 def _version(rule: str, bounds: Bounds, candidate: float, served: float | None, unit: str) -> Iterator[Check]:

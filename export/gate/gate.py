@@ -104,7 +104,8 @@ class Gate:
         judged = [check for check in self.checks if check.outcome != "not judged"]
         lines = [check.shown() for check in sorted(judged, key=lambda check: check.outcome == "fails")]
         left_out = len(self.checks) - len(judged)
-        return "\n".join([report.table(checks.HEAD, lines), *([f"not judged: {left_out} bounds"] if left_out else [])])
+        shown = [report.table(checks.HEAD, lines)] if lines else []
+        return "\n".join([*shown, *([f"not judged: {left_out} bounds"] if left_out else [])])
 
 
 def _about(version: Published) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def measure(versions: Sequence[Published], manifest: Manifest, split: str, row_i
         Scored(
             {task: np.concatenate(parts)[places] for task, parts in own.items()},
             {name: float(n[1] / n[0]) if n[0] else float("nan") for name, n in zip(names, counts.T, strict=True)},
-            sum(path.stat().st_size for path in version.directory.rglob("*") if path.is_file()) / 1e6,
+            publish.size(version.directory) / 1e6,
             1000 * took,
         )
         for version, names, own, counts, took in zip(versions, known, scores, unknown, seconds, strict=True)

@@ -22,8 +22,9 @@ from stem_tf.evaluation.intervals import Resamples, interval
 from stem_tf.evaluation.standing import EXACT_ROWS
 
 _QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+_FINE = 200
+"""Bins of equal weight, between whose edges quantiles are interpolated."""
 _LEAST_SHARE = 1e-4
-"""Stands in for the share of an empty bucket in the population stability index, which would be infinite."""
 
 
 @dataclass(frozen=True)
@@ -89,40 +90,67 @@ def loss(metric: str, candidate: Any, served: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Loss:
-    """By how much a candidate is worse (`loss`), with the ends of its interval; NaN where it has none."""
+class Estimate:
+    """A number, and the ends of its interval; NaN where it has none."""
 
     estimate: float
     low: float
     high: float
 
 
-def compare(metric: str, rows: Rows, candidate: NDArray, served: NDArray, level: float) -> Loss:
-    """The loss of the candidate's scores [N] against the served ones [N]."""
+def compare(metric: str, rows: Rows, candidate: NDArray, served: NDArray, level: float) -> Estimate:
+    """The `loss` of the candidate's scores [N] against the served ones [N]."""
     estimate = float(loss(metric, rows.value(metric, candidate), rows.value(metric, served)))
     low, high = interval(loss(metric, rows.drawn(metric, candidate), rows.drawn(metric, served)), level)
-    return Loss(estimate, low, high)
+    return Estimate(estimate, low, high)
 
 
-def drift(candidate: NDArray, served: NDArray) -> dict[str, float]:
-    """How far the scores [N] of the candidate are from the served ones [N].
+def drift(candidate: NDArray, served: NDArray, resamples: Resamples, level: float) -> dict[str, Estimate]:
+    """How far the scores [N] of the candidate are from the served ones [N] of the same rows.
 
-    ``psi``: sum over the tenths k of the served scores of (c_k - s_k) log(c_k / s_k), with the shares c_k and s_k of
-    both models' scores in it. ``mean``: |mean of c - mean of s| / standard deviation of s. ``quantiles``: the same for
-    the quantile that has moved furthest. The last two are NaN where all served scores are equal.
+    ``psi``: the population stability index, the sum over the tenths k of the served scores of
+    (c_k - s_k) log(c_k / s_k), with the shares c_k and s_k of both models' scores in it; an empty tenth counts as half
+    a row, and as 1e-4 at least. ``mean``: |mean of c - mean of s| / standard deviation of s. ``quantiles``: the same
+    for seven quantiles, of which the largest counts. The last two are NaN where all served scores are equal.
+
+    None of the three can be below 0, so chance alone makes them larger: the index of two samples of one distribution is
+    about (K - 1) (1 / N + 1 / N), and more where the rows of a user are alike. Resamples of the users are off by as
+    much again, so an interval is mirrored at the estimate e, [2e - high, 2e - low], which takes both off (the basic
+    bootstrap of Davison and Hinkley, section 5.2).
     """
     c, s = np.asarray(candidate, np.float64), np.asarray(served, np.float64)
-    edges = np.unique(np.quantile(s, np.arange(1, 10) / 10))
-
-    def shares(scores: NDArray) -> NDArray[np.float64]:
-        counts = np.bincount(np.searchsorted(edges, scores, "left"), minlength=len(edges) + 1)
-        return np.maximum(counts / len(scores), _LEAST_SHARE)
-
-    ours, theirs = shares(c), shares(s)
+    tenths = np.unique(np.quantile(s, np.arange(1, 10) / 10))
+    edges = np.unique(np.quantile(np.r_[c, s], np.linspace(0, 1, _FINE + 1)))
     width = float(np.std(s)) or math.nan
-    moved = np.abs(np.quantile(c, _QUANTILES) - np.quantile(s, _QUANTILES))
+
+    def psi(ours: NDArray, theirs: NDArray) -> NDArray:
+        least = max(_LEAST_SHARE, 0.5 / len(s))
+        ours, theirs = np.maximum(ours, least), np.maximum(theirs, least)
+        return np.asarray(np.sum((ours - theirs) * np.log(ours / theirs), axis=1))
+
+    def quantiles(ours: NDArray, theirs: NDArray) -> NDArray:
+        c_at, s_at = (
+            np.array([np.interp(_QUANTILES, np.r_[0, np.cumsum(row)], edges) for row in shares])
+            for shares in (ours, theirs)
+        )
+        return np.asarray(np.max(np.abs(c_at - s_at), axis=1) / width)
+
+    def over_bins(measured: Any, inner: NDArray) -> Estimate:
+        """A measure of both models' shares [R, K] of the bins that the edges ``inner`` part."""
+        bins, count = [np.searchsorted(inner, scores, "left") for scores in (c, s)], len(inner) + 1
+        whole = measured(*(np.bincount(of, minlength=count)[np.newaxis] / len(s) for of in bins))
+        return _mirrored(float(whole[0]), measured(*(resamples.shares(of, count) for of in bins)), level)
+
+    weights = np.ones(len(s))
+    means = np.abs(resamples.means(c, weights) - resamples.means(s, weights)) / width
     return {
-        "psi": float(np.sum((ours - theirs) * np.log(ours / theirs))),
-        "mean": float(abs(c.mean() - s.mean())) / width,
-        "quantiles": float(moved.max()) / width,
+        "psi": over_bins(psi, tenths),
+        "mean": _mirrored(float(abs(c.mean() - s.mean())) / width, means, level),
+        "quantiles": over_bins(quantiles, edges[1:-1]),
     }
+
+
+def _mirrored(estimate: float, drawn: NDArray[np.float64], level: float) -> Estimate:
+    """A number that is not below 0, with its interval mirrored at the estimate."""
+    low, high = np.maximum(0.0, 2 * estimate - np.array(interval(drawn, level))[::-1])
+    return Estimate(estimate, float(low), float(high))

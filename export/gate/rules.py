@@ -43,7 +43,9 @@ METRICS = {
     "regression": ("mse", "predicted_over_observed"),
 }
 """The rules about metrics that a task of each type can have."""
-_OF_FEATURES: dict[str, dict[str, _Reader]] = {"unknown_ids": {"margin": _not_negative, "at_most": _not_negative}}
+_OF_FEATURES: dict[str, dict[str, _Reader]] = {
+    "unknown_ids": dict.fromkeys(("margin", "at_most", "served_at_most"), _not_negative)
+}
 _OF_VERSIONS: dict[str, dict[str, _Reader]] = {
     "size": {"times": _not_negative, "at_most_mb": _not_negative},
     "latency": {"times": _not_negative, "at_most_ms": _not_negative},

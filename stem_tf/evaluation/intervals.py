@@ -181,6 +181,23 @@ class Resamples:
         weight = self._sums(np.bincount(self._units, w, minlength=units))
         return np.divide(sums, weight, out=np.full(len(sums), np.nan), where=weight > 0)
 
+    def shares(self, bins: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+        """The share of each resample's rows that lie in each of K bins.
+
+        Args:
+          bins: [N], the bin of each row: 0 to K - 1.
+          count: K.
+
+        Returns:
+          [R, K] float64; NaN with fewer than `MIN_USERS` users.
+        """
+        units = self._counts.shape[1]
+        if units < MIN_USERS:
+            return np.full((len(self._counts), count), np.nan)
+        places = self._units.astype(np.int64) * count + bins
+        sums = self._sums(np.bincount(places, minlength=units * count).reshape(units, count).astype(np.float64))
+        return np.asarray(sums / sums.sum(axis=1, keepdims=True))
+
     def _sums(self, of_units: NDArray) -> NDArray[np.float64]:
         """The sum over the drawn units of each resample, [R, ...]; 100 resamples at a time, as they become float64."""
         blocks = range(0, len(self._counts), 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from export import exporter, publish
 from export.gate import checks, held_back, measures, preconditions, rules
@@ -87,13 +89,43 @@ def test_each_resample_is_measured_as_its_rows_would_be() -> None:
 
 def test_drift_by_hand() -> None:
     served = np.arange(1, 101) / 100
-    assert measures.drift(served, served) == {"psi": 0, "mean": 0, "quantiles": 0}
-    found = measures.drift(served / 10, served)  # all in the lowest tenth of the served scores
-    shares = [(1.0, 0.1), *[(1e-4, 0.1)] * 9]
-    assert found["psi"] == pytest.approx(sum((c - s) * math.log(c / s) for c, s in shares))
-    assert found["mean"] == pytest.approx((0.505 - 0.0505) / served.std())
-    assert found["quantiles"] == pytest.approx(0.9 * np.quantile(served, 0.95) / served.std())
-    assert math.isnan(measures.drift(served, np.full(100, 0.5))["mean"])
+    rows = Resamples(None, 200, 0, rows=100)
+
+    def drift(candidate: np.ndarray, served: np.ndarray, rows: Resamples = rows) -> dict[str, measures.Estimate]:
+        return measures.drift(candidate, served, rows, 0.05)
+
+    assert set(drift(served, served).values()) == {measures.Estimate(0, 0, 0)}
+    found = drift(served / 10, served)  # all in the lowest tenth of the served scores, and the others empty
+    shares = [(1.0, 0.1), *[(0.005, 0.1)] * 9]
+    assert found["psi"].estimate == pytest.approx(sum((c - s) * math.log(c / s) for c, s in shares))
+    assert found["mean"].estimate == pytest.approx((0.505 - 0.0505) / served.std())
+    assert found["quantiles"].estimate == pytest.approx(0.9 * np.quantile(served, 0.95) / served.std(), rel=0.01)
+    assert all(one.low < one.estimate < one.high for one in found.values())
+    # Of the difference of two means, the interval is the textbook's: 1.96 standard errors either way.
+    error = (served - served / 10).std() / 10 / served.std()
+    assert found["mean"].high - found["mean"].low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert math.isnan(drift(served, np.full(100, 0.5))["mean"].estimate)
+    few = drift(served, served / 10, Resamples(np.arange(100) // 12, 200, 0))["psi"]
+    assert few.estimate > 1 and math.isnan(few.low)
+
+
+def test_few_rows_do_not_look_like_drift() -> None:
+    """Of 60 days, each of 12 users with 5 rows: how many are refused by the estimate alone, and by its interval."""
+    random = np.random.default_rng(0)
+    counts = np.zeros((2, 2))
+    for _ in range(60):
+        common = np.repeat(random.normal(size=12), 5) + random.normal(size=60)
+        served, candidate = (1 / (1 + np.exp(-common - random.normal(0, 0.5, 60))) for _ in range(2))
+        resamples = Resamples(np.arange(60) // 5, 100, 0)
+        for place, scores in enumerate((candidate, candidate**4)):
+            found = measures.drift(scores, served, resamples, 0.05)
+            counts[place] += [
+                any(getattr(found[key], end) > bound for key, bound in (("psi", 0.5), ("mean", 0.5), ("quantiles", 1)))
+                for end in ("estimate", "low")
+            ]
+    same, moved = counts / 60
+    assert same[0] > 0.03 and same[1] == 0
+    assert moved[0] == 1 and moved[1] > 0.8
 
 
 def test_in_doubt_the_candidate_has_to_prove_it_or_not(schema: Schema, tmp_path: Path) -> None:
@@ -130,15 +162,20 @@ def test_first_publication_has_only_bounds_of_its_own(schema: Schema, tmp_path: 
 
 def test_size_latency_unknown_ids_and_drift(schema: Schema, tmp_path: Path) -> None:
     scores = made_up()[1]
-    found = judged("{}", schema, tmp_path, scored(scores**2, 0.3, 30, 12), scored(scores))
+    found = judged("{}", schema, tmp_path, scored(scores**4, 0.3, 30, 12), scored(scores))
     assert {"size.times", "latency.times", "unknown_ids.margin", "score_drift.psi"} <= {
         rule for rule, check in found.items() if check.outcome == "fails"
     }
     assert found["latency.times"].why == "the latency is 12 ms, 3 times the served version's 4 ms (at most 2 times)"
+    assert "have moved: their population stability index is" in found["score_drift.psi"].why
+    unknown = judged("{}", schema, tmp_path, scored(scores), scored(scores, 0.995))["unknown_ids.served_at_most"]
+    assert unknown.outcome == "fails" and unknown.why.startswith(
+        "the share of unknown ids of 'item' in the served version is 0.995, more than 0.99: "
+    )
     own = judged("auc: off\ntasks: {click: {auc: {margin: 0}}}", schema, tmp_path, scored(1 - scores), scored(scores))
     assert own["auc.margin"].outcome == "fails" and "auc.at_least" not in own
     off = "tasks: {click: off}\nfeatures: {item: off}\nsize: off\nlatency: off"
-    assert not judged(off, schema, tmp_path, scored(scores**2, 0.3, 30, 12), scored(scores))
+    assert not judged(off, schema, tmp_path, scored(scores**4, 0.3, 30, 12), scored(scores))
 
 
 def test_too_few_users_are_a_doubt(schema: Schema, tmp_path: Path) -> None:
@@ -194,10 +231,11 @@ def test_publishes_refuses_and_leaves_what_is_served(
 ) -> None:
     run, served = nasty_run("float32"), tmp_path / "served"
     shutil.copytree(nasty_export, served)
+    _without_ranking(served / "1")  # a candidate may have more outputs
 
     def publish_it(rule: str, against: Path = served) -> tuple[int, str, dict[str, Any]]:
         text = f"calibration_error: off\npredicted_over_observed: off\n{rule}\nfeatures:\n  never_twice: off\n"
-        (tmp_path / "rules.yaml").write_text(text + "  never_again: {unknown_ids: {at_most: 1}}")
+        (tmp_path / "rules.yaml").write_text(text + "  never_again: {unknown_ids: {at_most: 1, served_at_most: off}}")
         flags = [f"--{name}={tmp_path / name}.{end}" for name, end in (("verdict", "json"), ("rules", "yaml"))]
         job = job_in_process("export.jobs.publish", f"--workdir={run.workdir.path}", f"--against={against}", *flags)
         return job.returncode, job.stdout + job.stderr, json.loads((tmp_path / "verdict.json").read_text())
@@ -206,6 +244,8 @@ def test_publishes_refuses_and_leaves_what_is_served(
     assert code == 0 and "nasty version 2" in said, said
     assert verdict == json.loads((served / "2" / "verdict.json").read_text())
     assert verdict["decision"] == "published" and verdict["served"]["version"] == 1
+    outputs = [json.loads((served / version / "manifest.json").read_text())["outputs"] for version in "12"]
+    assert [[output["name"] for output in one] for one in outputs] == [[], ["ranking_score"]]
     assert not publish.damage(served / "2")
     assert "verdict.json" in json.loads((served / "2" / "manifest.json").read_text())["files"]
     by_rule = {(check["rule"], check["of"]): check for check in verdict["checks"]}
@@ -230,6 +270,33 @@ def test_publishes_refuses_and_leaves_what_is_served(
     code, said, verdict = publish_it("latency: off", against=tmp_path / "first")
     assert code == 0 and "nothing is served yet" in said and verdict["served"] is None
     assert publish.versions(tmp_path / "first") == [1]
+
+
+def _without_ranking(version: Path) -> None:
+    """Makes a version look as one that was exported without a ranking."""
+    schema = (version / "schema.yaml").read_text().partition("\nranking:")[0] + "\n"
+    (version / "schema.yaml").write_text(schema)
+    tree = json.loads((version / "manifest.json").read_text()) | {"outputs": []}
+    tree["files"]["schema.yaml"] = hashlib.sha256(schema.encode()).hexdigest()
+    (version / "manifest.json").write_text(json.dumps(tree))
+
+
+def test_a_candidate_of_nan(
+    nasty_run: Callable[[str], Any], nasty_export: Path, job_in_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    shutil.copytree(nasty_run("float32").workdir.path, tmp_path / "run")
+    shutil.copytree(nasty_export, tmp_path / "served")
+    [index] = (tmp_path / "run" / "best").glob("*.index")
+    reader = tf.train.load_checkpoint(str(index.with_suffix("")))
+    names = sorted(reader.get_variable_to_shape_map())
+    weights = [reader.get_tensor(name) for name in names]
+    weights = [np.full_like(w, np.nan) if "kernel" in name else w for name, w in zip(names, weights, strict=True)]
+    tf.raw_ops.SaveV2(
+        prefix=str(index.with_suffix("")), tensor_names=names, shape_and_slices=[""] * len(names), tensors=weights
+    )
+    job = job_in_process("export.jobs.publish", f"--workdir={tmp_path}/run", f"--against={tmp_path}/served")
+    assert job.returncode == 1 and "the model's scores of task 'click' are not finite" in job.stderr
+    assert publish.versions(tmp_path / "served") == [1]
 
 
 def test_bad_input_is_one_sentence_and_changes_nothing(
