@@ -64,7 +64,7 @@ class Version:
     @property
     def bytes(self) -> int:
         """Of its files."""
-        return sum(path.lstat().st_size for path in self.path.rglob("*") if path.is_file())
+        return publish.size(self.path)
 
     @property
     def verdict(self) -> str:

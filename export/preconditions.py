@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.manifest import Manifest
-from stem_tf import configs
 from stem_tf.workdir import Workdir
 from stem_util.errors import UserError
 
@@ -28,12 +27,23 @@ def check(
       UserError: the data are not the run's, there are no raw validation rows for the check, or ``output``, ``name`` or
         ``ranking`` is not allowed.
     """
-    try:
-        manifest = configs.data(config, moved_to)
-    except UserError as error:
-        hint = "" if moved_to else "; if the data of the run has moved, give --data=DIR"
-        raise UserError(f"{error}{hint}") from None
-    workdir.check_data(manifest)
+    manifest = workdir.manifest(config, moved_to)
+    check_places(workdir, manifest, output, name)
+    return manifest if ranking is None else manifest.ranked_by(ranking)
+
+
+def check_places(workdir: Workdir, manifest: Manifest, output: Path, name: str) -> None:
+    """Checks what an export reads and where it goes.
+
+    Args:
+      workdir: the run.
+      manifest: of its data.
+      output: directory of the versions.
+      name: the model's name.
+
+    Raises:
+      UserError: there are no raw validation rows for the check, or ``output`` or ``name`` is not allowed.
+    """
     if not manifest.rows("validation"):
         raise UserError(
             f"the validation split of {manifest.data_dir} has no rows, so an export could not be checked against "
@@ -47,7 +57,6 @@ def check(
         raise UserError(f"--output={output} is the run or its data; give a directory of its own")
     if not name:
         raise UserError("--name is empty")
-    return manifest if ranking is None else manifest.ranked_by(ranking)
 
 
 def validation_rows(manifest: Manifest) -> Path:

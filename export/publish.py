@@ -85,6 +85,11 @@ def damage(version: Path) -> str:
     return ""
 
 
+def size(version: Path) -> int:
+    """Of a version's files, in bytes."""
+    return sum(path.lstat().st_size for path in version.rglob("*") if path.is_file())
+
+
 def model_of(version: Path) -> str:
     """The model's name in a version's manifest; "" if there is none, or none that can be printed."""
     try:

@@ -232,19 +232,31 @@ class Workdir:
         manifest.check()
         manifest.check_copies(str(self.path))
 
-    def data(self, config: Any, moved_to: str | None, split: str) -> Manifest:
-        """The manifest of the run's data; checks that ``split`` can be read.
+    def manifest(self, config: Any, moved_to: str | None) -> Manifest:
+        """The manifest of the run's data.
 
         Args:
           config: the run's config.
           moved_to: where the data has moved to, or None.
-          split: name of the split.
 
         Raises:
-          UserError: other data, no such split, or no rows in it.
+          UserError: no data, or others than the run's.
         """
-        manifest = configs.data(config, moved_to)
+        try:
+            manifest = configs.data(config, moved_to)
+        except UserError as error:
+            hint = "" if moved_to else "; if the data of the run has moved, give --data=DIR"
+            raise UserError(f"{error}{hint}") from None
         self.check_data(manifest)
+        return manifest
+
+    def data(self, config: Any, moved_to: str | None, split: str) -> Manifest:
+        """The manifest of the run's data, of which ``split`` can be read.
+
+        Raises:
+          UserError: as `manifest`; no such split, or no rows in it.
+        """
+        manifest = self.manifest(config, moved_to)
         if split not in manifest.splits:
             known = manifest.splits
             raise UserError(

@@ -21,6 +21,7 @@ from export.daily.state import DONE, LEFT_OUT, PUBLISHED, REFUSED, Day, State
 from export.gate import REFUSED_CODE
 from pipelines import manifest as manifests
 from pipelines import schema_yaml
+from pipelines.convert import ancestor
 from pipelines.manifest import SPLITS
 from stem_util import files, stores
 from stem_util.errors import JobError, UserError
@@ -149,11 +150,16 @@ class _Steps:
         return arguments
 
     def _convert(self, module: str, arguments: list[str]) -> dict[str, Any]:
-        if self._base is not None and not (self._base.data / manifests.FILENAME).exists():
-            raise UserError(
-                f"{self._base.data} is gone, from which {self._day.name} grows: restore it, or pass "
-                "--go_on_from=nothing to begin anew"
-            )
+        if self._base is not None:
+            data = self._base.data
+            if not (data / manifests.FILENAME).exists():
+                raise UserError(
+                    f"{data} is gone, from which {self._day.name} grows: restore it, or pass --go_on_from=nothing to "
+                    "begin anew"
+                )
+            # Data that are damaged, or a schema that has changed, are not the log's fault.
+            with ancestor.extended(str(data), str(self._day.data), schema_yaml.load(self._options.schema)):
+                pass
         try:
             self._job("the conversion", module, [*arguments, "--overwrite"])
         except UserError as error:
@@ -191,6 +197,12 @@ class _Steps:
 
     def _publish(self, module: str, arguments: list[str]) -> dict[str, Any]:
         """Asks the gate, unless it has published the run just before this process or the one before was killed."""
+        before = self._state.last(published=True)
+        if before is not None and stored.newest(self._options.served) is None:
+            raise UserError(
+                f"{self._options.served} serves no version, and {before.name} was published as version "
+                f"{before.record['version']}: restore it, or copy that version to where --served leads now"
+            )
         version = self._published()
         code = 0 if version else self._job("the publication", module, arguments, accepted=(0, REFUSED_CODE))
         verdict = files.read_json(self._day.verdict, f"remove {self._day.path} to start the day over")

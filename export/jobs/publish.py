@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     known = {} if served is None else gate_preconditions.check_served(served, manifest)
     name = known.get("model", "ranker") if _NAME.value is None else _NAME.value
     with _staging(known.get("version", 0)) as output:
-        preconditions.check(workdir, config, _DATA.value, output, name)
+        preconditions.check_places(workdir, manifest, output, name)
         quieten_tensorflow()
         import tensorflow as tf
 

@@ -283,6 +283,10 @@ def test_what_is_gone_or_another(state: State, options: Options, jobs: Jobs, tmp
             do(state, options, DAYS[1])
         (tmp_path / "gone").rename(directory)
         shutil.rmtree(state.day(DAYS[1]).path)
+    shutil.move(options.served, tmp_path / "gone")
+    with pytest.raises(UserError, match=r"serves no version, and 2026-11-20 was published as version 1: restore it"):
+        do(state, options, DAYS[1])
+    shutil.move(tmp_path / "gone", options.served)
     (state.day(DAYS[0]).path / "day.json").write_text("{")
     with pytest.raises(UserError, match=r"day\.json is damaged"):
         do(state, options, DAYS[1])
@@ -386,6 +390,18 @@ def test_a_log_for_which_a_job_fails_is_tried_twice(state: State, options: Optio
     with pytest.raises(UserError, match="the served version is damaged"):  # not the log's fault
         follow(state, folder, options)
     assert (folder / "2026-11-22.parquet").exists()
+    (folder / "2026-11-22.parquet").rename(folder / "2026-11-23.parquet")
+    Path(options.schema).write_text(SCHEMA.replace("int64", "string"))
+    with pytest.raises(
+        UserError, match=r"the schema does not extend that of .*: features\.user\.dtype is string and was"
+    ):
+        follow(state, folder, options)
+    Path(options.schema).write_text(SCHEMA)
+    rare = state.day(DAYS[0]).data / "history" / "rare" / "user.parquet"
+    rare.write_bytes(b"")
+    with pytest.raises(UserError, match=r"rare/user\.parquet has changed since the conversion"):
+        follow(state, folder, options)
+    assert (folder / "2026-11-23.parquet").exists()
 
 
 def test_what_a_job_says_and_how_it_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
