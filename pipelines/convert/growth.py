@@ -208,7 +208,8 @@ def grow(known: Known, rare: Known, counted: Known, min_count: int, step: Step, 
     new_to_all = ~(known.add(counted, step) | rare.add(counted, step))
     lost = known.forgotten(step)
     free = np.flatnonzero(lost | (known.counts == 0))
-    rare = rare.take(np.flatnonzero(~rare.forgotten(step))) + counted.take(np.flatnonzero(new_to_all))
+    rare = rare + counted.take(np.flatnonzero(new_to_all))
+    rare = rare.take(np.flatnonzero(~rare.forgotten(step)))  # in a long log, new values may be old ones, too
     frequent = rare.counts >= min_count
     new = _by_count(rare.take(np.flatnonzero(frequent)))
     rare = rare.take(np.flatnonzero(~frequent))

@@ -205,6 +205,14 @@ def test_a_value_of_unknown_time_counts_as_seen_before_the_log() -> None:
     assert untimed.known.times.tolist() == [90, 95, UNKNOWN]
 
 
+def test_values_of_a_long_log_that_were_last_seen_before_the_limit_are_forgotten_new_or_not() -> None:
+    known, rare = _as({1: (5, 1, 10), 2: (5, 1, 10)}), _as({3: (1, 1, 10), 4: (1, 1, 10)})
+    counted = _as({1: (1, 2, 89), 2: (1, 2, 90), 3: (1, 2, 89), 4: (1, 2, 90), 5: (9, 2, 89), 6: (9, 2, 90)})
+    grown = growth.grow(known, rare, counted, 3, Step("a", 2, first=20, units=0, seen_since=90))
+    assert grown.known.values.to_pylist() == [6, 2] and grown.rare.values.to_pylist() == [4]
+    assert (grown.evicted, grown.reassigned, grown.distinct) == (1, 1, 3)
+
+
 def test_so_many_rare_values_are_kept_those_seen_last_and_most() -> None:
     rare = _as({1: (9, 1, 0), 2: (2, 2, 0), 3: (1, 2, 0)})
     counted = _as({4: (1, 3, 0), 5: (3, 3, 0)})
