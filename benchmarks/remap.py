@@ -113,7 +113,7 @@ def _write(directory: Path, rows: int, dim: int, tables: str, strings: bool) -> 
 
 def _go_on(directory: Path, rows: int, dim: int, tables: str, strings: bool) -> dict[str, float]:
     start_tensorflow()
-    from stem_tf import ancestor, models
+    from stem_tf import models, start_from
     from stem_tf.training import remap, start
     from stem_tf.training.checkpoints import Checkpoints, RunState
 
@@ -123,7 +123,7 @@ def _go_on(directory: Path, rows: int, dim: int, tables: str, strings: bool) -> 
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is what there is now
     ready = _peak()
     began = time.perf_counter()
-    found = ancestor.find(config.start.run)
+    found = start_from.find(config.start.run)
     remap.remap(found.manifest, found.values, data, lambda name: vocabulary.load(data.vocabulary_path(name))["value"])
     matched = time.perf_counter()
     start.start(model, state, config, data, print)

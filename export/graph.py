@@ -33,7 +33,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from export import derived, hashed_ids, tables, vocabulary_asset
+from export import derived, hashed_ids, tables, vocabulary_table
 from pipelines.log.casts import EMPTY
 from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import PADDING_ID
@@ -105,7 +105,7 @@ class ServingModule(tf.Module):
             with open(path, "rb") as file:
                 key = f"{dtype}_{hashlib.file_digest(file, 'sha256').hexdigest()}"
             if key not in self.tables:
-                self.tables[key] = vocabulary_asset.lookup_table(path, dtype)
+                self.tables[key] = vocabulary_table.lookup_table(path, dtype)
             self._table_of[name] = key
         # Through closures: a layer in an attribute would bring its own traced calls and counters into the SavedModel.
         self._schema, self._model = (lambda: schema), (lambda: model)

@@ -1,4 +1,4 @@
-"""Vocabularies as binary assets of a SavedModel, one file per vocabulary, which the graph reads; any size, any bytes.
+"""Vocabularies as binary assets of a SavedModel, one file per vocabulary; any size, any bytes. Without TensorFlow.
 
 ::
 
@@ -8,8 +8,8 @@
 All is little-endian. The first value is the empty one, which scores as rare values do (a vocabulary may be empty, a
 lookup table may not). The vocabulary follows in the order of its ids, with the empty value for ids that are free. The
 format has lengths rather than separators, so that no byte in a value can break it. A text file would break on newlines,
-and a constant in the graph would exceed protobuf's limit of 2 GB. `KnownValues` and `export.ancestor` read the files,
-too, without TensorFlow.
+and a constant in the graph would exceed protobuf's limit of 2 GB. The graph reads the file by itself
+(`export.vocabulary_table`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tensorflow as tf
-from tensorflow.python.ops.lookup_ops import (
-    TableInitializerBase,
-)  # the base class for static tables; TensorFlow does not export it
 
 from pipelines.log.casts import EMPTY
-from pipelines.vocabulary import RARE_ID
 
-_COUNT_BYTES, _LENGTH_BYTES = 8, 4
+COUNT_BYTES, LENGTH_BYTES, INTEGER_BYTES = 8, 4, 8
 _ROWS_AT_A_TIME = 1 << 18
 
 
@@ -47,37 +42,33 @@ def write(values: pa.ChunkedArray, path: Path) -> None:
             file.write(b"".join(values.slice(start, _ROWS_AT_A_TIME).to_pylist()))
 
 
-class VocabularyInitializer(TableInitializerBase):
-    """Fills a static table ``raw value -> id`` from an asset.
+def read(path: Path, dtype: str) -> pa.Array:
+    """The values in the order of their ids, int64 or large binary [n]. The file is mapped into memory, not copied.
 
     Args:
-      path: the asset's file. It is copied into the SavedModel, and then read from there, wherever that is.
+      path: of the asset.
       dtype: ``int64`` or ``string``.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not an asset of that kind.
     """
-
-    def __init__(self, path: Path, dtype: str) -> None:
-        super().__init__(tf.as_dtype(dtype), tf.int32)
-        self._asset = self._track_trackable(tf.saved_model.Asset(str(path)), "_asset")
-
-    def initialize(self, table: tf.lookup.StaticHashTable) -> tf.Operation:
-        data = tf.io.read_file(self._asset.asset_path)
-        keys = _integers(data) if self.key_dtype == tf.int64 else _strings(data)
-        ids = tf.where(keys == keys[0], RARE_ID, tf.range(tf.size(keys)) + RARE_ID)
-        return tf.raw_ops.LookupTableImportV2(table_handle=table.resource_handle, keys=keys, values=ids)
-
-
-def lookup_table(path: Path, dtype: str) -> tf.lookup.StaticHashTable:
-    """The lookup table of the asset at ``path``, with int32 ids; values that are not in the vocabulary are rare."""
-    return tf.lookup.StaticHashTable(VocabularyInitializer(path, dtype), RARE_ID)
-
-
-def _integers(data: tf.Tensor) -> tf.Tensor:
-    return tf.io.decode_raw(data, tf.int64)[1:]
-
-
-def _strings(data: tf.Tensor) -> tf.Tensor:
-    count = tf.io.decode_raw(tf.strings.substr(data, 0, _COUNT_BYTES), tf.int64)[0]
-    lengths = tf.strings.substr(data, tf.constant(_COUNT_BYTES, tf.int64), _LENGTH_BYTES * count)
-    lengths = tf.cast(tf.io.decode_raw(lengths, tf.int32), tf.int64)
-    first = _COUNT_BYTES + _LENGTH_BYTES * count
-    return tf.strings.substr(data, first + tf.cumsum(lengths, exclusive=True), lengths)
+    size = path.stat().st_size
+    with pa.memory_map(str(path)) as file:
+        data = file.read_buffer()
+    count = int(np.frombuffer(data, "<i8", 1)[0]) if size >= COUNT_BYTES else 0
+    each = LENGTH_BYTES if dtype == "string" else INTEGER_BYTES
+    if not 1 <= count <= (size - COUNT_BYTES) // each:
+        raise ValueError(f"{path} is not a vocabulary")
+    first = COUNT_BYTES + each * count
+    if dtype != "string":
+        if first != size:
+            raise ValueError(f"{path} is not a vocabulary")
+        return pa.array(np.frombuffer(data, "<i8", count, COUNT_BYTES)[1:])
+    lengths = np.frombuffer(data, "<i4", count, COUNT_BYTES)
+    offsets = np.cumsum(lengths, dtype=np.int64)  # the empty value comes first: from 0 on
+    if lengths.min() < 0 or lengths[0] or offsets[-1] != size - first:
+        raise ValueError(f"{path} is not a vocabulary")
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), count - 1, [None, pa.py_buffer(offsets), data.slice(first)]
+    )

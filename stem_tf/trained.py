@@ -75,27 +75,48 @@ def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str, *, 
       UserError: there is no such checkpoint (yet), or no calibrators were fitted for it.
       JobError: it is damaged, or of another model.
     """
-    calibrated = calibrated and bool(calibration.methods(config, manifest.schema))
-    if checkpoint in ("best", str(workdir.best_epochs)) and workdir.best_epochs.exists():
-        return _of_tasks(workdir, config, manifest, calibrated)
-    directories = {"best": workdir.best, "latest": workdir.checkpoints}
+    named: dict[str, Any] = {}
 
-    def find() -> str:
-        if checkpoint not in directories:
-            return checkpoint.removesuffix(".index")
-        found = latest(directories[checkpoint])
-        if found is None:
-            hint = ", or take --checkpoint=latest" if latest(workdir.checkpoints) else ""
-            raise UserError(f"{workdir.path} has no {checkpoint} checkpoint yet: go on with stem-train{hint}")
-        return found
+    def find() -> list[str]:
+        named.update(_named(workdir, config, manifest, checkpoint))
+        return best_weights.distinct(named)
 
-    with _held(lambda: [find()]) as (held,):
-        weights = calibration.identity({"tasks": {}, "rest": ""}, {"": held.readable})
-        fitted = _fitted(workdir, config, manifest, weights, held.path) if calibrated else None
-        training = config.optimizer.tables == "deferred" and is_behind(held)
-        model = models.build(config, manifest, training=training)
-        state = restore_weights(model, held)
-    return _calibrated(Trained(model, held.path, state.epoch, state.step, fitted))
+    fitted = None
+    with _held(find) as found:
+        held = {one.path: one for one in found}
+        path = str(workdir.best_epochs) if named["tasks"] else named["rest"]
+        if calibrated and calibration.methods(config, manifest.schema):
+            weights = calibration.identity(named, {name: one.readable for name, one in held.items()})
+            fitted = _fitted(workdir, config, manifest, weights, path)
+        if named["tasks"]:
+            model, epoch = _assembled(config, manifest, named, held)
+            trained = Trained(model, path, epoch, 0, fitted)
+        else:
+            one = held[path]
+            training = config.optimizer.tables == "deferred" and is_behind(one)
+            model = models.build(config, manifest, training=training)
+            state = restore_weights(model, one)
+            trained = Trained(model, path, state.epoch, state.step, fitted)
+    tasks = fitted["tasks"] if fitted else {}
+    trained.model.calibrate({task: calibrator(of_task) for task, of_task in tasks.items() if "why" not in of_task})
+    return trained
+
+
+def _named(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str) -> dict[str, Any]:
+    """The checkpoints that are asked for, as `best_weights.names` returns them, but their paths.
+
+    Raises:
+      UserError: there is none (yet).
+    """
+    if checkpoint in ("best", str(workdir.best_epochs)):
+        named = best_weights.names(workdir, manifest.schema.task_names, configs.best(config) == "own")
+        paths = {name: str(workdir.best / name) for name in best_weights.distinct(named)}
+        return {"tasks": {task: paths[name] for task, name in named["tasks"].items()}, "rest": paths.get(named["rest"])}
+    if checkpoint != "latest":
+        return {"tasks": {}, "rest": checkpoint.removesuffix(".index")}
+    if (newest := latest(workdir.checkpoints)) is None:
+        raise UserError(f"{workdir.path} has no latest checkpoint yet: go on with stem-train")
+    return {"tasks": {}, "rest": newest}
 
 
 def _fitted(
@@ -115,13 +136,6 @@ def _fitted(
             "stem-evaluate, stem-export or stem-publish give scores as they are (--nocalibrated)"
         )
     return fitted
-
-
-def _calibrated(found: Trained) -> Trained:
-    """Gives the model its calibrators."""
-    tasks = found.calibration["tasks"] if found.calibration else {}
-    found.model.calibrate({task: calibrator(fitted) for task, fitted in tasks.items() if "why" not in fitted})
-    return found
 
 
 @contextlib.contextmanager
@@ -147,31 +161,19 @@ def _held(find: Callable[[], list[str]]) -> Iterator[list[Held]]:
         yield held
 
 
-def _of_tasks(workdir: Workdir, config: Any, manifest: Manifest, calibrated: bool) -> Trained:
-    """The model of a run that keeps a best epoch for each task, with the best weights."""
-    chosen: dict[str, Any] = {}
-
-    def find() -> list[str]:
-        chosen.update(best_weights.names(workdir, manifest.schema.task_names, configs.best(config) == "own"))
-        return [str(workdir.best / name) for name in best_weights.distinct(chosen)]
-
-    with _held(find) as held:
-        by_name, path = dict(zip(best_weights.distinct(chosen), held, strict=True)), str(workdir.best_epochs)
-        weights = calibration.identity(chosen, {name: one.readable for name, one in by_name.items()})
-        fitted = _fitted(workdir, config, manifest, weights, path) if calibrated else None
-        tasks_of: dict[str, list[str]] = {}
-        for task in manifest.schema.task_names:
-            tasks_of.setdefault(chosen["tasks"][task], []).append(task)
-        epochs: dict[str, int] = {}
-        if configs.best(config) == "own":
-            whole = models.build(config, manifest, training=False)
-            parts = assembly.Parts(whole, {task: by_name[name] for task, name in chosen["tasks"].items()})
-            rest = parts.put(by_name[chosen["rest"]])
-            same = {*parts.epochs.values()} == {rest}
-            return _calibrated(Trained(whole, path, rest if same else parts.epochs, 0, fitted))
-        members: list[tuple[RankingModel, list[str]]] = []
-        for name, tasks in tasks_of.items():
-            members.append((models.build(config, manifest, training=False), tasks))
-            epochs |= dict.fromkeys(tasks, restore_weights(members[-1][0], by_name[name]).epoch)
-    model = members[0][0] if len(members) == 1 else snapshots.Snapshots(members)
-    return _calibrated(Trained(model, path, epochs, 0, fitted))
+def _assembled(
+    config: Any, manifest: Manifest, named: dict[str, Any], held: dict[str, Held]
+) -> tuple[Predictor, int | dict[str, int]]:
+    """The model of a run that keeps a best epoch for each task, with the best weights; their epoch, or each task's."""
+    if named["rest"] is not None:
+        whole = models.build(config, manifest, training=False)
+        parts = assembly.Parts(whole, {task: held[path] for task, path in named["tasks"].items()})
+        rest = parts.put(held[named["rest"]])
+        return whole, rest if {*parts.epochs.values()} == {rest} else parts.epochs
+    members: list[tuple[RankingModel, list[str]]] = []
+    epochs: dict[str, int] = {}
+    for path in best_weights.distinct(named):
+        tasks = [task for task, of_task in named["tasks"].items() if of_task == path]
+        members.append((models.build(config, manifest, training=False), tasks))
+        epochs |= dict.fromkeys(tasks, restore_weights(members[-1][0], held[path]).epoch)
+    return (members[0][0] if len(members) == 1 else snapshots.Snapshots(members)), epochs

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "stem_client": set(),
 }
 # Methods of a run that export it and score with its export; a run that goes on from an exported model.
-EXCEPTIONS = {("stem_tf/run.py", "export"), ("stem_tf/ancestor.py", "export")}
+EXCEPTIONS = {("stem_tf/run.py", "export"), ("stem_tf/start_from.py", "export")}
 
 
 def imported(path: Path) -> Iterator[str]:

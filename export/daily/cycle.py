@@ -21,7 +21,7 @@ from export.daily.state import DONE, LEFT_OUT, PUBLISHED, REFUSED, Day, State
 from export.gate import REFUSED_CODE
 from pipelines import manifest as manifests
 from pipelines import schema_yaml
-from pipelines.convert import ancestor
+from pipelines.convert import extending
 from pipelines.manifest import SPLITS
 from stem_util import files, stores
 from stem_util.errors import JobError, UserError
@@ -158,7 +158,7 @@ class _Steps:
                     "begin anew"
                 )
             # Data that are damaged, or a schema that has changed, are not the log's fault.
-            with ancestor.extended(str(data), str(self._day.data), schema_yaml.load(self._options.schema)):
+            with extending.extended(str(data), str(self._day.data), schema_yaml.load(self._options.schema)):
                 pass
         try:
             self._job("the conversion", module, [*arguments, "--overwrite"])

@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from export import vocabulary_asset
 from pipelines.hashing import mix64
+from pipelines.log.casts import EMPTY
 
-_COUNT_BYTES, _LENGTH_BYTES = 8, 4
 _ROWS_AT_A_TIME = 1 << 16  # so few that no step holds the interpreter for long
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
@@ -31,30 +33,30 @@ class KnownValues:
 
     def __init__(self, path: Path, dtype: str) -> None:
         self._strings = dtype == "string"
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            count = int(np.fromfile(file, "<i8", 1)[0]) if size >= _COUNT_BYTES else -1
-        each = _LENGTH_BYTES if self._strings else 8
-        if not 1 <= count <= (size - _COUNT_BYTES) // each:
-            raise ValueError(f"{path} is not a vocabulary")
-        if not self._strings:
-            values = np.fromfile(path, "<i8", count, offset=_COUNT_BYTES)
-            keys = values[values != values[0]]
+        values = vocabulary_asset.read(path, dtype)
+        if self._strings:
+            keys = self._hashes(values)
         else:
-            lengths = np.fromfile(path, "<i4", count, offset=_COUNT_BYTES)[1:].astype(np.int64)
-            first = _COUNT_BYTES + _LENGTH_BYTES * count
-            if lengths.size and (lengths.min() < 0 or lengths.sum() != size - first):
-                raise ValueError(f"{path} is not a vocabulary")
-            lengths = lengths[lengths > 0]
-            self._longest = int(lengths.max(initial=0))
-            self._factors = mix64(_GAMMA * np.arange(1, self._longest + 1, dtype=np.uint64)) | np.uint64(1)
-            keys, ends = np.empty(len(lengths), np.uint64), np.cumsum(lengths)
-            for start in range(0, len(lengths), _ROWS_AT_A_TIME):
-                part = lengths[start : start + _ROWS_AT_A_TIME]
-                begin = int(ends[start] - lengths[start])
-                data = np.fromfile(path, np.uint8, int(part.sum()), offset=first + begin)
-                keys[start : start + len(part)] = self._hashed(data, part)
+            numbers = values.to_numpy()
+            keys = numbers[numbers != EMPTY["int64"]]
         self._keys = np.sort(keys)
+
+    def _hashes(self, values: pa.LargeBinaryArray) -> np.ndarray:
+        """The hashes of all values that are not empty, uint64 [n]."""
+        _, offsets, data = values.buffers()
+        ends, texts = np.frombuffer(offsets, np.int64), np.frombuffer(data, np.uint8)
+        lengths = np.diff(ends)
+        self._longest = int(lengths.max(initial=0))
+        self._factors = mix64(_GAMMA * np.arange(1, self._longest + 1, dtype=np.uint64)) | np.uint64(1)
+        keys = np.empty(np.count_nonzero(lengths), np.uint64)
+        done = 0
+        for start in range(0, len(lengths), _ROWS_AT_A_TIME):
+            part = lengths[start : start + _ROWS_AT_A_TIME]
+            given = part[part > 0]
+            if len(given):
+                keys[done : done + len(given)] = self._hashed(texts[ends[start] : ends[start + len(part)]], given)
+                done += len(given)
+        return keys
 
     def __len__(self) -> int:
         return len(self._keys)

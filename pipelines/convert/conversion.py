@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import hashed_ids, integrity, manifest, schema_yaml
-from pipelines.convert import ancestor, staging, times
+from pipelines.convert import extending, staging, times
 from pipelines.convert.cleaner import Cleaner, Clock
 from pipelines.convert.encode import Encoded, encode, forget_vocabularies
 from pipelines.convert.fit import Fit, build_vocabulary, fit
@@ -95,7 +95,7 @@ def convert(options: Options) -> Manifest:
             staging.staged(output, kind=owned.DATA, overwrite=options.overwrite) as directory,
         ):
             if extended:
-                ancestor.check_new(extended, options.extend, log, given)
+                extending.check_new(extended, options.extend, log, given)
             _Conversion(options, log, given, directory, extended).run()
     except OSError as error:
         if error.errno in FULL_DISK:
@@ -111,7 +111,7 @@ def _extended(options: Options) -> AbstractContextManager[Manifest | None]:
     """The data that the conversion goes on from, if there are any."""
     if not options.extend:
         return contextlib.nullcontext()
-    return ancestor.extended(options.extend, options.output, options.schema)
+    return extending.extended(options.extend, options.output, options.schema)
 
 
 def _beam() -> ModuleType:
@@ -201,7 +201,7 @@ class _Conversion:
                 hashed=self._hashed(fits),
                 label_scales=self._scales(fits),
                 times=happened,
-                ancestor=ancestor.recorded(self._extended, self._options.extend) if self._extended else None,
+                ancestor=extending.recorded(self._extended, self._options.extend) if self._extended else None,
                 dropped=tuple(Dropped(column, reason, rows) for (column, reason), rows in sorted(bad.items())),
                 files={path: integrity.recorded(os.path.join(self._directory, path)) for path in others},
             )
@@ -283,7 +283,7 @@ class _Conversion:
                     "be older than these data. Mend the row, or leave it out"
                 )
         forget = None if self._options.forget is None else Forget.parse(self._options.forget)
-        return happened, ancestor.step(self._extended, happened, units, forget, late=self._options.late)
+        return happened, extending.step(self._extended, happened, units, forget, late=self._options.late)
 
     def _vocabularies(self, pool: Workers, job: Job, step: Step) -> tuple[dict[str, Vocabulary], dict[str, Growth]]:
         names = job.counted_features()

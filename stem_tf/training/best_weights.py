@@ -28,7 +28,8 @@ def names(workdir: Workdir, tasks: Sequence[str], own: bool) -> dict[str, Any]:
     path, way_out = workdir.best_epochs, "take --checkpoint=latest"
     if not path.exists():
         if (newest := latest(workdir.best)) is None:
-            raise UserError(f"{workdir.path} has no best checkpoint")
+            hint = f", or {way_out}" if latest(workdir.checkpoints) else ""
+            raise UserError(f"{workdir.path} has no best checkpoint yet: go on with stem-train{hint}")
         return {"tasks": {}, "rest": newest.rpartition("/")[2]}
     chosen = files.read_json(path, way_out)
     of_task, rest = chosen.get("tasks"), chosen.get("rest")

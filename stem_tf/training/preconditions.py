@@ -10,8 +10,8 @@ from typing import Any
 
 from pipelines import manifest as manifests
 from pipelines.manifest import Manifest
-from stem_tf import ancestor, configs, peers, report
 from stem_tf import cluster as clusters
+from stem_tf import configs, peers, report, start_from
 from stem_tf.cluster import Cluster
 from stem_tf.peers import Peers
 from stem_tf.training import calibration, monitor
@@ -66,7 +66,7 @@ def prepared(
                 raise UserError(f"--from={config.start.run} is the --workdir itself: give the new run another one")
             held.enter_context(workdir.locked())
             if config.start.run and not has_checkpoints(workdir.checkpoints):
-                ancestor.check(ancestor.find(config.start.run), config, manifest)
+                start_from.check(start_from.find(config.start.run), config, manifest)
             if started_over := workdir.prepare(config, manifest):
                 report.warn(started_over)
         found.decide(lambda: "prepared")

@@ -23,9 +23,8 @@ import tensorflow as tf
 
 from pipelines import vocabulary
 from pipelines.manifest import Manifest
-from stem_tf import ancestor as ancestors
-from stem_tf import configs, report
-from stem_tf.ancestor import Ancestor
+from stem_tf import configs, report, start_from
+from stem_tf.start_from import Ancestor
 from stem_tf.training import preparation, remap
 from stem_tf.training.checkpoints import Held, RunState, hold, latest, read_into
 from stem_tf.training.remap import Rows
@@ -72,8 +71,8 @@ def start(
       UserError: there is nothing to go on from, or something that does not fit.
       JobError: it is damaged.
     """
-    found = ancestors.find(config.start.run)
-    ancestors.check(found, config, manifest)
+    found = start_from.find(config.start.run)
+    start_from.check(found, config, manifest)
     _warn_of_constants(found, manifest, warn)
     rows = remap.remap(
         found.manifest, found.values, manifest, lambda name: vocabulary.load(manifest.vocabulary_path(name))["value"]

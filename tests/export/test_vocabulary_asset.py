@@ -1,4 +1,4 @@
-"""Vocabulary assets: every byte of a value survives, and a table finds it."""
+"""Vocabulary assets: every byte of a value survives, and a table of the graph finds it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from export import vocabulary_asset
+from export import vocabulary_asset, vocabulary_table
 from export.server.known_values import KnownValues
 
 
 def lookup(tmp_path: Path, values: pa.ChunkedArray, dtype: str, wanted: list) -> list[int]:
     vocabulary_asset.write(values, tmp_path / "asset")
-    table = vocabulary_asset.lookup_table(tmp_path / "asset", dtype)
+    assert vocabulary_asset.read(tmp_path / "asset", dtype).to_pylist() == values.to_pylist()
+    table = vocabulary_table.lookup_table(tmp_path / "asset", dtype)
     return list(table.lookup(tf.constant(wanted, tf.as_dtype(dtype))).numpy())
 
 

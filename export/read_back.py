@@ -6,15 +6,14 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from export import publish, stored
+from export import publish, stored, vocabulary_asset
 from pipelines import hashed_ids, schema_yaml
 from pipelines import manifest as manifests
 from pipelines.manifest import Constants, Hashed, LabelScale, Manifest, Vocabulary
 from stem_tf import configs
-from stem_tf.ancestor import Ancestor
+from stem_tf.start_from import Ancestor
 from stem_util import files
 from stem_util.errors import JobError, UserError, message
 
@@ -80,21 +79,8 @@ def _manifest(directory: Path, tree: dict[str, Any]) -> Manifest:
 
 def _values(directory: Path, tree: dict[str, Any], manifest: Manifest, feature: str) -> pa.ChunkedArray:
     """A feature's vocabulary."""
-    asset = (directory / publish.vocabularies(tree)[feature]).read_bytes()
-    return vocabulary_of(asset, manifest.schema.feature(feature).dtype)
-
-
-def vocabulary_of(asset: bytes, dtype: str) -> pa.ChunkedArray:
-    """The values in an asset of `export.vocabulary_asset`, without the empty one that comes first."""
-    count = int(np.frombuffer(asset, "<i8", 1)[0])
-    if dtype == "int64":
-        return pa.chunked_array([pa.array(np.frombuffer(asset, "<i8", count, 8)[1:])])
-    lengths = np.frombuffer(asset, "<i4", count, 8)
-    offsets = np.concatenate([[0], np.cumsum(lengths[1:], dtype=np.int64)])
-    data = pa.py_buffer(asset).slice(8 + 4 * count)
-    return pa.chunked_array(
-        [pa.LargeBinaryArray.from_buffers(pa.large_binary(), count - 1, [None, pa.py_buffer(offsets), data])]
-    )
+    path = directory / publish.vocabularies(tree)[feature]
+    return pa.chunked_array([vocabulary_asset.read(path, manifest.schema.feature(feature).dtype)])
 
 
 def weights(directory: Path) -> Any:

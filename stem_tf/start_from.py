@@ -79,9 +79,9 @@ def find(place: str) -> Ancestor:
 
 
 def _exported(place: str) -> Ancestor:
-    from export import ancestor  # what an export holds is for that package to know
+    from export import read_back  # what an export holds is for that package to know
 
-    return ancestor.read(place)
+    return read_back.read(place)
 
 
 def _run(place: str, workdir: Workdir) -> Ancestor:

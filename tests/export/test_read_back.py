@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export import ancestor, exporter, graph
+from export import exporter, graph, read_back
 from export import tables as stored_tables
 from pipelines import vocabulary
-from stem_tf import ancestor as ancestors
-from stem_tf import configs, models
+from stem_tf import configs, models, start_from
 from stem_tf.training import start
 from stem_tf.training.checkpoints import RunState
 from stem_util.errors import UserError
@@ -25,7 +24,7 @@ def test_weights_and_vocabularies_of_an_export(
     nasty_export: Path, nasty_run: Callable[[str], Any], tmp_path: Path
 ) -> None:
     run = nasty_run("float32")
-    found = ancestors.find(str(nasty_export))
+    found = start_from.find(str(nasty_export))
     for name in run.manifest.vocabularies:
         assert (
             found.values(name).to_pylist() == vocabulary.load(run.manifest.vocabulary_path(name))["value"].to_pylist()
@@ -47,7 +46,7 @@ def test_rounded_tables_are_read_as_they_are_served(nasty_run: Callable[[str], A
     vocabularies = exporter.write_vocabularies(run.workdir, run.manifest, tmp_path)
     stored = stored_tables.store(model, "int8")
     graph.ServingModule(run.manifest.schema, model, vocabularies, stored).save(tmp_path / "int8")
-    weights = ancestor.weights(tmp_path / "int8")
+    weights = read_back.weights(tmp_path / "int8")
     for number, group in enumerate(stored_tables.packed(model)):
         np.testing.assert_array_equal(weights.table(number), group.table)  # storing has rounded the model's
 
@@ -58,10 +57,10 @@ def test_an_export_that_lacks_something_is_named(nasty_export: Path, tmp_path: P
     shutil.copytree(version, copy)
     (copy / "schema.yaml").write_text("changed")
     with pytest.raises(UserError, match="is not the version that was published: schema.yaml"):
-        ancestors.find(str(copy))
+        start_from.find(str(copy))
     shutil.copy(version / "schema.yaml", copy / "schema.yaml")
     tree = json.loads((copy / "manifest.json").read_text())
     del tree["data"]["numerics"]
     (copy / "manifest.json").write_text(json.dumps(tree))
     with pytest.raises(UserError, match="manifest.json lacks what a run needs to go on from it .KeyError"):
-        ancestors.find(str(copy))
+        start_from.find(str(copy))
