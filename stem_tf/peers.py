@@ -35,6 +35,8 @@ from stem_util.errors import Stopped, UserError, message
 
 T = TypeVar("T")
 
+RESUME = "start all processes again with the same command, and the run goes on from its last checkpoint"
+
 _BEAT = 1.0  # seconds between beats, at most
 _NEWS = 10.0  # seconds in which the end of another process becomes known
 _SILENT = 5.0  # seconds without a beat, after which a process may be why an operation of TensorFlow has failed
@@ -197,7 +199,7 @@ class Connected(Peers):
         with self._changed:
             if other.done or self._ending:
                 return
-        self._fail(f"{self._tasks[peer]} has ended without a word: killed, or out of memory")
+        self._fail(f"{self._tasks[peer]} has ended without a word: killed, or out of memory; {RESUME}")
 
     def _note(self, peer: int, kind: str, value: Any, arrays: Arrays) -> int | None:
         """Acts on a message, with the lock held; returns this process's position where the chief asks for it."""
@@ -278,10 +280,10 @@ class Connected(Peers):
         what = (
             f"the others wait for {names}" if behind and len(behind) < self.count else "nobody is ahead of the others"
         )
-        return f"no process has made progress for {self._timeout:g} s: {what}"
+        return f"no process has made progress for {self._timeout:g} s: {what}; {RESUME}"
 
     def _fail_of_silence(self, peer: int, seconds: float) -> NoReturn:
-        self._fail(f"{self._tasks[peer]} has not answered for {seconds:.3g} s: it hangs, or is cut off")
+        self._fail(f"{self._tasks[peer]} has not answered for {seconds:.3g} s: it hangs, or is cut off; {RESUME}")
 
     def _fail(self, why: str, code: int = 1) -> NoReturn:
         """Ends this process, after the chief has told the others why."""

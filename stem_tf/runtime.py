@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import absl.logging
 
+from stem_tf import cluster as clusters
 from stem_util.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,9 +123,13 @@ def _multi_worker() -> tf.distribute.Strategy:
     """The process's only strategy over the cluster in TF_CONFIG: TensorFlow can join one cluster, once."""
     import tensorflow as tf
 
+    own = clusters.parse(os.environ[clusters.VARIABLE])  # TensorFlow's own reader crashes on a kind without tasks
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(own.addresses), task_type=own.kind, task_id=own.index, rpc_layer="grpc"
+    )
     try:
         with _stderr_closed():
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            return tf.distribute.MultiWorkerMirroredStrategy(resolver)
     except RuntimeError:
         raise UserError(
             "config.train.strategy=multi_worker has to be set before TensorFlow runs anything in a process: restart "

@@ -11,7 +11,13 @@ from collections.abc import Iterable, Iterator
 
 _RESOURCE_EXHAUSTED = 8  # TensorFlow's error code for a lack of memory or of disk space
 _ALLOCATING = re.compile(r"allocating tensor with shape\[([0-9,]*)\]")
-_WHERE_IN_TENSORFLOW = re.compile(r"\{\{[^}]*\}\}\s*|\s*\[Op:\w+\].*", re.DOTALL)
+_WHERE_IN_TENSORFLOW = re.compile(
+    r"""\AGraph\ execution\ error:\s+ (?:(?:Detected\ at\ node|File\ ")[^\n]*\s+)*  # where in the program
+    | \d+\ root\ error\(s\)\ found\.\s+ \(0\)\ [A-Z_]+:\s+
+    | \s*(?:\[Op:\w+\] | \[\[\{\{node | Hint:\ If\ you\ want | Additional\ GRPC\ error).*
+    | \{\{[^}]*\}\}\s*""",
+    re.DOTALL | re.VERBOSE,
+)
 _DETAIL = re.compile(r"^\[Errno \d+\] .* Detail: \[errno \d+\] ")
 
 

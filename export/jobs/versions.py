@@ -55,7 +55,7 @@ def _arguments(words: Sequence[str]) -> tuple[str, Path, int]:
     action = action.replace("-", "_")
     if action not in _ACTIONS:
         raise UserError(
-            f"{words[0]!r} is not an action{did_you_mean(action, _ACTIONS) or ';'} Actions: {', '.join(_ACTIONS)}"
+            f"{words[0]!r} is not an action{did_you_mean(action, _ACTIONS) or '.'} Actions: {', '.join(_ACTIONS)}"
         )
     if action not in _NUMBERS and rest or len(rest) > 1:
         raise UserError(f"unexpected argument {rest[-1]!r}")

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from stem_tf.cluster import VARIABLE, Task
-from stem_util import cli
+from stem_util import cli, files
 from stem_util.errors import UserError
 from stem_util.processes import end_with
 
@@ -130,7 +130,7 @@ def main(argv: Sequence[str]) -> None:
     counts = {"chief": int(_CHIEF.value or _PS.value > 0), "worker": _WORKERS.value, "ps": _PS.value}
     counts = {kind: count for kind, count in counts.items() if count}
     logs = Path(_LOGS.value or tempfile.mkdtemp(prefix="stem-launch-"))
-    logs.mkdir(parents=True, exist_ok=True)
+    files.make_directory(logs)
     print(
         f"{', '.join(f'{count} {kind}' for kind, count in counts.items())}; output of all but the chief: {logs}",
         flush=True,

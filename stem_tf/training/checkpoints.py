@@ -212,7 +212,10 @@ class Checkpoints:
                 self._checkpoint.write(f"{literal}/{name}")
             except tf.errors.OpError as error:
                 why = message(error).replace(literal, str(directory))
-                raise JobError(f"{self._directory}: a checkpoint could not be written ({why})") from error
+                raise JobError(
+                    f"{self._directory}: a checkpoint could not be written ({why}); the same command goes on from the "
+                    "one before"
+                ) from error
 
     def _delete(self, names: Collection[str]) -> None:
         """Deletes checkpoints, and what earlier versions left beside them."""
@@ -336,8 +339,8 @@ def _read(read: Callable[[str], Any], held: Held) -> None:
     except tf.errors.UnavailableError:  # a process that holds variables is gone
         raise
     except (tf.errors.OpError, AssertionError, ValueError, IndexError, RuntimeError) as error:  # of three layers of TF
-        why: Any = error.message if isinstance(error, tf.errors.OpError) else error
-        reason = next(iter(str(why).splitlines()), "").replace(held.readable, held.path)
+        why = message(error) if isinstance(error, tf.errors.OpError) else next(iter(str(error).splitlines()), "")
         raise JobError(
-            f"{held.path}: the checkpoint is damaged, or of another version of the model ({reason})"
+            f"{held.path}: the checkpoint is damaged, or of another version of the model "
+            f"({why.replace(held.readable, held.path)})"
         ) from error

@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,18 +21,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import grpc
 import tensorflow as tf
 
+from stem_tf import watch
 from stem_tf.cluster import Cluster, Task
-from stem_tf.peers import Chief, Peers, Served
+from stem_tf.peers import RESUME, Chief, Peers, Served
 from stem_tf.training.sharded_tables import served
+from stem_tf.watch import ANSWER_SECONDS, hangs, listens
 from stem_util import cli
 from stem_util.errors import JobError
 
 _POLL_SECONDS = 1.0
-_ANSWER_SECONDS = 10.0
-"""Time in which a process that does not hang answers."""
 _LEAVING_SECONDS = 10.0
 """Time for which a worker that is asked to stop still takes batches."""
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
@@ -63,9 +61,9 @@ class Servers:
         _wait_for(self._tasks, timeout, peers.has_ended)
         if ended := [str(task) for task in self._tasks if peers.has_ended(task)]:
             raise JobError(f"{' and '.join(ended)} ended before training began: what it printed may say why")
+        threading.Thread(target=self._watch, daemon=True).start()
         self.coordinator = _coordinator(own.tasks)
         count = len(own.addresses["ps"])
-        threading.Thread(target=self._watch, daemon=True).start()
         self._devices = [f"/job:ps/replica:0/task:{index}/device:CPU:0" for index in range(count)]
 
     def scope(self) -> contextlib.AbstractContextManager[None]:
@@ -83,42 +81,35 @@ class Servers:
             yield
         except (tf.errors.OpError, JobError) as error:
             lost = isinstance(error, _LOST)
-            end = time.monotonic() + (_ANSWER_SECONDS if lost else 0.0)
+            end = time.monotonic() + (ANSWER_SECONDS if lost else 0.0)
             servers = [task for task in self._tasks if task.kind == "ps"]
             # One that was just killed may still hold its port.
-            while not (gone := [task for task in servers if not _listens(task)]) and time.monotonic() < end:
+            while not (gone := [task for task in servers if not listens(task)]) and time.monotonic() < end:
                 time.sleep(0.1)
             if not gone and not lost:
                 raise
             names = ", ".join(map(str, gone)) or "a parameter server"
-            raise JobError(f"{names} is gone, and its rows with it: {_RESUME}") from error
+            raise JobError(f"{names} is gone, and its rows with it: {RESUME}") from error
 
     def lost_workers(self) -> list[Task]:
         """Workers that are gone, and were not started again."""
-        return [task for task in self._tasks if task.kind == "worker" and not _listens(task)]
+        return [task for task in self._tasks if task.kind == "worker" and not listens(task)]
 
     def end_waiting(self) -> NoReturn:
         """Ends this process where no batch has come back for :attr:`patience` seconds."""
-        gone = " and ".join(str(task) for task in self._tasks if not _listens(task))
+        gone = " and ".join(str(task) for task in self._tasks if not listens(task))
         why = f"{gone} gone" if gone else "though all processes answer: give them more, by config.train.peer_timeout"
-        _end(f"no batch came back from the workers in {self.patience:g} seconds, {why}; {_RESUME}")
+        _end(f"no batch came back from the workers in {self.patience:g} seconds, {why}; {RESUME}")
 
     def _watch(self) -> None:
         """Ends this process when another one does not answer for ``timeout`` seconds, in whatever it does."""
-        heard = dict.fromkeys(self._tasks, time.monotonic())
-        while True:
-            # TensorFlow keeps Python's lock where it tells all workers of a new function, as a checkpoint makes one.
-            faulthandler.dump_traceback_later(2 * self._timeout, exit=True, file=2)
-            time.sleep(min(self._timeout / 4, _ANSWER_SECONDS))
-            for task in self._tasks:
-                if not _hangs(task):
-                    heard[task] = time.monotonic()
-            silent = [str(task) for task, last in heard.items() if time.monotonic() - last > self._timeout]
-            if silent:
-                _end(f"no answer from {' and '.join(silent)} for {self._timeout:g} seconds; {_RESUME}")
-
-
-_RESUME = "start all processes again with the same command, and the run goes on from its last checkpoint"
+        watcher = watch.start(self._tasks, self._timeout, RESUME)
+        assert watcher.stdin is not None
+        while (code := watcher.poll()) is None:
+            # Ends it where TensorFlow keeps Python's lock, which the watcher has had time to explain.
+            faulthandler.dump_traceback_later(self._timeout + 3 * ANSWER_SECONDS, exit=True, file=watcher.stdin)
+            time.sleep(_POLL_SECONDS)
+        _end("" if code == 1 else f"the process that watches the others has ended (exit code {code}); {RESUME}")
 
 
 def connected(config: Any, peers: Peers) -> Servers | None:
@@ -177,17 +168,17 @@ def serve(own: Cluster, chief: Served, finished: Path, timeout: float) -> None:
     print(f"{own.task}: serves the chief, {own.chief.address}", flush=True)
     _wait_for([own.chief], timeout, lambda task: chief.has_ended())
     heard = time.monotonic()
-    while (here := _listens(own.chief)) and time.monotonic() < leave:
+    while (here := listens(own.chief)) and time.monotonic() < leave:
         time.sleep(_POLL_SECONDS)
-        if not _hangs(own.chief):
+        if not hangs(own.chief):
             heard = time.monotonic()
         elif time.monotonic() - heard > timeout:
-            raise JobError(f"no answer from {own.chief} for {timeout:g} seconds; {_RESUME}")
+            raise JobError(f"no answer from {own.chief} for {timeout:g} seconds; {RESUME}")
     code = 128 + came if came else 0
     if not here:
         word = chief.last_word()
         if word is None and not came and not (finished.exists() and finished.stat().st_mtime >= started):
-            raise JobError(f"{own.chief} is gone before the run was finished: {_RESUME}")
+            raise JobError(f"{own.chief} is gone before the run was finished: {RESUME}")
         why, code = word or ("", code)
         if why:
             print(f"error: {why}", file=sys.stderr)
@@ -214,7 +205,7 @@ def _wait_for(tasks: Sequence[Task], timeout: float, has_ended: Callable[[Task],
     """Waits until all tasks listen on their ports."""
     end = time.monotonic() + timeout
     missing = list(tasks)
-    while missing := [task for task in missing if not _listens(task)]:
+    while missing := [task for task in missing if not listens(task)]:
         if any(map(has_ended, missing)):
             return
         if time.monotonic() > end:
@@ -226,31 +217,10 @@ def _wait_for(tasks: Sequence[Task], timeout: float, has_ended: Callable[[Task],
         time.sleep(_POLL_SECONDS)
 
 
-def _listens(task: Task) -> bool:
-    """Whether a process listens on a task's port."""
-    try:
-        socket.create_connection((task.host, task.port), _ANSWER_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def _hangs(task: Task) -> bool:
-    """Whether a process leaves a call without an answer; one that was stopped still listens.
-
-    Not an operation of TensorFlow's, which would keep Python's lock while it waits.
-    """
-    with grpc.insecure_channel(task.address) as channel:
-        call = channel.unary_unary("/tensorflow.WorkerService/GetStatus")  # an empty message has no bytes
-        try:
-            call(b"", timeout=_ANSWER_SECONDS)
-        except grpc.RpcError as error:
-            return error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    return False
-
-
 def _end(why: str) -> NoReturn:
-    """Ends this process at once: TensorFlow would wait for the others even to close a file."""
+    """Ends this process at once, with a reason if none is printed yet: TensorFlow would wait for the others even to
+    close a file."""
     sys.stdout.flush()
-    print(f"error: {why}", file=sys.stderr, flush=True)
+    if why:
+        print(f"error: {why}", file=sys.stderr, flush=True)
     os._exit(1)

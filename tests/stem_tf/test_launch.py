@@ -140,6 +140,7 @@ def test_those_that_do_not_end_are_killed(tmp_path: Path, monkeypatch: pytest.Mo
         (["--", "stem-trian"], "no such command: stem-trian"),
         (["--", "/"], "no such command: /"),
         (["--workers=0", "--", "true"], "--workers=0: 0 is not a positive integer"),
+        ([f"--logs={__file__}", "--", "true"], "test_launch.py is a file, or lies under one"),
         (["--ps=two", "--", "true"], "--ps=two: invalid literal"),
         (["--servers=2", "--", "true"], "Unknown command line flag 'servers'"),
     ],

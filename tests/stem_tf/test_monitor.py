@@ -65,6 +65,8 @@ def test_tasks_without_rows_do_not_count(manifest: Manifest) -> None:
 
 
 def test_unknown_and_unfit_tasks(manifest: Manifest) -> None:
+    with pytest.raises(UserError, match=r"no task 'x'\. Tasks: click, watched"):
+        monitor("auc:x", manifest)
     with pytest.raises(UserError, match=r"no task 'clik'; did you mean 'click'\? Tasks: click, watched"):
         monitor("auc:clik", manifest)
     with pytest.raises(UserError, match="auc:watched: the task has no rows of both classes"):

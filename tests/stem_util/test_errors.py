@@ -54,6 +54,18 @@ _PLACE = "{{function_node __wrapped__Mul_device_/job:localhost/replica:0/task:0/
             "run/x; Read-only file system",
         ),
         (
+            OpError(
+                "Graph execution error:\n\nDetected at node SaveV2_2 defined at (most recent call last):\n"
+                '  File "<frozen runpy>", line 198, in _run_module_as_main\n\n  File "saver.py", line 554, in save\n\n'
+                "2 root error(s) found.\n  (0) RESOURCE_EXHAUSTED:  run/ckpt-3; No space left on device\n\t "
+                "[[{{node SaveV2_2}}]]\nHint: If you want to see a list of allocated tensors, add x.\n\n"
+                "Additional GRPC error information from remote target /job:ps/replica:0/task:1: [[]]\n"
+                "  (1) CANCELLED:  Function was cancelled [Op:__inference_tf_function_save_6]",
+                8,
+            ),
+            "run/ckpt-3; No space left on device",
+        ),
+        (
             pa.ArrowInvalid("Parquet magic bytes not found"),
             "ArrowInvalid: Parquet magic bytes not found. That is a bug, or a case nobody thought of: the same command "
             "with --debug shows where; please report it",
