@@ -192,15 +192,34 @@ def nasty_export(nasty_run: Callable[[str], Run], tmp_path_factory: pytest.TempP
     return version.parent
 
 
+class Served(NamedTuple):
+    """host:port of a server's gRPC, REST and metrics."""
+
+    grpc: str
+    rest: str
+    metrics: str
+
+
 @pytest.fixture(scope="session")
-def nasty_target(nasty_export: Path) -> Iterator[str]:
-    """host:port of a server of that export, under the name nasty, which it was exported under."""
-    flags = [f"--model_base_path={nasty_export}", "--port=0"]
+def nasty_server(nasty_export: Path) -> Iterator[Served]:
+    """A server of that export, under the name nasty, which it was exported under."""
+    flags = [
+        f"--model_base_path={nasty_export}",
+        *(f"--{port}=0" for port in ("port", "rest_api_port", "metrics_port")),
+    ]
     with subprocess.Popen(
-        [sys.executable, "-m", "export.jobs.serve", *flags], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "export.jobs.serve", *flags, "--metrics_sample=1"], stdout=subprocess.PIPE, text=True
     ) as server:
         try:
             assert server.stdout is not None
-            yield server.stdout.readline().split()[-1]
+            metrics, serving = (server.stdout.readline() for _ in range(2))
+            # metrics and health on A; serving nasty version 1 on B, REST on C
+            yield Served(serving.split()[-4].removesuffix(","), serving.split()[-1], metrics.split()[-1])
         finally:
             server.terminate()
+
+
+@pytest.fixture(scope="session")
+def nasty_target(nasty_server: Served) -> str:
+    """host:port of the gRPC of that server."""
+    return nasty_server.grpc

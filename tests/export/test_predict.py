@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 from export import candidates, raw, scoring
 from export.published import Published
 from pipelines import schema_yaml
+from stem_client import RankingClient
 from stem_tf.evaluation.scoring import predict
 from stem_util import files
 from stem_util.errors import JobError, UserError
@@ -357,6 +360,41 @@ def test_a_server_scores_the_same(model: Published, target: str) -> None:
         candidates.from_server(target, "nasty", json.dumps(USER), json.dumps(ITEMS | {"lenght": [1, 2, 3]}))
     with pytest.raises(JobError, match="NOT_FOUND.*--model_name says which model"):
         candidates.from_server(target, "tasty", json.dumps(USER), json.dumps(ITEMS))
+
+
+def test_a_server_ranks_by_the_ranking_score(nasty_server: Any) -> None:
+    """Metadata, the client's `top`, REST and the metrics, of a running server."""
+    items = {name: (values[0], values[0]) for name, values in ITEMS.items()} | {"length": (1, 1000)}
+    with RankingClient(nasty_server.grpc, model="nasty", timeout=30) as client:
+        assert set(client.metadata().tasks) == {"click", "watched", "ranking_score"}
+        scores = client.rank(USER, items)
+        top = client.top(USER, items, k=2)
+    # click^2 log1p(length) + .001 temperature watched
+    by_hand = scores["click"] ** 2 * np.log1p([1, 1000]) + 0.001 * 20.5 * scores["watched"]
+    np.testing.assert_allclose(scores["ranking_score"], by_hand, rtol=1e-4)
+    assert top.indices.tolist() == np.argsort(-by_hand).tolist() == [1, 0]
+
+    one = USER | {"history": [1, 2, 4]}
+    body = {"signature_name": "rank", "inputs": {k: [v] for k, v in (one | items).items()}}
+    url = f"http://{nasty_server.rest}/v1/models/nasty"
+    with urllib.request.urlopen(f"{url}:predict", json.dumps(body).encode(), timeout=30) as answer:
+        outputs = json.load(answer)["outputs"]
+    assert outputs.keys() == {"click", "watched", "ranking_score"} and outputs["ranking_score"][0][1] > 0
+    with urllib.request.urlopen(f"{url}/metadata", timeout=30) as answer:
+        signature = json.load(answer)["metadata"]["signature_def"]["signature_def"]["rank"]
+    assert "ranking_score" in signature["outputs"]
+
+    counted = 0.0
+    for _ in range(100):  # calls are counted after they were answered
+        with urllib.request.urlopen(f"http://{nasty_server.metrics}/metrics", timeout=30) as answer:
+            lines = [line for line in answer.read().decode().splitlines() if 'task="ranking_score"' in line]
+        counted = sum(
+            float(line.split()[-1]) for line in lines if line.startswith("stem_serve_task_score") and "+Inf" in line
+        )
+        if counted >= 6:
+            break
+        time.sleep(0.05)
+    assert counted >= 6, lines  # two items in three calls
 
 
 def test_the_job_scores_a_log(run_job: Job, exported: Path, run: Any, tmp_path: Path) -> None:
