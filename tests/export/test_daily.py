@@ -47,6 +47,8 @@ def test_two_days_of_the_sample(tmp_path: Path, run_job: Callable[..., subproces
     grown = manifests.load(str(second / "data"))
     assert grown.ancestor is not None and grown.ancestor.directory == str(first / "data")
     assert json.loads((second / "run" / "config.json").read_text())["start.run"] == str(first / "run")
+    # A run that goes on from another begins with a checkpoint of its own, from which the killed one was resumed.
+    assert "going on from step" in (second / "output.txt").read_text()
     assert rows[0]["decision"] == "published" and rows[0]["served_auc"] == "" and float(rows[0]["auc"]) > 0.5
     verdict = json.loads((second / "verdict.json").read_text())
     compared = [check for check in verdict["checks"] if check["rule"] == "auc.margin"]

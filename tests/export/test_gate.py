@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from export import exporter, publish
+from export import exporter, publish, stored
 from export.gate import checks, held_back, measures, preconditions, rules
 from export.gate.checks import Check, Scored
 from export.gate.measures import Rows
@@ -25,6 +25,7 @@ from pipelines import schema_yaml
 from pipelines.schema import Label, Schema, Task
 from stem_tf.evaluation.calibration import calibration
 from stem_tf.evaluation.intervals import Resamples
+from stem_util import stores
 from stem_util.errors import JobError, UserError
 
 
@@ -270,6 +271,26 @@ def test_publishes_refuses_and_leaves_what_is_served(
     code, said, verdict = publish_it("latency: off", against=tmp_path / "first")
     assert code == 0 and "nothing is served yet" in said and verdict["served"] is None
     assert publish.versions(tmp_path / "first") == [1]
+
+
+def test_what_is_served_may_be_in_a_store(
+    s3: str, nasty_run: Callable[[str], Any], nasty_export: Path, job_in_process: Callable[..., Any], tmp_path: Path
+) -> None:
+    base = f"{s3}/models/nasty"
+    assert stored.upload(nasty_export / "1", base) == f"{base}/1"
+    rules_file = tmp_path / "rules.yaml"
+    rules_file.write_text("latency: off\ncalibration_error: off\npredicted_over_observed: off\nunknown_ids: off")
+    flags = [f"--verdict={tmp_path}/verdict.json", f"--rules={rules_file}"]
+    job = job_in_process(
+        "export.jobs.publish", f"--workdir={nasty_run('float32').workdir.path}", f"--against={base}", *flags
+    )
+    assert job.returncode == 0 and f"published: {base}/2, nasty version 2" in job.stdout, job.stdout + job.stderr
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["served"]["version"] == 1
+    assert json.loads((stored.fetched(base) / "verdict.json").read_text()) == verdict
+    stores.write(f"{base}/2/manifest.json", b"{}")
+    job = job_in_process("export.jobs.publish", f"--workdir={nasty_run('float32').workdir.path}", f"--against={base}")
+    assert job.returncode == 2 and f"{base}/2/manifest.json is no manifest of stem-export" in job.stderr
 
 
 def _without_ranking(version: Path) -> None:

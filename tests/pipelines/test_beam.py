@@ -179,7 +179,7 @@ class TestOnBeam:
         "settings",
         [
             {},
-            {"split": "hash", "split_column": "user", "layouts": ()},
+            {"split": "hash", "split_column": "user", "layouts": (), "extend": True},
             {"split": "leave_last", "layouts": ("blocks",)},
             {"csv": True, "split": "random", "split_column": None},
         ],
@@ -190,6 +190,10 @@ class TestOnBeam:
             for path in log.iterdir():
                 pyarrow.csv.write_csv(pq.read_table(path), path.with_suffix(".csv"))
                 path.unlink()
+        if settings.pop("extend", False):
+            before = log / "part-0.parquet"
+            settings["extend"] = str(_convert(before, tmp_path / "before"))
+            before.unlink()
         local = _convert(log, tmp_path / "local", **settings)
         _assert_same_bytes(local, _convert(log, tmp_path / "beam", runner="direct", **settings))
 

@@ -204,6 +204,7 @@ def test_one_worker_trains_as_one_process_and_kills_and_hangs_end_well(
         ("train.xla", "step", "needs config.train.xla=auto or off, not step"),
         ("train.deterministic", True, "needs config.train.deterministic=False"),
         ("train.steps_per_execution", 4, "needs config.train.steps_per_execution=1, not 4"),
+        ("start.run", "run", "cannot go on from another run"),
         ("train.best", "own", "cannot put weights of several epochs together"),
     ],
 )
