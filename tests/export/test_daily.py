@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from pipelines import manifest as manifests
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--config.train.epochs=1", "--config.model.name=shared_bottom", "--config.data.batch_size=512"]
 
 
-def test_two_days_of_the_sample(tmp_path: Path, run_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_two_days_of_the_sample(
+    tmp_path: Path, job_in_process: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     state, logs = tmp_path / "state", tmp_path / "logs"
     example = [sys.executable, "-m", "examples.every_day", f"--output={tmp_path}", "--days=2", "--", *SMALL]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
@@ -58,13 +61,14 @@ def test_two_days_of_the_sample(tmp_path: Path, run_job: Callable[..., subproces
     shown = done.stdout.splitlines()[-2:]
     assert [line.split()[:2] for line in shown] == [["2022-04-20", "40,083"], ["2022-04-21", "1,745"]]
 
+    monkeypatch.chdir(ROOT)
     # Bad logs: one sentence each; nothing is published, and the days so far are as they were.
     table = pq.read_table(logs / "2022-04-21.parquet")
 
     def refused(day: str, *arguments: str) -> str:
         common = ["--config=kuairand_sample", "--schema=kuairand_sample", f"--state={state}"]
         split = "--convert_args=--split=time --split_column=time_ms --processes=1"
-        ended = run_job("export.jobs.daily", *common, split, f"--log={tmp_path}/{day}.parquet", *arguments, cwd=ROOT)
+        ended = job_in_process("export.jobs.daily", *common, split, f"--log={tmp_path}/{day}.parquet", *arguments)
         assert ended.returncode == 2, ended.stdout + ended.stderr
         return ended.stderr
 
