@@ -171,8 +171,8 @@ def tiny_data(convert_tiny: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def chain_data(convert_tiny: Callable[..., Path]) -> Path:
-    """The same rows with three binary tasks: click, cart and, where click is 1, buy."""
-    return convert_tiny(0, CHAIN_TASKS)
+    """The same rows with hashed tags and three binary tasks: click, cart and, where click is 1, buy."""
+    return convert_tiny(0, CHAIN_TASKS, hashed=True)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,8 @@ def test_a_space_of_a_task_that_is_left_out(chain_data: Path) -> None:
 def test_a_run_of_some_tasks_is_that_of_data_with_these_tasks_only(
     chain_data: Path, convert_tiny: Callable[..., Path], tiny_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    alone = convert_tiny(0, "\ntasks:\n  click: {label: {column: clicked}}\n  cart: {label: {column: carted}}\n")
+    tasks = "\ntasks:\n  click: {label: {column: clicked}}\n  cart: {label: {column: carted}}\n"
+    alone = convert_tiny(0, tasks, hashed=True)
     settings = tiny_settings | {"train.epochs": 1}
     runs = [
         stem_tf.train(settings, data, tmp_path / str(number), overrides={"data.tasks": tasks}, say=None)
