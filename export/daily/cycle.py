@@ -91,7 +91,7 @@ def run(state: State, name: str, log: str, options: Options) -> Day:
     for other in state.days():
         if other.name < name and not other.decision:
             other.write(decision=LEFT_OUT, why=other.record.get("error", f"not done when {name} began"))
-    base = None if options.go_on_from == "nothing" else state.last(published=options.go_on_from == "published")
+    base = _base(state, options)
     day.write(
         **{"day": name, "log": log, "from": base.name if base else None, "began": day.record.get("began", _now())}
     )
@@ -104,6 +104,29 @@ def run(state: State, name: str, log: str, options: Options) -> Day:
         raise
     state.tidy(options.keep)
     return day
+
+
+def _base(state: State, options: Options) -> Day | None:
+    """The day to go on from, if there is one. A published day whose version was rolled back is passed over.
+
+    Raises:
+      UserError: no published day is of the version that is served, or of one before it.
+    """
+    if options.go_on_from != "published":
+        return None if options.go_on_from == "nothing" else state.last(published=False)
+    last = state.last(published=True)
+    served = None if last is None else stored.newest(options.served)
+    if last is None or served is None:
+        return last
+    base = state.last(published=True, until=int(served.name))
+    if base is None:
+        raise UserError(
+            f"{options.served} serves version {served.name}, which is older than that of any day: pass "
+            "--go_on_from=last or --go_on_from=nothing, or make the version of a day the served one (stem-versions)"
+        )
+    if base.name != last.name:
+        print(f"version {last.record['version']} is not served any more: goes on from {base.name}, not {last.name}")
+    return base
 
 
 class _Steps:

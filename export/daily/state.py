@@ -132,9 +132,11 @@ class State:
     def done(self) -> list[Day]:
         return [day for day in self.days() if day.decision in DONE]
 
-    def last(self, published: bool) -> Day | None:
-        """The last day that is done; the last one that was published, if that is asked for."""
+    def last(self, published: bool, until: int | None = None) -> Day | None:
+        """The last day that is done; or the last one that was published, as version ``until`` or one before it."""
         found = [day for day in self.done() if not published or day.decision == PUBLISHED]
+        if until is not None:
+            found = [day for day in found if day.record["version"] <= until]
         return found[-1] if found else None
 
     def tidy(self, keep: int) -> None:

@@ -203,6 +203,19 @@ def test_what_a_day_goes_on_from_after_a_refusal(state: State, options: Options,
     assert [day.name for day in state.days() if day.data.exists()] == [DAYS[3]]
 
 
+def test_a_day_whose_version_was_rolled_back_is_passed_over(
+    state: State, options: Options, jobs: Jobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    do(state, options, *DAYS[:2])
+    (state.path / "served" / "2").rename(tmp_path / "2")
+    assert do(state, options, DAYS[2]).record["from"] == DAYS[0]
+    assert "version 2 is not served any more: goes on from 2026-11-20, not 2026-11-21" in capsys.readouterr().out
+    for day in state.days():
+        day.write(version=9)
+    with pytest.raises(UserError, match="serves version 2, which is older than that of any day"):
+        do(state, options, DAYS[3])
+
+
 def test_the_data_that_the_next_day_needs_are_kept(state: State, options: Options, jobs: Jobs) -> None:
     jobs.refuse = {*DAYS[1:]}
     do(state, options, *DAYS[:5])
