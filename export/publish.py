@@ -23,9 +23,13 @@ from pipelines import manifest as manifests
 from stem_util import files, owned
 from stem_util.errors import JobError
 
-_LARGEST_MANIFEST = 16 << 20
+_LARGEST_FILE = 16 << 20
 _LAST = ".last_version"
 """File with the highest number so far. The number of a version that was deleted (a roll-back) is not used again."""
+GRAPH = "saved_model.pb"
+"""The file without which a directory is no version."""
+VERDICT = "verdict.json"
+"""File of the gate's verdict, in a version that passed it."""
 ASIDE = "aside"
 """Directory of versions that were taken out of service (`export.catalogue`); servers pass over it, since it is no
 number."""
@@ -51,7 +55,7 @@ def newest(directory: Path) -> Path | None:
 
 def version_at(path: Path) -> Path | None:
     """``path`` if it is a version itself, else the newest one under it; None where there is none."""
-    return path if (path / "saved_model.pb").exists() else newest(path)
+    return path if (path / GRAPH).exists() else newest(path)
 
 
 def damage(version: Path) -> str:
@@ -65,8 +69,8 @@ def damage(version: Path) -> str:
             for name in names:
                 if not stat.S_ISREG(os.stat(os.path.join(directory, name)).st_mode):
                     return f"{_shown(os.path.relpath(os.path.join(directory, name), version))} is not a file"
-        if not (version / "saved_model.pb").is_file():
-            return "saved_model.pb is missing"
+        if not (version / GRAPH).is_file():
+            return f"{GRAPH} is missing"
         for name, digest in _files(version).items():
             if files.leads_outside(name):
                 return f"{manifests.FILENAME} is not a manifest: {_shown(name)} is not below the version's directory"
@@ -93,9 +97,14 @@ def size(version: Path) -> int:
 def model_of(version: Path) -> str:
     """The model's name in a version's manifest; "" if there is none, or none that can be printed."""
     try:
-        name = _manifest(version)["model"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return model_in(_manifest(version))
+    except (OSError, ValueError, RecursionError):
         return ""
+
+
+def model_in(tree: Any) -> str:
+    """The model's name in a manifest; "" if there is none, or none that can be printed."""
+    name = tree.get("model") if isinstance(tree, dict) else None
     return name if isinstance(name, str) and name.isprintable() and len(name) <= 256 else ""
 
 
@@ -105,11 +114,21 @@ def _files(version: Path) -> dict[str, str]:
 
 
 def _manifest(version: Path) -> Any:
-    with _open(version / manifests.FILENAME) as file:
-        text = file.read(_LARGEST_MANIFEST + 1)
-    if len(text) > _LARGEST_MANIFEST:
-        raise ValueError(f"it has more than {_LARGEST_MANIFEST:,} bytes")
-    return json.loads(text)
+    return json.loads(read_small(version / manifests.FILENAME))
+
+
+def read_small(path: Path) -> bytes:
+    """Reads a file that should be small.
+
+    Raises:
+      OSError: it is missing, or no file.
+      ValueError: it is not small.
+    """
+    with _open(path) as file:
+        text = file.read(_LARGEST_FILE + 1)
+    if len(text) > _LARGEST_FILE:
+        raise ValueError(f"it has more than {_LARGEST_FILE:,} bytes")
+    return text
 
 
 def _open(path: Path) -> io.BufferedReader:

@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from export import publish
+from export.publish import GRAPH
 from pipelines import manifest as manifests
 from stem_util import copies, files, owned, stores
 from stem_util.errors import JobError, UserError
 from stem_util.progress import Progress
 
-_LAST = "saved_model.pb"
 _CLAIM = re.compile(r"_exports/([0-9]+)-[0-9a-f]{8}")
 _VERSION = re.compile(r"([0-9]+)/.+")
 
@@ -49,7 +49,8 @@ def staging(place: str) -> Iterator[Path]:
         raise UserError(f"{uri} holds converted data or a run, not exported versions: choose another place")
     stores.check_writable(uri)
     with tempfile.TemporaryDirectory(dir=files.make_directory(copies.cache())) as directory:
-        used = [int(found[1]) for name in names if (found := _CLAIM.fullmatch(name) or _VERSION.fullmatch(name))]
+        found = (_CLAIM.fullmatch(name) or _VERSION.fullmatch(name.removeprefix(f"{publish.ASIDE}/")) for name in names)
+        used = [int(match[1]) for match in found if match]
         publish.use_numbers_after(max(used, default=0), Path(directory))
         yield Path(directory)
 
@@ -70,7 +71,7 @@ def upload(version: Path, place: str) -> str:
         found = _CLAIM.fullmatch(name) or _VERSION.fullmatch(name)
         if found and found[1] == number:
             raise JobError(f"another job exports version {number} to {uri}: run this one again")
-    names = [owned.MARKER, *(name for name in owned.entries(version) if name != _LAST)]
+    names = [owned.MARKER, *(name for name in owned.entries(version) if name != GRAPH)]
     sizes = {name: (version / name).stat().st_size for name in names}
 
     def put(name: str) -> int:
@@ -81,7 +82,7 @@ def upload(version: Path, place: str) -> str:
         with Progress(sum(sizes.values()), unit="bytes", desc=f"upload to {uri}/{number}") as progress:
             for size in stores.side_by_side(put, names):
                 progress.update(size)
-        stores.write(f"{uri}/{number}/{_LAST}", (version / _LAST).read_bytes())
+        stores.write(f"{uri}/{number}/{GRAPH}", (version / GRAPH).read_bytes())
     except JobError:
         with contextlib.suppress(JobError):
             stores.delete_below(f"{uri}/{number}")
@@ -100,10 +101,10 @@ def fetched(place: str) -> Path:
         return Path(place)
     uri = stores.check(place)
     names = stores.listing(uri)
-    if _LAST not in names:
+    if GRAPH not in names:
         whole = versions(uri, names)
         if not whole:
-            raise UserError(f"{uri} holds no exported model: neither {_LAST} nor a version with one")
+            raise UserError(f"{uri} holds no exported model: neither {GRAPH} nor a version with one")
         uri = f"{uri}/{max(whole, key=int)}"
     text = stores.read(f"{uri}/{manifests.FILENAME}")
     try:
@@ -146,7 +147,58 @@ def versions(uri: str, names: Mapping[str, stores.Stamp]) -> dict[str, list[tupl
     for name, stamp in names.items():
         if match := _VERSION.fullmatch(name):
             found.setdefault(match[1], []).append((name, stamp))
-    return {name: of for name, of in found.items() if f"{name}/{_LAST}" in names}
+    return {name: of for name, of in found.items() if f"{name}/{GRAPH}" in names}
+
+
+def damage(version: str) -> str:
+    """How a version at a URI differs from the one that was published, or ""; as `publish.damage`, without a copy of it.
+
+    Raises:
+      UserError: access is denied.
+      JobError: the store does not answer.
+    """
+    try:
+        listed = dict(json.loads(stores.read(f"{version}/{manifests.FILENAME}") or b"")["files"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{manifests.FILENAME} is not a manifest"
+    if any(map(files.leads_outside, listed)):
+        return f"{manifests.FILENAME} is not a manifest: a file is not below the version's place"
+
+    def differs(name: str) -> str:
+        try:
+            same = stores.sha256(f"{version}/{name}") == listed[name]
+        except FileNotFoundError:
+            return f"{name!r}, listed in {manifests.FILENAME}, is missing"
+        return "" if same else f"{name!r} is not the file of {manifests.FILENAME}: its SHA-256 differs"
+
+    return next(filter(None, stores.side_by_side(differs, listed)), "")
+
+
+def move(version: str, place: str) -> None:
+    """Moves a version to another place of its store, where it appears whole; then the old one goes.
+
+    Raises:
+      JobError: the store does not answer. The version is in its old place, or in both.
+    """
+    names, moved = stores.listing(version), f"{place}/{version.rpartition('/')[2]}"
+    for _ in stores.side_by_side(
+        lambda name: stores.copy(f"{version}/{name}", f"{moved}/{name}"), [name for name in names if name != GRAPH]
+    ):
+        pass
+    stores.copy(f"{version}/{GRAPH}", f"{moved}/{GRAPH}")
+    delete(version)
+
+
+def delete(version: str) -> None:
+    """Deletes a version; at once it is none for a reader of ours."""
+    stores.delete(f"{version}/{GRAPH}")
+    stores.delete_below(version)
+
+
+def halves(names: Mapping[str, stores.Stamp]) -> list[str]:
+    """The numbers in a listing that have files, but no ``saved_model.pb``: uploads in progress, what a kill left."""
+    found = {match[1] for name in names if (match := _VERSION.fullmatch(name))}
+    return sorted(name for name in found if f"{name}/{GRAPH}" not in names)
 
 
 def copy_of(uri: str) -> Path:

@@ -39,6 +39,7 @@ _WAITS: Sequence[float] = (1, 4)
 _AT_ONCE = 8
 """Files that are transferred side by side."""
 _BLOCK_BYTES = 8 << 20
+_COPIED_BY_S3 = 5 << 30
 _DENIED = re.compile(
     r"ACCESS_DENIED|AccessDenied|INVALID_(ACCESS_KEY_ID|CLIENT_TOKEN_ID|SIGNATURE)|SIGNATURE_DOES_NOT_MATCH"
     r"|HTTP status 40[13]|PERMISSION_DENIED|UNAUTHENTICATED|AccessControlException|SignatureDoesNotMatch"
@@ -200,6 +201,38 @@ def get(uri: str, target: Path, sha256: str) -> None:
             raise OSError("its content is not what was published (the SHA-256 differs)")
 
     _retried(uri, once)
+
+
+def sha256(uri: str) -> str:
+    """The SHA-256 of a file in hexadecimal. Raises FileNotFoundError, and as `listing`."""
+    system, path = _open(uri)
+
+    def once() -> str:
+        digest = hashlib.sha256()
+        with system.open_input_stream(path, compression=None) as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return _retried(uri, once)
+
+
+def copy(source: str, target: str) -> None:
+    """Copies a file inside a store; S3 does so by itself up to 5 GiB. Raises FileNotFoundError, and as `listing`."""
+    (system, old), (_, new) = _open(source), _open(target)
+
+    def once() -> None:
+        if source.startswith("s3:") and system.get_file_info(old).size <= _COPIED_BY_S3:
+            system.copy_file(old, new)
+            return
+        with (
+            system.open_input_stream(old, compression=None) as stream,
+            system.open_output_stream(new, compression=None) as written,
+        ):
+            while block := stream.read(_BLOCK_BYTES):
+                written.write(block)
+
+    _retried(source, once)
 
 
 def delete(uri: str) -> None:

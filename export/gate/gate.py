@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from export.catalogue import VERDICT
 from export.gate import checks, held_back
 from export.gate.checks import Check
 from export.gate.rules import Rules
+from export.publish import VERDICT
 from export.published import Published
 from pipelines.manifest import Manifest
 from pipelines.schema import Task

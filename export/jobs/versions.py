@@ -6,14 +6,13 @@
     stem-versions retain SERVED 5       # deletes all but the newest 5 (and the newest 5 of those aside)
     stem-versions verify SERVED         # compares the files of each version with its manifest
 
-SERVED is a directory of versions, as stem-export and stem-publish write it. stem-serve and TensorFlow Serving see a
-change at their next poll, without a restart. See docs/every_day.md.
+SERVED is a directory or URI of versions, as stem-export and stem-publish write it. stem-serve and TensorFlow Serving
+see a change at their next poll, without a restart. See docs/every_day.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from export import catalogue
 from stem_tf import report
@@ -27,28 +26,28 @@ _NUMBERS = {"promote": "the version's number", "retain": "how many to keep"}
 
 
 def main(argv: Sequence[str]) -> None:
-    action, directory, number = _arguments(argv[1:])
+    action, place, number = _arguments(argv[1:])
     if action == "list":
-        print(_table(catalogue.versions(directory)))
+        print(_table(catalogue.versions(place)))
     elif action == "promote":
-        catalogue.promote(directory, number)
-        print(f"{directory}: version {number} is served")
+        catalogue.promote(place, number)
+        print(f"{place}: version {number} is served")
     elif action == "roll_back":
-        print(f"{directory}: version {catalogue.roll_back(directory)} is served")
+        print(f"{place}: version {catalogue.roll_back(place)} is served")
     elif action == "retain":
-        gone = catalogue.retain(directory, number)
-        print(f"{directory}: deleted {', '.join(map(str, gone)) or 'nothing'}")
+        gone = catalogue.retain(place, number)
+        print(f"{place}: deleted {', '.join(map(str, gone)) or 'nothing'}")
     else:
         damaged = 0
-        for version, why in catalogue.verify(directory).items():
-            print(f"{directory} version {version}: {why or 'whole'}")
+        for version, why in catalogue.verify(place).items():
+            print(f"{place} version {version}: {why or 'whole'}")
             damaged += bool(why)
         if damaged:
-            raise JobError(f"{directory}: {damaged} of its versions are not what was published")
+            raise JobError(f"{place}: {damaged} of its versions are not what was published")
 
 
-def _arguments(words: Sequence[str]) -> tuple[str, Path, int]:
-    """The action, the directory, and the number that `promote` and `retain` take, 0 for the others."""
+def _arguments(words: Sequence[str]) -> tuple[str, str, int]:
+    """The action, the directory or URI, and the number that `promote` and `retain` take, 0 for the others."""
     if len(words) < 2:
         raise UserError("an action and the directory of the versions are required, as in: stem-versions list SERVED")
     action, directory, *rest = words
@@ -62,7 +61,7 @@ def _arguments(words: Sequence[str]) -> tuple[str, Path, int]:
     if action in _NUMBERS and not (rest and rest[0].isascii() and rest[0].isdigit()):
         given = f", not {rest[0]!r}" if rest else ""
         raise UserError(f"stem-versions {action} {directory} needs {_NUMBERS[action]}, a whole number{given}")
-    return action, Path(cli.PATH.parse(directory)), int(rest[0]) if rest else 0
+    return action, str(cli.PLACE.parse(directory)), int(rest[0]) if rest else 0
 
 
 def _table(versions: Sequence[catalogue.Version]) -> str:

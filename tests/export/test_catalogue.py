@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from export import catalogue, publish
-from export.server.directories import version_directories
-from stem_util import owned
+from export import catalogue, publish, stored
+from export.server.directories import version_directories, versions_at
+from stem_util import owned, stores
 from stem_util.errors import JobError, UserError
 
 
@@ -165,6 +165,78 @@ def test_two_at_once(served: Path) -> None:
     in_place, aside = numbers(served)
     assert sorted([*in_place, *aside]) == [1, 2, 3, 4, 5] and seen <= {1, 2, 3, 4, 5}
     assert not (served / ".moving").exists()
+
+
+@pytest.fixture
+def in_store(served: Path, s3: str) -> str:
+    """The same versions at a URI."""
+    for number in range(1, 6):
+        stored.upload(served / str(number), f"{s3}/models/feed")
+    return f"{s3}/models/feed"
+
+
+def places(uri: str) -> tuple[list[int], list[int]]:
+    found = catalogue.versions(uri)
+    return [v.number for v in found if not v.aside], [v.number for v in found if v.aside]
+
+
+def test_versions_in_a_store(in_store: str, job_in_process: Callable[..., Any]) -> None:
+    assert catalogue.roll_back(in_store) == 4 and places(in_store) == ([1, 2, 3, 4], [5])
+    assert versions_at(in_store).listing().versions.keys() == {1, 2, 3, 4}  # as stem-serve sees it
+    catalogue.promote(in_store, 5)
+    catalogue.promote(in_store, 3)
+    assert places(in_store) == ([1, 2, 3], [4, 5])
+    assert catalogue.retain(in_store, 1) == [1, 2, 4] and places(in_store) == ([3], [5])
+    stores.delete_below(f"{in_store}/_exports")  # as where another program copied the versions there
+    with stored.staging(in_store) as output:
+        assert published(output) == 6  # 5 lies aside: its number is not used again
+    table = job_in_process("export.jobs.versions", "list", in_store).stdout.splitlines()
+    assert [line.split()[:2] for line in table[1:]] == [["3", "ranker"], ["5", "ranker"]]
+    assert "served" in table[1] and "aside" in table[2]
+    stores.write(f"{in_store}/3/saved_model.pb", b"other")
+    job = job_in_process("export.jobs.versions", "verify", in_store)
+    assert job.returncode == 1 and "version 3: 'saved_model.pb' is not the file of manifest.json" in job.stdout
+    assert f"{in_store} version 5: whole" in job.stdout
+    with pytest.raises(UserError, match="so nothing was deleted"):
+        catalogue.retain(in_store, 1)
+    stores.delete(f"{in_store}/aside/5/manifest.json")
+    with pytest.raises(UserError, match=r"aside/5 is not the version .*: manifest.json is not a manifest"):
+        catalogue.promote(in_store, 5)
+    with pytest.raises(UserError, match="none holds no versions"):
+        catalogue.versions(f"{in_store}/none")
+
+
+@pytest.mark.parametrize("target", [2, 5])
+def test_a_kill_between_requests_to_a_store(in_store: str, target: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each one that changes something: what was served is served on, and the same command completes it."""
+    catalogue.promote(in_store, 4)
+    stores.write(f"{in_store}/7/variables/data", b"another job uploads this")
+    deadly, done = 0, False
+    while not done:
+        left = iter([True] * deadly)
+
+        def dying(request: Callable[..., Any], left: Iterator[bool] = left) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                if not next(left, False):
+                    raise KeyboardInterrupt
+                return request(*arguments)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("copy", "delete", "delete_below"):
+                patch.setattr(stores, name, dying(getattr(stores, name)))
+            try:
+                catalogue.promote(in_store, target)
+                done = True
+            except KeyboardInterrupt:
+                assert max(places(in_store)[0]) in (4, target)
+        in_place, aside = places(in_store)
+        assert sorted([*in_place, *aside]) == [1, 2, 3, 4, 5]
+        deadly += 1
+    assert deadly > 5 and max(places(in_store)[0]) == target
+    assert set(catalogue.verify(in_store).values()) == {""}
+    assert {name.split("/")[0] for name in stores.listing(in_store)} == {*map(str, in_place), "7", "aside", "_exports"}
 
 
 def test_the_job(served: Path, job_in_process: Callable[..., Any], tmp_path: Path) -> None:
