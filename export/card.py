@@ -140,7 +140,10 @@ def _condition(label: Label) -> str:
 def _metrics_note(tree: Mapping[str, Any]) -> str:
     metrics = tree["test_metrics"]
     if metrics is None:
-        return "No test metrics: the run was not evaluated with these weights (`stem-evaluate`) before it was exported."
+        return (
+            "No test metrics: the run was not evaluated with these weights (`stem-evaluate`) before it was exported. "
+            "If `stem-publish` made this version, `verdict.json` has its metrics on held-back rows."
+        )
     return f"On the {metrics['rows']:,} test rows; mean AUC {report.number(metrics['mean_auc'])}."
 
 
