@@ -131,6 +131,8 @@ def _options(argv: Sequence[str]) -> Options:
     for name, value in (("schema", _SCHEMA.value), ("output", _OUTPUT.value)):
         if not value:
             raise UserError(f"--{name} is required")
+    if _EXTEND.value == "":  # a script's variable that is not set: ids would begin anew without a word
+        raise UserError("--extend is empty: name the data to go on from, or leave it out")
     if _RUNNER.value != "local" and _PROCESSES.value:
         raise UserError(f"--processes belongs to --runner=local; of {_RUNNER.value}, --beam_args says how many")
     layouts = () if _LAYOUTS.value == ["none"] else tuple(dict.fromkeys(_LAYOUTS.value or [""]))

@@ -113,6 +113,7 @@ def test_no_process_imports_tensorflow() -> None:
             "--split_column belongs to --split=time, hash and leave_last",
         ),
         (["LOG", "--split=leave_last"], "--split=leave_last needs --split_column"),
+        (["LOG", "--split=random", "--extend="], "--extend is empty: name the data to go on from, or leave it out"),
         (["LOG", "--split=random", "--split_group=user"], "--split_group belongs to --split=leave_last"),
         (
             ["LOG", "--split=leave_last", "--split_column=time", "--fractions=.8,.1,.1"],
