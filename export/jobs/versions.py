@@ -61,7 +61,11 @@ def _arguments(words: Sequence[str]) -> tuple[str, str, int]:
     if action in _NUMBERS and not (rest and rest[0].isascii() and rest[0].isdigit()):
         given = f", not {rest[0]!r}" if rest else ""
         raise UserError(f"stem-versions {action} {directory} needs {_NUMBERS[action]}, a whole number{given}")
-    return action, str(cli.PLACE.parse(directory)), int(rest[0]) if rest else 0
+    try:
+        place = cli.PLACE.parse(directory)
+    except ValueError as error:
+        raise UserError(f"stem-versions {action}: {error}") from None
+    return action, place, int(rest[0]) if rest else 0
 
 
 def _table(versions: Sequence[catalogue.Version]) -> str:

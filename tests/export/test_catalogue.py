@@ -264,6 +264,7 @@ def test_the_job(served: Path, job_in_process: Callable[..., Any], tmp_path: Pat
         (("rollback", str(served)), "is not an action; did you mean 'roll_back'"),
         (("list", str(served), "3"), "unexpected argument '3'"),
         (("list", str(tmp_path / "gone")), "no such directory"),
+        (("list", "s4://models"), "stem-versions list: s4://models: s4:// is not known"),
         (("list", str(tmp_path)), "nothing says that it is exported versions"),
         (("list",), "are required"),
     ):
