@@ -18,7 +18,7 @@ from typing import Any
 from export import stored
 from export.daily import process
 from export.daily.state import DONE, LEFT_OUT, PUBLISHED, REFUSED, Day, State
-from export.gate import REFUSED_CODE
+from export.gate import REFUSED_CODE, preconditions, rules
 from pipelines import manifest as manifests
 from pipelines import schema_yaml
 from pipelines.convert import extending
@@ -31,7 +31,7 @@ BASES = ("published", "last", "nothing")
 
 
 class BadLog(UserError):
-    """The conversion refused the log."""
+    """The log cannot be converted, or the gate could not judge by it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Options:
       forget: ``--forget`` of stem-convert; "" to forget nothing.
       keep: how many days' data and runs are kept.
       go_on_from: one of `BASES`.
+      split: the held-back rows that the gate compares on.
       convert, train, publish: further arguments of these jobs.
     """
 
@@ -58,6 +59,7 @@ class Options:
     forget: str = ""
     keep: int = 7
     go_on_from: str = "published"
+    split: str = "test"
     convert: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
@@ -73,7 +75,7 @@ def run(state: State, name: str, log: str, options: Options) -> Day:
       options: what all days have in common.
 
     Raises:
-      BadLog: the log cannot be converted, or was learned on another day.
+      BadLog: the log cannot be converted or judged by, or was learned on another day.
       UserError: the day is older than the last one, was done with another log, or something that it needs is gone.
       JobError: a step failed; the same command goes on.
     """
@@ -188,6 +190,11 @@ class _Steps:
         except UserError as error:
             raise BadLog(str(error)) from None
         found = manifests.load(str(self._day.data))
+        wanted = rules.load(self._options.rules or None, found.schema)
+        try:
+            preconditions.judged_tasks(found, self._options.split, wanted)  # now, and not after hours of training
+        except UserError as error:
+            raise BadLog(str(error)) from None
         return {
             "rows": sum(found.rows(split) for split in SPLITS),
             "new_ids": sum(grown.new for grown in found.history.values()),
@@ -214,9 +221,9 @@ class _Steps:
 
     def _publication(self) -> list[str]:
         options = self._options
-        rules = [f"--rules={options.rules}"] if options.rules else []
+        given = [f"--rules={options.rules}"] if options.rules else []
         arguments = [f"--workdir={self._day.run}", f"--against={options.served}", f"--verdict={self._day.verdict}"]
-        return [*arguments, *rules, *options.publish]
+        return [*arguments, *given, *options.publish]
 
     def _publish(self, module: str, arguments: list[str]) -> dict[str, Any]:
         """Asks the gate, unless it has published the run just before this process or the one before was killed."""

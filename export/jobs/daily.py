@@ -17,9 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import absl.flags
+
 from export.daily import cycle, state, table, watch
 from export.daily.state import Day, State
 from export.gate import REFUSED_CODE
+from export.jobs import publish
+from pipelines.jobs import convert
 from stem_tf import configs
 from stem_util import cli, stores
 from stem_util.errors import UserError
@@ -108,6 +112,12 @@ def _options(days: State) -> cycle.Options:
     for flag in (_SCHEMA, _CONFIG):
         if not flag.value:
             raise UserError(f"--{flag.name} is required")
+    words = {job: _words(job, flag.value) for job, flag in _ARGUMENTS.items()}
+    for job, its in (("convert", convert.flags), ("publish", publish.flags)):
+        _check(job, its, words[job])
+    split = str(publish.flags.values["split"].value)
+    convert.flags.reset()
+    publish.flags.reset()
     return cycle.Options(
         schema=_SCHEMA.value,
         config=_CONFIG.value,
@@ -117,8 +127,23 @@ def _options(days: State) -> cycle.Options:
         forget=_FORGET.value,
         keep=_KEEP.value,
         go_on_from=_GO_ON_FROM.value,
-        **{job: tuple(_words(job, flag.value)) for job, flag in _ARGUMENTS.items()},
+        split=split,
+        **{job: tuple(of_job) for job, of_job in words.items()},
     )
+
+
+def _check(job: str, its: cli.Flags, words: list[str]) -> None:
+    """Refuses a mistake in the arguments of a job now, and not when the job is started.
+
+    Raises:
+      UserError: no such flag, or not such a value.
+    """
+    try:
+        rest = its.parse([f"stem-{job}", *words], list)[1:]
+    except absl.flags.Error as error:
+        raise UserError(f"--{job}_args: {error}") from None
+    if rest:
+        raise UserError(f"--{job}_args: unexpected argument {rest[0]!r}")
 
 
 def _words(job: str, text: str) -> list[str]:

@@ -53,13 +53,14 @@ class Jobs:
     """Stand-ins for the jobs.
 
     Attributes:
+      data: what a conversion makes.
       commands: of the jobs that ran to their end.
       refuse: days that the gate refuses.
       fail: an exception by job and day, raised instead of the job's work.
     """
 
     def __init__(self, data: Path) -> None:
-        self._data = data
+        self.data = data
         self.commands: list[list[str]] = []
         self.refuse: set[str] = set()
         self.fail: dict[tuple[str, str], list[BaseException]] = {}
@@ -77,7 +78,7 @@ class Jobs:
             if os.path.exists(flags["output"]):
                 assert "overwrite" in flags
                 shutil.rmtree(flags["output"])
-            shutil.copytree(self._data, flags["output"])
+            shutil.copytree(self.data, flags["output"])
         elif job == "train":
             owned.claim(flags["workdir"], owned.RUN)
         else:
@@ -107,11 +108,9 @@ class Jobs:
         return [(job, day) for job, day, *_ in self.commands]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(home: Path, clicked: list[int]) -> Path:
     """Converted data of a few rows."""
-    home = tmp_path_factory.mktemp("data")
-    pq.write_table(pa.table({"user": [1, 2, 3] * 10, "clicked": [0, 1, 1] * 10}), home / "log.parquet")
+    pq.write_table(pa.table({"user": [1, 2, 3] * 50, "clicked": clicked * 50}), home / "log.parquet")
     (home / "schema.yaml").write_text(SCHEMA)
     options = conversions.Options(
         schema=schema_yaml.load(str(home / "schema.yaml")),
@@ -122,6 +121,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     conversion.convert(options)
     return home / "data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return converted(tmp_path_factory.mktemp("data"), [0, 1, 1])
 
 
 @pytest.fixture
@@ -183,7 +187,7 @@ def test_each_day_goes_on_from_the_last_and_is_done_once(state: State, options: 
     assert first["decision"] == "published" and first["served_auc"] == "" and first["auc"] == "0.75"
     assert second["from"] == "2026-11-20" and second["served_auc"] == "0.5" and second["version"] == "2"
     assert table.text(state.days()).splitlines()[2].split() == [
-        "2026-11-21", "30", "3", ".5000", ".7500", "published", "version", "2",
+        "2026-11-21", "150", "3", ".5000", ".7500", "published", "version", "2",
     ]  # fmt: skip
 
 
@@ -415,6 +419,33 @@ def test_a_log_for_which_a_job_fails_is_tried_twice(state: State, options: Optio
     with pytest.raises(UserError, match=r"rare/user\.parquet has changed since the conversion"):
         follow(state, folder, options)
     assert (folder / "2026-11-23.parquet").exists()
+
+
+def test_a_log_that_cannot_be_judged_by_is_not_trained_on(
+    state: State, options: Options, jobs: Jobs, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (folder / "2026-11-20.parquet").touch()
+    follow(state, folder, options)
+    (folder / "2026-11-21.parquet").touch()
+    jobs.data = converted(tmp_path_factory.mktemp("one_class"), [1, 1, 1])
+    assert follow(state, folder, options) == []
+    reason = (folder / "set_aside" / "2026-11-21.parquet.reason.txt").read_text()
+    assert "labels of task 'click' in the test split" in reason and "are 1: nothing can be judged on them" in reason
+    assert jobs.names()[3:] == [("convert", DAYS[1])]
+
+
+def test_mistakes_in_the_arguments_of_jobs_are_told_at_once(
+    tmp_path: Path, job_in_process: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    common = [f"--state={tmp_path}/state", "--config=small", "--schema=kuairand_sample", "--log=2026-11-20.parquet"]
+    for argument, why in (
+        ("--convert_args=--splt=time", "--convert_args: Unknown command line flag 'splt'. Did you mean: split"),
+        ("--publish_args=--split=train", "--publish_args: flag --split=train: value should be one of"),
+        ("--publish_args=nothing", "--publish_args: unexpected argument 'nothing'"),
+    ):
+        done = job_in_process("export.jobs.daily", *common, argument)
+        assert done.returncode == 2 and why in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "state").exists()
 
 
 def test_what_a_job_says_and_how_it_ends(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

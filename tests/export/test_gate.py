@@ -340,6 +340,10 @@ def test_bad_input_is_one_sentence_and_changes_nothing(
     with pytest.raises(UserError, match=r"makes no ranking_score, which callers of .*/1 may read: .* --ranking"):
         preconditions.check_served(served / "1", without)
     assert "--split" in error("--split=train")
+    moved = shutil.copytree(run.workdir.path, tmp_path / "moved")
+    text = (moved / "config.json").read_text()
+    (moved / "config.json").write_text(text.replace(str(run.manifest.data_dir), str(tmp_path / "gone")))
+    assert "if the data of the run has moved, give --data=DIR" in error(f"--workdir={moved}")
     assert "is a directory: name a file" in error(f"--verdict={tmp_path}")
     assert "is no directory" in error(f"--verdict={tmp_path}/none/verdict.json", "--nocalibrated")
     with open(run.workdir.path / ".lock", "a") as lock:
