@@ -176,17 +176,20 @@ def publishing(directory: Path, newest: int | None = None) -> Iterator[tuple[int
             yield version, partial
             files.sync_tree(partial)
             with moving(directory):
-                now = max(versions(directory), default=0)
-                if newest not in (None, now):
-                    raise JobError(
-                        f"{directory}: version {now} is served now, not {newest} any more, so nothing was published: "
-                        "run this job again"
-                    )
+                check_newest(directory, max(versions(directory), default=0), newest)
                 files.write_atomically(directory / _LAST, f"{version}\n".encode())
                 os.rename(partial, directory / str(version))
                 files.sync(directory)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_newest(place: str | os.PathLike[str], now: int, newest: int | None) -> None:
+    """Raises JobError where the newest version is not the one that it has to be, if there is one."""
+    if newest not in (None, now):
+        raise JobError(
+            f"{place}: version {now} is served now, not {newest} any more, so nothing was published: run this job again"
+        )
 
 
 def moving(directory: Path) -> contextlib.AbstractContextManager[None]:

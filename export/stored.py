@@ -55,22 +55,29 @@ def staging(place: str) -> Iterator[Path]:
         yield Path(directory)
 
 
-def upload(version: Path, place: str) -> str:
+def upload(version: Path, place: str, newest: int | None = None) -> str:
     """Uploads a version that was exported to the directory of `staging`; returns where it is then.
 
+    Args:
+      version: its directory.
+      place: where it goes; a path is where it is already.
+      newest: the number that has to be the newest one at the URI; 0 for none.
+
     Raises:
-      JobError: another job exports a version of this number, or the store does not answer; there is no whole version
-        of this number then.
+      JobError: another job exports a version of this number, another version is the newest one now, or the store does
+        not answer; there is no whole version of this number then.
     """
     if not stores.is_uri(place):
         return str(version)
     uri, number = stores.check(place), version.name
     mine = f"_exports/{number}-{os.urandom(4).hex()}"
     stores.write(f"{uri}/{mine}", b"")
-    for name in stores.listing(uri).keys() - {mine}:
+    there = stores.listing(uri)
+    for name in there.keys() - {mine}:
         found = _CLAIM.fullmatch(name) or _VERSION.fullmatch(name)
         if found and found[1] == number:
             raise JobError(f"another job exports version {number} to {uri}: run this one again")
+    publish.check_newest(uri, max(map(int, versions(uri, there)), default=0), newest)
     names = [owned.MARKER, *(name for name in owned.entries(version) if name != GRAPH)]
     sizes = {name: (version / name).stat().st_size for name in names}
 

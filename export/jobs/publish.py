@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
         tf.config.set_visible_devices([], "GPU")
         gate = Gate(manifest, config.data, _SPLIT.value, tasks, wanted, served, verdict, dry_run=_DRY_RUN.value)
-        newest = None if _DRY_RUN.value or stores.is_uri(_AGAINST.value) else int(served.name) if served else 0
+        newest = int(served.name) if served else 0
         try:
             directory, tree = exporter.export(
                 workdir,
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
                 name,
                 _TABLES.value,
                 calibrated=_CALIBRATED.value,
-                newest=newest,
+                newest=None if _DRY_RUN.value or stores.is_uri(_AGAINST.value) else newest,
                 judge=gate,
             )
             refused = ""
@@ -117,7 +117,8 @@ def main(argv: Sequence[str]) -> None:
         if _DRY_RUN.value:
             print("would be published: every rule holds (--dry_run)")
         else:
-            print(f"published: {stored.upload(directory, _AGAINST.value)}, {tree['model']} version {tree['version']}")
+            place = stored.upload(directory, _AGAINST.value, newest)
+            print(f"published: {place}, {tree['model']} version {tree['version']}")
 
 
 @contextlib.contextmanager

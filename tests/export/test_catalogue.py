@@ -190,6 +190,8 @@ def test_versions_in_a_store(in_store: str, job_in_process: Callable[..., Any]) 
     stores.delete_below(f"{in_store}/_exports")  # as where another program copied the versions there
     with stored.staging(in_store) as output:
         assert published(output) == 6  # 5 lies aside: its number is not used again
+        with pytest.raises(JobError, match="version 3 is served now, not 4 any more, so nothing was published"):
+            stored.upload(output / "6", in_store, newest=4)
     table = job_in_process("export.jobs.versions", "list", in_store).stdout.splitlines()
     assert [line.split()[:2] for line in table[1:]] == [["3", "ranker"], ["5", "ranker"]]
     assert "served" in table[1] and "aside" in table[2]
