@@ -51,6 +51,7 @@ class Training:
       conflicts: what becomes of tasks' gradients that contradict each other, ``sum`` or ``pcgrad``.
       label_smoothing, positive_weight: of :class:`TaskLoss`, by task.
       goes_on: whether the run goes on from another one, so that its schedules may begin at a step other than 0.
+      steps_per_execution: steps between returns to Python, as Keras has been told.
     """
 
     schedule: Schedule
@@ -68,6 +69,7 @@ class Training:
     label_smoothing: Mapping[str, float] = field(default_factory=dict)
     positive_weight: Mapping[str, float] = field(default_factory=dict)
     goes_on: bool = False
+    steps_per_execution: int = 1
 
     def l2_of(self, table: str) -> float:
         """The L2 of one table."""
@@ -136,6 +138,7 @@ def options(config: Any, schema: Schema, tables: Sequence[str]) -> Training:
         label_smoothing=by_task(loss.label_smoothing, 0.0),
         positive_weight=by_task(loss.positive_weight, 1.0),
         goes_on=bool(config.start.run),
+        steps_per_execution=config.train.steps_per_execution,
     )
 
 
@@ -185,7 +188,7 @@ def prepare(model: RankingModel, training: Training) -> None:
         model.weighting,
         model.network_optimizer,
         model.table_optimizers,
-        Replicas(tf.distribute.get_strategy()),
+        Replicas(tf.distribute.get_strategy(), static=training.steps_per_execution > 1),
         balancing=_balancing(model, training),
         clip_norm=training.clip_norm,
         seed=training.seed,

@@ -15,13 +15,16 @@ class Replicas:
 
     Args:
       strategy: the strategy that they run under.
+      static: whether what they sum has the same shape in every step, as collectives inside a loop need it.
 
     Attributes:
       count: how many there are.
+      static: as given; False for a single replica.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, static: bool = False) -> None:
         self.count = strategy.num_replicas_in_sync
+        self.static = static and self.count > 1
 
     def sum(self, tensors: Any) -> Any:
         """A structure of tensors, each summed over the replicas."""

@@ -64,9 +64,17 @@ class BatchRows(NamedTuple):
         """The rows, as often as the batch reads them, ``[B * P, W]``."""
         return tf.gather(tf.reshape(self.state.w, [-1, self.state.w.shape[1:].num_elements()]), self.place)
 
-    def summed(self, by_position: tf.Tensor) -> tf.Tensor:
-        """The gradient of each distinct row ``[U, W]``, from those at the batch's positions ``[B * P, W]``."""
-        return tf.math.unsorted_segment_sum(by_position, self.place, tf.shape(self.state.ids)[0])
+    @property
+    def count(self) -> tf.Tensor:
+        """U, an int32 scalar."""
+        return tf.shape(self.state.ids)[0]
+
+    def summed(self, by_position: tf.Tensor, size: int | None = None) -> tf.Tensor:
+        """The gradient of each distinct row ``[U, W]``, from those at the batch's positions ``[B * P, W]``.
+
+        With a ``size`` of at least U the result is ``[size, W]``, zeros behind the rows.
+        """
+        return tf.math.unsorted_segment_sum(by_position, self.place, self.count if size is None else size)
 
 
 class TableGradient(NamedTuple):

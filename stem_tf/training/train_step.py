@@ -135,8 +135,11 @@ class TrainStep:
         inputs = batch["inputs"]
         rows = self.read(inputs, step, self.static) if self.replicas.count == 1 else self.read_together(inputs, step)
         found = self._differentiate(batch, self.looked_up(rows), spaces, seed)
-        by_row = [read.summed(by_position) for read, by_position in zip(rows, found.looked_up, strict=True)]
+        sizes = [self._size(by_position) for by_position in found.looked_up]
+        by_row = [read.summed(*given) for read, *given in zip(rows, found.looked_up, sizes, strict=True)]
         network, losses, loss, by_row = self.replicas.sum([found.network, found.losses, found.loss, by_row])
+        if self.replicas.static:
+            by_row = [gradient[: read.count] for read, gradient in zip(rows, by_row, strict=True)]
         if self.balancing is not None:
             network, by_row = self.balancing(network, by_row, losses, step)
 
@@ -220,6 +223,10 @@ class TrainStep:
         Every replica updates all of them, so each is read, and brought up to date, once.
         """
         return [self._read_union(optimizer, ids, step) for optimizer, ids in self._by_table(inputs)]
+
+    def _size(self, by_position: tf.Tensor) -> int | None:
+        """The most rows that all replicas may read of a table, where sums should have that size, else None."""
+        return self.replicas.count * by_position.shape[0] if self.replicas.static else None
 
     def _read_union(self, optimizer: TableOptimizer, ids: tf.Tensor, step: tf.Tensor) -> BatchRows:
         positions = ids.shape[0]
