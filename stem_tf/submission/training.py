@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,9 +87,12 @@ def training(words: Sequence[str], workers: int, ps: int) -> Training:
 
 def _given(words: Sequence[str], flag: str) -> str | None:
     """The last value of a flag, written ``--flag=value`` or ``--flag value``."""
-    values = [word.partition("=")[2] for word in words if re.match(rf"--?{re.escape(flag)}=", word)]
-    values += [value for word, value in zip(words, words[1:], strict=False) if word.lstrip("-") == flag != word]
-    return values[-1] if values else None
+    found = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in (f"-{flag}", f"--{flag}"):
+            found = value if equals else following
+    return found
 
 
 def shell(words: Sequence[str]) -> str:

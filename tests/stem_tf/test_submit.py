@@ -190,6 +190,7 @@ def test_credentials_of_a_bucket_come_from_a_secret_or_an_account(submit: Callab
         (("--volume=v", "--mount=/data"), COMMAND, "put it below --mount=/data or in a bucket"),
         (("--volume=v",), ("stem-train", "--workdir=/work/../run"), "own disk"),
         (("--volume=v",), ("stem-train", "--workdir=runs/first"), "own disk"),
+        (("--volume=v",), (*COMMAND, "--workdir", "/work/a", "--workdir=/b"), "--workdir=/b is on the pod's own disk"),
         (("--volume=v", "--name=My_ranker"), COMMAND, "--name='My_ranker' should be lower-case"),
         (("--volume=v", "--memory=64"), COMMAND, "--memory='64' should be a number of Mi, Gi or Ti"),
         (("--volume=v: x",), COMMAND, "--volume='v: x' is no name of an object"),
@@ -225,6 +226,7 @@ class Hosts:
 
     def start(self, *hosts: str, **environment: str) -> subprocess.Popen[str]:
         path = {"PATH": f"{self.programs}:{os.environ['PATH']}", "DIRECTORY": str(self.directory), "STARTED": "5"}
+        path["LC_ALL"] = "C"  # as cron has it
         given = os.environ | path | environment
         command = ["bash", str(self.script), *hosts]
         pipe = subprocess.PIPE
@@ -247,8 +249,9 @@ class Hosts:
 def hosts(submit: Callable[..., Path], programs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Hosts:
     script = submit("--to=ssh", *request.param, "--port=7000") / "start.sh"
     assert subprocess.run(["bash", "-n", script]).returncode == 0 and os.access(script, os.X_OK)
-    (tmp_path / "a directory").mkdir()
-    return Hosts(script, programs, tmp_path / "a directory")
+    directory = tmp_path / "a 'dïrectory' of $HOME"
+    directory.mkdir()
+    return Hosts(script, programs, directory)
 
 
 TASKS = ("chief-0", "worker-0", "worker-1", "ps-0", "ps-1")
