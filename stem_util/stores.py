@@ -275,16 +275,22 @@ def side_by_side(action: Callable[[Item], Result], items: Collection[Item]) -> I
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a path fits a pattern in which * and ? stay inside a name, and ** stands for any directories."""
+    """Whether a path fits a pattern as glob.glob takes it: * and ? stay inside a name, ** stands for any directories.
+
+    A name that begins with a dot fits a pattern that begins with one.
+    """
     return _matches(path.split("/"), pattern.split("/"))
 
 
 def _matches(names: list[str], patterns: list[str]) -> bool:
     if not patterns:
         return not names
+    hidden = bool(names) and names[0].startswith(".")
     if patterns[0] == "**":
-        return _matches(names, patterns[1:]) or (bool(names) and _matches(names[1:], patterns))
-    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
+        return _matches(names, patterns[1:]) or (bool(names) and not hidden and _matches(names[1:], patterns))
+    if not names or (hidden and not patterns[0].startswith(".")):
+        return False
+    return fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
 def _open(uri: str) -> tuple[fs.FileSystem, str]:
@@ -297,6 +303,8 @@ def _open(uri: str) -> tuple[fs.FileSystem, str]:
             system = _s3(host, *(os.environ.get(name, "") for name in variables))
         else:
             system = _filesystem(scheme, host)
+    except ValueError as error:
+        raise UserError(f"{uri}: the address of the store in the environment is wrong ({_reason(error)})") from error
     except (OSError, ImportError) as error:
         if problem := _mistake(uri, error):
             raise problem from error
@@ -320,11 +328,11 @@ def _s3(
 
     scheme, _, address = (s3_endpoint or endpoint).rpartition("://")
     region = region or default_region or ("us-east-1" if address else fs.resolve_s3_region(bucket))
-    attempts = int(max_attempts) if max_attempts.isdigit() else 5
+    attempts = int(max_attempts) if max_attempts.isdecimal() else 5
     return fs.S3FileSystem(
         region=region,
         endpoint_override=address or None,
-        scheme=scheme or "https",
+        scheme=scheme.lower() or "https",
         connect_timeout=10,
         request_timeout=30,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),

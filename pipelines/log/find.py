@@ -19,9 +19,10 @@ def find_files(patterns: str) -> list[str]:
     """The log's files, sorted, each once.
 
     Args:
-      patterns: comma-separated files, globs and directories, or URIs of them. Directories are searched, through links
-        too, for files that end in .parquet, .pq, .csv, .tsv or .txt (the text ones also with .gz), and for Parquet
-        files of any name. Names that begin with a dot or an underscore are left out.
+      patterns: comma-separated files, globs and directories, or URIs of them. A glob stands for the files that it
+        matches or, if it matches none, for directories. Directories are searched, through links too, for files that
+        end in .parquet, .pq, .csv, .tsv or .txt (the text ones also with .gz), and for Parquet files of any name.
+        Names that begin with a dot or an underscore are left out.
 
     Raises:
       UserError: a pattern matches no file.
@@ -40,7 +41,11 @@ def find_files(patterns: str) -> list[str]:
         elif os.path.exists(pattern):
             matches = [pattern]
         else:
-            matches = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+            paths = glob.glob(pattern, recursive=True)
+            matches = [path for path in paths if os.path.isfile(path)]
+            if not matches:
+                directories = [path for path in paths if not os.path.basename(path).startswith((".", "_"))]
+                matches = [path for directory in directories for path in _walk(directory)]
             if not matches:
                 raise _missing(pattern)
         found.update(map(os.path.normpath, matches))
@@ -55,22 +60,42 @@ def _find_stored(pattern: str) -> list[str]:
     while glob.has_magic(base):
         base, _, name = base.rpartition("/")
         wanted = f"{name}/{wanted}" if wanted else name
-    below = stores.listing(base)
-    if wanted:
-        matches = [f"{base}/{path}" for path in below if stores.matches(path, wanted)]
-    elif below:
-        visible = (path for path in below if not any(name.startswith((".", "_")) for name in path.split("/")))
-        matches = [uri for path in visible if _is_log(uri := f"{base}/{path}")]
-        if not matches:
-            raise _no_log(pattern)
-    else:
+    found = _matching(base, wanted) if wanted else []
+    if found:
+        return found
+    # No pattern, or one that may be a name.
+    below = stores.listing(pattern)
+    if not below:
         with contextlib.suppress(FileNotFoundError):
-            stores.stamp(base)
-            return [base]
-        matches = []
-    if not matches:
+            stores.stamp(pattern)
+            return [pattern]
         raise _missing(pattern)
-    return matches
+    found = [uri for path in below if _is_visible(path) and _is_log(uri := f"{pattern}/{path}")]
+    if not found:
+        raise _no_log(pattern)
+    return found
+
+
+def _matching(base: str, pattern: str) -> list[str]:
+    """The files below a URI whose path from there fits a pattern; if there are none, those in directories that do."""
+    below = stores.listing(base)
+    found = [f"{base}/{path}" for path in below if stores.matches(path, pattern)]
+    if found:
+        return found
+    inside = [path for path in below if any(map(_is_visible, _below_directories(path, pattern)))]
+    return [uri for path in inside if _is_log(uri := f"{base}/{path}")]
+
+
+def _below_directories(path: str, pattern: str) -> Iterator[str]:
+    """The rest of a path from each of its directories that fits a pattern, with the directory's own name."""
+    names = path.split("/")
+    for end in range(1, len(names)):
+        if stores.matches("/".join(names[:end]), pattern):
+            yield "/".join(names[end - 1 :])
+
+
+def _is_visible(path: str) -> bool:
+    return not any(name.startswith((".", "_")) for name in path.split("/"))
 
 
 def _no_log(directory: str) -> UserError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -54,8 +55,17 @@ def upload(directory: Path, uri: str) -> None:
 
 
 def test_files_are_found_as_they_are_locally(log: Path, s3: str) -> None:
+    hour = log / "day=2026-11-20/hour=7"
+    (hour / ".part-0.parquet").touch()
+    (log / "_tmp").mkdir()
+    (log / "_tmp/part-0.parquet").touch()
+    (log / "[1]").mkdir()
+    shutil.copy(hour / "part-0.parquet", log / "[1]/[2] %20+ü.parquet")
     upload(log, f"{s3}/logs")
-    for pattern in ("", "/day=2026-11-2*/hour=7/*.parquet", "/**/part-?.parquet", "/day=2026-11-20", "/*/hour=8/*"):
+    upload(log, f"{s3}/logs2")
+    patterns = ["", "/day=2026-11-2*/hour=7/*.parquet", "/**/part-?.parquet", "/day=2026-11-20", "/*/hour=8/*", "/**"]
+    patterns += ["/*/*/*.parquet", "/day=*", "/*/hour=[8-9]", "/_tmp/*", "/*", "/[1]", "/[1]/[2] %20+ü.parquet"]
+    for pattern in patterns:
         local = [path.replace(str(log), f"{s3}/logs") for path in find_files(f"{log}{pattern}")]
         assert find_files(f"{s3}/logs{pattern}") == local
     one = f"{s3}/logs/day=2026-11-20/hour=7/part-0.parquet"
