@@ -141,13 +141,14 @@ def examples(arrays: Arrays) -> np.ndarray:
     def message(row: int) -> bytes:
         example = tf.train.Example()
         for name, values in arrays.items():
-            value = values[row]
+            # A slice stays an array of objects. One bytes object would get the dtype S, which cuts NULs at the end.
+            cells = values[row : row + 1].ravel()
             if values.dtype.kind == "f":
-                if not np.isnan(value).all():
-                    example.features.feature[name].float_list.value.extend(np.atleast_1d(value))
+                if not np.isnan(cells).all():
+                    example.features.feature[name].float_list.value.extend(cells)
                 continue
             empty = EMPTY["string" if values.dtype == object else "int64"]
-            present = [v for v in np.atleast_1d(value) if v != empty]
+            present = [cell for cell in cells if cell != empty]
             if present and values.dtype == object:
                 example.features.feature[name].bytes_list.value.extend(present)
             elif present:

@@ -103,13 +103,14 @@ def examples(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     def message(row: int) -> bytes:
         example = Example()
         for name, values in arrays.items():
-            cells = np.atleast_1d(values[row])
+            # A slice stays an array of objects. One bytes object would get the dtype S, which cuts NULs at the end.
+            cells = values[row : row + 1].ravel()
             if values.dtype.kind == "f":
-                kind, present = "float_list", [] if np.isnan(cells).all() else cells
+                kind, present = "float_list", [] if np.isnan(cells).all() else cells.tolist()
             else:
                 kind = "bytes_list" if values.dtype == object else "int64_list"
                 present = [cell for cell in cells if cell != _empty(values)]
-            if len(present):
+            if present:
                 getattr(example.features.feature[name], kind).value.extend(present)
         return bytes(example.SerializeToString())
 

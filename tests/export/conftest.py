@@ -49,8 +49,8 @@ ranking:
 """
 
 NASTY = [
-    "plain", "two\nlines", "a\r\nb", 'quo"te', "it's", "tab\there", "back\\slash", "nul\x00inside", " spaces ", "\n",
-    ",", "ünïcödé", "日本語", "🦊", "e\u0301", "x" * 3000, "\u2028", "None", "0",
+    "plain", "two\nlines", "a\r\nb", 'quo"te', "it's", "tab\there", "back\\slash", "nul\x00inside\x00", " spaces ",
+    "\n", ",", "ünïcödé", "日本語", "🦊", "e\u0301", "x" * 3000, "\u2028", "None", "0",
 ]  # fmt: skip
 
 ROWS = 600
