@@ -202,7 +202,8 @@ class Copy:
         stores.write(f"{self.uri}/{COMPLETE}", text)
         self._base = text
         files.write_atomically(self.path / _STATE, text)
-        self._delete_unused(number, {of.object for of in stored.values()})
+        with contextlib.suppress(JobError):  # all is published; what is left is deleted after the next publication
+            self._delete_unused(number, {of.object for of in stored.values()})
 
     def _put(self, paths: list[str], upload: str) -> dict[str, Stored]:
         """Uploads files; returns where they are stored."""

@@ -53,8 +53,11 @@ def test_publications_follow_one_another(s3: str, tmp_path: Path, monkeypatch: p
     assert seen(reader) == {"config": "1", "checkpoint": "one", "log": "line 1"}
     before = stores.listing(uri)
     fill(writer, checkpoint="", checkpoint2="two", log="line 2")
-    writer.publish()
+    with mock.patch.object(stores, "listing", side_effect=JobError("the store does not answer")):
+        writer.publish()  # nothing is deleted
     assert seen(reader) == {"config": "1", "checkpoint2": "two", "log": "line 2"}
+    assert before.keys() < stores.listing(uri).keys()
+    writer.publish()
     # What has not changed is not uploaded again; what is not used any more is gone.
     after = stores.listing(uri)
     assert {name.partition("/")[2] for name in after.keys() & before.keys() - {copies.COMPLETE}} == {
