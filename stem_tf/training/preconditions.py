@@ -62,7 +62,7 @@ def prepared(
     with peers.meet(cluster, about, config.train.peer_timeout) as found, contextlib.ExitStack() as held:
         held.enter_context(manifests.in_use(manifest.data_dir))
         if found.is_chief:
-            if config.start.run and os.path.realpath(config.start.run) == os.path.realpath(workdir.path):
+            if config.start.run and os.path.realpath(Workdir(config.start.run).path) == os.path.realpath(workdir.path):
                 raise UserError(f"--from={config.start.run} is the --workdir itself: give the new run another one")
             held.enter_context(workdir.locked())
             if config.start.run and not has_checkpoints(workdir.checkpoints):

@@ -326,7 +326,8 @@ def test_refusals_of_the_job(
         return job.stderr
 
     new = f"--workdir={tmp_path / 'new'}"
-    assert "is the --workdir itself" in refused(f"--from={run}", f"--workdir={run}")
+    for place in (run, "s3://bucket/run"):
+        assert "is the --workdir itself" in refused(f"--from={place}", f"--workdir={place}/")
     assert "the task 'cart' is only here" in refused(f"--from={run}", new, data=chain_data)
     assert "holds converted data: give the directory of a run" in refused(f"--from={data}", new)
     assert "start.new_rows=mean would do nothing without config.start.run" in refused(
