@@ -163,7 +163,7 @@ def test_first_publication_has_only_bounds_of_its_own(schema: Schema, tmp_path: 
 
 def test_size_latency_unknown_ids_and_drift(schema: Schema, tmp_path: Path) -> None:
     scores = made_up()[1]
-    found = judged("{}", schema, tmp_path, scored(scores**4, 0.3, 30, 12), scored(scores))
+    found = judged("score_drift: {psi: .5}", schema, tmp_path, scored(scores**4, 0.3, 30, 12), scored(scores))
     assert {"size.times", "latency.times", "unknown_ids.margin", "score_drift.psi"} <= {
         rule for rule, check in found.items() if check.outcome == "fails"
     }
