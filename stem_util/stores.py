@@ -97,7 +97,7 @@ def listing(uri: str) -> dict[str, Stamp]:
     """All files below a URI by their path from there, sorted; {} where there is none.
 
     Raises:
-      UserError: there is no such bucket, or access is denied.
+      UserError: there is no such bucket, access is denied, or a file has a name that cannot be read.
       JobError: the store does not answer.
     """
     from pyarrow import fs
@@ -109,7 +109,9 @@ def listing(uri: str) -> dict[str, Stamp]:
             found = system.get_file_info(fs.FileSelector(base, recursive=True))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        files = (info for info in found if info.type == fs.FileType.File)
+        files = [info for info in found if info.type == fs.FileType.File]
+        if unnamed := next((info.path for info in files if "//" in info.path), None):
+            raise UserError(f"{uri}: '{unnamed}' has an empty name between two slashes: copy it to another key")
         return dict(sorted((info.path[len(base) :].lstrip("/"), _stamp(info)) for info in files))
 
     return _retried(uri, once)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,19 @@ def test_a_file_there_and_back(s3: str, tmp_path: Path) -> None:
         stores.stamp(f"{s3}/x/a=1/file")
 
 
+def test_keys_of_other_programs(s3: str, s3_server: Server) -> None:
+    def put(key: str) -> None:
+        address = f"http://127.0.0.1:{s3_server.port}/{s3.removeprefix('s3://')}/{key}"
+        urllib.request.urlopen(urllib.request.Request(address, b"", method="PUT"), timeout=10).close()
+
+    for key in ("log/", "log/day=1/", "log/day=1/a%20%2B%2525.csv", "log2/b.csv"):
+        put(key)
+    assert list(stores.listing(f"{s3}/log")) == ["day=1/a +%25.csv"]  # folders are no files
+    put("log//a.csv")
+    with pytest.raises(UserError, match="'bucket-[0-9]+/log//a.csv' has an empty name between two slashes"):
+        stores.listing(f"{s3}/log")
+
+
 def test_mistakes_are_one_sentence(s3: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for action in (stores.listing, stores.check_writable):
         with pytest.raises(UserError, match="s3://nowhere/x.*: there is no bucket 'nowhere'"):
@@ -77,6 +91,9 @@ def test_mistakes_are_one_sentence(s3: str, s3_server: Server, tmp_path: Path, m
             action(f"{s3}/x")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(JobError, match="NETWORK_CONNECTION.*tried 2 times"):
+        stores.listing(f"{s3}/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "ftp://127.0.0.1:9")
+    with pytest.raises(UserError, match="address of the store in the environment is wrong .*'ftp'"):
         stores.listing(f"{s3}/x")
     with pytest.raises(UserError, match="hdfs:// needs Java and Hadoop's libhdfs"):
         stores.listing("hdfs://127.0.0.1:9/x")
