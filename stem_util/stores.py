@@ -162,7 +162,7 @@ def write(uri: str, data: bytes) -> None:
         with system.open_output_stream(path, compression=None) as stream:
             stream.write(data)
 
-    _retried(uri, once)
+    _unbroken(lambda: _retried(uri, once))
 
 
 def put(source: Path, uri: str) -> tuple[int, str]:
@@ -234,7 +234,7 @@ def copy(source: str, target: str) -> None:
             while block := stream.read(_BLOCK_BYTES):
                 written.write(block)
 
-    _retried(source, once)
+    _unbroken(lambda: _retried(source, once))
 
 
 def delete(uri: str) -> None:
@@ -274,6 +274,15 @@ def side_by_side(action: Callable[[Item], Result], items: Collection[Item]) -> I
         yield from pool.map(action, items)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _unbroken(action: Callable[[], None]) -> None:
+    """Runs ``action`` to its end, whatever signal comes: it runs in a thread, and signals raise in the main one.
+
+    A stream of pyarrow that is given up is closed, and so would publish an empty or shortened object.
+    """
+    for _ in side_by_side(lambda run: run(), [action]):
+        pass
 
 
 def matches(path: str, pattern: str) -> bool:

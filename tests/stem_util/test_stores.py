@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import signal
 import urllib.request
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from stem_util import stores
-from stem_util.errors import JobError, UserError
+from stem_util.errors import JobError, Stopped, UserError
 from tests.stores import Proxy, Server
 
 
@@ -127,3 +130,27 @@ def test_a_packed_file_stays_as_it_is(s3: str, tmp_path: Path) -> None:
     stores.get(f"{s3}/a.gz", target, sha256)
     assert target.read_bytes() == packed and stores.read(f"{s3}/a.gz") == packed
     assert stores.listing(s3)["a.gz"].bytes == len(packed)
+
+
+def test_a_signal_leaves_the_old_file_or_the_new_one(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not an empty one, which pyarrow writes where an open stream is given up."""
+
+    class Interrupting:
+        def open_output_stream(self, *args: Any, **options: Any) -> Any:
+            stream = system.open_output_stream(*args, **options)
+            signal.raise_signal(signal.SIGTERM)
+            return stream
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    stores.write(f"{s3}/x", b"old")
+    system, path = stores._open(f"{s3}/x")
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(stores, "_open", lambda uri: (Interrupting(), path))
+            stores.write(f"{s3}/x", b"new")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stores.read(f"{s3}/x") == b"new"
