@@ -80,7 +80,7 @@ class Publication:
                     raise ValueError(f"{path} is outside")
             return cls(tree["holds"], tree["number"], stored, text)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{uri}/{COMPLETE} is damaged ({error!r}): write {uri} again") from None
+            raise UserError(f"{uri}/{COMPLETE} is damaged ({error!r}): delete it and write {uri} again") from None
 
 
 def _text(holds: str, number: int, stored: dict[str, Stored]) -> bytes:

@@ -56,6 +56,8 @@ def find_files(patterns: str) -> list[str]:
 
 def _find_stored(pattern: str) -> list[str]:
     """The files of a pattern that is a URI."""
+    if glob.has_magic(pattern.split("/")[2]):
+        raise UserError(f"{pattern}: the name of the bucket or host should not be a pattern")
     base, wanted = pattern, ""
     while glob.has_magic(base):
         base, _, name = base.rpartition("/")

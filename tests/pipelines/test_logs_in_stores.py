@@ -74,6 +74,7 @@ def test_files_are_found_as_they_are_locally(log: Path, s3: str) -> None:
     for pattern, problem in {
         "/log": "no such file or directory",
         "/logs/*.csv": "no file matches it",
+        "*/logs": "the name of the bucket or host should not be a pattern",
         "/other": "the directory holds no Parquet files",
     }.items():
         with pytest.raises(UserError, match=problem):
