@@ -29,7 +29,7 @@ from stem_util import cli, owned
 flags = cli.Flags()
 
 _OUTPUT = flags.DEFINE(cli.PATH, "output", "runs/hashed_ids", "Where data and runs are kept.")
-_RATIOS = flags.DEFINE_list("ratios", ["16", "4", "1", "0.5", "0.25"], "Buckets per distinct value.")
+_RATIOS = flags.DEFINE_list("ratios", ["16", "4", "1", "0.2", "0.05", "0.01"], "Buckets per distinct value.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the runs.")
 _JSON = flags.DEFINE(cli.PATH, "json", None, "Also write the figures to this file.")
 

@@ -60,7 +60,7 @@ class StoredTable(tf.Module):
             self.scales = tf.Variable(tf.zeros([group.rows, len(group.tables)]), trainable=False)
         for start in range(0, group.rows, _ROWS_AT_A_TIME):
             rows = slice(start, min(start + _ROWS_AT_A_TIME, group.rows))
-            exact = group.table[rows]
+            exact = tf.gather(group.table, tf.range(rows.start, rows.stop))  # a slice would copy the whole table
             if self.scales is None:
                 self.values[rows].assign(tf.cast(exact, kind))
                 rounded = self._floats(self.values[rows], None)

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
+from stem_tf.layers.initializers import to_be_read
 from stem_tf.models import snapshots
 from stem_tf.models.calibrators import calibrator
 from stem_tf.models.predictor import Predictor
@@ -57,7 +58,9 @@ class Trained:
                 values = weight if weight.shape.rank else weight[tf.newaxis]
                 rows = max(1, _BYTES_AT_A_TIME // max(1, weight.dtype.size * math.prod(values.shape[1:])))
                 for start in range(0, values.shape[0], rows):
-                    digest.update(values[start : start + rows].numpy().tobytes())
+                    # A slice would copy the whole table first: TensorFlow reads one so that was gathered from before.
+                    part = tf.gather(values, tf.range(start, min(start + rows, values.shape[0])))
+                    digest.update(part.numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -82,7 +85,7 @@ def load(workdir: Workdir, config: Any, manifest: Manifest, checkpoint: str, *, 
         return best_weights.distinct(named)
 
     fitted = None
-    with _held(find) as found:
+    with _held(find) as found, to_be_read():
         held = {one.path: one for one in found}
         path = str(workdir.best_epochs) if named["tasks"] else named["rest"]
         if calibrated and calibration.methods(config, manifest.schema):

@@ -70,7 +70,8 @@ def singular_values(group: PackedTable, field: str, table: str) -> NDArray[np.fl
     columns = _columns(group, table)
     products = np.zeros((group.dim, group.dim))
     for start in range(first, end, _ROWS_AT_A_TIME):
-        rows = group.table[start : min(start + _ROWS_AT_A_TIME, end), columns].numpy().astype(np.float64)
+        part = tf.gather(group.table, tf.range(start, min(start + _ROWS_AT_A_TIME, end)))  # a slice would copy all
+        rows = part[:, columns].numpy().astype(np.float64)
         products += rows.T @ rows
     eigenvalues = np.linalg.eigvalsh(products)[::-1][: max(end - first, 0)]
     return np.sqrt(np.maximum(eigenvalues, 0.0))

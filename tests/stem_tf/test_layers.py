@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from pipelines.manifest import Constants
 from pipelines.schema import Feature
-from stem_tf.layers import distinct
+from stem_tf.layers import distinct, initializers
 from stem_tf.layers.distinct import deduplicate, deduplicate_static
 from stem_tf.layers.embedding import SHARED, Embeddings, Field
 from stem_tf.layers.gate import Gate, mixture, observe
@@ -30,6 +33,16 @@ def test_packed_row_holds_every_table() -> None:
     h = embeddings({"user": tf.constant([1, 3, 1]), "item": tf.constant([2, 0, 0])})
     np.testing.assert_array_equal(h["task:a"], [[4, 5, 24, 25], [12, 13, 16, 17], [4, 5, 16, 17]])
     np.testing.assert_array_equal(h[SHARED], [[6, 7, 26, 27], [14, 15, 18, 19], [6, 7, 18, 19]])
+
+
+def test_a_table_that_is_read_takes_no_memory_before() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    with initializers.to_be_read():
+        (group,) = Embeddings((Field("user", rows=1 << 23),), 16, ["task:a", SHARED]).groups
+    assert group.table.shape == (1 << 23, 32) and resident() - before < 1 << 28  # of 2^30 bytes
 
 
 def test_ids_are_places_in_the_packed_table() -> None:
