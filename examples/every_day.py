@@ -29,7 +29,6 @@ logloss: {margin: .05, in_doubt: publish}
 mse: {margin: .05, in_doubt: publish}
 calibration_error: {margin: .05, in_doubt: publish, at_most: off}
 predicted_over_observed: {margin: .3, in_doubt: publish, at_least: off, at_most: off}
-score_drift: off
 unknown_ids: {at_most: off}
 latency: off
 """
