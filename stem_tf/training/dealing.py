@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,11 @@ from stem_tf.models.ranking_model import RankingModel
 from stem_tf.peers import Interrupted
 from stem_tf.training import non_finite
 from stem_tf.training.callbacks import Callback
-from stem_tf.training.servers import Servers
+from stem_tf.training.servers import LOST, Servers
 
 _AHEAD = 2
 """Batches on their way per worker: the next one is there when a worker is done with one."""
+_AGAIN_SECONDS = 0.1
 _USED = ("features", "labels", "weights")
 
 
@@ -74,9 +76,21 @@ class Dealer:
         while True:
             remote = self._dealt.get()
             try:
-                self._done.put(remote.fetch())
+                self._done.put(_fetched(remote))
             except Exception as error:  # raised where somebody waits
                 self._done.put(error)
+
+
+def _fetched(remote: Any) -> Any:
+    """What came of a batch, once it is done."""
+    while True:
+        try:
+            return remote.fetch()
+        except LOST as error:
+            if "/job:worker/" not in error.message:
+                raise
+            # The worker died between the step and this. The coordinator finds out as well, and deals the batch again.
+            time.sleep(_AGAIN_SECONDS)
 
 
 def _used(batch: Any) -> dict[str, Any]:

@@ -34,7 +34,8 @@ from stem_util.errors import JobError
 _POLL_SECONDS = 1.0
 _LEAVING_SECONDS = 10.0
 """Time for which a worker that is asked to stop still takes batches."""
-_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+"""What is raised where an operation needs a process that is gone."""
 
 
 class Servers:
@@ -80,7 +81,7 @@ class Servers:
         try:
             yield
         except (tf.errors.OpError, JobError) as error:
-            lost = isinstance(error, _LOST)
+            lost = isinstance(error, LOST)
             end = time.monotonic() + (ANSWER_SECONDS if lost else 0.0)
             servers = [task for task in self._tasks if task.kind == "ps"]
             # One that was just killed may still hold its port.

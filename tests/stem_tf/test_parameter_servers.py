@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipelines import manifest as manifests
 from stem_tf import configs, trained
 from stem_tf.evaluation import scoring
 from stem_tf.jobs.launch import free_ports
-from stem_tf.training import preconditions
+from stem_tf.training import dealing, preconditions
 from stem_tf.training.trainer import Trainer
 from stem_tf.workdir import Workdir
 from stem_util.errors import UserError
@@ -188,6 +189,24 @@ def test_one_worker_trains_as_one_process_and_kills_and_hangs_end_well(
     assert hung.processes["chief 0"].wait(120) == 1
     named = f"error: no answer from worker 0 ({hung.addresses[1]}) for 40 seconds; start all processes again with"
     assert hung.said("chief 0").splitlines()[-1].startswith(named)
+
+
+def test_a_worker_that_dies_before_it_is_asked_what_came_of_a_batch_ends_nothing() -> None:
+    class Remote:
+        """A batch whose worker dies once; then another worker has done it."""
+
+        def __init__(self, *errors: str) -> None:
+            self._errors = list(errors)
+
+        def fetch(self) -> str:
+            if self._errors:
+                raise tf.errors.UnavailableError(None, None, self._errors.pop())
+            return "done"
+
+    called = "failed to connect: from remote target /job:{}/replica:0/task:1/device:CPU:0 while calling Enqueue"
+    assert dealing._fetched(Remote(called.format("worker"))) == "done"
+    with pytest.raises(tf.errors.UnavailableError):
+        dealing._fetched(Remote(called.format("ps")))
 
 
 @pytest.mark.parametrize(
