@@ -29,10 +29,10 @@ def find(directory: Path) -> Path:
     version = publish.version_at(directory)
     if version is None:
         raise UserError(
-            f"--model={directory} holds no exported model: neither saved_model.pb nor a version (a directory with "
+            f"--model={directory} holds no exported model: neither {publish.GRAPH} nor a version (a directory with "
             "a number for a name), as stem-export publishes them"
         )
-    for name in ("saved_model.pb", "schema.yaml", manifests.FILENAME):
+    for name in (publish.GRAPH, "schema.yaml", manifests.FILENAME):
         if not (version / name).exists():
             raise UserError(f"--model: {version / name} is missing; models are exported by stem-export")
     return version

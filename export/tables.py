@@ -15,7 +15,7 @@ from typing import Literal
 
 import tensorflow as tf
 
-from stem_tf.layers.embedding import Embeddings, PackedTable
+from stem_tf.layers.embedding import Embeddings, PackedTable, rows_between
 from stem_tf.models.predictor import Predictor
 
 Kind = Literal["float32", "bfloat16", "int8"]
@@ -60,7 +60,7 @@ class StoredTable(tf.Module):
             self.scales = tf.Variable(tf.zeros([group.rows, len(group.tables)]), trainable=False)
         for start in range(0, group.rows, _ROWS_AT_A_TIME):
             rows = slice(start, min(start + _ROWS_AT_A_TIME, group.rows))
-            exact = tf.gather(group.table, tf.range(rows.start, rows.stop))  # a slice would copy the whole table
+            exact = rows_between(group.table, rows.start, rows.stop)
             if self.scales is None:
                 self.values[rows].assign(tf.cast(exact, kind))
                 rounded = self._floats(self.values[rows], None)

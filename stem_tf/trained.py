@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from pipelines.manifest import Manifest
 from stem_tf import configs, models
+from stem_tf.layers.embedding import rows_between
 from stem_tf.layers.initializers import to_be_read
 from stem_tf.models import snapshots
 from stem_tf.models.calibrators import calibrator
@@ -58,8 +59,7 @@ class Trained:
                 values = weight if weight.shape.rank else weight[tf.newaxis]
                 rows = max(1, _BYTES_AT_A_TIME // max(1, weight.dtype.size * math.prod(values.shape[1:])))
                 for start in range(0, values.shape[0], rows):
-                    # A slice would copy the whole table first: TensorFlow reads one so that was gathered from before.
-                    part = tf.gather(values, tf.range(start, min(start + rows, values.shape[0])))
+                    part = rows_between(values, start, min(start + rows, values.shape[0]))
                     digest.update(part.numpy().tobytes())
         return digest.hexdigest()
 

@@ -15,7 +15,7 @@ from pipelines.schema import Feature, Schema
 from pipelines.vocabulary import FIRST_ID, PADDING_ID
 from stem_tf.evaluation import metrics
 from stem_tf.evaluation.intervals import Resamples
-from stem_tf.layers.embedding import SHARED, PackedTable, task_table
+from stem_tf.layers.embedding import SHARED, PackedTable, rows_between, task_table
 from stem_tf.models.ranking_model import RankingModel
 
 Sets = Sequence[tuple[RankingModel, tuple[str, ...]]]
@@ -70,7 +70,7 @@ def singular_values(group: PackedTable, field: str, table: str) -> NDArray[np.fl
     columns = _columns(group, table)
     products = np.zeros((group.dim, group.dim))
     for start in range(first, end, _ROWS_AT_A_TIME):
-        part = tf.gather(group.table, tf.range(start, min(start + _ROWS_AT_A_TIME, end)))  # a slice would copy all
+        part = rows_between(group.table, start, min(start + _ROWS_AT_A_TIME, end))
         rows = part[:, columns].numpy().astype(np.float64)
         products += rows.T @ rows
     eigenvalues = np.linalg.eigvalsh(products)[::-1][: max(end - first, 0)]

@@ -246,6 +246,14 @@ def gather_rows(table: tf.Variable, ids: tf.Tensor) -> tf.Tensor:
     return tf.gather(copies[0], ids)
 
 
+def rows_between(table: tf.Variable | tf.Tensor, start: int, stop: int) -> tf.Tensor:
+    """The rows ``start`` to ``stop`` - 1 of a table ``[R, ...]``.
+
+    A slice would copy the whole table first: TensorFlow reads a variable so once rows of it were gathered.
+    """
+    return tf.gather(table, tf.range(start, stop))
+
+
 @tf.keras.utils.register_keras_serializable("stem_tf")
 class Embeddings(tf.keras.layers.Layer):
     """Shared and task-specific embeddings of all fields (STEM Eq. 1 and 2).

@@ -135,8 +135,7 @@ class TrainStep:
         inputs = batch["inputs"]
         rows = self.read(inputs, step, self.static) if self.replicas.count == 1 else self.read_together(inputs, step)
         found = self._differentiate(batch, self.looked_up(rows), spaces, seed)
-        sizes = [self._size(by_position) for by_position in found.looked_up]
-        by_row = [read.summed(*given) for read, *given in zip(rows, found.looked_up, sizes, strict=True)]
+        by_row = [self._summed(read, by_position) for read, by_position in zip(rows, found.looked_up, strict=True)]
         network, losses, loss, by_row = self.replicas.sum([found.network, found.losses, found.loss, by_row])
         if self.replicas.static:
             by_row = [gradient[: read.count] for read, gradient in zip(rows, by_row, strict=True)]
@@ -224,10 +223,6 @@ class TrainStep:
         """
         return [self._read_union(optimizer, ids, step) for optimizer, ids in self._by_table(inputs)]
 
-    def _size(self, by_position: tf.Tensor) -> int | None:
-        """The most rows that all replicas may read of a table, where sums should have that size, else None."""
-        return self.replicas.count * by_position.shape[0] if self.replicas.static else None
-
     def _read_union(self, optimizer: TableOptimizer, ids: tf.Tensor, step: tf.Tensor) -> BatchRows:
         positions = ids.shape[0]
         own, place = deduplicate(ids)
@@ -242,6 +237,10 @@ class TrainStep:
         """Looked-up rows by group ``[B * P, W]``, None where there is no table."""
         read = iter(rows)
         return [next(read).at_positions() if group.rows else None for group in self.model.embeddings.groups]
+
+    def _summed(self, rows: BatchRows, by_position: tf.Tensor) -> tf.Tensor:
+        """The gradient of each row, with zeros behind them where sums over replicas should always have one size."""
+        return rows.summed(by_position, self.replicas.count * by_position.shape[0] if self.replicas.static else None)
 
     def loss_of(self, data: Batch, training: bool = False) -> tf.Tensor:
         """The loss of a whole batch without L2, a scalar; trains nothing."""
